@@ -1,0 +1,7 @@
+#include <stdio.h>
+
+int main(void)
+{
+    puts("tensord " TD_VERSION);
+    return 0;
+}

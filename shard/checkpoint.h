@@ -1,0 +1,76 @@
+/* One view of a model on disk, whatever its format: a Hugging Face directory or a GGUF file.
+ * Owns the mappings; hands out borrowed tensor views. Opening reads headers only; pages of weights are touched
+ * by whoever reads a tensor. Read-only after open: any thread may call the const functions. */
+#ifndef TD_SHARD_CHECKPOINT_H
+#define TD_SHARD_CHECKPOINT_H
+
+#include "kernels/base/bytes.h"
+#include "kernels/base/err.h"
+#include "kernels/base/tensor.h"
+#include "shard/spec.h"
+
+struct td_checkpoint;
+struct td_gguf;
+
+/* A weight by its role, not by any file's name for it. Layer roles take a layer index. Shapes are [out x in]. */
+enum td_role {
+    TD_ROLE_EMBED,      /* [n_vocab x d_model] */
+    TD_ROLE_HEAD,       /* [n_vocab x d_model]; absent when tied */
+    TD_ROLE_FINAL_NORM, /* [d_model] */
+    TD_ROLE_ATTN_NORM,  /* [d_model] */
+    TD_ROLE_Q,          /* [n_heads * head_dim x d_model] */
+    TD_ROLE_K,          /* [n_kv_heads * head_dim x d_model] */
+    TD_ROLE_V,          /* [n_kv_heads * head_dim x d_model] */
+    TD_ROLE_O,          /* [d_model x n_heads * head_dim] */
+    TD_ROLE_Q_NORM,     /* [head_dim] */
+    TD_ROLE_K_NORM,     /* [head_dim] */
+    TD_ROLE_FFN_NORM,   /* [d_model] */
+    TD_ROLE_GATE,       /* [d_ff x d_model] */
+    TD_ROLE_UP,         /* [d_ff x d_model] */
+    TD_ROLE_DOWN,       /* [d_model x d_ff] */
+    TD_N_ROLES
+};
+
+/* Opens `path`: a directory with config.json and *.safetensors, or a file that begins with "GGUF". Maps the files,
+ * checks every length and offset, fills and validates the spec, and checks that each weight the architecture needs
+ * is there with the expected shape and a supported type. On success *ck is owned by the caller (close it). */
+enum td_status td_checkpoint_open(const char *path, struct td_checkpoint **ck, struct td_err *err);
+void td_checkpoint_close(struct td_checkpoint *ck); /* NULL is legal */
+
+const char *td_checkpoint_path(const struct td_checkpoint *ck); /* as opened */
+const struct td_spec *td_checkpoint_spec(const struct td_checkpoint *ck);
+
+/* The weight of `role` (layer 0 for the three that are not per layer). TD_NOT_FOUND when the model has none. */
+enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role role, uint32_t layer,
+                                    struct td_tensor *out, struct td_err *err);
+/* The file's own name of that weight, for messages ("model.layers.3.mlp.up_proj.weight"). */
+const char *td_role_name(enum td_role role);
+
+/* Tells the kernel that the pages of `bytes` at `data` (inside a mapping) are not needed any more. */
+void td_checkpoint_release(const struct td_checkpoint *ck, const void *data, size_t bytes);
+
+/* Texts that lie beside the weights; empty slices when absent. Borrowed until close.
+ * For GGUF the tokenizer comes from td_checkpoint_gguf's metadata instead. */
+struct td_str td_checkpoint_tokenizer_json(const struct td_checkpoint *ck);
+struct td_str td_checkpoint_tokenizer_config(const struct td_checkpoint *ck); /* tokenizer_config.json */
+struct td_str td_checkpoint_generation_config(const struct td_checkpoint *ck);
+struct td_str td_checkpoint_chat_template(const struct td_checkpoint *ck); /* chat_template.jinja, else the string in
+                                                                              tokenizer_config.json or GGUF metadata */
+const struct td_gguf *td_checkpoint_gguf(const struct td_checkpoint *ck); /* NULL for a directory */
+
+/* The hash that all ranks must share: XXH3-128 over headers, index, config, tokenizer, file sizes and 64 sampled 4 KiB
+ * blocks per file; with `every_byte` over all bytes. Writes 32 lower-case hex digits and a NUL. Reads files: may block. */
+enum td_status td_checkpoint_hash(const struct td_checkpoint *ck, bool every_byte, char out[33], struct td_err *err);
+
+/* Visits every tensor of the files (for `inspect`), in file order; `type_name` also for types that cannot be loaded. */
+struct td_checkpoint_entry {
+    struct td_str name;
+    const char *type_name;
+    int n_dims;
+    size_t dim[TD_TENSOR_MAX_DIMS];
+    size_t bytes;
+};
+typedef void td_checkpoint_visit_fn(const struct td_checkpoint_entry *entry, void *user);
+void td_checkpoint_visit(const struct td_checkpoint *ck, td_checkpoint_visit_fn *fn, void *user);
+
+#endif

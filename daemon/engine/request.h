@@ -1,0 +1,58 @@
+/* One generation as it is asked for, and what comes back, token by token. Plain data shared by the APIs, the
+ * coordinator and the engine; knows no wire format. */
+#ifndef TD_DAEMON_ENGINE_REQUEST_H
+#define TD_DAEMON_ENGINE_REQUEST_H
+
+#include "kernels/base/bytes.h"
+#include "kernels/base/err.h"
+#include "shard/sampler.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { TD_REQUEST_MAX_STOPS = 16, TD_REQUEST_MAX_STOP_BYTES = 256, TD_REQUEST_MAX_STOP_IDS = 16 };
+
+enum td_finish {
+    TD_FINISH_NONE = 0, /* goes on */
+    TD_FINISH_STOP,     /* end token, stop id or stop string */
+    TD_FINISH_LENGTH,   /* max_tokens or the context is full */
+    TD_FINISH_CANCELLED,
+    TD_FINISH_ERROR
+};
+
+/* Everything that generation depends on. Strings and ids are owned by the request (td_request_deinit). */
+struct td_request {
+    uint64_t id;      /* unique within one coordinator */
+    uint32_t *prompt; /* owned, [n_prompt] */
+    uint32_t n_prompt;
+    uint32_t max_tokens; /* output tokens at most; > 0 */
+    uint32_t min_tokens;
+    bool ignore_eos;
+    struct td_sampling sampling;
+    uint32_t n_stops;
+    char *stops[TD_REQUEST_MAX_STOPS]; /* owned */
+    size_t stop_bytes[TD_REQUEST_MAX_STOPS];
+    bool include_stop; /* the stop string stays in the text */
+    uint32_t n_stop_ids;
+    uint32_t stop_ids[TD_REQUEST_MAX_STOP_IDS];
+};
+
+void td_request_init(struct td_request *r);
+void td_request_deinit(struct td_request *r);
+enum td_status td_request_copy(const struct td_request *from, struct td_request *to); /* deep */
+/* Ranges and the context: prompt not empty, ids < n_vocab, n_prompt + 1 <= max_model_len; lowers max_tokens to what
+ * fits. TD_INVALID or TD_TOO_LARGE naming the parameter. */
+enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,
+                                   struct td_err *err);
+
+/* One token of one request, or its end. Emitted by the engine in order, exactly one with finish != NONE. */
+struct td_token_event {
+    uint64_t request_id;
+    uint32_t index;      /* of the output token, 0 first */
+    bool has_token;      /* false: only the end is told (error, cancel) */
+    struct td_sampled token;
+    enum td_finish finish;
+    const struct td_err *error; /* TD_FINISH_ERROR only; borrowed during the callback */
+};
+
+#endif

@@ -1,0 +1,61 @@
+/* One step of the model over all running sequences, as rank 0's scheduler decides it and every rank executes it.
+ * A flat value: it can be sent as bytes. Knows no requests and no policy; block ids are opaque page numbers. */
+#ifndef TD_SHARD_STEP_H
+#define TD_SHARD_STEP_H
+
+#include "kernels/base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What a row wants back. */
+enum td_want { TD_WANT_NONE = 0, TD_WANT_LOGITS = 1 };
+
+/* One token of one sequence. Rows of a sequence are adjacent, in ascending position. */
+struct td_step_row {
+    uint32_t token;
+    uint32_t position; /* absolute, 0 is the first token of the sequence */
+    uint32_t seq;      /* index into the step's sequences */
+    uint32_t want;     /* enum td_want */
+};
+
+/* One sequence that has rows in this step. */
+struct td_step_seq {
+    uint32_t first_block; /* index into the block table */
+    uint32_t n_blocks;    /* covers positions 0 .. n_blocks * block_tokens - 1 */
+    uint32_t state_slot;  /* of a recurrent state or window ring; UINT32_MAX: none */
+    uint32_t n_rows;
+};
+
+enum td_step_kind { TD_STEP_RUN = 1, TD_STEP_IDLE = 2, TD_STEP_STOP = 3 };
+
+/* Storage is owned by the step and kept between uses: reset, then add. */
+struct td_step {
+    uint32_t kind;   /* enum td_step_kind */
+    uint64_t number; /* every rank runs the same number in the same order */
+    uint64_t hash;   /* XXH3-64 over the encoded content, checked by every rank */
+    uint64_t n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
+    uint32_t n_rows, n_seqs, n_table;
+    uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
+    struct td_step_row *rows;               /* [cap_rows] */
+    struct td_step_seq *seqs;               /* [cap_seqs] */
+    uint32_t *table;                        /* [cap_table] block ids */
+};
+
+enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t cap_seqs, uint32_t cap_table,
+                            struct td_err *err);
+void td_step_close(struct td_step *step);
+void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number);
+/* Appends a sequence with its block table; false when a cap is reached. Its rows follow by td_step_add_row. */
+bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks, uint32_t state_slot);
+bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, enum td_want want);
+uint32_t td_step_n_logits(const struct td_step *step); /* rows that want logits */
+
+/* Flat little-endian form. encode needs td_step_encoded_bytes(); decode checks every length against the caps. */
+size_t td_step_encoded_bytes(const struct td_step *step);
+size_t td_step_max_bytes(const struct td_step *step); /* of any step with these caps */
+void td_step_encode(struct td_step *step, void *out); /* also sets step->hash */
+enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes, struct td_err *err);
+
+#endif

@@ -57,14 +57,21 @@ struct td_gguf_tensor {
     size_t dim
         [TD_TENSOR_MAX_DIMS]; /* outermost first: the reverse of the file's order; unused are 1 */
     size_t bytes;
-    const void *data; /* borrows until close; lies wholly in the file */
+    const void
+        *data; /* borrows until close; lies wholly in the file; NULL when !td_gguf_has_data() */
 };
 
 /* Maps and checks the file. On success *g is owned by the caller. TD_IO, TD_CORRUPT, TD_UNSUPPORTED (version,
  * big-endian), TD_NO_MEMORY; the message names the key or tensor. */
 enum td_status td_gguf_open(const char *path, struct td_gguf **g, struct td_err *err);
+/* The same over memory that the caller keeps until close (tests, fuzzers). */
+enum td_status td_gguf_open_memory(const void *data, size_t size, struct td_gguf **g,
+                                   struct td_err *err);
 void td_gguf_close(struct td_gguf *g); /* NULL is legal */
 
+/* False for a file that ends with its headers although it lists tensors with bytes: good enough to plan and to
+ * inspect. A file that holds only a part of the bytes is not opened. */
+bool td_gguf_has_data(const struct td_gguf *g);
 uint32_t td_gguf_version(const struct td_gguf *g);
 size_t
 td_gguf_header_bytes(const struct td_gguf *g); /* from the first byte to the first tensor's data */

@@ -1,0 +1,59 @@
+#include "shard/vsum.h"
+
+#include "shard/detmath.h"
+
+#include <math.h>
+
+void td_vsum_init(struct td_vsum *v)
+{
+    v->n_leaves = 0;
+    v->n_parts = 0;
+}
+
+void td_vsum_push(struct td_vsum *v, double leaf)
+{
+    uint32_t carry = v->n_leaves;
+
+    /* As in binary addition: every trailing one bit is a complete left sibling. */
+    for (; carry & 1; carry >>= 1)
+        leaf = v->part[--v->n_parts] + leaf;
+    v->part[v->n_parts++] = leaf;
+    v->n_leaves++;
+}
+
+double td_vsum_total(const struct td_vsum *v)
+{
+    double sum = v->n_parts ? v->part[v->n_parts - 1] : 0;
+
+    for (uint32_t i = v->n_parts; i-- > 1;)
+        sum = v->part[i - 1] + sum;
+    return sum;
+}
+
+double td_vsum_logsumexp(const float *logits, size_t n)
+{
+    struct td_vsum sum;
+    float max = -INFINITY;
+
+    for (size_t i = 0; i < n; i++)
+        max = logits[i] > max ? logits[i] : max;
+    if (max == -INFINITY)
+        return -INFINITY;
+    td_vsum_init(&sum);
+    for (size_t base = 0; base < n; base += TD_VSUM_LEAF) {
+        size_t len = n - base < TD_VSUM_LEAF ? n - base : TD_VSUM_LEAF;
+        double w[TD_VSUM_LEAF];
+        double leaf = 0;
+
+        for (size_t i = 0; i < len; i++) {
+            float v = logits[base + i];
+
+            /* The difference of two infinities would be NaN. */
+            w[i] = v == max ? 1.0 : td_detmath_exp(v == v ? (double)v - (double)max : -INFINITY);
+        }
+        for (size_t i = 0; i < len; i++)
+            leaf += w[i];
+        td_vsum_push(&sum, leaf);
+    }
+    return (double)max + td_detmath_log(td_vsum_total(&sum));
+}

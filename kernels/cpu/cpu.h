@@ -1,0 +1,86 @@
+/* What the CPU backend's files share: the packed matrix, the activations, and the table of one instruction set.
+ * Functions of the table are pure and single-threaded; cpu.c spreads them over the pool.
+ *
+ * Packed layout: rows in groups of 32 across the vector lanes (the last group has as many lanes as rows are left: no padding),
+ * columns in order inside a group. With r lanes:
+ *   F32, F16, BF16: per column r values.
+ *   Q8_0: per block of 32 columns r F16 scales, then 8 steps x [r][4] bytes: weight + 128 of columns 4j .. 4j+3.
+ *   Q4_0: per block r F16 scales, then 4 steps x [r][4] bytes: low nibbles are step j, high nibbles step j + 4, values 0..15.
+ *
+ * Order of a sum (the specification is ref.c): leaf by leaf, acc = fma(w, x, acc) over ascending columns; for the integer types
+ * per block an exact int32 dot, then acc = fma(dot, scale_w * scale_x, acc). Leaves join as a binary counter, left + right. */
+#ifndef TD_KERNELS_CPU_CPU_H
+#define TD_KERNELS_CPU_CPU_H
+
+#include "kernels/kern_ops.h"
+
+enum { TD_CPU_GROUP = 32, TD_CPU_MAX_LEVELS = 8 };
+
+struct td_cpu_matrix {
+    struct td_matrix head;
+    uint8_t *data;
+};
+
+static inline uint32_t td_cpu_lanes(const struct td_matrix *m, uint32_t group)
+{
+    uint32_t left = m->n_rows - group * TD_CPU_GROUP;
+
+    return left < TD_CPU_GROUP ? left : TD_CPU_GROUP;
+}
+
+static inline uint32_t td_cpu_groups(const struct td_matrix *m)
+{
+    return (m->n_rows + TD_CPU_GROUP - 1) / TD_CPU_GROUP;
+}
+
+/* First byte of a group. Groups before the last are full, so each has row_bytes * 32. */
+static inline const uint8_t *td_cpu_group_data(const struct td_cpu_matrix *m, uint32_t group)
+{
+    return m->data + (size_t)group * TD_CPU_GROUP * td_dtype_row_bytes(m->head.dtype, m->head.n_cols);
+}
+
+/* Activations of one matmul. The quantised form is filled for the integer types only: per block of 32, scale = max|x| / 127,
+ * q = nearest(x / scale), sum = sum of q. */
+struct td_cpu_act {
+    const float *x; /* [n x n_cols] */
+    uint32_t n_cols;
+    int8_t *q;      /* [n x n_cols] */
+    float *scale;   /* [n x n_cols / 32] */
+    int32_t *sum;   /* [n x n_cols / 32] */
+};
+
+/* One query head of one row. */
+struct td_cpu_attend {
+    const struct td_kv_view *kv;
+    const uint32_t *blocks; /* block table of the sequence */
+    uint32_t position;      /* attends to 0 .. position */
+    uint32_t kv_head;
+    float scale;
+    const float *q; /* [head_dim] */
+    float *out;     /* [head_dim] */
+};
+
+struct td_cpu_isa {
+    const char *name;
+    bool (*available)(void);
+    /* Rows t0 .. t0 + n - 1 of the activations against one group; `out` is [n_parts x n_total x n_rows]. */
+    void (*matmul)(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act, uint32_t t0, uint32_t n,
+                   uint32_t n_total, float *out);
+    void (*quantise)(const struct td_cpu_act *act, uint32_t row);
+    void (*rmsnorm)(const float *x, const float *weight, uint32_t dim, float eps, float *out);
+    void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
+    void (*add)(float *x, const float *y, size_t n);
+    void (*attend)(const struct td_cpu_attend *a);
+};
+
+extern const struct td_cpu_isa td_cpu_isa_ref;
+extern const struct td_cpu_isa td_cpu_isa_avx2;
+extern const struct td_cpu_isa td_cpu_isa_avx512;
+
+/* Writes source rows (file format) of one group into the packed layout at `dst`. */
+void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride_bytes,
+                   uint8_t *dst);
+/* Column-wise inverse for one row: out [n_cols] dequantised. */
+void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out);
+
+#endif

@@ -1,0 +1,239 @@
+/* AVX2, FMA, F16C: two registers hold 16 floats. */
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define TD_TILE_FLOAT 3
+#define TD_TILE_INT 2
+
+typedef struct {
+    __m256 a, b;
+} vf;
+typedef struct {
+    __m256i a, b;
+} vi;
+
+#define OP static inline __attribute__((always_inline))
+
+OP vf vf_set1(float x)
+{
+    return (vf){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+
+OP vf vf_load(const float *p)
+{
+    return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+
+OP void vf_store(float *p, vf v)
+{
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
+}
+
+OP __m128i load128(const uint8_t *p)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+
+OP vf vf_load_f16(const uint8_t *p)
+{
+    return (vf){_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 16))};
+}
+
+OP __m256 from_bf16(__m128i h)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+OP vf vf_load_bf16(const uint8_t *p)
+{
+    return (vf){from_bf16(load128(p)), from_bf16(load128(p + 16))};
+}
+
+OP vf vf_add(vf x, vf y)
+{
+    return (vf){_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+}
+
+OP vf vf_mul(vf x, vf y)
+{
+    return (vf){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+}
+
+OP vf vf_div(vf x, vf y)
+{
+    return (vf){_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+}
+
+OP vf vf_fma(vf x, vf y, vf z)
+{
+    return (vf){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+
+OP vf vf_max(vf x, vf y)
+{
+    return (vf){_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
+}
+
+OP vf vf_min(vf x, vf y)
+{
+    return (vf){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
+}
+
+OP vf vf_abs(vf x)
+{
+    __m256 sign = _mm256_set1_ps(-0.0f);
+
+    return (vf){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+
+OP vf vf_neg(vf x)
+{
+    __m256 sign = _mm256_set1_ps(-0.0f);
+
+    return (vf){_mm256_xor_ps(sign, x.a), _mm256_xor_ps(sign, x.b)};
+}
+
+OP vf vf_round(vf x)
+{
+    return (vf){_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+OP float vf_reduce_max(vf x)
+{
+    __m256 e = _mm256_max_ps(x.a, x.b);
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+
+/* Halves joined until one lane is left: (l, l + 8), (l, l + 4), (l, l + 2), (0, 1). */
+OP float vf_fold(vf x)
+{
+    __m256 e = _mm256_add_ps(x.a, x.b);
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+OP vi vi_set1(int32_t x)
+{
+    return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+
+OP vi vi_load(const uint8_t *p)
+{
+    const __m256i *q = (const __m256i *)(const void *)p;
+
+    return (vi){_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+
+OP vi vi_set1_word(const int8_t *p)
+{
+    int32_t word;
+
+    __builtin_memcpy(&word, p, 4);
+    return vi_set1(word);
+}
+
+OP vi vi_sub(vi x, vi y)
+{
+    return (vi){_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)};
+}
+
+OP vi vi_half(vi x)
+{
+    return (vi){_mm256_srai_epi32(x.a, 1), _mm256_srai_epi32(x.b, 1)};
+}
+
+OP vi vi_from_vf(vf x)
+{
+    return (vi){_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};
+}
+
+OP __m256i finite8(__m256 x)
+{
+    __m256 is_number = _mm256_cmp_ps(x, x, _CMP_ORD_Q);
+
+    return _mm256_and_si256(_mm256_castps_si256(is_number), _mm256_cvtps_epi32(x));
+}
+
+/* As vi_from_vf, with 0 for what is not a number. */
+OP vi vi_from_finite(vf x)
+{
+    return (vi){finite8(x.a), finite8(x.b)};
+}
+
+OP vf vf_from_vi(vi x)
+{
+    return (vf){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
+}
+
+OP __m256 pow2(__m256i x)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(127)), 23));
+}
+
+OP vf vf_pow2(vi x)
+{
+    return (vf){pow2(x.a), pow2(x.b)};
+}
+
+/* vpmaddubsw would saturate, so even and odd bytes are multiplied as 16-bit values. */
+OP __m256i dot4(__m256i acc, __m256i w, __m256i a)
+{
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
+                                     _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
+
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+
+/* acc + sum of four unsigned bytes of w times four signed bytes of a, per lane, exact. */
+OP vi vi_dot(vi acc, vi w, vi x)
+{
+    return (vi){dot4(acc.a, w.a, x.a), dot4(acc.b, w.b, x.b)};
+}
+
+OP vi vi_low_nibbles(vi w)
+{
+    __m256i mask = _mm256_set1_epi8(15);
+
+    return (vi){_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+}
+
+OP vi vi_high_nibbles(vi w)
+{
+    vi s = {_mm256_srli_epi16(w.a, 4), _mm256_srli_epi16(w.b, 4)};
+
+    return vi_low_nibbles(s);
+}
+
+/* Stores 32 values as int8 and returns their sum. */
+OP int32_t vi_store_int8(vi x, vi y, int8_t *out)
+{
+    int32_t v[32], sum = 0;
+
+    _mm256_storeu_si256((__m256i *)(void *)v, x.a);
+    _mm256_storeu_si256((__m256i *)(void *)(v + 8), x.b);
+    _mm256_storeu_si256((__m256i *)(void *)(v + 16), y.a);
+    _mm256_storeu_si256((__m256i *)(void *)(v + 24), y.b);
+    for (int i = 0; i < 32; i++) {
+        out[i] = (int8_t)v[i];
+        sum += v[i];
+    }
+    return sum;
+}
+
+#include "kernels/cpu/vec_body.h"
+
+static bool available(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+const struct td_cpu_isa td_cpu_isa_avx2 = {"avx2", available, matmul, quantise, rmsnorm, silu_mul, add, attend};

@@ -1,0 +1,184 @@
+/* AVX-512 (F, BW, DQ, VL, VNNI): one register holds 16 floats. */
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define TD_TILE_FLOAT 8
+#define TD_TILE_INT 6
+
+typedef __m512 vf;
+typedef __m512i vi;
+
+#define OP static inline __attribute__((always_inline))
+
+OP vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
+OP vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+OP void vf_store(float *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+
+OP vf vf_load_f16(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+OP vf vf_load_bf16(const uint8_t *p)
+{
+    __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+OP vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+OP vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+OP vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+OP vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+OP vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+OP vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+
+OP vf vf_abs(vf a)
+{
+    return _mm512_abs_ps(a);
+}
+
+OP vf vf_neg(vf a)
+{
+    return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
+}
+
+OP vf vf_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+OP float vf_reduce_max(vf a)
+{
+    return _mm512_reduce_max_ps(a);
+}
+
+/* Halves joined until one lane is left: (l, l + 8), (l, l + 4), (l, l + 2), (0, 1). */
+OP float vf_fold(vf a)
+{
+    __m256 e = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+OP vi vi_set1(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
+
+OP vi vi_load(const uint8_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+
+OP vi vi_set1_word(const int8_t *p)
+{
+    int32_t word;
+
+    __builtin_memcpy(&word, p, 4);
+    return _mm512_set1_epi32(word);
+}
+
+OP vi vi_sub(vi a, vi b)
+{
+    return _mm512_sub_epi32(a, b);
+}
+
+OP vi vi_half(vi a)
+{
+    return _mm512_srai_epi32(a, 1);
+}
+
+OP vi vi_from_vf(vf a)
+{
+    return _mm512_cvtps_epi32(a);
+}
+
+/* As vi_from_vf, with 0 for what is not a number. */
+OP vi vi_from_finite(vf a)
+{
+    return _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a);
+}
+
+OP vf vf_from_vi(vi a)
+{
+    return _mm512_cvtepi32_ps(a);
+}
+
+OP vf vf_pow2(vi a)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(127)), 23));
+}
+
+/* acc + sum of four unsigned bytes of w times four signed bytes of a, per lane, exact. */
+OP vi vi_dot(vi acc, vi w, vi a)
+{
+    return _mm512_dpbusd_epi32(acc, w, a);
+}
+
+OP vi vi_low_nibbles(vi w)
+{
+    return _mm512_and_si512(w, _mm512_set1_epi8(15));
+}
+
+OP vi vi_high_nibbles(vi w)
+{
+    return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15));
+}
+
+/* Stores 32 values as int8 and returns their sum. */
+OP int32_t vi_store_int8(vi a, vi b, int8_t *out)
+{
+    _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(void *)(out + 16), _mm512_cvtepi32_epi8(b));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+
+#include "kernels/cpu/vec_body.h"
+
+static bool available(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+}
+
+const struct td_cpu_isa td_cpu_isa_avx512 = {"avx512",  available, matmul, quantise, rmsnorm,
+                                             silu_mul, add,       attend};

@@ -1,0 +1,259 @@
+#include "kernels/kern.h"
+
+#include "kernels/kern_ops.h"
+
+void td_kern_close(struct td_kern *kern)
+{
+    if (kern)
+        kern->ops->close(kern);
+}
+
+const char *td_kern_name(const struct td_kern *kern)
+{
+    return kern->name;
+}
+
+const char *td_kern_numerics(const struct td_kern *kern)
+{
+    return kern->numerics;
+}
+
+uint32_t td_kern_threads(const struct td_kern *kern)
+{
+    return kern->n_threads;
+}
+
+bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type)
+{
+    return kern->ops->supports_matrix(kern, type);
+}
+
+bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type)
+{
+    return kern->ops->supports_kv(kern, type);
+}
+
+void *td_kern_alloc(struct td_kern *kern, size_t bytes)
+{
+    void *p = kern->ops->alloc(kern, bytes);
+
+    if (p)
+        kern->alloc_bytes += bytes;
+    return p;
+}
+
+void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes)
+{
+    if (!ptr)
+        return;
+    kern->alloc_bytes -= bytes;
+    kern->ops->release(kern, ptr, bytes);
+}
+
+size_t td_kern_weight_bytes(const struct td_kern *kern)
+{
+    return kern->weight_bytes;
+}
+
+size_t td_kern_alloc_bytes(const struct td_kern *kern)
+{
+    return kern->alloc_bytes;
+}
+
+enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
+{
+    return kern->ops->sync(kern, err);
+}
+
+static enum td_status check_shape(const struct td_kern *kern, const struct td_matrix_shape *s, struct td_err *err)
+{
+    uint32_t block = (uint32_t)td_dtype_info(s->dtype)->block_elems;
+    uint32_t before = 0;
+
+    if (!td_kern_supports_matrix(kern, s->dtype))
+        return td_err_set(err, TD_UNSUPPORTED, "%s has no matrices of type %s", kern->name,
+                          td_dtype_info(s->dtype)->name);
+    if (s->n_rows == 0 || s->n_cols == 0 || s->n_leaves == 0 || s->n_parts == 0 || s->n_parts > TD_KERN_MAX_PARTS)
+        return td_err_set(err, TD_INVALID, "matrix of %u rows, %u columns, %u leaves, %u parts: none may be 0",
+                          s->n_rows, s->n_cols, s->n_leaves, s->n_parts);
+    for (uint32_t i = 0; i < s->n_leaves; i++) {
+        if (s->leaf_end[i] <= before || s->leaf_end[i] % block)
+            return td_err_set(err, TD_INVALID, "leaf %u ends at column %u: expected a multiple of %u past %u", i,
+                              s->leaf_end[i], block, before);
+        before = s->leaf_end[i];
+    }
+    if (before != s->n_cols)
+        return td_err_set(err, TD_INVALID, "leaves end at column %u of %u", before, s->n_cols);
+    for (uint32_t i = 0; i < s->n_parts; i++)
+        if (s->part_begin[i] >= s->part_begin[i + 1])
+            return td_err_set(err, TD_INVALID, "part %u is empty", i);
+    if (s->part_begin[0] != 0 || s->part_begin[s->n_parts] != s->n_leaves)
+        return td_err_set(err, TD_INVALID, "parts do not cover the %u leaves", s->n_leaves);
+    return TD_OK;
+}
+
+enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **m,
+                                   struct td_err *err)
+{
+    enum td_status s = check_shape(kern, shape, err);
+
+    if (s)
+        return s;
+    s = kern->ops->matrix_open(kern, shape, m, err);
+    if (s)
+        return s;
+    kern->weight_bytes += (*m)->bytes;
+    return TD_OK;
+}
+
+void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m)
+{
+    if (!m)
+        return;
+    kern->weight_bytes -= m->bytes;
+    kern->ops->matrix_close(kern, m);
+}
+
+enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
+                                   const void *src, size_t stride_bytes, struct td_err *err)
+{
+    if (row0 % 32 || n_rows == 0 || row0 > m->n_rows || n_rows > m->n_rows - row0 ||
+        (n_rows % 32 && row0 + n_rows != m->n_rows))
+        return td_err_set(err, TD_INVALID, "rows %u .. %u of %u: expected whole groups of 32", row0,
+                          row0 + n_rows, m->n_rows);
+    kern->ops->matrix_pack(kern, m, row0, n_rows, src, stride_bytes);
+    return TD_OK;
+}
+
+uint32_t td_kern_matrix_rows(const struct td_matrix *m)
+{
+    return m->n_rows;
+}
+
+uint32_t td_kern_matrix_parts(const struct td_matrix *m)
+{
+    return m->n_parts;
+}
+
+size_t td_kern_matrix_bytes(const struct td_matrix *m)
+{
+    return m->bytes;
+}
+
+enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x, uint32_t n, float *out,
+                              struct td_err *err)
+{
+    return n ? kern->ops->matmul(kern, m, x, n, out, err) : TD_OK;
+}
+
+enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out,
+                            struct td_err *err)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (ids[i] >= m->n_rows)
+            return td_err_set(err, TD_INVALID, "row %u of a matrix of %u rows", ids[i], m->n_rows);
+    kern->ops->rows(kern, m, ids, n, out);
+    return TD_OK;
+}
+
+enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim,
+                               float eps, float *out, struct td_err *err)
+{
+    if (dim == 0)
+        return td_err_set(err, TD_INVALID, "rmsnorm over 0 elements");
+    kern->ops->rmsnorm(kern, x, weight, n, dim, eps, out);
+    return TD_OK;
+}
+
+enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out,
+                                struct td_err *err)
+{
+    (void)err;
+    kern->ops->silu_mul(kern, gate, up, n, out);
+    return TD_OK;
+}
+
+enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n, struct td_err *err)
+{
+    (void)err;
+    kern->ops->add(kern, x, y, n);
+    return TD_OK;
+}
+
+static enum td_status check_head_dim(uint32_t dim, struct td_err *err)
+{
+    if (dim == 0 || dim % 2 || dim > TD_KERN_MAX_HEAD_DIM)
+        return td_err_set(err, TD_UNSUPPORTED, "head dimension %u: expected an even number up to %d", dim,
+                          TD_KERN_MAX_HEAD_DIM);
+    return TD_OK;
+}
+
+enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                                   const uint32_t *positions, uint32_t n, float *cos_sin, struct td_err *err)
+{
+    enum td_status s = check_head_dim(dim, err);
+
+    if (s)
+        return s;
+    kern->ops->rope_angles(kern, freq, dim, scale, positions, n, cos_sin);
+    return TD_OK;
+}
+
+enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
+                            const float *cos_sin, bool interleaved, struct td_err *err)
+{
+    enum td_status s = check_head_dim(dim, err);
+
+    if (s)
+        return s;
+    kern->ops->rope(kern, x, n, n_heads, dim, cos_sin, interleaved);
+    return TD_OK;
+}
+
+static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
+                               uint32_t n, struct td_err *err)
+{
+    enum td_status s = check_head_dim(kv->head_dim, err);
+
+    if (s)
+        return s;
+    if (!td_kern_supports_kv(kern, kv->dtype))
+        return td_err_set(err, TD_UNSUPPORTED, "%s has no KV cache of type %s", kern->name,
+                          td_dtype_info(kv->dtype)->name);
+    if (kv->block_tokens == 0 || TD_KERN_CHUNK_KEYS % kv->block_tokens)
+        return td_err_set(err, TD_INVALID, "KV blocks of %u tokens: expected a divisor of %d", kv->block_tokens,
+                          TD_KERN_CHUNK_KEYS);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t block = rows->table[rows->first_block[i] + rows->positions[i] / kv->block_tokens];
+
+        if (block >= kv->n_blocks)
+            return td_err_set(err, TD_INVALID, "row %u lies in KV block %u of %u", i, block, kv->n_blocks);
+    }
+    return TD_OK;
+}
+
+enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
+                                uint32_t n, const float *k, const float *v, struct td_err *err)
+{
+    enum td_status s = check_kv(kern, kv, rows, n, err);
+
+    if (s)
+        return s;
+    kern->ops->kv_write(kern, kv, rows, n, k, v);
+    return TD_OK;
+}
+
+enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
+                                 uint32_t n, const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+                                 float *out, struct td_err *err)
+{
+    enum td_status s = check_kv(kern, kv, rows, n, err);
+
+    if (s)
+        return s;
+    for (uint32_t h = 0; h < n_heads; h++)
+        if (kv_of_head[h] >= kv->n_kv_heads)
+            return td_err_set(err, TD_INVALID, "head %u uses KV head %u of %u", h, kv_of_head[h], kv->n_kv_heads);
+    kern->ops->attention(kern, kv, rows, n, q, n_heads, kv_of_head, scale, out);
+    return TD_OK;
+}

@@ -1,0 +1,124 @@
+/* The device seam: arithmetic of one device, as one table of operations.
+ * Owns packed weights and device memory; knows no ranks, requests or files. Called from one thread (the shard's compute
+ * thread). Wrappers check shapes once; backends check nothing twice. Pointers to activations are device addresses from
+ * td_kern_alloc (on a CPU, plain memory). Operations enqueue and may run at once; td_kern_sync waits for all of them.
+ *
+ * Every result row depends only on its own input row, never on how many rows are in the call (README, "Exactness"). */
+#ifndef TD_KERNELS_KERN_H
+#define TD_KERNELS_KERN_H
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct td_kern;   /* one device with its threads or streams */
+struct td_matrix; /* weights in the device's packed layout */
+
+enum { TD_KERN_CHUNK_KEYS = 64, TD_KERN_MAX_HEAD_DIM = 256, TD_KERN_MAX_PARTS = 12 };
+
+struct td_kern_cpu_params {
+    uint32_t n_threads;  /* 0: one per core of the process's affinity mask */
+    uint32_t first_core; /* index into the affinity mask; used when `pin` */
+    bool pin;            /* bind threads to cores first_core, first_core + 1, ... */
+    uint64_t spin_ns;    /* how long an idle thread spins before it sleeps; 0 where ranks share cores */
+    const char *isa;     /* "ref", "avx2", "avx512"; NULL: TENSORD_CPU_ISA, else the best */
+};
+enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern, struct td_err *err);
+void td_kern_close(struct td_kern *kern); /* NULL is legal; every matrix is closed before */
+
+const char *td_kern_name(const struct td_kern *kern);     /* "cpu avx512" */
+const char *td_kern_numerics(const struct td_kern *kern); /* numerics class; equal classes give equal bits */
+uint32_t td_kern_threads(const struct td_kern *kern);
+/* Whether matrices of `type` and caches of `type` can be held. */
+bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type);
+bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);
+
+/* Device memory, aligned to 64 bytes and cleared. NULL when there is none left. */
+void *td_kern_alloc(struct td_kern *kern, size_t bytes);
+void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes);
+/* Bytes held by matrices and by td_kern_alloc. */
+size_t td_kern_weight_bytes(const struct td_kern *kern);
+size_t td_kern_alloc_bytes(const struct td_kern *kern);
+/* Waits until everything enqueued so far is done; reports a device failure. */
+enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err);
+
+/* ---- dense ---- */
+
+/* A slice of a weight matrix [n_rows x n_cols]. The columns are a run of leaves of the sum's tree (comm/tree.h): leaves
+ * first_leaf .. of a sum with n_leaves leaves; the slice's k-th leaf ends at leaf_end[k] (columns of the slice).
+ * A matrix whose columns nobody splits has all leaves. The parts are the subtrees of that run, left to right: part p joins the
+ * slice's leaves [part_begin[p], part_begin[p + 1]). */
+struct td_matrix_shape {
+    enum td_dtype dtype;
+    uint32_t n_rows;
+    uint32_t n_cols;
+    uint32_t n_leaves;        /* leaves in this slice, >= 1 */
+    const uint32_t *leaf_end; /* [n_leaves] */
+    uint32_t n_parts;         /* >= 1 */
+    uint32_t part_begin[TD_KERN_MAX_PARTS + 1];
+};
+enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **m,
+                                   struct td_err *err);
+void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m);
+/* Packs rows [row0, row0 + n_rows) from `src`, whose rows lie `stride_bytes` apart and hold the slice's columns in the
+ * file's own format (unaligned is fine). Uses all threads. Rows are packed in multiples of 32 from row 0, except the last. */
+enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
+                                   const void *src, size_t stride_bytes, struct td_err *err);
+uint32_t td_kern_matrix_rows(const struct td_matrix *m);
+uint32_t td_kern_matrix_parts(const struct td_matrix *m);
+size_t td_kern_matrix_bytes(const struct td_matrix *m);
+
+/* out [n_parts x n x n_rows] = x [n x n_cols] * m^T, one block of n rows per part. */
+enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x, uint32_t n, float *out,
+                              struct td_err *err);
+/* out [n x n_cols]: rows `ids` of m, dequantised. */
+enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out,
+                            struct td_err *err);
+/* out [n x dim] = x [n x dim] / sqrt(mean(x^2) + eps) * weight [dim]. In place is legal. (Zhang, Sennrich 2019) */
+enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim,
+                               float eps, float *out, struct td_err *err);
+/* out [n] = gate / (1 + exp(-gate)) * up. In place is legal. (SwiGLU, Shazeer 2020) */
+enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out,
+                                struct td_err *err);
+/* x [n] += y [n]. */
+enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n, struct td_err *err);
+
+/* ---- attention ---- */
+
+/* cos_sin [n x dim/2 x 2] of positions [n] at the angular frequencies freq [dim/2] (radians per token), times `scale`. */
+enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                                   const uint32_t *positions, uint32_t n, float *cos_sin, struct td_err *err);
+/* Rotates x [n x n_heads x dim] in place (RoPE, Su et al. 2021). `interleaved`: pairs (2i, 2i+1), else (i, i + dim/2). */
+enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
+                            const float *cos_sin, bool interleaved, struct td_err *err);
+
+/* One layer's keys and values of this rank in pages: k and v are [n_blocks][n_kv_heads][block_tokens][head_dim]. */
+struct td_kv_view {
+    enum td_dtype dtype;
+    void *k;
+    void *v;
+    uint32_t n_blocks;
+    uint32_t n_kv_heads;
+    uint32_t block_tokens; /* divides TD_KERN_CHUNK_KEYS */
+    uint32_t head_dim;
+};
+/* Where each row's sequence lies: row i is at positions[i] of the sequence whose blocks are table[first_block[i] ..]. */
+struct td_kv_rows {
+    const uint32_t *positions;   /* [n] */
+    const uint32_t *first_block; /* [n] */
+    const uint32_t *table;       /* block ids */
+};
+/* Stores k, v [n x n_kv_heads x head_dim] at the rows' positions, rounded to the cache's type. */
+enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
+                                uint32_t n, const float *k, const float *v, struct td_err *err);
+/* out [n x n_heads x head_dim]: each row attends to positions 0 .. its own, read from the cache only. Head h uses the
+ * slice's kv head kv_of_head[h]. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by absolute position; the chunks join in a
+ * fixed tree by chunk index. */
+enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
+                                 uint32_t n, const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+                                 float *out, struct td_err *err);
+
+#endif

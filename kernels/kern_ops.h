@@ -1,0 +1,59 @@
+/* The table that a backend fills. Seen by kern.c and the backends only. */
+#ifndef TD_KERNELS_KERN_OPS_H
+#define TD_KERNELS_KERN_OPS_H
+
+#include "kernels/kern.h"
+
+/* Arguments are those of td_kern_*, already checked. */
+struct td_kern_ops {
+    void (*close)(struct td_kern *kern);
+    bool (*supports_matrix)(const struct td_kern *kern, enum td_dtype type);
+    bool (*supports_kv)(const struct td_kern *kern, enum td_dtype type);
+    void *(*alloc)(struct td_kern *kern, size_t bytes);
+    void (*release)(struct td_kern *kern, void *ptr, size_t bytes);
+    enum td_status (*sync)(struct td_kern *kern, struct td_err *err);
+    enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **m,
+                                  struct td_err *err);
+    void (*matrix_close)(struct td_kern *kern, struct td_matrix *m);
+    void (*matrix_pack)(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows, const void *src,
+                        size_t stride_bytes);
+    enum td_status (*matmul)(struct td_kern *kern, const struct td_matrix *m, const float *x, uint32_t n, float *out,
+                             struct td_err *err);
+    void (*rows)(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out);
+    void (*rmsnorm)(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim, float eps,
+                    float *out);
+    void (*silu_mul)(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out);
+    void (*add)(struct td_kern *kern, float *x, const float *y, size_t n);
+    void (*rope_angles)(struct td_kern *kern, const double *freq, uint32_t dim, double scale, const uint32_t *positions,
+                        uint32_t n, float *cos_sin);
+    void (*rope)(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim, const float *cos_sin,
+                 bool interleaved);
+    void (*kv_write)(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows, uint32_t n,
+                     const float *k, const float *v);
+    void (*attention)(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows, uint32_t n,
+                      const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale, float *out);
+};
+
+/* First member of every backend's handle. */
+struct td_kern {
+    const struct td_kern_ops *ops;
+    char name[32];
+    const char *numerics;
+    uint32_t n_threads;
+    size_t weight_bytes;
+    size_t alloc_bytes;
+};
+
+/* First member of every backend's matrix. The arrays are owned by the matrix. */
+struct td_matrix {
+    enum td_dtype dtype;
+    uint32_t n_rows;
+    uint32_t n_cols;
+    uint32_t n_leaves;
+    uint32_t *leaf_end; /* [n_leaves] */
+    uint32_t n_parts;
+    uint32_t part_begin[TD_KERN_MAX_PARTS + 1];
+    size_t bytes;
+};
+
+#endif

@@ -1,7 +1,8 @@
-#include <stdio.h>
+#include "daemon/cli/command.h"
 
-int main(void)
+#include <unistd.h>
+
+int main(int argc, char **argv)
 {
-    puts("tensord " TD_VERSION);
-    return 0;
+    return td_command_main(argc, argv, environ);
 }

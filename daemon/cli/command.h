@@ -1,0 +1,42 @@
+/* The commands of the program: one row each, one file each, and what they share.
+ * A command's function runs on the main thread and returns an exit status; it never exits itself. To add a command:
+ * one row in TD_COMMANDS and daemon/cli/<name>.c with its td_cmd_<name>; its options name its TD_FOR_ bit in
+ * option_table.c. */
+#ifndef TD_DAEMON_CLI_COMMAND_H
+#define TD_DAEMON_CLI_COMMAND_H
+
+#include "daemon/cli/options.h"
+#include "kernels/base/err.h"
+
+/* X(name, TD_FOR_ bit, one line of help), in the order of --help. */
+#define TD_COMMANDS(X)                                                                             \
+    X(tokenize, TD_FOR_TOKENIZE, "turn a text into token ids")                                     \
+    X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")
+
+/* Exit statuses of the program. */
+enum { TD_EXIT_OK = 0, TD_EXIT_FAILURE = 1, TD_EXIT_USAGE = 2 };
+
+typedef int td_command_fn(const struct td_options *opts);
+
+struct td_command {
+    const char *name;
+    unsigned bit; /* enum td_option_command */
+    const char *help;
+    td_command_fn *run;
+};
+
+#define TD_COMMAND_PROTOTYPE(name, bit, help) td_command_fn td_cmd_##name;
+TD_COMMANDS(TD_COMMAND_PROTOTYPE)
+#undef TD_COMMAND_PROTOTYPE
+
+/* The table; *n rows. */
+const struct td_command *td_command_table(size_t *n);
+const struct td_command *td_command_find(const char *name); /* NULL when there is none */
+
+/* The whole program: argv[1] names the command. Returns the exit status. */
+int td_command_main(int argc, char **argv, char *const *envp);
+
+/* Prints "tensord <command>: <error>" to stderr and returns TD_EXIT_FAILURE. */
+int td_command_report(const struct td_options *opts, const struct td_err *err);
+
+#endif

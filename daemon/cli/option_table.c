@@ -1,0 +1,200 @@
+#include "daemon/cli/options.h"
+
+#define AT(field) offsetof(struct td_options, field)
+
+/* Groups of commands that share rows. */
+enum {
+    GROUP = TD_FOR_SERVE | TD_FOR_GENERATE | TD_FOR_PERPLEXITY |
+            TD_FOR_BENCH, /* run the model on a group of ranks */
+    LAYOUT = GROUP | TD_FOR_PLAN,
+    READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT,
+    CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT,
+    SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT
+};
+
+static const char *const dtypes[] = {"auto", NULL};
+static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp16", NULL};
+static const char *const isas[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const rules[] = {"llamacpp", "all", NULL};
+static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
+
+static const struct td_option table[] = {
+    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS, .required = READERS,
+     .metavar = "PATH",
+     .help = "Hugging Face directory or GGUF file; may also be given without the flag"},
+    {"served-model-name", NULL, NULL, TD_OPTION_LIST, AT(served_model_name), TD_FOR_SERVE,
+     .metavar = "NAME", .commas = true, .preset_note = "the last part of --model",
+     .help = "name that clients ask for; repeat or separate by commas, the first is the one in "
+             "answers"},
+    {"max-model-len", NULL, NULL, TD_OPTION_INT, AT(max_model_len), LAYOUT, .metavar = "TOKENS",
+     .min = 1, .max = INT32_MAX, .preset_note = "what the model has and memory holds",
+     .help = "longest sequence, prompt and answer together"},
+    {"dtype", NULL, NULL, TD_OPTION_ENUM, AT(dtype), LAYOUT, .values = dtypes, .preset = "auto",
+     .help = "weights are used as they are stored"},
+    {"kv-cache-dtype", NULL, NULL, TD_OPTION_ENUM, AT(kv_cache_dtype), LAYOUT, .values = kv_dtypes,
+     .preset = "auto", .help = "element type of keys and values in the cache"},
+    {"verify", NULL, NULL, TD_OPTION_FLAG, AT(verify), GROUP | TD_FOR_INSPECT,
+     .help = "hash every byte of the model instead of samples"},
+
+    {"ranks", "n", "Placement", TD_OPTION_INT, AT(ranks), LAYOUT, .metavar = "N", .min = 1,
+     .max = 256, .preset_note = "the MPI job's size, else tensor times pipeline parallel size",
+     .help = "ranks of the group; serve launches them with mpirun"},
+    {"tensor-parallel-size", "tp", NULL, TD_OPTION_INT, AT(tensor_parallel_size), LAYOUT,
+     .metavar = "N", .min = 1, .max = 256, .preset_note = "ranks / pipeline parallel size",
+     .help = "ranks that share every layer"},
+    {"pipeline-parallel-size", "pp", NULL, TD_OPTION_INT, AT(pipeline_parallel_size), LAYOUT,
+     .metavar = "N", .min = 1, .max = 256, .preset_note = "1, or ranks / tensor parallel size",
+     .help = "stages that the layers are cut into"},
+    {"hostfile", NULL, NULL, TD_OPTION_STRING, AT(hostfile), TD_FOR_SERVE, .metavar = "PATH",
+     .help = "hosts for mpirun, one per line, as Open MPI reads them"},
+    {"shares", NULL, NULL, TD_OPTION_SHARES, AT(shares), LAYOUT, .metavar = "3:1:1",
+     .preset_note = "by each rank's memory",
+     .help = "relative size of each rank's part, rank 0 first"},
+    {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER, .values = isas,
+     .preset = "auto",
+     .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},
+    {"threads", NULL, NULL, TD_OPTION_INT, AT(threads), GROUP | TD_FOR_WORKER, .metavar = "N",
+     .min = 0, .max = 1024, .preset = "0",
+     .help = "compute threads per rank; 0: the host's cores divided by its ranks"},
+    {"memory-bytes", NULL, NULL, TD_OPTION_SIZE, AT(memory_bytes), LAYOUT | TD_FOR_WORKER,
+     .metavar = "SIZE", .min = 1, .max = INT64_MAX,
+     .preset_note = "the machine's memory divided by its ranks",
+     .help = "most memory a rank may use"},
+    {"kv-cache-memory-bytes", NULL, NULL, TD_OPTION_SIZE, AT(kv_cache_memory_bytes), LAYOUT,
+     .metavar = "SIZE", .min = 1, .max = INT64_MAX,
+     .preset_note = "what the sequences asked for need",
+     .help = "memory per rank for keys and values"},
+    {"block-size", NULL, NULL, TD_OPTION_INT, AT(block_size), LAYOUT, .metavar = "TOKENS", .min = 1,
+     .max = 1024, .preset = "16", .help = "tokens per block of the KV cache"},
+
+    {"max-num-seqs", NULL, "Scheduling", TD_OPTION_INT, AT(max_num_seqs), LAYOUT, .metavar = "N",
+     .min = 1, .max = 65536, .preset = "16", .help = "sequences that run at the same time"},
+    {"max-num-batched-tokens", NULL, NULL, TD_OPTION_INT, AT(max_num_batched_tokens), LAYOUT,
+     .metavar = "TOKENS", .min = 1, .max = 1 << 20, .preset = "512",
+     .help = "tokens of one step, prompts and answers together"},
+    {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
+     .max = 1000000, .preset = "256",
+     .help = "requests that may wait; one more is refused with 429"},
+    {"seed", NULL, NULL, TD_OPTION_INT, AT(seed), GROUP | TD_FOR_CHAT, .metavar = "N", .min = 0,
+     .max = INT64_MAX, .preset_note = "drawn anew",
+     .help = "seed of the draws for requests that bring none"},
+
+    {"host", NULL, "Network and keys", TD_OPTION_STRING, AT(host), TD_FOR_SERVE,
+     .metavar = "ADDRESS", .preset = "127.0.0.1",
+     .help = "address that serves the APIs and the workers' control stream"},
+    {"port", NULL, NULL, TD_OPTION_INT, AT(port), TD_FOR_SERVE, .metavar = "N", .min = 0,
+     .max = 65535, .preset = "8000",
+     .help = "port of --host and --control-host; 0 takes a free one"},
+    {"control-host", NULL, NULL, TD_OPTION_STRING, AT(control_host), TD_FOR_SERVE,
+     .metavar = "ADDRESS", .preset_note = "loopback, or the address that faces the hostfile",
+     .help = "address that serves only the workers' control stream"},
+    {"coordinator", NULL, NULL, TD_OPTION_ADDRESS, AT(coordinator), TD_FOR_WORKER,
+     .required = TD_FOR_WORKER, .metavar = "HOST:PORT", .help = "where the coordinator listens"},
+    {"api-key", NULL, NULL, TD_OPTION_LIST, AT(api_key), TD_FOR_SERVE | CLIENTS, .metavar = "KEY",
+     .commas = true, .secret = true,
+     .help = "key that clients must send; repeat or separate by commas"},
+    {"api-key-file", NULL, NULL, TD_OPTION_STRING, AT(api_key_file), TD_FOR_SERVE | CLIENTS,
+     .metavar = "PATH", .help = "file with one such key per line"},
+    {"cluster-key-file", NULL, NULL, TD_OPTION_STRING, AT(cluster_key_file),
+     TD_FOR_SERVE | TD_FOR_WORKER, .metavar = "PATH", .preset_note = "one drawn per launch",
+     .help = "file with the key that workers show to the coordinator"},
+    {"ssl-certfile", NULL, NULL, TD_OPTION_STRING, AT(ssl_certfile),
+     TD_FOR_SERVE | TD_FOR_WORKER | CLIENTS, .metavar = "PATH",
+     .help = "certificate chain in PEM: what serve shows, what worker and clients trust"},
+    {"ssl-keyfile", NULL, NULL, TD_OPTION_STRING, AT(ssl_keyfile), TD_FOR_SERVE, .metavar = "PATH",
+     .help = "private key of that certificate in PEM"},
+    {"insecure", NULL, NULL, TD_OPTION_FLAG, AT(insecure), TD_FOR_SERVE,
+     .help = "allow a --host beyond loopback without a key"},
+    {"url", NULL, NULL, TD_OPTION_STRING, AT(url), CLIENTS, .metavar = "URL",
+     .preset = "http://127.0.0.1:8000", .help = "the running server"},
+
+    {"prompt", NULL, "Generation", TD_OPTION_STRING, AT(prompt), TD_FOR_GENERATE, .metavar = "TEXT",
+     .help = "text to go on from"},
+    {"prompt-file", NULL, NULL, TD_OPTION_STRING, AT(prompt_file), TD_FOR_GENERATE,
+     .metavar = "PATH", .help = "file with that text"},
+    {"prompt-ids", NULL, NULL, TD_OPTION_IDS, AT(prompt_ids), TD_FOR_GENERATE, .metavar = "1,2,3",
+     .help = "that text as token ids, used as they are"},
+    {"chat", NULL, NULL, TD_OPTION_FLAG, AT(chat), TD_FOR_GENERATE,
+     .help = "put the prompt as a user's message into the model's chat template"},
+    {"once", NULL, NULL, TD_OPTION_STRING, AT(once), TD_FOR_CHAT, .metavar = "TEXT",
+     .help = "ask this, print the answer, leave"},
+    {"max-tokens", NULL, NULL, TD_OPTION_INT, AT(max_tokens), SAMPLERS, .metavar = "N", .min = 1,
+     .max = INT32_MAX, .preset = "128", .help = "most tokens to generate"},
+    {"temperature", NULL, NULL, TD_OPTION_FLOAT, AT(temperature), SAMPLERS, .metavar = "X",
+     .low = 0, .high = 100, .preset = "0", .help = "0 always takes the most likely token"},
+    {"top-k", NULL, NULL, TD_OPTION_INT, AT(top_k), SAMPLERS, .metavar = "N", .min = -1,
+     .max = INT32_MAX, .preset = "0", .help = "draw from the N most likely tokens; 0 or -1: all"},
+    {"top-p", NULL, NULL, TD_OPTION_FLOAT, AT(top_p), SAMPLERS, .metavar = "X", .low = 0, .high = 1,
+     .above_low = true, .preset = "1",
+     .help = "draw from the most likely tokens that make up this probability"},
+    {"min-p", NULL, NULL, TD_OPTION_FLOAT, AT(min_p), SAMPLERS, .metavar = "X", .low = 0, .high = 1,
+     .preset = "0", .help = "drop tokens below this part of the best one's probability"},
+    {"repetition-penalty", NULL, NULL, TD_OPTION_FLOAT, AT(repetition_penalty), SAMPLERS,
+     .metavar = "X", .low = 0, .high = 100, .above_low = true, .preset = "1",
+     .help = "above 1: tokens seen in prompt or answer become rarer"},
+    {"presence-penalty", NULL, NULL, TD_OPTION_FLOAT, AT(presence_penalty), SAMPLERS,
+     .metavar = "X", .low = -2, .high = 2, .preset = "0",
+     .help = "taken off the logit of every token of the answer"},
+    {"frequency-penalty", NULL, NULL, TD_OPTION_FLOAT, AT(frequency_penalty), SAMPLERS,
+     .metavar = "X", .low = -2, .high = 2, .preset = "0",
+     .help = "the same, times how often it occurred"},
+    {"stop", NULL, NULL, TD_OPTION_LIST, AT(stop), SAMPLERS, .metavar = "TEXT",
+     .help = "end before this text; may be repeated"},
+    {"logprobs", NULL, NULL, TD_OPTION_INT, AT(logprobs), TD_FOR_GENERATE, .metavar = "N",
+     .min = -1, .max = 20, .preset = "-1",
+     .help = "log probabilities of the N most likely tokens; 0: only of the one taken; -1: none"},
+    {"ignore-eos", NULL, NULL, TD_OPTION_FLAG, AT(ignore_eos), TD_FOR_GENERATE,
+     .help = "go on past the end token"},
+    {"prefill-chunk", NULL, NULL, TD_OPTION_INT, AT(prefill_chunk), GROUP, .metavar = "TOKENS",
+     .min = 1, .max = 1 << 20, .preset_note = "--max-num-batched-tokens",
+     .help = "prompt tokens of one sequence in one step"},
+
+    {"text", NULL, "Text and measurement", TD_OPTION_STRING, AT(text), TD_FOR_TOKENIZE,
+     .metavar = "TEXT", .help = "text to turn into ids"},
+    {"file", NULL, NULL, TD_OPTION_STRING, AT(file), TD_FOR_TOKENIZE | TD_FOR_PERPLEXITY,
+     .required = TD_FOR_PERPLEXITY, .metavar = "PATH", .help = "file with the text"},
+    {"add-bos", NULL, NULL, TD_OPTION_FLAG, AT(add_bos), TD_FOR_TOKENIZE,
+     .help = "put the model's begin token in front"},
+    {"parse-special", NULL, NULL, TD_OPTION_FLAG, AT(parse_special), TD_FOR_TOKENIZE,
+     .help = "read special tokens that the text spells out"},
+    {"context", NULL, NULL, TD_OPTION_INT, AT(context), TD_FOR_PERPLEXITY, .metavar = "TOKENS",
+     .min = 2, .max = INT32_MAX, .preset_note = "the model's, at most 512",
+     .help = "tokens per window"},
+    {"rule", NULL, NULL, TD_OPTION_ENUM, AT(rule), TD_FOR_PERPLEXITY, .values = rules,
+     .preset = "llamacpp",
+     .help = "which tokens of a window count: its second half, or all but the first"},
+    {"prompt-tokens", NULL, NULL, TD_OPTION_INT, AT(prompt_tokens), TD_FOR_BENCH, .metavar = "N",
+     .min = 1, .max = 1 << 20, .preset = "256", .help = "length of the prompt that is measured"},
+    {"gen-tokens", NULL, NULL, TD_OPTION_INT, AT(gen_tokens), TD_FOR_BENCH, .metavar = "N",
+     .min = 1, .max = 1 << 20, .preset = "64", .help = "tokens generated after it"},
+    {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions), TD_FOR_BENCH, .metavar = "N",
+     .min = 1, .max = 1000, .preset = "5", .help = "runs to average over"},
+
+    {"config", NULL, "General", TD_OPTION_STRING, AT(config), TD_FOR_ALL, .metavar = "PATH",
+     .help = "YAML file of these names; flags and TENSORD_* variables win over it"},
+    {"log-level", NULL, NULL, TD_OPTION_ENUM, AT(log_level), TD_FOR_ALL, .values = log_levels,
+     .preset = "info", .help = "least important messages that are shown"},
+    {"json", NULL, NULL, TD_OPTION_FLAG, AT(json), TD_FOR_ALL & ~(TD_FOR_WORKER | TD_FOR_CHAT),
+     .help = "print one JSON object"},
+    {"verbose", NULL, NULL, TD_OPTION_FLAG, AT(verbose), TD_FOR_ALL,
+     .help = "print more about what is done"},
+};
+
+_Static_assert(sizeof table / sizeof table[0] <= TD_OPTIONS_MAX_ROWS, "raise TD_OPTIONS_MAX_ROWS");
+
+const struct td_option *td_options_table(size_t *n_rows)
+{
+    *n_rows = sizeof table / sizeof table[0];
+    return table;
+}
+
+const char *td_options_command_name(unsigned command_bit)
+{
+    static const char *const names[] = {"serve", "worker",  "generate", "tokenize", "perplexity",
+                                        "plan",  "inspect", "status",   "chat",     "bench"};
+
+    for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (command_bit == 1u << i)
+            return names[i];
+    return "tensord";
+}

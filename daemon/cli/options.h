@@ -1,0 +1,205 @@
+/* Every option of every command: one table is the source of flags, TENSORD_* variables, YAML keys, --help and the
+ * README. Filled once on the main thread, then read-only. Knows no command's code and opens nothing but --config and
+ * --api-key-file. Values of secret options never reach an error text. */
+#ifndef TD_DAEMON_CLI_OPTIONS_H
+#define TD_DAEMON_CLI_OPTIONS_H
+
+#include "kernels/base/arena.h"
+#include "kernels/base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Commands as bits, so that a row can name those it belongs to. td_options_command_name gives the word. */
+enum td_option_command {
+    TD_FOR_SERVE = 1 << 0,
+    TD_FOR_WORKER = 1 << 1,
+    TD_FOR_GENERATE = 1 << 2,
+    TD_FOR_TOKENIZE = 1 << 3,
+    TD_FOR_PERPLEXITY = 1 << 4,
+    TD_FOR_PLAN = 1 << 5,
+    TD_FOR_INSPECT = 1 << 6,
+    TD_FOR_STATUS = 1 << 7,
+    TD_FOR_CHAT = 1 << 8,
+    TD_FOR_BENCH = 1 << 9,
+    TD_FOR_ALL = (1 << 10) - 1
+};
+
+/* Who set a value; a later one wins over an earlier one. */
+enum td_option_source { TD_SOURCE_DEFAULT = 0, TD_SOURCE_CONFIG, TD_SOURCE_ENV, TD_SOURCE_FLAG };
+
+/* The type says what the field behind `offset` is. */
+enum td_option_type {
+    TD_OPTION_STRING,  /* const char *, NULL when not set */
+    TD_OPTION_LIST,    /* struct td_option_list */
+    TD_OPTION_INT,     /* int64_t */
+    TD_OPTION_FLOAT,   /* double */
+    TD_OPTION_SIZE,    /* uint64_t bytes */
+    TD_OPTION_FLAG,    /* bool */
+    TD_OPTION_ENUM,    /* int, index into `values` */
+    TD_OPTION_ADDRESS, /* struct td_option_address */
+    TD_OPTION_SHARES,  /* struct td_option_shares */
+    TD_OPTION_IDS      /* struct td_option_ids */
+};
+
+struct td_option_list {
+    const char **items; /* [n], each NUL-terminated */
+    uint32_t n;
+};
+
+struct td_option_address {
+    const char *host; /* name or address without brackets; NULL when not set */
+    uint16_t port;
+};
+
+enum { TD_OPTION_MAX_SHARES = 256 };
+struct td_option_shares {
+    uint32_t n; /* 0: not set */
+    uint32_t share[TD_OPTION_MAX_SHARES];
+};
+
+struct td_option_ids {
+    uint32_t *ids; /* [n] */
+    uint32_t n;
+};
+
+enum td_option_kv_dtype { TD_KV_DTYPE_AUTO, TD_KV_DTYPE_F32, TD_KV_DTYPE_BF16, TD_KV_DTYPE_FP16 };
+enum td_option_isa { TD_ISA_AUTO, TD_ISA_REF, TD_ISA_AVX2, TD_ISA_AVX512 };
+enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
+enum td_option_log_level { TD_LEVEL_ERROR, TD_LEVEL_WARNING, TD_LEVEL_INFO, TD_LEVEL_DEBUG };
+
+enum { TD_OPTIONS_MAX_ROWS = 96 };
+
+/* One field per row of the table, named as the flag. All storage is owned by `arena`. */
+struct td_options {
+    unsigned command; /* one bit of enum td_option_command */
+    struct td_arena arena;
+    uint8_t source[TD_OPTIONS_MAX_ROWS]; /* enum td_option_source by row; ask td_options_source */
+
+    /* model */
+    const char *model;
+    struct td_option_list served_model_name;
+    int64_t max_model_len; /* tokens; 0: from the model */
+    int dtype;             /* 0: auto, the only one */
+    int kv_cache_dtype;    /* enum td_option_kv_dtype */
+    bool verify;
+
+    /* placement */
+    int64_t ranks;                /* 0: not said */
+    int64_t tensor_parallel_size; /* 0: not said */
+    int64_t pipeline_parallel_size;
+    const char *hostfile;
+    struct td_option_shares shares;
+    int cpu_isa;                    /* enum td_option_isa */
+    int64_t threads;                /* per rank; 0: cores of the host / its ranks */
+    uint64_t memory_bytes;          /* cap per rank; 0: the machine's */
+    uint64_t kv_cache_memory_bytes; /* per rank; 0: what is left */
+    int64_t block_size;             /* tokens per KV block */
+
+    /* scheduling */
+    int64_t max_num_seqs;
+    int64_t max_num_batched_tokens;
+    int64_t max_queue;
+    int64_t seed; /* valid when td_options_is_set(&seed) */
+
+    /* network and security */
+    const char *host;
+    int64_t port;
+    const char *control_host; /* NULL: not said */
+    struct td_option_address coordinator;
+    struct td_option_list api_key; /* with the lines of --api-key-file */
+    const char *api_key_file;
+    const char *cluster_key_file;
+    const char *ssl_certfile;
+    const char *ssl_keyfile;
+    bool insecure;
+    const char *url;
+
+    /* generation */
+    const char *prompt;
+    const char *prompt_file;
+    struct td_option_ids prompt_ids;
+    bool chat;
+    const char *once;
+    int64_t max_tokens;
+    double temperature;
+    int64_t top_k;
+    double top_p;
+    double min_p;
+    double repetition_penalty;
+    double presence_penalty;
+    double frequency_penalty;
+    struct td_option_list stop;
+    int64_t logprobs; /* -1: none asked */
+    bool ignore_eos;
+    int64_t prefill_chunk; /* tokens; 0: --max-num-batched-tokens */
+
+    /* text and measurement */
+    const char *text;
+    const char *file;
+    bool add_bos;
+    bool parse_special;
+    int64_t context; /* tokens; 0: from the model */
+    int rule;        /* enum td_option_rule */
+    int64_t prompt_tokens;
+    int64_t gen_tokens;
+    int64_t repetitions;
+
+    /* general */
+    const char *config;
+    int log_level; /* enum td_option_log_level */
+    bool json;
+    bool verbose;
+};
+
+/* One row. Text fields are static. */
+struct td_option {
+    const char *name;       /* flag without dashes, YAML key; TENSORD_<NAME> with underscores */
+    const char *short_name; /* "tp" for -tp, or NULL */
+    const char *group;      /* heading in --help; NULL: as the row above */
+    enum td_option_type type;
+    size_t offset;     /* of the field in struct td_options */
+    unsigned commands; /* enum td_option_command bits that take it */
+    unsigned required; /* of these, those that refuse to run without it */
+    const char *metavar;
+    const char *preset;        /* default as a user would write it; NULL: none */
+    const char *preset_note;   /* what no value means, for --help; NULL: nothing special */
+    int64_t min, max;          /* INT, SIZE */
+    double low, high;          /* FLOAT, both included */
+    bool above_low;            /* FLOAT: `low` itself is refused */
+    const char *const *values; /* ENUM, NULL-terminated */
+    bool commas;               /* LIST: one value may hold several, separated by commas */
+    bool secret;
+    const char *help;
+};
+
+/* The table, in the order of --help. Returns its first row; *n_rows rows. */
+const struct td_option *td_options_table(size_t *n_rows);
+const char *td_options_command_name(unsigned command_bit);
+/* "an integer from 0 to 65535": what a value of the row must be. Writes at most out_bytes. */
+void td_options_expected(const struct td_option *row, char *out, size_t out_bytes);
+
+/* Fills *opts for one command from argv[0 .. argc) (without program and command names), `envp` (NULL-terminated
+ * "NAME=value", may be NULL) and --config: flags win over environment, over the file, over defaults. One argument
+ * without dashes is taken as --model where the command has it. Overwrites the values of secret flags in argv, so that a
+ * process listing does not show them. On failure (TD_INVALID, TD_IO, TD_NO_MEMORY ...) *opts holds nothing. May read
+ * two files. td_options_deinit frees. */
+enum td_status td_options_parse(struct td_options *opts, unsigned command_bit, int argc,
+                                char **argv, char *const *envp, struct td_err *err);
+void td_options_deinit(struct td_options *opts);
+
+/* Who set the field at `field` (an address inside *opts, as in td_options_source(o, &o->seed)). */
+enum td_option_source td_options_source(const struct td_options *opts, const void *field);
+bool td_options_is_set(const struct td_options *opts,
+                       const void *field); /* by anyone but the default */
+
+/* True for 127.0.0.0/8, ::1 and "localhost". */
+bool td_options_host_is_loopback(const char *host);
+
+/* The nearest flag of any command to `name` (no dashes), or NULL when none is near. */
+const char *td_options_nearest(const char *name);
+/* The first TENSORD_* variable that names no option, from *cursor on (start with 0); NULL at the end. For warnings. */
+const char *td_options_unknown_env(char *const *envp, size_t *cursor);
+
+#endif

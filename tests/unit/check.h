@@ -1,0 +1,16 @@
+/* What cmocka leaves out: a skip that says why. Include it after <cmocka.h>. */
+#ifndef TD_TESTS_UNIT_CHECK_H
+#define TD_TESTS_UNIT_CHECK_H
+
+#include <stdio.h>
+
+/* Ends the test as skipped. `reason` is a literal that begins with the kind: "gpu: ...", "root: ...", "cpu: ..." are
+ * allowed everywhere, "shared: ..." only where ../shared is absent; tests/run.sh fails on any other. */
+#define TD_SKIP(reason)                                                                            \
+    do {                                                                                           \
+        printf("skipped: %s: %s\n", __func__, reason);                                             \
+        fflush(stdout);                                                                            \
+        skip();                                                                                    \
+    } while (0)
+
+#endif

@@ -1,0 +1,476 @@
+#include "shard/hfconfig.h"
+
+#include "shard/jsonfile.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_CONFIG_BYTES = 4 << 20, MAX_TOKENIZER_CONFIG_BYTES = 64 << 20 };
+
+static const struct family {
+    const char *architecture;
+    const char *model_type;
+    enum td_arch arch;
+    bool qk_norm;
+    /* What transformers assumes where config.json is silent. */
+    uint32_t n_kv_heads; /* 0: as many as heads */
+    uint32_t head_dim;   /* 0: d_model / n_heads */
+    uint32_t max_positions;
+} FAMILY[] = {
+    {"LlamaForCausalLM", "llama", TD_ARCH_LLAMA, false, 0, 0, 2048},
+    {"Qwen3ForCausalLM", "qwen3", TD_ARCH_QWEN3, true, 32, 128, 32768},
+};
+
+/* ---- fields; null counts as absent, as in Python ---- */
+
+static json_t *get(const json_t *object, const char *key)
+{
+    json_t *value = json_object_get(object, key);
+
+    return json_is_null(value) ? NULL : value;
+}
+
+/* A string for a message, or "?" when it is none that may be shown. */
+static const char *shown(const json_t *value)
+{
+    const char *s = json_string_value(value);
+
+    return s && strlen(s) <= 64 && td_jsonfile_is_printable(td_str_from(s)) ? s : "?";
+}
+
+static enum td_status get_number(const json_t *object, const char *key, double *out,
+                                 struct td_err *err)
+{
+    const json_t *value = get(object, key);
+
+    if (!value)
+        return TD_OK; /* keeps the default */
+    if (!json_is_number(value) || !isfinite(json_number_value(value)))
+        return td_err_set(err, TD_CORRUPT, "'%s' is %s; expected a number", key,
+                          td_jsonfile_type_name(value));
+    *out = json_number_value(value);
+    return TD_OK;
+}
+
+static enum td_status get_u32(const json_t *object, const char *key, uint32_t *out,
+                              struct td_err *err)
+{
+    double number = *out;
+    enum td_status st = get_number(object, key, &number, err);
+
+    if (st)
+        return st;
+    if (!(number >= 0 && number <= UINT32_MAX) || number != floor(number))
+        return td_err_set(err, TD_CORRUPT, "'%s' is %.17g; expected an integer of 0 to %u", key,
+                          number, UINT32_MAX);
+    *out = (uint32_t)number;
+    return TD_OK;
+}
+
+static enum td_status need_u32(const json_t *object, const char *key, uint32_t *out,
+                               struct td_err *err)
+{
+    if (!get(object, key))
+        return td_err_set(err, TD_CORRUPT, "'%s' is missing", key);
+    return get_u32(object, key, out, err);
+}
+
+static enum td_status need_number(const json_t *object, const char *key, double *out,
+                                  struct td_err *err)
+{
+    if (!get(object, key))
+        return td_err_set(err, TD_CORRUPT, "'%s' is missing", key);
+    return get_number(object, key, out, err);
+}
+
+static enum td_status get_bool(const json_t *object, const char *key, bool *out, struct td_err *err)
+{
+    const json_t *value = get(object, key);
+
+    if (!value)
+        return TD_OK;
+    if (!json_is_boolean(value))
+        return td_err_set(err, TD_CORRUPT, "'%s' is %s; expected true or false", key,
+                          td_jsonfile_type_name(value));
+    *out = json_is_true(value);
+    return TD_OK;
+}
+
+/* ---- what is not built ---- */
+
+static enum td_status find_family(const json_t *config, const struct family **out,
+                                  struct td_err *err)
+{
+    const json_t *list = get(config, "architectures"), *type = get(config, "model_type");
+    const json_t *first = json_array_get(list, 0);
+
+    if (list && (!json_is_array(list) || json_array_size(list) != 1 || !json_is_string(first)))
+        return td_err_set(err, TD_CORRUPT, "'architectures' is no list of one name");
+    if (!first && !type)
+        return td_err_set(err, TD_CORRUPT, "neither 'architectures' nor 'model_type' is there");
+    if (!first && !json_is_string(type))
+        return td_err_set(err, TD_CORRUPT, "'model_type' is %s; expected a string",
+                          td_jsonfile_type_name(type));
+    for (size_t i = 0; i < sizeof FAMILY / sizeof FAMILY[0]; i++)
+        if (strcmp(first ? json_string_value(first) : json_string_value(type),
+                   first ? FAMILY[i].architecture : FAMILY[i].model_type) == 0) {
+            *out = &FAMILY[i];
+            return TD_OK;
+        }
+    return td_err_set(
+        err, TD_UNSUPPORTED,
+        "architecture '%s' is not built; expected LlamaForCausalLM or Qwen3ForCausalLM",
+        shown(first ? first : type));
+}
+
+static enum td_status refuse_options(const json_t *config, struct td_err *err)
+{
+    static const char *const must_be_false[] = {"attention_bias", "mlp_bias", "use_qkv_bias"};
+    static const char *const experts[] = {"num_local_experts", "num_experts", "n_routed_experts"};
+    const json_t *value;
+    enum td_status st;
+    double share = 1;
+
+    for (size_t i = 0; i < sizeof must_be_false / sizeof must_be_false[0]; i++) {
+        bool is_set = false;
+
+        if ((st = get_bool(config, must_be_false[i], &is_set, err)))
+            return st;
+        if (is_set)
+            return td_err_set(err, TD_UNSUPPORTED, "'%s' is true; biases are not built",
+                              must_be_false[i]);
+    }
+    for (size_t i = 0; i < sizeof experts / sizeof experts[0]; i++) {
+        uint32_t n = 0;
+
+        if ((st = get_u32(config, experts[i], &n, err)))
+            return st;
+        if (n > 1)
+            return td_err_set(err, TD_UNSUPPORTED,
+                              "'%s' is %" PRIu32 "; mixture of experts is not built", experts[i],
+                              n);
+    }
+    if ((value = get(config, "quantization_config")))
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "'quantization_config' asks for the method '%s', which is not built",
+                          shown(get(value, "quant_method")));
+    value = get(config, "hidden_act");
+    if (value && (!json_is_string(value) || strcmp(json_string_value(value), "silu") != 0))
+        return td_err_set(err, TD_UNSUPPORTED, "'hidden_act' is '%s'; expected 'silu'",
+                          shown(value));
+    if ((st = get_number(config, "partial_rotary_factor", &share, err)))
+        return st;
+    if (share != 1)
+        return td_err_set(err, TD_UNSUPPORTED, "'partial_rotary_factor' is %g; expected 1", share);
+    return TD_OK;
+}
+
+/* Sliding windows count as in use where transformers would use them; a Llama config that names one is refused. */
+static enum td_status refuse_windows(const json_t *config, const struct td_spec *spec,
+                                     struct td_err *err)
+{
+    const json_t *types = get(config, "layer_types"), *window = get(config, "sliding_window");
+    bool in_use = spec->arch == TD_ARCH_LLAMA;
+    uint32_t first = spec->arch == TD_ARCH_LLAMA ? 0 : 28; /* Qwen3's default */
+    enum td_status st;
+
+    if (types && !json_is_array(types))
+        return td_err_set(err, TD_CORRUPT, "'layer_types' is %s; expected an array",
+                          td_jsonfile_type_name(types));
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const json_t *type = json_array_get(types, i);
+
+        if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention") != 0)
+            return td_err_set(err, TD_UNSUPPORTED,
+                              "layer %zu is of type '%s'; expected 'full_attention'", i,
+                              shown(type));
+    }
+    if ((st = get_bool(config, "use_sliding_window", &in_use, err)) ||
+        (st = get_u32(config, "max_window_layers", &first, err)))
+        return st;
+    if (in_use && window && first < spec->n_layers && !types)
+        return td_err_set(err, TD_UNSUPPORTED, "'sliding_window' is in use; windows are not built");
+    return TD_OK;
+}
+
+/* ---- positions ---- */
+
+/* 0.1 m ln(factor) + 1, as the YaRN paper (arXiv 2309.00071) recommends. */
+static double yarn_scale(double factor, double m)
+{
+    return factor > 1 ? 0.1 * m * log(factor) + 1 : 1;
+}
+
+static enum td_status read_yarn(const json_t *scaling, struct td_spec *spec, struct td_err *err)
+{
+    struct td_rope_spec *r = &spec->rope;
+    double mscale = 0, mscale_all = 0, longest;
+    enum td_status st;
+    bool truncate = true;
+
+    r->original_max_positions = spec->max_positions;
+    if ((st = get_number(scaling, "original_max_position_embeddings", &r->original_max_positions,
+                         err)) ||
+        (st = get_number(scaling, "beta_fast", &r->beta_fast, err)) ||
+        (st = get_number(scaling, "beta_slow", &r->beta_slow, err)) ||
+        (st = get_number(scaling, "attention_factor", &r->attention_factor, err)) ||
+        (st = get_number(scaling, "mscale", &mscale, err)) ||
+        (st = get_number(scaling, "mscale_all_dim", &mscale_all, err)) ||
+        (st = get_bool(scaling, "truncate", &truncate, err)))
+        return st;
+    if (!truncate)
+        return td_err_set(err, TD_UNSUPPORTED, "RoPE scaling with 'truncate' false is not built");
+    if (!get(scaling, "attention_factor") && mscale != 0 && mscale_all != 0)
+        r->attention_factor = yarn_scale(r->factor, mscale) / yarn_scale(r->factor, mscale_all);
+    /* The config's own length is often that before scaling. */
+    longest = r->factor * r->original_max_positions;
+    if (longest > spec->max_positions && longest <= UINT32_MAX)
+        spec->max_positions = (uint32_t)longest;
+    return TD_OK;
+}
+
+static enum td_status read_scaling(const json_t *scaling, struct td_spec *spec, struct td_err *err)
+{
+    struct td_rope_spec *r = &spec->rope;
+    const json_t *type = get(scaling, "rope_type");
+    const char *name;
+    enum td_status st;
+
+    if (!type)
+        type = get(scaling, "type");
+    if (type && !json_is_string(type))
+        return td_err_set(err, TD_CORRUPT, "the RoPE scaling's type is %s; expected a string",
+                          td_jsonfile_type_name(type));
+    name = type ? json_string_value(type) : "default";
+    if (strcmp(name, "default") == 0)
+        return TD_OK;
+    if (strcmp(name, "linear") == 0)
+        r->scaling = TD_ROPE_LINEAR;
+    else if (strcmp(name, "llama3") == 0)
+        r->scaling = TD_ROPE_LLAMA3;
+    else if (strcmp(name, "yarn") == 0)
+        r->scaling = TD_ROPE_YARN;
+    else
+        return td_err_set(
+            err, TD_UNSUPPORTED,
+            "RoPE scaling '%s' is not built; expected default, linear, llama3 or yarn",
+            shown(type));
+    if ((st = need_number(scaling, "factor", &r->factor, err)))
+        return st;
+    if (r->scaling == TD_ROPE_YARN)
+        return read_yarn(scaling, spec, err);
+    if (r->scaling == TD_ROPE_LINEAR)
+        return TD_OK;
+    if ((st = need_number(scaling, "low_freq_factor", &r->low_freq_factor, err)) ||
+        (st = need_number(scaling, "high_freq_factor", &r->high_freq_factor, err)))
+        return st;
+    return need_number(scaling, "original_max_position_embeddings", &r->original_max_positions,
+                       err);
+}
+
+/* Three spellings: rope_theta beside rope_scaling, or everything in the newer rope_parameters. */
+static enum td_status read_rope(const json_t *config, struct td_spec *spec, struct td_err *err)
+{
+    static const char *const key[] = {"rope_scaling", "rope_parameters"};
+    enum td_status st;
+    double share = 1;
+
+    spec->rope = (struct td_rope_spec){.theta = 10000, .beta_fast = 32, .beta_slow = 1};
+    if ((st = get_number(config, "rope_theta", &spec->rope.theta, err)))
+        return st;
+    for (size_t i = 0; i < sizeof key / sizeof key[0]; i++) {
+        const json_t *scaling = get(config, key[i]);
+
+        if (!scaling)
+            continue;
+        if (!json_is_object(scaling))
+            return td_err_set(err, TD_CORRUPT, "'%s' is %s; expected an object", key[i],
+                              td_jsonfile_type_name(scaling));
+        if (get(scaling, "full_attention") || get(scaling, "sliding_attention"))
+            return td_err_set(err, TD_UNSUPPORTED, "'%s' differs by layer type, which is not built",
+                              key[i]);
+        if ((st = get_number(scaling, "rope_theta", &spec->rope.theta, err)) ||
+            (st = get_number(scaling, "partial_rotary_factor", &share, err)) ||
+            (st = read_scaling(scaling, spec, err)))
+            return st;
+        if (share != 1)
+            return td_err_set(err, TD_UNSUPPORTED, "'partial_rotary_factor' is %g; expected 1",
+                              share);
+    }
+    return TD_OK;
+}
+
+/* ---- ids ---- */
+
+static enum td_status add_eos(struct td_spec *spec, const json_t *value, struct td_err *err)
+{
+    double id = json_number_value(value);
+
+    if (!json_is_number(value) || id != floor(id) || id >= spec->n_vocab)
+        return td_err_set(
+            err, TD_CORRUPT,
+            "'eos_token_id' holds %.17g; expected ids below the vocabulary's %" PRIu32, id,
+            spec->n_vocab);
+    if (id < 0) /* some files write -1 for none */
+        return TD_OK;
+    for (uint32_t i = 0; i < spec->n_eos; i++)
+        if (spec->eos_ids[i] == (uint32_t)id)
+            return TD_OK;
+    if (spec->n_eos == TD_SPEC_MAX_EOS)
+        return td_err_set(err, TD_UNSUPPORTED, "more than %d different 'eos_token_id'",
+                          TD_SPEC_MAX_EOS);
+    spec->eos_ids[spec->n_eos++] = (uint32_t)id;
+    return TD_OK;
+}
+
+static enum td_status read_ids(const json_t *config, struct td_spec *spec, struct td_err *err)
+{
+    const json_t *eos = get(config, "eos_token_id"), *bos = get(config, "bos_token_id");
+    enum td_status st = TD_OK;
+    double id;
+
+    if (json_is_array(bos))
+        bos = json_array_get(bos, 0);
+    if (bos && spec->bos_id < 0) {
+        id = json_number_value(bos);
+        if (!json_is_number(bos) || id != floor(id) || id >= spec->n_vocab)
+            return td_err_set(
+                err, TD_CORRUPT,
+                "'bos_token_id' is %.17g; expected an id below the vocabulary's %" PRIu32, id,
+                spec->n_vocab);
+        spec->bos_id = id < 0 ? -1 : (int64_t)id;
+    }
+    if (eos && !json_is_array(eos))
+        return add_eos(spec, eos, err);
+    for (size_t i = 0; i < json_array_size(eos) && !st; i++)
+        st = add_eos(spec, json_array_get(eos, i), err);
+    return st;
+}
+
+/* ---- whole ---- */
+
+static enum td_status read_sizes(const json_t *config, const struct family *f, struct td_spec *spec,
+                                 struct td_err *err)
+{
+    double eps = 1e-6;
+    enum td_status st;
+
+    if ((st = need_u32(config, "hidden_size", &spec->d_model, err)) ||
+        (st = need_u32(config, "num_hidden_layers", &spec->n_layers, err)) ||
+        (st = need_u32(config, "num_attention_heads", &spec->n_heads, err)) ||
+        (st = need_u32(config, "intermediate_size", &spec->d_ff, err)) ||
+        (st = need_u32(config, "vocab_size", &spec->n_vocab, err)))
+        return st;
+    spec->n_kv_heads = f->n_kv_heads ? f->n_kv_heads : spec->n_heads;
+    spec->head_dim = f->head_dim;
+    spec->max_positions = f->max_positions;
+    if ((st = get_u32(config, "num_key_value_heads", &spec->n_kv_heads, err)) ||
+        (st = get_u32(config, "head_dim", &spec->head_dim, err)) ||
+        (st = get_u32(config, "max_position_embeddings", &spec->max_positions, err)) ||
+        (st = get_number(config, "rms_norm_eps", &eps, err)) ||
+        (st = get_bool(config, "tie_word_embeddings", &spec->tied_head, err)))
+        return st;
+    spec->rms_eps = (float)eps;
+    if (spec->head_dim == 0 && !get(config, "head_dim") && spec->n_heads) {
+        if (spec->d_model % spec->n_heads)
+            return td_err_set(err, TD_CORRUPT,
+                              "'hidden_size' %" PRIu32
+                              " is no multiple of 'num_attention_heads' %" PRIu32
+                              " and there is no 'head_dim'",
+                              spec->d_model, spec->n_heads);
+        spec->head_dim = spec->d_model / spec->n_heads;
+    }
+    return TD_OK;
+}
+
+static enum td_status read_config(const json_t *config, struct td_spec *spec, struct td_err *err)
+{
+    const json_t *dtype = get(config, "dtype");
+    const struct family *f;
+    enum td_status st;
+
+    if ((st = find_family(config, &f, err)))
+        return st;
+    spec->arch = f->arch;
+    spec->qk_norm = f->qk_norm;
+    strncpy(spec->name, f->architecture, sizeof spec->name - 1);
+    if ((st = refuse_options(config, err)) || (st = read_sizes(config, f, spec, err)) ||
+        (st = refuse_windows(config, spec, err)) || (st = read_rope(config, spec, err)))
+        return st;
+    if (!dtype)
+        dtype = get(config, "torch_dtype");
+    if (json_is_string(dtype))
+        (void)td_dtype_from_name(json_string_value(dtype), &spec->dtype);
+    return read_ids(config, spec, err);
+}
+
+enum td_status td_hfconfig_read(struct td_str config, struct td_str generation,
+                                struct td_str tokenizer, struct td_spec *out, struct td_err *err)
+{
+    struct td_spec spec = {.bos_id = -1};
+    json_t *root;
+    enum td_status st;
+
+    if ((st = td_jsonfile_parse(config, "config.json", MAX_CONFIG_BYTES, TD_JSONFILE_CONFIG, &root,
+                                err)))
+        return st;
+    st = read_config(root, &spec, err);
+    json_decref(root);
+    if (st) {
+        td_err_context(err, "config.json");
+        return st;
+    }
+    if (generation.len) {
+        if ((st = td_jsonfile_parse(generation, "generation_config.json", MAX_CONFIG_BYTES,
+                                    TD_JSONFILE_CONFIG, &root, err)))
+            return st;
+        st = read_ids(root, &spec, err);
+        json_decref(root);
+        if (st) {
+            td_err_context(err, "generation_config.json");
+            return st;
+        }
+    }
+    if (tokenizer.len) {
+        if ((st = td_jsonfile_parse(tokenizer, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES,
+                                    TD_JSONFILE_CONFIG, &root, err)))
+            return st;
+        st = get_bool(root, "add_bos_token", &spec.add_bos, err);
+        json_decref(root);
+        if (st) {
+            td_err_context(err, "tokenizer_config.json");
+            return st;
+        }
+    }
+    *out = spec;
+    return TD_OK;
+}
+
+enum td_status td_hfconfig_chat_template(struct td_str tokenizer, char **out, struct td_err *err)
+{
+    const json_t *value, *chosen = NULL;
+    enum td_status st;
+    json_t *root;
+
+    *out = NULL;
+    if (tokenizer.len == 0)
+        return TD_OK;
+    if ((st = td_jsonfile_parse(tokenizer, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES,
+                                TD_JSONFILE_CONFIG, &root, err)))
+        return st;
+    value = get(root, "chat_template");
+    if (json_is_string(value))
+        chosen = value;
+    for (size_t i = 0; i < json_array_size(value); i++) {
+        const json_t *entry = json_array_get(value, i), *name = json_object_get(entry, "name");
+
+        if (json_is_string(name) && strcmp(json_string_value(name), "default") == 0)
+            chosen = json_object_get(entry, "template");
+    }
+    if (json_is_string(chosen) && !(*out = strdup(json_string_value(chosen))))
+        st = td_err_set(err, TD_NO_MEMORY, "no memory for the chat template");
+    json_decref(root);
+    return st;
+}

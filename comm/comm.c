@@ -1,0 +1,401 @@
+#include "comm/comm_impl.h"
+#include "kernels/base/clock.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+void td_comm_world_init(struct td_comm_world *world, const struct td_comm_transport *transport,
+                        uint32_t rank, uint32_t size)
+{
+    world->transport = transport;
+    world->rank = rank;
+    world->size = size;
+    world->host = 0;
+    world->next_context = 1; /* 0 is the world's own group */
+    world->n_contexts = 1u << 16;
+    world->n_groups = 0;
+    world->spin_ns = 0;
+    atomic_init(&world->failed, TD_OK);
+}
+
+enum td_status td_comm_world_fail(struct td_comm_world *world, enum td_status status)
+{
+    int none = TD_OK;
+
+    if (atomic_compare_exchange_strong(&world->failed, &none, (int)status))
+        return status;
+    return (enum td_status)none;
+}
+
+enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *members,
+                                  uint32_t size, uint32_t rank, uint32_t context,
+                                  struct td_comm **comm, struct td_err *err)
+{
+    struct td_comm *c;
+
+    if (size > TD_COMM_MAX_RANKS)
+        return td_err_set(err, TD_TOO_LARGE, "a group of %u ranks; at most %d are supported", size,
+                          TD_COMM_MAX_RANKS);
+    c = calloc(1, sizeof *c + size * sizeof c->members[0]);
+    if (!c)
+        goto fail;
+    /* The most that one exchange queues: a receive per part of others, a send per own part and peer. */
+    c->cap_xfers = TD_TREE_MAX_LEAVES + TD_TREE_MAX_PARTS * size + size;
+    c->xfers = calloc(c->cap_xfers, sizeof *c->xfers);
+    if (!c->xfers)
+        goto fail_group;
+    c->world = world;
+    c->rank = rank;
+    c->size = size;
+    c->context = context;
+    c->spin_ns = world->spin_ns;
+    for (uint32_t r = 0; r < size; r++)
+        c->members[r] = members ? members[r] : r;
+    world->n_groups++;
+    *comm = c;
+    return TD_OK;
+
+fail_group:
+    free(c);
+fail:
+    return td_err_set(err, TD_NO_MEMORY, "no memory for a group of %u ranks", size);
+}
+
+void td_comm_close(struct td_comm *comm)
+{
+    struct td_comm_world *world;
+
+    if (!comm)
+        return;
+    world = comm->world;
+    free(comm->xfers);
+    free(comm);
+    if (--world->n_groups == 0)
+        world->transport->close(world);
+}
+
+uint32_t td_comm_rank(const struct td_comm *comm)
+{
+    return comm->rank;
+}
+
+uint32_t td_comm_size(const struct td_comm *comm)
+{
+    return comm->size;
+}
+
+const char *td_comm_transport(const struct td_comm *comm)
+{
+    return comm->world->transport->name;
+}
+
+void td_comm_stats(const struct td_comm *comm, struct td_comm_stats *out)
+{
+    *out = comm->stats;
+}
+
+void td_comm_stats_reset(struct td_comm *comm)
+{
+    memset(&comm->stats, 0, sizeof comm->stats);
+}
+
+void td_comm_set_deadline(struct td_comm *comm, uint64_t op_limit_ns)
+{
+    comm->op_limit_ns = op_limit_ns;
+}
+
+void td_comm_set_spin(struct td_comm *comm, uint64_t spin_ns)
+{
+    comm->spin_ns = spin_ns;
+}
+
+void td_comm_abort(struct td_comm *comm)
+{
+    td_comm_world_fail(comm->world, TD_PEER_LOST);
+    if (comm->world->transport->wake)
+        comm->world->transport->wake(comm->world);
+}
+
+enum td_status td_comm_report_failed(struct td_comm *comm, struct td_err *err)
+{
+    enum td_status status = (enum td_status)atomic_load(&comm->world->failed);
+
+    return td_err_set(err, status, "rank %u of %u: %s: the group was given up (%s)", comm->rank,
+                      comm->size, comm->op, td_status_name(status));
+}
+
+static uint32_t group_rank(const struct td_comm *comm, uint32_t world_rank)
+{
+    for (uint32_t r = 0; r < comm->size; r++) {
+        if (comm->members[r] == world_rank)
+            return r;
+    }
+    return UINT32_MAX;
+}
+
+enum td_status td_comm_report_timeout(struct td_comm *comm, uint32_t awaited, struct td_err *err)
+{
+    return td_err_set(err, TD_PEER_TIMED_OUT,
+                      "rank %u of %u: %s: rank %u did not answer within %.3f s", comm->rank,
+                      comm->size, comm->op, group_rank(comm, awaited),
+                      (double)comm->op_limit_ns * 1e-9);
+}
+
+enum td_status td_comm_report_lost(struct td_comm *comm, uint32_t awaited, struct td_err *err)
+{
+    return td_err_set(err, TD_PEER_LOST, "rank %u of %u: %s: rank %u is gone", comm->rank,
+                      comm->size, comm->op, group_rank(comm, awaited));
+}
+
+enum td_status td_comm_report_length(struct td_comm *comm, uint32_t peer, size_t bytes,
+                                     size_t expected, struct td_err *err)
+{
+    return td_err_set(err, TD_PEER_PROTOCOL,
+                      "rank %u of %u: %s: rank %u sent %zu bytes, expected %zu", comm->rank,
+                      comm->size, comm->op, group_rank(comm, peer), bytes, expected);
+}
+
+void td_comm_queue_recv(struct td_comm *comm, uint32_t from, void *dst, size_t bytes)
+{
+    assert(comm->n_xfers < comm->cap_xfers && from != comm->rank);
+    comm->xfers[comm->n_xfers++] =
+        (struct td_comm_xfer){.peer = comm->members[from], .dst = dst, .bytes = bytes};
+}
+
+void td_comm_queue_send(struct td_comm *comm, uint32_t to, const void *src, size_t bytes)
+{
+    assert(comm->n_xfers < comm->cap_xfers && to != comm->rank);
+    comm->xfers[comm->n_xfers++] = (struct td_comm_xfer){
+        .peer = comm->members[to], .is_send = true, .src = src, .bytes = bytes};
+}
+
+enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_err *err)
+{
+    enum td_status status;
+
+    if (comm->n_xfers == 0)
+        return TD_OK;
+    status = comm->world->transport->exchange(comm, comm->context << TD_COMM_SLOT_BITS | slot, err);
+    if (status == TD_OK) {
+        for (uint32_t i = 0; i < comm->n_xfers; i++) {
+            if (comm->xfers[i].is_send)
+                comm->stats.sent_bytes += comm->xfers[i].bytes;
+        }
+    }
+    comm->n_xfers = 0;
+    return status;
+}
+
+/* Every operation stands between begin and finish. begin refuses in a world that was given up. */
+static enum td_status begin(struct td_comm *comm, const char *op, uint64_t *start_ns,
+                            struct td_err *err)
+{
+    comm->op = op;
+    if (atomic_load(&comm->world->failed) != TD_OK)
+        return td_comm_report_failed(comm, err);
+    *start_ns = td_clock_now_ns();
+    comm->deadline_ns = comm->op_limit_ns ? *start_ns + comm->op_limit_ns : UINT64_MAX;
+    if (comm->deadline_ns < *start_ns)
+        comm->deadline_ns = UINT64_MAX;
+    comm->n_xfers = 0;
+    return TD_OK;
+}
+
+static enum td_status finish(struct td_comm *comm, uint64_t start_ns, enum td_status status)
+{
+    comm->stats.n_ops++;
+    comm->stats.wait_ns += td_clock_now_ns() - start_ns;
+    if (status != TD_OK)
+        td_comm_world_fail(comm->world, status);
+    return status;
+}
+
+static enum td_status check_peer(const struct td_comm *comm, const char *op, uint32_t peer,
+                                 struct td_err *err)
+{
+    if (peer >= comm->size || peer == comm->rank)
+        return td_err_set(err, TD_INVALID,
+                          "%s: peer is rank %u, expected another rank than %u below %u", op, peer,
+                          comm->rank, comm->size);
+    return TD_OK;
+}
+
+static enum td_status check_root(const struct td_comm *comm, const char *op, uint32_t root,
+                                 struct td_err *err)
+{
+    if (root >= comm->size)
+        return td_err_set(err, TD_INVALID, "%s: root is rank %u, expected one below %u", op, root,
+                          comm->size);
+    return TD_OK;
+}
+
+static enum td_status check_data(const char *op, const char *name, const void *data, size_t bytes,
+                                 struct td_err *err)
+{
+    if (!data && bytes)
+        return td_err_set(err, TD_INVALID, "%s: `%s` is NULL, expected %zu bytes", op, name, bytes);
+    return TD_OK;
+}
+
+enum td_status td_comm_send(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
+                            struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = check_peer(comm, "send", to, err);
+
+    if (status == TD_OK)
+        status = check_data("send", "data", data, bytes, err);
+    if (status == TD_OK)
+        status = begin(comm, "send", &start_ns, err);
+    if (status != TD_OK)
+        return status;
+    if (bytes)
+        td_comm_queue_send(comm, to, data, bytes);
+    return finish(comm, start_ns, td_comm_exchange(comm, 0, err));
+}
+
+enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, size_t bytes,
+                            struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = check_peer(comm, "recv", from, err);
+
+    if (status == TD_OK)
+        status = check_data("recv", "data", data, bytes, err);
+    if (status == TD_OK)
+        status = begin(comm, "recv", &start_ns, err);
+    if (status != TD_OK)
+        return status;
+    if (bytes)
+        td_comm_queue_recv(comm, from, data, bytes);
+    return finish(comm, start_ns, td_comm_exchange(comm, 0, err));
+}
+
+enum td_status td_comm_bcast(struct td_comm *comm, uint32_t root, void *data, size_t bytes,
+                             struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = check_root(comm, "bcast", root, err);
+
+    if (status == TD_OK)
+        status = check_data("bcast", "data", data, bytes, err);
+    if (status == TD_OK)
+        status = begin(comm, "bcast", &start_ns, err);
+    if (status != TD_OK)
+        return status;
+    return finish(comm, start_ns, td_collective_bcast(comm, root, data, bytes, err));
+}
+
+static enum td_status check_gather(const struct td_comm *comm, const char *op, const void *send,
+                                   const size_t *bytes, bool receives, const void *recv,
+                                   struct td_err *err)
+{
+    enum td_status status;
+    size_t total = 0;
+
+    if (!bytes)
+        return td_err_set(err, TD_INVALID, "%s: `bytes` is NULL, expected %u lengths", op,
+                          comm->size);
+    for (uint32_t r = 0; r < comm->size; r++) {
+        if (bytes[r] > SIZE_MAX - total)
+            return td_err_set(err, TD_INVALID, "%s: lengths add up to more than %zu bytes", op,
+                              SIZE_MAX);
+        total += bytes[r];
+    }
+    status = check_data(op, "send", send, bytes[comm->rank], err);
+    if (status == TD_OK && receives)
+        status = check_data(op, "recv", recv, total, err);
+    return status;
+}
+
+enum td_status td_comm_all_gather(struct td_comm *comm, const void *send, const size_t *bytes,
+                                  void *recv, struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = check_gather(comm, "all_gather", send, bytes, true, recv, err);
+
+    if (status == TD_OK)
+        status = begin(comm, "all_gather", &start_ns, err);
+    if (status != TD_OK)
+        return status;
+    return finish(comm, start_ns, td_collective_all_gather(comm, send, bytes, recv, err));
+}
+
+enum td_status td_comm_gather(struct td_comm *comm, uint32_t root, const void *send,
+                              const size_t *bytes, void *recv, struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = check_root(comm, "gather", root, err);
+
+    if (status == TD_OK)
+        status = check_gather(comm, "gather", send, bytes, root == comm->rank, recv, err);
+    if (status == TD_OK)
+        status = begin(comm, "gather", &start_ns, err);
+    if (status != TD_OK)
+        return status;
+    return finish(comm, start_ns, td_collective_gather(comm, root, send, bytes, recv, err));
+}
+
+enum td_status td_comm_barrier(struct td_comm *comm, struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = begin(comm, "barrier", &start_ns, err);
+
+    if (status != TD_OK)
+        return status;
+    return finish(comm, start_ns, td_collective_barrier(comm, err));
+}
+
+static enum td_status check_layout(const struct td_comm *comm, const struct td_tree_layout *layout,
+                                   struct td_err *err)
+{
+    uint32_t at = 0;
+
+    if (!layout || !layout->runs)
+        return td_err_set(err, TD_INVALID, "tree_sum: no layout given");
+    if (layout->n_leaves < 1 || layout->n_leaves > TD_TREE_MAX_LEAVES)
+        return td_err_set(err, TD_INVALID, "tree_sum: %u leaves, expected 1 to %d",
+                          layout->n_leaves, TD_TREE_MAX_LEAVES);
+    for (uint32_t r = 0; r < comm->size; r++) {
+        struct td_leaf_run run = layout->runs[r];
+
+        if (run.begin == run.end)
+            continue;
+        if (run.begin != at || run.end < run.begin || run.end > layout->n_leaves)
+            return td_err_set(err, TD_INVALID,
+                              "tree_sum: rank %u owns leaves %u to %u, expected a run from %u on "
+                              "that ends by %u",
+                              r, run.begin, run.end, at, layout->n_leaves);
+        at = run.end;
+    }
+    if (at != layout->n_leaves)
+        return td_err_set(err, TD_INVALID, "tree_sum: runs end at leaf %u, expected %u", at,
+                          layout->n_leaves);
+    return TD_OK;
+}
+
+enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layout *layout,
+                                const float *parts, size_t n_floats, float *scratch, float *out,
+                                struct td_err *err)
+{
+    uint64_t start_ns;
+    enum td_status status = check_layout(comm, layout, err);
+
+    if (status != TD_OK)
+        return status;
+    if (n_floats > SIZE_MAX / sizeof(float) / TD_TREE_MAX_LEAVES)
+        return td_err_set(err, TD_INVALID, "tree_sum: %zu floats overflow a size", n_floats);
+    if (layout->runs[comm->rank].begin != layout->runs[comm->rank].end)
+        status = check_data("tree_sum", "parts", parts, n_floats * sizeof(float), err);
+    if (status == TD_OK)
+        status = check_data("tree_sum", "out", out, n_floats * sizeof(float), err);
+    if (status == TD_OK && comm->size > 1)
+        status = check_data("tree_sum", "scratch", scratch, n_floats * sizeof(float), err);
+    if (status == TD_OK)
+        status = begin(comm, "tree_sum", &start_ns, err);
+    if (status != TD_OK)
+        return status;
+    return finish(comm, start_ns,
+                  td_collective_tree_sum(comm, layout, parts, n_floats, scratch, out, err));
+}

@@ -1,0 +1,104 @@
+/* Inside of the group seam: what comm.c and the collectives share with the transports. Included by comm/ only.
+ * A transport moves bytes between the ranks of its world and knows no collective; the collectives (collective.c) are
+ * written once on top of it, so every transport gives the same bits and counts the same bytes. */
+#ifndef TD_COMM_COMM_IMPL_H
+#define TD_COMM_COMM_IMPL_H
+
+#include "comm/comm.h"
+
+#include <stdatomic.h>
+
+struct td_comm_world;
+
+/* A tag is (context << TD_COMM_SLOT_BITS) | slot: the context tells groups apart, the slot successive collectives;
+ * slot 0 is send and recv. */
+enum { TD_COMM_SLOT_BITS = 15, TD_COMM_MAX_RANKS = TD_TREE_MAX_RANKS };
+
+/* One message of an exchange. Buffers are borrowed until the exchange has returned. */
+struct td_comm_xfer {
+    uint32_t peer; /* rank in the world, never this one */
+    bool is_send;
+    const void *src; /* [bytes], sends */
+    void *dst;       /* [bytes], receives */
+    size_t bytes;    /* 0 is a message too */
+};
+
+struct td_comm_transport {
+    const char *name;
+    /* Starts every message of comm->xfers (receives stand first) and waits until all are done, the world has failed,
+     * or comm->deadline_ns has passed. Messages between two ranks with one tag stay in order. A received length
+     * that differs from the expected one is TD_PEER_PROTOCOL. Never called for no messages. */
+    enum td_status (*exchange)(struct td_comm *comm, uint32_t tag, struct td_err *err);
+    /* Makes a sleeping wait look at world->failed. NULL when waits poll. Any thread. */
+    void (*wake)(struct td_comm_world *world);
+    /* After the last group of this end was closed; frees the world. */
+    void (*close)(struct td_comm_world *world);
+};
+
+/* This process's end of one transport's ranks. The groups split from one another share it, so that giving up one of
+ * them gives up all. A transport's own struct begins with this one. */
+struct td_comm_world {
+    const struct td_comm_transport *transport;
+    uint32_t rank;
+    uint32_t size;
+    uint32_t host;         /* equal for the ranks that share one host's memory */
+    uint32_t next_context; /* not used yet by any group of this end */
+    uint32_t n_contexts;   /* how many the transport's tags have room for */
+    uint32_t n_groups;     /* open ones */
+    uint64_t spin_ns;      /* first value for its groups */
+    atomic_int failed;     /* enum td_status; TD_OK while usable. Set once, by any thread */
+};
+
+struct td_comm {
+    struct td_comm_world *world;
+    uint32_t rank;
+    uint32_t size;
+    uint32_t context;
+    uint32_t sequence; /* of collectives, equal on all ranks */
+    uint64_t op_limit_ns;
+    uint64_t spin_ns;
+    const char *op;       /* name of the operation under way, for errors */
+    uint64_t deadline_ns; /* of it; UINT64_MAX: none */
+    struct td_comm_stats stats;
+    uint32_t n_xfers;
+    uint32_t cap_xfers;
+    struct td_comm_xfer *xfers; /* [cap_xfers] */
+    uint32_t members[];         /* [size] group rank -> world rank */
+};
+
+/* Fills the common part of a world that the transport has allocated. */
+void td_comm_world_init(struct td_comm_world *world, const struct td_comm_transport *transport,
+                        uint32_t rank, uint32_t size);
+/* A group over `world` whose rank r is members[r]; NULL means all of the world in order. TD_TOO_LARGE, TD_NO_MEMORY. */
+enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *members,
+                                  uint32_t size, uint32_t rank, uint32_t context,
+                                  struct td_comm **comm, struct td_err *err);
+/* Gives the world up for `status` unless it was already; returns what it is given up for. */
+enum td_status td_comm_world_fail(struct td_comm_world *world, enum td_status status);
+
+/* How an exchange ends early. Each writes the error, with the peer that is still awaited. */
+enum td_status td_comm_report_failed(struct td_comm *comm, struct td_err *err);
+enum td_status td_comm_report_timeout(struct td_comm *comm, uint32_t awaited, struct td_err *err);
+enum td_status td_comm_report_lost(struct td_comm *comm, uint32_t awaited, struct td_err *err);
+enum td_status td_comm_report_length(struct td_comm *comm, uint32_t peer, size_t bytes,
+                                     size_t expected, struct td_err *err);
+
+/* Queue one message for td_comm_exchange; peers are ranks of the group. Receives first. */
+void td_comm_queue_recv(struct td_comm *comm, uint32_t from, void *dst, size_t bytes);
+void td_comm_queue_send(struct td_comm *comm, uint32_t to, const void *src, size_t bytes);
+/* Runs and empties the queue under `slot` (none: returns at once) and counts what was sent. */
+enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_err *err);
+
+/* The collectives: arguments are checked already. */
+enum td_status td_collective_bcast(struct td_comm *comm, uint32_t root, void *data, size_t bytes,
+                                   struct td_err *err);
+enum td_status td_collective_all_gather(struct td_comm *comm, const void *send, const size_t *bytes,
+                                        void *recv, struct td_err *err);
+enum td_status td_collective_gather(struct td_comm *comm, uint32_t root, const void *send,
+                                    const size_t *bytes, void *recv, struct td_err *err);
+enum td_status td_collective_barrier(struct td_comm *comm, struct td_err *err);
+enum td_status td_collective_tree_sum(struct td_comm *comm, const struct td_tree_layout *layout,
+                                      const float *parts, size_t n_floats, float *scratch,
+                                      float *out, struct td_err *err);
+
+#endif

@@ -18,18 +18,20 @@ struct td_grpc_stream; /* one call (or plain HTTP/2 request); valid until its on
 
 /* Every field has a default (td_grpc_limits_default). */
 struct td_grpc_limits {
-    size_t max_message_bytes;     /* of one received message; over it: RESOURCE_EXHAUSTED. 16 MiB */
-    size_t max_queued_bytes;      /* sent messages waiting in one stream; over it: TD_BUSY. 8 MiB */
-    size_t drain_mark_bytes;      /* on_drain is called when the queue falls to this or below. 64 KiB */
+    size_t max_message_bytes; /* of one received message; over it: RESOURCE_EXHAUSTED. 16 MiB */
+    size_t max_queued_bytes;  /* sent messages waiting in one stream; over it: TD_BUSY. 8 MiB */
+    size_t drain_mark_bytes;  /* on_drain is called when the queue falls to this or below. 64 KiB */
     size_t max_header_list_bytes; /* metadata of one call, counted as RFC 9113 6.5.2. 16 KiB */
     size_t max_http_body_bytes;   /* of a plain request (on_http); over it: 413. 1 MiB */
     uint32_t max_streams;         /* concurrent, server side. 256 */
     uint32_t window_bytes;        /* receive window of one stream. 256 KiB */
-    uint32_t max_resets;          /* client resets within reset_window_ns; over it the connection is closed. 200 */
-    uint64_t reset_window_ns;     /* 10 s */
-    uint64_t keepalive_ns;        /* silence after which a PING is sent; 0: never. Default 0 */
-    uint64_t keepalive_limit_ns;  /* silence after that PING which closes the connection. 20 s */
-    uint64_t drain_limit_ns;      /* a peer that ignores drain's PING gets the last GOAWAY after this. 1 s */
+    uint32_t
+        max_resets; /* client resets within reset_window_ns; over it the connection is closed. 200 */
+    uint64_t reset_window_ns;    /* 10 s */
+    uint64_t keepalive_ns;       /* silence after which a PING is sent; 0: never. Default 0 */
+    uint64_t keepalive_limit_ns; /* silence after that PING which closes the connection. 20 s */
+    uint64_t
+        drain_limit_ns; /* a peer that ignores drain's PING gets the last GOAWAY after this. 1 s */
 };
 
 /* All may be NULL except on_call at a server. `user` is the connection's; a stream has its own pointer. */
@@ -37,11 +39,13 @@ struct td_grpc_callbacks {
     /* Server: a call begins; metadata is readable. TD_OK accepts it. Anything else refuses it with the code that
      * td_grpc_code_from_status gives and err->cause as text (an unknown method is TD_UNSUPPORTED); no other callback
      * follows then. The answer may also be sent from inside. */
-    enum td_status (*on_call)(void *user, struct td_grpc_stream *s, struct td_str path, struct td_err *err);
+    enum td_status (*on_call)(void *user, struct td_grpc_stream *s, struct td_str path,
+                              struct td_err *err);
     /* Server: a complete request that is not gRPC. Answer with td_grpc_stream_http_reply, now or later; on_close
      * follows. Without this callback such a request is answered 415. Method and path are borrowed until on_close,
      * body until return. */
-    void (*on_http)(void *user, struct td_grpc_stream *s, struct td_str method, struct td_str path, struct td_str body);
+    void (*on_http)(void *user, struct td_grpc_stream *s, struct td_str method, struct td_str path,
+                    struct td_str body);
     /* Client: the server's first headers came: the call was accepted. Metadata is readable. */
     void (*on_headers)(void *user, struct td_grpc_stream *s);
     /* One whole message, borrowed until return. Give `message.len` back with td_grpc_stream_ack when it is dealt with (maybe
@@ -53,7 +57,8 @@ struct td_grpc_callbacks {
     void (*on_drain)(void *user, struct td_grpc_stream *s);
     /* Exactly once for each accepted, plain or client call. Server: `code` is what was sent, or CANCELLED when the
      * client or the connection went away first. Client: the call's status; text borrowed until return. */
-    void (*on_close)(void *user, struct td_grpc_stream *s, enum td_grpc_code code, struct td_str text);
+    void (*on_close)(void *user, struct td_grpc_stream *s, enum td_grpc_code code,
+                     struct td_str text);
     /* There is something to pull although no feed, pull or tick is running: schedule a pull. */
     void (*on_output)(void *user);
 };
@@ -61,10 +66,12 @@ struct td_grpc_callbacks {
 void td_grpc_limits_default(struct td_grpc_limits *limits);
 
 /* `limits` may be NULL. Both are copied. *conn is owned by the caller. */
-enum td_status td_grpc_server_open(const struct td_grpc_callbacks *callbacks, const struct td_grpc_limits *limits,
-                                   void *user, struct td_grpc **conn, struct td_err *err);
-enum td_status td_grpc_client_open(const struct td_grpc_callbacks *callbacks, const struct td_grpc_limits *limits,
-                                   void *user, struct td_grpc **conn, struct td_err *err);
+enum td_status td_grpc_server_open(const struct td_grpc_callbacks *callbacks,
+                                   const struct td_grpc_limits *limits, void *user,
+                                   struct td_grpc **conn, struct td_err *err);
+enum td_status td_grpc_client_open(const struct td_grpc_callbacks *callbacks,
+                                   const struct td_grpc_limits *limits, void *user,
+                                   struct td_grpc **conn, struct td_err *err);
 /* Ends every open stream through on_close (server CANCELLED, client UNAVAILABLE), then frees. NULL is legal. */
 void td_grpc_close(struct td_grpc *conn);
 
@@ -75,7 +82,8 @@ enum td_status td_grpc_feed(struct td_grpc *conn, uint64_t now_ns, const void *d
 /* Fills `out` with at most `cap` bytes for the peer; returns how many, 0 when there is nothing now. */
 size_t td_grpc_pull(struct td_grpc *conn, void *out, size_t cap);
 bool td_grpc_wants_write(const struct td_grpc *conn); /* pull would give bytes */
-bool td_grpc_wants_close(const struct td_grpc *conn); /* nothing more will come or go: close the socket */
+bool td_grpc_wants_close(
+    const struct td_grpc *conn); /* nothing more will come or go: close the socket */
 /* Deadlines, keepalive and drain. Call at td_grpc_next_tick_ns or later. */
 void td_grpc_tick(struct td_grpc *conn, uint64_t now_ns);
 uint64_t td_grpc_next_tick_ns(const struct td_grpc *conn); /* UINT64_MAX: none needed */
@@ -91,16 +99,17 @@ struct td_grpc_meta {
 };
 
 struct td_grpc_call_params {
-    struct td_str path;      /* "/tensord.worker.v1.Worker/Attach" */
-    struct td_str authority; /* "host:port"; empty: "localhost" */
-    bool tls;                /* scheme https */
-    uint64_t timeout_ns;     /* sent as grpc-timeout and kept by tick; 0: none */
+    struct td_str path;              /* "/tensord.worker.v1.Worker/Attach" */
+    struct td_str authority;         /* "host:port"; empty: "localhost" */
+    bool tls;                        /* scheme https */
+    uint64_t timeout_ns;             /* sent as grpc-timeout and kept by tick; 0: none */
     const struct td_grpc_meta *meta; /* [n_meta], copied */
     size_t n_meta;
     void *user; /* the stream's */
 };
 /* Client: begins a call. `now_ns` is the base of the timeout. TD_UNAVAILABLE when the connection is closing. */
-enum td_status td_grpc_client_call(struct td_grpc *conn, uint64_t now_ns, const struct td_grpc_call_params *params,
+enum td_status td_grpc_client_call(struct td_grpc *conn, uint64_t now_ns,
+                                   const struct td_grpc_call_params *params,
                                    struct td_grpc_stream **s, struct td_err *err);
 /* Client: no more messages will be sent. */
 void td_grpc_stream_half_close(struct td_grpc_stream *s);
@@ -110,28 +119,33 @@ void *td_grpc_stream_user(const struct td_grpc_stream *s);
 struct td_grpc *td_grpc_stream_conn(const struct td_grpc_stream *s);
 /* The nth (0 first) value of a received metadata name; "-bin" values are decoded. Borrowed until on_close. Server: of the
  * request, also pseudo-headers such as ":authority". Client: of headers and trailers. */
-bool td_grpc_stream_metadata(const struct td_grpc_stream *s, const char *name, size_t nth, struct td_str *value);
-uint64_t td_grpc_stream_deadline_ns(const struct td_grpc_stream *s); /* 0: none. On tick's clock; tick enforces it */
+bool td_grpc_stream_metadata(const struct td_grpc_stream *s, const char *name, size_t nth,
+                             struct td_str *value);
+uint64_t td_grpc_stream_deadline_ns(
+    const struct td_grpc_stream *s); /* 0: none. On tick's clock; tick enforces it */
 /* Server, in on_call: exactly one request message is expected; a second, or none, ends the call. */
 void td_grpc_stream_set_unary(struct td_grpc_stream *s);
 
-/* Queues one message (copied). Never blocks. TD_BUSY: over max_queued_bytes, nothing was queued, wait for on_drain.
+/* Queues one message (copied). Never blocks. TD_BUSY: over max_queued_bytes, nothing was queued, wait for on_drain (an
+ * empty queue takes a message of any size).
  * TD_CANCELLED: the stream is finished, half closed or reset. */
-enum td_status td_grpc_stream_send(struct td_grpc_stream *s, struct td_str message, struct td_err *err);
+enum td_status td_grpc_stream_send(struct td_grpc_stream *s, struct td_str message,
+                                   struct td_err *err);
 size_t td_grpc_stream_queued_bytes(const struct td_grpc_stream *s); /* not yet pulled */
 void td_grpc_stream_ack(struct td_grpc_stream *s, size_t n_bytes);
 /* Server: sends the response headers now, before any message, so that the client sees the call accepted. */
 void td_grpc_stream_start(struct td_grpc_stream *s);
 /* Server: adds one trailing metadata pair (copied), before finish. TD_BUSY: over 8. */
-enum td_status td_grpc_stream_add_trailer(struct td_grpc_stream *s, struct td_grpc_meta meta, struct td_err *err);
+enum td_status td_grpc_stream_add_trailer(struct td_grpc_stream *s, struct td_grpc_meta meta,
+                                          struct td_err *err);
 /* Server: the status, after what is queued. The first call counts; later ones do nothing. Received messages are dropped
  * from then on; on_close follows when the trailers are pulled. */
 void td_grpc_stream_finish(struct td_grpc_stream *s, enum td_grpc_code code, struct td_str text);
 /* Server: finish with the code and text of an error. */
 void td_grpc_stream_fail(struct td_grpc_stream *s, const struct td_err *err);
 /* Server: answers an on_http request, whole. `content_type` may be empty when there is no body. */
-void td_grpc_stream_http_reply(struct td_grpc_stream *s, int http_status, struct td_str content_type,
-                               struct td_str body);
+void td_grpc_stream_http_reply(struct td_grpc_stream *s, int http_status,
+                               struct td_str content_type, struct td_str body);
 /* Resets the stream now, either side; queued messages are lost. on_close (CANCELLED) follows. */
 void td_grpc_stream_cancel(struct td_grpc_stream *s);
 

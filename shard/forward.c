@@ -1,0 +1,250 @@
+/* One step through this rank's layers: from token ids to logits. The order of every sum is fixed by the model. */
+#include "shard/shard_impl.h"
+
+#include <math.h>
+#include <string.h>
+
+/* One step on its way through the shard. */
+struct pass {
+    struct td_shard *s;
+    const struct td_step *step;
+    uint32_t n; /* rows */
+    struct td_kv_rows kv_rows;
+    struct td_err *err;
+};
+
+static uint32_t owner_of(const struct td_shard *s, uint32_t token)
+{
+    uint32_t i = 0;
+
+    while (token >= s->p.plan->rank[i].vocab_end)
+        i++;
+    return i;
+}
+
+static enum td_status prepare_rows(struct pass *p)
+{
+    struct td_shard *s = p->s;
+    const struct td_step *step = p->step;
+    const struct td_plan *plan = s->p.plan;
+
+    if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
+        return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows, plan->max_batched_tokens);
+    if (td_step_n_logits(step) > plan->max_num_seqs)
+        return td_err_set(p->err, TD_INVALID, "%u rows want logits: expected at most %u", td_step_n_logits(step),
+                          plan->max_num_seqs);
+    for (uint32_t i = 0; i < step->n_rows; i++) {
+        const struct td_step_row *row = &step->rows[i];
+        const struct td_step_seq *seq = &step->seqs[row->seq];
+
+        if (row->token >= s->p.model->spec->n_vocab)
+            return td_err_set(p->err, TD_INVALID, "row %u has token %u of a vocabulary of %u", i, row->token,
+                              s->p.model->spec->n_vocab);
+        if (row->position / plan->block_tokens >= seq->n_blocks)
+            return td_err_set(p->err, TD_INVALID, "row %u is at position %u, past its %u blocks", i, row->position,
+                              seq->n_blocks);
+        s->rows.position[i] = row->position;
+        s->rows.first_block[i] = seq->first_block;
+    }
+    p->n = step->n_rows;
+    p->kv_rows = (struct td_kv_rows){s->rows.position, s->rows.first_block, step->table};
+    return TD_OK;
+}
+
+/* x = embedding rows. Every rank of the stage looks up the rows it owns and gives them to the others. */
+static enum td_status embed(struct pass *p)
+{
+    struct td_shard *s = p->s;
+    struct td_shard_buffers *b = &s->buf;
+    const size_t d = s->p.model->spec->d_model;
+    uint32_t tp = s->p.plan->tp, me = s->me->tp_index, n_own = 0;
+    size_t at[TD_PLAN_MAX_RANKS], offset = 0;
+    enum td_status st;
+
+    memset(s->counts, 0, tp * sizeof *s->counts);
+    for (uint32_t i = 0; i < p->n; i++) {
+        uint32_t token = p->step->rows[i].token, owner = owner_of(s, token);
+
+        s->rows.owner[i] = owner;
+        s->counts[owner] += d * sizeof(float);
+        if (owner == me)
+            s->rows.id[n_own++] = token - s->me->vocab_begin;
+    }
+    if (tp == 1)
+        return td_kern_rows(s->p.kern, s->weights.embed, s->rows.id, p->n, b->x, p->err);
+    if (n_own) {
+        st = td_kern_rows(s->p.kern, s->weights.embed, s->rows.id, n_own, b->h, p->err);
+        if (st)
+            return st;
+    }
+    st = td_comm_all_gather(s->tp, b->h, s->counts, b->sum, p->err);
+    if (st)
+        return st;
+    for (uint32_t r = 0; r < tp; r++) {
+        at[r] = offset;
+        offset += s->counts[r] / sizeof(float);
+    }
+    for (uint32_t i = 0; i < p->n; i++) {
+        memcpy(b->x + i * d, b->sum + at[s->rows.owner[i]], d * sizeof(float));
+        at[s->rows.owner[i]] += d;
+    }
+    return TD_OK;
+}
+
+/* x += the sum of a row-parallel matrix [d_model x cols] over all ranks of the stage. `m` is NULL where this rank owns no
+ * leaf. */
+static enum td_status row_parallel(struct pass *p, const struct td_matrix *m, const float *in, uint32_t n_leaves,
+                                   const struct td_leaf_run *runs)
+{
+    struct td_shard *s = p->s;
+    struct td_shard_buffers *b = &s->buf;
+    size_t n_floats = (size_t)p->n * s->p.model->spec->d_model;
+    struct td_tree_layout layout = {n_leaves, runs};
+    const float *sum = b->parts;
+    enum td_status st = m ? td_kern_matmul(s->p.kern, m, in, p->n, b->parts, p->err) : TD_OK;
+
+    if (!st && s->p.plan->tp > 1) {
+        st = td_comm_tree_sum(s->tp, &layout, b->parts, n_floats, b->all_parts, b->sum, p->err);
+        sum = b->sum;
+    }
+    return st ? st : td_kern_add(s->p.kern, b->x, sum, n_floats, p->err);
+}
+
+static enum td_status attention(struct pass *p, uint32_t i)
+{
+    struct td_shard *s = p->s;
+    struct td_shard_buffers *b = &s->buf;
+    struct td_kern *k = s->p.kern;
+    const struct td_spec *spec = s->p.model->spec;
+    const struct td_layer_weights *w = &s->weights.layer[i];
+    uint32_t hd = spec->head_dim, tp = s->p.plan->tp;
+    uint32_t heads = w->slice.head_end - w->slice.head_begin, kv_heads = w->slice.kv_end - w->slice.kv_begin;
+    float scale = 1.0f / sqrtf((float)hd);
+    enum td_status st = td_kern_rmsnorm(k, b->x, w->attn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
+
+    if (!st && heads) {
+        st = td_kern_matmul(k, w->q, b->h, p->n, b->q, p->err);
+        st = st ? st : td_kern_matmul(k, w->k, b->h, p->n, b->k, p->err);
+        st = st ? st : td_kern_matmul(k, w->v, b->h, p->n, b->v, p->err);
+        if (w->q_norm) {
+            st = st ? st : td_kern_rmsnorm(k, b->q, w->q_norm, p->n * heads, hd, spec->rms_eps, b->q, p->err);
+            st = st ? st : td_kern_rmsnorm(k, b->k, w->k_norm, p->n * kv_heads, hd, spec->rms_eps, b->k, p->err);
+        }
+        st = st ? st : td_kern_rope(k, b->q, p->n, heads, hd, b->angles, spec->rope.interleaved, p->err);
+        st = st ? st : td_kern_rope(k, b->k, p->n, kv_heads, hd, b->angles, spec->rope.interleaved, p->err);
+        st = st ? st : td_kern_kv_write(k, &s->kv.layer[i], &p->kv_rows, p->n, b->k, b->v, p->err);
+        st = st ? st : td_kern_attention(k, &s->kv.layer[i], &p->kv_rows, p->n, b->q, heads, s->kv_of_head[i], scale, b->attn, p->err);
+    }
+    return st ? st
+              : row_parallel(p, w->o, b->attn, td_plan_attn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
+                             s->attn_runs + (size_t)i * tp);
+}
+
+static enum td_status feed_forward(struct pass *p, uint32_t i)
+{
+    struct td_shard *s = p->s;
+    struct td_shard_buffers *b = &s->buf;
+    struct td_kern *k = s->p.kern;
+    const struct td_spec *spec = s->p.model->spec;
+    const struct td_layer_weights *w = &s->weights.layer[i];
+    size_t ff = w->slice.ff_end - w->slice.ff_begin;
+    enum td_status st = td_kern_rmsnorm(k, b->x, w->ffn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
+
+    if (!st && ff) {
+        st = td_kern_matmul(k, w->gate, b->h, p->n, b->gate, p->err);
+        st = st ? st : td_kern_matmul(k, w->up, b->h, p->n, b->up, p->err);
+        st = st ? st : td_kern_silu_mul(k, b->gate, b->up, p->n * ff, b->gate, p->err);
+    }
+    return st ? st
+              : row_parallel(p, w->down, b->gate, td_plan_ffn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
+                             s->ffn_runs + (size_t)i * s->p.plan->tp);
+}
+
+/* Copies the rows that want logits, in order. */
+static uint32_t wanted_rows(const struct pass *p, const float *x, float *out)
+{
+    size_t d = p->s->p.model->spec->d_model;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < p->n; i++)
+        if (p->step->rows[i].want == TD_WANT_LOGITS)
+            memcpy(out + (size_t)n++ * d, x + (size_t)i * d, d * sizeof(float));
+    return n;
+}
+
+/* Final norm and head on stage 0; slices meet on rank 0. */
+static enum td_status head(struct pass *p, uint32_t n, const float **logits)
+{
+    struct td_shard *s = p->s;
+    struct td_shard_buffers *b = &s->buf;
+    const struct td_spec *spec = s->p.model->spec;
+    const struct td_plan *plan = s->p.plan;
+    enum td_status st;
+    const float *slice = b->gathered;
+
+    st = td_kern_rmsnorm(s->p.kern, b->head_in, s->weights.final_norm, n, spec->d_model, spec->rms_eps, b->head_in, p->err);
+    if (!st && s->weights.head)
+        st = td_kern_matmul(s->p.kern, s->weights.head, b->head_in, n, plan->tp > 1 ? b->head_out : b->logits, p->err);
+    if (st || plan->tp == 1) {
+        *logits = b->logits;
+        return st;
+    }
+    for (uint32_t r = 0; r < plan->tp; r++)
+        s->counts[r] = (size_t)n * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) * sizeof(float);
+    st = td_comm_gather(s->tp, 0, b->head_out, s->counts, b->gathered, p->err);
+    if (st || s->rank != 0)
+        return st;
+    for (uint32_t r = 0; r < plan->tp; r++) {
+        size_t width = plan->rank[r].vocab_end - plan->rank[r].vocab_begin;
+
+        for (uint32_t i = 0; i < n; i++, slice += width)
+            memcpy(b->logits + (size_t)i * spec->n_vocab + plan->rank[r].vocab_begin, slice, width * sizeof(float));
+    }
+    *logits = b->logits;
+    return TD_OK;
+}
+
+static enum td_status layers(struct pass *p)
+{
+    struct td_shard *s = p->s;
+    enum td_status st = td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim, s->rope_scale,
+                                            s->rows.position, p->n, s->buf.angles, p->err);
+
+    for (uint32_t i = 0; !st && i < s->weights.n_layers; i++) {
+        st = attention(p, i);
+        st = st ? st : feed_forward(p, i);
+    }
+    return st;
+}
+
+enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, const float **logits, struct td_err *err)
+{
+    struct pass p = {.s = s, .step = step, .err = err};
+    const struct td_plan *plan = s->p.plan;
+    const size_t d = s->p.model->spec->d_model;
+    bool last = s->me->stage == plan->pp - 1;
+    uint32_t n_logits = td_step_n_logits(step);
+    enum td_status st = prepare_rows(&p);
+
+    *logits = NULL;
+    if (st)
+        return st;
+    if (s->me->stage == 0)
+        st = embed(&p);
+    else
+        st = td_comm_recv(s->pipe, s->rank - plan->tp, s->buf.x, p.n * d * sizeof(float), err);
+    st = st ? st : layers(&p);
+    if (!st && !last)
+        st = td_comm_send(s->pipe, s->rank + plan->tp, s->buf.x, p.n * d * sizeof(float), err);
+    if (!st && last && n_logits && plan->pp > 1) {
+        wanted_rows(&p, s->buf.x, s->buf.sum);
+        st = td_comm_send(s->pipe, s->me->tp_index, s->buf.sum, n_logits * d * sizeof(float), err);
+    }
+    if (st || s->me->stage != 0 || n_logits == 0)
+        return st;
+    if (plan->pp > 1)
+        st = td_comm_recv(s->pipe, s->rank + (plan->pp - 1) * plan->tp, s->buf.head_in, n_logits * d * sizeof(float), err);
+    else
+        wanted_rows(&p, s->buf.x, s->buf.head_in);
+    return st ? st : head(&p, n_logits, logits);
+}

@@ -1,0 +1,183 @@
+#include "shard/shard.h"
+
+#include "shard/rope.h"
+#include "shard/shard_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static enum td_status open_groups(struct td_shard *s, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    enum td_status st = td_comm_split(s->p.world, (int)s->me->stage, (int)s->me->tp_index, &s->tp, err);
+
+    if (!st && plan->pp > 1)
+        st = td_comm_split(s->p.world, 0, (int)s->rank, &s->pipe, err);
+    return st;
+}
+
+/* What a step needs to know of every layer's split, computed once. */
+static enum td_status open_layout(struct td_shard *s, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    const struct td_spec *spec = s->p.model->spec;
+    uint32_t n = s->weights.n_layers, group = spec->n_heads / spec->n_kv_heads;
+    size_t rows = plan->max_batched_tokens;
+
+    s->kv_of_head = calloc(n, sizeof *s->kv_of_head);
+    s->attn_runs = calloc((size_t)n * plan->tp, sizeof *s->attn_runs);
+    s->ffn_runs = calloc((size_t)n * plan->tp, sizeof *s->ffn_runs);
+    s->freq = calloc(spec->head_dim / 2, sizeof *s->freq);
+    s->counts = calloc(plan->tp, sizeof *s->counts);
+    s->rows.position = calloc(rows, sizeof(uint32_t));
+    s->rows.first_block = calloc(rows, sizeof(uint32_t));
+    s->rows.owner = calloc(rows, sizeof(uint32_t));
+    s->rows.id = calloc(rows, sizeof(uint32_t));
+    if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->freq || !s->counts || !s->rows.position ||
+        !s->rows.first_block || !s->rows.owner || !s->rows.id)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the layout of %u layers", n);
+    td_rope_frequencies(spec, s->freq, &s->rope_scale);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct td_plan_slice *slice = &s->weights.layer[i].slice;
+        uint32_t heads = slice->head_end - slice->head_begin;
+
+        s->kv_of_head[i] = calloc(heads ? heads : 1, sizeof **s->kv_of_head);
+        if (!s->kv_of_head[i])
+            return td_err_set(err, TD_NO_MEMORY, "no memory for the heads of layer %u", i);
+        for (uint32_t h = 0; h < heads; h++)
+            s->kv_of_head[i][h] = (slice->head_begin + h) / group - slice->kv_begin;
+        for (uint32_t r = 0; r < plan->tp; r++) {
+            struct td_plan_slice other =
+                td_plan_slice(plan, s->p.model, s->me->stage * plan->tp + r, s->me->layer_begin + i);
+
+            s->attn_runs[i * plan->tp + r] = other.attn_run;
+            s->ffn_runs[i * plan->tp + r] = other.ffn_run;
+        }
+    }
+    return TD_OK;
+}
+
+static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    const struct td_spec *spec = s->p.model->spec;
+    struct td_shard_buffers *b = &s->buf;
+    size_t n = plan->max_batched_tokens, d = spec->d_model, seqs = plan->max_num_seqs;
+    size_t vocab = s->me->vocab_end - s->me->vocab_begin;
+    struct td_plan_widths w = td_plan_widths(plan, s->p.model, s->rank);
+    size_t floats = 0;
+    bool first = s->me->stage == 0, root = s->rank == 0;
+
+    {
+        struct {
+            float **at;
+            size_t floats;
+        } const all_buffers[] = {
+            {&b->x, n * d},
+            {&b->h, n * d},
+            {&b->sum, n * d},
+            {&b->q, n * w.q},
+            {&b->attn, n * w.q},
+            {&b->k, n * w.kv},
+            {&b->v, n * w.kv},
+            {&b->gate, n * w.ff},
+            {&b->up, n * w.ff},
+            {&b->angles, n * spec->head_dim},
+            {&b->parts, w.own_parts * n * d},
+            {&b->all_parts, plan->tp > 1 ? w.all_parts * n * d : 0},
+            {&b->head_in, first ? seqs * d : 0},
+            {&b->head_out, first ? seqs * vocab : 0},
+            {&b->gathered, root && plan->tp > 1 ? seqs * spec->n_vocab : 0},
+            {&b->logits, root ? seqs * spec->n_vocab : 0},
+        };
+
+        for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++)
+            floats += (all_buffers[i].floats + 15) & ~(size_t)15;
+        b->bytes = floats * sizeof(float);
+        b->memory = td_kern_alloc(s->p.kern, b->bytes);
+        if (!b->memory)
+            return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of step buffers", b->bytes);
+        floats = 0;
+        for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++) {
+            *all_buffers[i].at = all_buffers[i].floats ? b->memory + floats : NULL;
+            floats += (all_buffers[i].floats + 15) & ~(size_t)15;
+        }
+    }
+    return TD_OK;
+}
+
+enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **out, struct td_err *err)
+{
+    struct td_shard *s = calloc(1, sizeof *s);
+    enum td_status st;
+
+    if (!s)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a shard");
+    s->p = *params;
+    s->rank = td_comm_rank(params->world);
+    s->me = &params->plan->rank[s->rank];
+    st = td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model, s->rank, params->progress,
+                         params->user, err);
+    st = st ? st : td_kv_open(&s->kv, params->kern, params->plan, params->model, s->rank, err);
+    st = st ? st : open_layout(s, err);
+    st = st ? st : open_buffers(s, err);
+    st = st ? st : open_groups(s, err);
+    if (st) {
+        td_shard_close(s);
+        return st;
+    }
+    *out = s;
+    return TD_OK;
+}
+
+void td_shard_close(struct td_shard *s)
+{
+    if (!s)
+        return;
+    td_comm_close(s->pipe);
+    td_comm_close(s->tp);
+    td_kern_free(s->p.kern, s->buf.memory, s->buf.bytes);
+    for (uint32_t i = 0; s->kv_of_head && i < s->weights.n_layers; i++)
+        free(s->kv_of_head[i]);
+    free(s->kv_of_head);
+    free(s->attn_runs);
+    free(s->ffn_runs);
+    free(s->freq);
+    free(s->counts);
+    free(s->rows.position);
+    free(s->rows.first_block);
+    free(s->rows.owner);
+    free(s->rows.id);
+    td_kv_close(&s->kv);
+    td_weights_unload(&s->weights);
+    free(s);
+}
+
+void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
+{
+    struct td_comm_stats tp = {0}, pipe = {0};
+
+    td_comm_stats(s->tp, &tp);
+    if (s->pipe)
+        td_comm_stats(s->pipe, &pipe);
+    *out = (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
+                                   .kv_bytes = s->kv.bytes,
+                                   .buffer_bytes = s->buf.bytes,
+                                   .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
+                                   .wait_ns = tp.wait_ns + pipe.wait_ns,
+                                   .n_exchanges = tp.n_ops + pipe.n_ops};
+}
+
+void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)
+{
+    td_comm_set_deadline(s->tp, op_limit_ns);
+    if (s->pipe)
+        td_comm_set_deadline(s->pipe, op_limit_ns);
+}
+
+void td_shard_abort(struct td_shard *s)
+{
+    td_comm_abort(s->tp);
+    if (s->pipe)
+        td_comm_abort(s->pipe);
+}

@@ -1,0 +1,49 @@
+/* One rank's model: its weights, KV memory, buffers and its ends of the groups, driven one step at a time.
+ * Owned and called by the compute thread. Knows no requests, no sockets and no clock; time is seen by the trace callback.
+ *
+ * All ranks of the group open together and run the same steps in the same order. */
+#ifndef TD_SHARD_SHARD_H
+#define TD_SHARD_SHARD_H
+
+#include "comm/comm.h"
+#include "kernels/kern.h"
+#include "shard/kv.h"
+#include "shard/plan.h"
+#include "shard/step.h"
+#include "shard/weights.h"
+
+struct td_shard;
+
+struct td_shard_params {
+    const struct td_checkpoint *ck;   /* borrows until close */
+    const struct td_plan_model *model; /* borrows until close */
+    const struct td_plan *plan;       /* borrows until close; equal on all ranks */
+    struct td_kern *kern;             /* borrows */
+    struct td_comm *world;            /* borrows; its rank is the plan's rank */
+    td_weights_progress_fn *progress; /* may be NULL */
+    void *user;
+};
+
+/* Collective. Loads this rank's slice and opens its groups. */
+enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **shard, struct td_err *err);
+void td_shard_close(struct td_shard *shard); /* NULL is legal */
+
+/* Runs one TD_STEP_RUN step on every rank. On rank 0, *logits points to [td_step_n_logits x n_vocab] (rows in the order of the
+ * step), borrowed until the next step; NULL elsewhere. At most max_num_seqs rows may want logits. */
+enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step, const float **logits,
+                             struct td_err *err);
+
+struct td_shard_stats {
+    size_t weight_bytes; /* from the allocator */
+    size_t kv_bytes;
+    size_t buffer_bytes;
+    uint64_t exchanged_bytes; /* activations sent to other ranks since open */
+    uint64_t wait_ns;         /* inside the exchanges */
+    uint64_t n_exchanges;
+};
+void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
+/* Sets the time limit of every exchange (0: none) and ends waiting ones (any thread). */
+void td_shard_set_deadline(struct td_shard *shard, uint64_t op_limit_ns);
+void td_shard_abort(struct td_shard *shard);
+
+#endif

@@ -1,0 +1,53 @@
+/* Inside of a shard: shared by shard.c (opening) and forward.c (one step). */
+#ifndef TD_SHARD_SHARD_IMPL_H
+#define TD_SHARD_SHARD_IMPL_H
+
+#include "shard/shard.h"
+
+/* Buffers of one step; n is at most max_batched_tokens. All in one allocation. */
+struct td_shard_buffers {
+    float *x;         /* [n x d_model] residual stream */
+    float *h;         /* [n x d_model] normalised input of a matrix */
+    float *sum;       /* [n x d_model] joined sum of a row-parallel matrix; also rows on the way */
+    float *q;         /* [n x heads * head_dim] */
+    float *attn;      /* [n x heads * head_dim] */
+    float *k, *v;     /* [n x kv heads * head_dim] */
+    float *gate, *up; /* [n x ff] */
+    float *angles;    /* [n x head_dim / 2 x 2] cosine, sine */
+    float *parts;     /* [own parts x n x d_model] */
+    float *all_parts; /* [parts of all ranks x n x d_model]; NULL for tp 1 */
+    float *head_in;   /* [max_num_seqs x d_model]; stage 0 */
+    float *head_out;  /* [max_num_seqs x vocab slice]; stage 0 */
+    float *gathered;  /* [max_num_seqs x n_vocab] slices in rank order; rank 0 with tp > 1 */
+    float *logits;    /* [max_num_seqs x n_vocab]; rank 0 */
+    float *memory;
+    size_t bytes;
+};
+
+/* Per row, host side: [max_batched_tokens] each. */
+struct td_shard_rows {
+    uint32_t *position;
+    uint32_t *first_block;
+    uint32_t *owner; /* tp index that holds the token's embedding row */
+    uint32_t *id;    /* rows of the slice to look up */
+};
+
+struct td_shard {
+    struct td_shard_params p;
+    uint32_t rank;
+    const struct td_plan_rank *me;
+    struct td_comm *tp;   /* ranks of this stage; data */
+    struct td_comm *pipe; /* all ranks; rows between stages; NULL for one stage */
+    struct td_weights weights;
+    struct td_kv kv;
+    struct td_shard_buffers buf;
+    struct td_shard_rows rows;
+    uint32_t **kv_of_head;        /* [n_layers][heads of the slice] */
+    struct td_leaf_run *attn_runs; /* [n_layers x tp] leaves of every rank of the stage */
+    struct td_leaf_run *ffn_runs;
+    double *freq; /* [head_dim / 2] */
+    double rope_scale;
+    size_t *counts; /* [tp] scratch for gathers */
+};
+
+#endif

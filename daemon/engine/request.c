@@ -1,0 +1,103 @@
+#include "daemon/engine/request.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void td_request_init(struct td_request *r)
+{
+    memset(r, 0, sizeof(*r));
+    r->max_tokens = 16; /* as OpenAI's completions endpoint */
+    td_sampling_default(&r->sampling);
+}
+
+void td_request_deinit(struct td_request *r)
+{
+    free(r->prompt);
+    for (uint32_t i = 0; i < r->n_stops && i < TD_REQUEST_MAX_STOPS; i++)
+        free(r->stops[i]);
+    r->prompt = NULL;
+    r->n_prompt = 0;
+    r->n_stops = 0;
+}
+
+enum td_status td_request_copy(const struct td_request *from, struct td_request *to)
+{
+    struct td_request r = *from;
+
+    if (from->n_stops > TD_REQUEST_MAX_STOPS)
+        return TD_INVALID;
+    r.prompt = NULL;
+    r.n_stops = 0;
+    if (from->n_prompt > 0) {
+        r.prompt = malloc((size_t)from->n_prompt * sizeof(*r.prompt));
+        if (!r.prompt)
+            return TD_NO_MEMORY;
+        memcpy(r.prompt, from->prompt, (size_t)from->n_prompt * sizeof(*r.prompt));
+    }
+    for (; r.n_stops < from->n_stops; r.n_stops++) {
+        size_t bytes = from->stop_bytes[r.n_stops];
+        char *copy = malloc(bytes + 1); /* a NUL for those who print it */
+
+        if (!copy) {
+            td_request_deinit(&r);
+            return TD_NO_MEMORY;
+        }
+        memcpy(copy, from->stops[r.n_stops], bytes);
+        copy[bytes] = '\0';
+        r.stops[r.n_stops] = copy;
+    }
+    *to = r;
+    return TD_OK;
+}
+
+static enum td_status validate_stops(const struct td_request *r, uint32_t n_vocab,
+                                     struct td_err *err)
+{
+    if (r->n_stops > TD_REQUEST_MAX_STOPS)
+        return td_err_set(err, TD_INVALID, "stop has %u strings, expected at most %d", r->n_stops,
+                          TD_REQUEST_MAX_STOPS);
+    for (uint32_t i = 0; i < r->n_stops; i++)
+        if (r->stop_bytes[i] == 0 || r->stop_bytes[i] > TD_REQUEST_MAX_STOP_BYTES)
+            return td_err_set(err, TD_INVALID, "stop string %u has %zu bytes, expected 1 to %d", i,
+                              r->stop_bytes[i], TD_REQUEST_MAX_STOP_BYTES);
+    if (r->n_stop_ids > TD_REQUEST_MAX_STOP_IDS)
+        return td_err_set(err, TD_INVALID, "stop_token_ids has %u ids, expected at most %d",
+                          r->n_stop_ids, TD_REQUEST_MAX_STOP_IDS);
+    for (uint32_t i = 0; i < r->n_stop_ids; i++)
+        if (r->stop_ids[i] >= n_vocab)
+            return td_err_set(err, TD_INVALID,
+                              "stop_token_ids names token %u, the vocabulary has %u",
+                              r->stop_ids[i], n_vocab);
+    return TD_OK;
+}
+
+enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,
+                                   struct td_err *err)
+{
+    enum td_status st;
+
+    if (r->n_prompt == 0)
+        return td_err_set(err, TD_INVALID, "prompt has 0 tokens, expected at least 1");
+    if (r->n_prompt >= max_model_len)
+        return td_err_set(err, TD_TOO_LARGE,
+                          "prompt has %u tokens; the context is %u tokens and must hold the prompt "
+                          "and at least one token of output",
+                          r->n_prompt, max_model_len);
+    for (uint32_t i = 0; i < r->n_prompt; i++)
+        if (r->prompt[i] >= n_vocab)
+            return td_err_set(err, TD_INVALID, "prompt token %u is id %u, the vocabulary has %u", i,
+                              r->prompt[i], n_vocab);
+    if (r->max_tokens == 0)
+        return td_err_set(err, TD_INVALID, "max_tokens is 0, expected at least 1");
+    if (r->min_tokens > r->max_tokens)
+        return td_err_set(err, TD_INVALID, "min_tokens is %u, expected at most max_tokens (%u)",
+                          r->min_tokens, r->max_tokens);
+    if ((st = validate_stops(r, n_vocab, err)) ||
+        (st = td_sampling_validate(&r->sampling, n_vocab, err)))
+        return st;
+    if (r->max_tokens > max_model_len - r->n_prompt)
+        r->max_tokens = max_model_len - r->n_prompt;
+    if (r->min_tokens > r->max_tokens)
+        r->min_tokens = r->max_tokens;
+    return TD_OK;
+}

@@ -1,0 +1,279 @@
+#include "daemon/engine/sched.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct td_sched {
+    struct td_sched_params params;
+    struct td_blocks *blocks;         /* borrowed */
+    struct td_sched_seq *head, *tail; /* waiting, oldest first */
+    struct td_sched_seq **running;    /* owned [max_num_seqs], oldest first */
+    struct td_sched_seq **planned;    /* owned [max_num_seqs] */
+    uint32_t *free_slots;             /* owned [max_num_seqs], a stack */
+    uint32_t n_waiting, n_running, n_planned;
+    uint64_t next_ticket;
+    uint64_t n_preemptions;
+};
+
+enum td_status td_sched_open(const struct td_sched_params *params, struct td_blocks *blocks,
+                             struct td_sched **out, struct td_err *err)
+{
+    struct td_sched *s;
+    uint32_t n = params->max_num_seqs;
+
+    if (n == 0 || params->max_queue == 0)
+        return td_err_set(err, TD_INVALID,
+                          "max_num_seqs is %u and the queue holds %u, expected both above 0", n,
+                          params->max_queue);
+    if (params->max_batched_tokens < n)
+        return td_err_set(err, TD_INVALID,
+                          "max_num_batched_tokens is %u, expected at least max_num_seqs (%u)",
+                          params->max_batched_tokens, n);
+    s = calloc(1, sizeof(*s));
+    if (!s)
+        goto no_memory;
+    s->params = *params;
+    s->blocks = blocks;
+    s->running = calloc(n, sizeof(*s->running));
+    s->planned = calloc(n, sizeof(*s->planned));
+    s->free_slots = calloc(n, sizeof(*s->free_slots));
+    if (!s->running || !s->planned || !s->free_slots)
+        goto no_memory;
+    for (uint32_t i = 0; i < n; i++)
+        s->free_slots[i] = n - 1 - i;
+    *out = s;
+    return TD_OK;
+
+no_memory:
+    td_sched_close(s);
+    return td_err_set(err, TD_NO_MEMORY, "no memory for a scheduler of %u sequences", n);
+}
+
+void td_sched_close(struct td_sched *s)
+{
+    if (!s)
+        return;
+    free(s->running);
+    free(s->planned);
+    free(s->free_slots);
+    free(s);
+}
+
+static void queue_insert(struct td_sched *s, struct td_sched_seq *seq, struct td_sched_seq *before)
+{
+    seq->state = TD_SCHED_WAITING;
+    seq->next = before;
+    seq->prev = before ? before->prev : s->tail;
+    *(seq->prev ? &seq->prev->next : &s->head) = seq;
+    *(before ? &before->prev : &s->tail) = seq;
+    s->n_waiting++;
+}
+
+static void queue_unlink(struct td_sched *s, struct td_sched_seq *seq)
+{
+    *(seq->prev ? &seq->prev->next : &s->head) = seq->next;
+    *(seq->next ? &seq->next->prev : &s->tail) = seq->prev;
+    seq->prev = seq->next = NULL;
+    seq->state = TD_SCHED_OUT;
+    s->n_waiting--;
+}
+
+enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uint64_t now_ns,
+                               struct td_err *err)
+{
+    assert(seq->n_ids > 0 && seq->n_ids < seq->cap_ids && seq->state == TD_SCHED_OUT);
+    if (s->n_waiting >= s->params.max_queue)
+        return td_err_set(err, TD_BUSY, "%u requests are waiting, the queue holds %u: try again",
+                          s->n_waiting, s->params.max_queue);
+    seq->ticket = s->next_ticket++;
+    seq->arrival_ns = now_ns;
+    seq->n_computed = 0;
+    seq->n_planned = 0;
+    queue_insert(s, seq, NULL);
+    return TD_OK;
+}
+
+/* Takes a running sequence out of the running set; its blocks and its slot are free afterwards. */
+static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
+{
+    uint32_t i = 0;
+
+    while (s->running[i] != seq)
+        i++;
+    s->n_running--;
+    memmove(s->running + i, s->running + i + 1, (s->n_running - i) * sizeof(*s->running));
+    td_blocks_release(s->blocks, seq->slot);
+    s->free_slots[s->params.max_num_seqs - s->n_running - 1] = seq->slot;
+    seq->n_computed = 0;
+    seq->state = TD_SCHED_OUT;
+}
+
+void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq)
+{
+    assert(seq->n_planned == 0);
+    if (seq->state == TD_SCHED_WAITING)
+        queue_unlink(s, seq);
+    else if (seq->state == TD_SCHED_RUNNING)
+        stop_running(s, seq);
+}
+
+/* Blocks for all tokens of a running sequence, if need be at the cost of younger ones, in the end of itself. */
+static bool reserve_or_preempt(struct td_sched *s, struct td_sched_seq *seq)
+{
+    while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids)) {
+        struct td_sched_seq *youngest = s->running[s->n_running - 1];
+
+        assert(youngest->n_planned == 0);
+        stop_running(s, youngest);
+        queue_insert(s, youngest, s->head);
+        s->n_preemptions++;
+        if (youngest == seq)
+            return false;
+    }
+    return true;
+}
+
+/* Adds rows for the next `n` positions; false when the caller's step is too small. */
+static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq, uint32_t n)
+{
+    uint32_t n_blocks;
+    const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n_blocks);
+
+    if (n > step->cap_rows - step->n_rows ||
+        !td_step_add_seq(step, table, n_blocks, td_blocks_state_slot(s->blocks, seq->slot)))
+        return false;
+    for (uint32_t pos = seq->n_computed; pos < seq->n_computed + n; pos++)
+        td_step_add_row(step, seq->ids[pos], pos,
+                        pos + 1 == seq->n_ids ? TD_WANT_LOGITS : TD_WANT_NONE);
+    seq->n_planned = n;
+    s->planned[s->n_planned++] = seq;
+    return true;
+}
+
+static uint32_t rows_left(const struct td_sched *s, const struct td_step *step)
+{
+    return s->params.max_batched_tokens - step->n_rows;
+}
+
+static uint32_t chunk(const struct td_sched *s, const struct td_step *step,
+                      const struct td_sched_seq *seq)
+{
+    uint32_t n = seq->n_ids - seq->n_computed;
+    uint32_t limit = s->params.max_chunk_tokens;
+
+    if (limit > 0 && n > limit)
+        n = limit;
+    return n < rows_left(s, step) ? n : rows_left(s, step);
+}
+
+static void plan_decodes(struct td_sched *s, struct td_step *step)
+{
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct td_sched_seq *seq = s->running[i];
+
+        if (seq->n_ids - seq->n_computed != 1)
+            continue;
+        if (!reserve_or_preempt(s, seq) || !add_rows(s, step, seq, 1))
+            return;
+    }
+}
+
+/* The blocks of a running prefill were reserved when it was admitted. */
+static void plan_prefills(struct td_sched *s, struct td_step *step)
+{
+    for (uint32_t i = 0; i < s->n_running && rows_left(s, step) > 0; i++) {
+        struct td_sched_seq *seq = s->running[i];
+
+        if (seq->n_ids - seq->n_computed > 1 && !add_rows(s, step, seq, chunk(s, step, seq)))
+            return;
+    }
+}
+
+static void plan_admissions(struct td_sched *s, struct td_step *step)
+{
+    while (s->head && s->n_running < s->params.max_num_seqs && rows_left(s, step) > 0) {
+        struct td_sched_seq *seq = s->head;
+        bool fits;
+
+        /* The spare block keeps a newcomer from preempting itself at its first token. Alone it needs none: the
+         * pool holds any one sequence whole. */
+        fits = td_blocks_fits(s->blocks, seq->n_ids, s->n_running > 0 ? 1 : 0);
+        if (!fits)
+            return;
+        queue_unlink(s, seq);
+        seq->slot = s->free_slots[s->params.max_num_seqs - s->n_running - 1];
+        seq->state = TD_SCHED_RUNNING;
+        s->running[s->n_running++] = seq;
+        td_blocks_reserve(s->blocks, seq->slot, seq->n_ids);
+        if (!add_rows(s, step, seq, chunk(s, step, seq)))
+            return;
+    }
+}
+
+bool td_sched_plan(struct td_sched *s, struct td_step *step)
+{
+    assert(s->n_planned == 0 && step->n_rows == 0);
+    plan_decodes(s, step);
+    plan_prefills(s, step);
+    plan_admissions(s, step);
+    return s->n_planned > 0;
+}
+
+uint32_t td_sched_n_planned(const struct td_sched *s)
+{
+    return s->n_planned;
+}
+
+struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i)
+{
+    return s->planned[i];
+}
+
+bool td_sched_wants_logits(const struct td_sched_seq *seq)
+{
+    return seq->n_planned > 0 && seq->n_computed + seq->n_planned == seq->n_ids;
+}
+
+void td_sched_complete(struct td_sched *s)
+{
+    for (uint32_t i = 0; i < s->n_planned; i++) {
+        s->planned[i]->n_computed += s->planned[i]->n_planned;
+        s->planned[i]->n_planned = 0;
+    }
+    s->n_planned = 0;
+}
+
+void td_sched_append(struct td_sched_seq *seq, uint32_t id)
+{
+    assert(seq->n_computed == seq->n_ids && seq->n_ids < seq->cap_ids);
+    seq->ids[seq->n_ids++] = id;
+}
+
+void td_sched_caps(const struct td_sched *s, uint32_t *rows, uint32_t *seqs, uint32_t *table)
+{
+    *rows = s->params.max_batched_tokens;
+    *seqs = s->params.max_num_seqs;
+    /* Without shared blocks no table entry appears twice. */
+    *table = td_blocks_n_total(s->blocks, TD_LAYER_ATTENTION);
+}
+
+uint32_t td_sched_n_running(const struct td_sched *s)
+{
+    return s->n_running;
+}
+
+uint32_t td_sched_n_waiting(const struct td_sched *s)
+{
+    return s->n_waiting;
+}
+
+uint64_t td_sched_n_preemptions(const struct td_sched *s)
+{
+    return s->n_preemptions;
+}
+
+uint64_t td_sched_oldest_wait_ns(const struct td_sched *s, uint64_t now_ns)
+{
+    return s->head && now_ns > s->head->arrival_ns ? now_ns - s->head->arrival_ns : 0;
+}

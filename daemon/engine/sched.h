@@ -1,0 +1,78 @@
+/* What the next step computes: a pure core that is told everything. Owns the waiting queue, the running set and the
+ * choice of rows; borrows the sequences and the block manager. Does no I/O, reads no clock, uses no floats and sees
+ * neither logits nor requests. One writer: rank 0's compute thread. Nothing is allocated after open. */
+#ifndef TD_DAEMON_ENGINE_SCHED_H
+#define TD_DAEMON_ENGINE_SCHED_H
+
+#include "daemon/engine/blocks.h"
+#include "kernels/base/err.h"
+#include "shard/step.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum td_sched_state { TD_SCHED_OUT = 0, TD_SCHED_WAITING, TD_SCHED_RUNNING };
+
+/* One sequence, in its owner's storage from submit until remove. The owner sets the first group and appends output
+ * through td_sched_append; the rest is the scheduler's. */
+struct td_sched_seq {
+    uint32_t *ids; /* borrowed [cap_ids]: the prompt, then the output */
+    uint32_t n_ids;
+    uint32_t cap_ids; /* prompt + output at most */
+
+    enum td_sched_state state;
+    uint64_t ticket;                  /* order of submission; a larger one is younger */
+    uint64_t arrival_ns;              /* as told at submit */
+    uint32_t slot;                    /* of the block manager while running */
+    uint32_t n_computed;              /* positions 0 .. n_computed - 1 are in the cache */
+    uint32_t n_planned;               /* rows in the step in flight */
+    struct td_sched_seq *prev, *next; /* in the waiting queue */
+};
+
+struct td_sched_params {
+    uint32_t max_num_seqs;       /* running at once; the block manager's max_seqs */
+    uint32_t max_batched_tokens; /* rows of a step; >= max_num_seqs, so that every decode fits */
+    uint32_t
+        max_chunk_tokens; /* prefill rows of one sequence in a step; 0: only the line above limits */
+    uint32_t max_queue;   /* waiting sequences; preempted ones come on top */
+};
+
+struct td_sched;
+
+enum td_status td_sched_open(const struct td_sched_params *params, struct td_blocks *blocks,
+                             struct td_sched **s,
+                             struct td_err *err); /* borrows `blocks` until close */
+void td_sched_close(struct td_sched *s);          /* NULL is legal; forgets its sequences */
+
+/* Queues a sequence. TD_BUSY when the queue is full. */
+enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uint64_t now_ns,
+                               struct td_err *err);
+/* Takes a sequence out, wherever it is, and frees its blocks. Not while it has rows in the step in flight. */
+void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq);
+
+/* Fills `step`, which the caller has reset and whose caps are at least td_sched_caps: first one row for each running
+ * sequence that lacks one position, oldest first; then prefill of running sequences, oldest first; then new ones from
+ * the head of the queue while there are a slot, rows and blocks for all their tokens plus one block. When a decode
+ * finds no block, the youngest running sequence gives up all of its blocks and goes back to the head of the queue; it
+ * computes its tokens again later. So running sequences are always older than waiting ones, and the oldest is never
+ * held up. The last row of a sequence that reaches its last token wants logits.
+ * False: there is nothing to do. One step may be in flight. */
+bool td_sched_plan(struct td_sched *s, struct td_step *step);
+/* The sequences of the step in flight, in the order of its td_step_seq entries. */
+uint32_t td_sched_n_planned(const struct td_sched *s);
+struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);
+/* Whether the planned sequence has a row that wants logits. */
+bool td_sched_wants_logits(const struct td_sched_seq *seq);
+/* The step in flight has run: its rows are in the cache. After it td_sched_planned is empty. */
+void td_sched_complete(struct td_sched *s);
+/* One output token. Only after the step that gave its logits is complete. */
+void td_sched_append(struct td_sched_seq *seq, uint32_t id);
+
+void td_sched_caps(const struct td_sched *s, uint32_t *rows, uint32_t *seqs, uint32_t *table);
+uint32_t td_sched_n_running(const struct td_sched *s);
+uint32_t td_sched_n_waiting(const struct td_sched *s);
+uint64_t td_sched_n_preemptions(const struct td_sched *s);
+/* How long the head of the queue has been in the system; 0 when nothing waits. */
+uint64_t td_sched_oldest_wait_ns(const struct td_sched *s, uint64_t now_ns);
+
+#endif

@@ -1,0 +1,286 @@
+#include "daemon/engine/sched.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { MAX_IDS = 64 };
+
+struct fixture {
+    struct td_blocks *blocks;
+    struct td_sched *sched;
+    struct td_step step;
+};
+
+static void open_fixture(struct fixture *f, struct td_sched_params p, uint32_t n_blocks,
+                         uint32_t max_len)
+{
+    struct td_blocks_params bp = {.pool = {n_blocks},
+                                  .block_tokens = 4,
+                                  .max_seqs = p.max_num_seqs,
+                                  .max_tokens_per_seq = max_len};
+    uint32_t rows, seqs, table;
+
+    assert_int_equal(td_blocks_open(&bp, &f->blocks, NULL), TD_OK);
+    assert_int_equal(td_sched_open(&p, f->blocks, &f->sched, NULL), TD_OK);
+    td_sched_caps(f->sched, &rows, &seqs, &table);
+    assert_int_equal(td_step_open(&f->step, rows, seqs, table, NULL), TD_OK);
+}
+
+static void close_fixture(struct fixture *f)
+{
+    assert_int_equal(td_blocks_check(f->blocks, NULL), TD_OK);
+    td_step_close(&f->step);
+    td_sched_close(f->sched);
+    td_blocks_close(f->blocks);
+}
+
+static void init_seq(struct td_sched_seq *seq, uint32_t *ids, uint32_t n_prompt)
+{
+    memset(seq, 0, sizeof(*seq));
+    seq->ids = ids;
+    seq->n_ids = n_prompt;
+    seq->cap_ids = MAX_IDS;
+    for (uint32_t i = 0; i < n_prompt; i++)
+        ids[i] = 100 + i;
+}
+
+static bool plan(struct fixture *f)
+{
+    td_step_reset(&f->step, TD_STEP_RUN, 0);
+    return td_sched_plan(f->sched, &f->step);
+}
+
+/* Completes the step in flight; every sequence that wanted logits gets the token `id`. */
+static void complete(struct fixture *f, uint32_t id)
+{
+    struct td_sched_seq *done[16];
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < td_sched_n_planned(f->sched); i++)
+        if (td_sched_wants_logits(td_sched_planned(f->sched, i)))
+            done[n++] = td_sched_planned(f->sched, i);
+    assert_int_equal(n, td_step_n_logits(&f->step));
+    td_sched_complete(f->sched);
+    for (uint32_t i = 0; i < n; i++)
+        td_sched_append(done[i], id);
+}
+
+static void test_sched_cuts_a_prompt_into_chunks_and_then_decodes(void **state)
+{
+    struct fixture f;
+    struct td_sched_seq seq;
+    uint32_t ids[MAX_IDS];
+
+    (void)state;
+    open_fixture(
+        &f,
+        (struct td_sched_params){
+            .max_num_seqs = 2, .max_batched_tokens = 8, .max_chunk_tokens = 3, .max_queue = 2},
+        8, 32);
+    assert_false(plan(&f));
+    init_seq(&seq, ids, 7);
+    assert_int_equal(td_sched_submit(f.sched, &seq, 5, NULL), TD_OK);
+    for (uint32_t step = 0; step < 3; step++) {
+        uint32_t n = step < 2 ? 3 : 1;
+
+        assert_true(plan(&f));
+        assert_int_equal(f.step.n_rows, n);
+        assert_int_equal(f.step.n_seqs, 1);
+        assert_int_equal(f.step.seqs[0].n_rows, n);
+        assert_int_equal(f.step.seqs[0].n_blocks, 2);
+        assert_int_equal(f.step.seqs[0].state_slot, UINT32_MAX);
+        for (uint32_t i = 0; i < n; i++) {
+            assert_int_equal(f.step.rows[i].position, step * 3 + i);
+            assert_int_equal(f.step.rows[i].token, 100 + step * 3 + i);
+            assert_int_equal(f.step.rows[i].want, step == 2 ? TD_WANT_LOGITS : TD_WANT_NONE);
+        }
+        complete(&f, 9);
+    }
+    for (uint32_t step = 0; step < 5; step++) {
+        assert_true(plan(&f));
+        assert_int_equal(f.step.n_rows, 1);
+        assert_int_equal(f.step.rows[0].token, 9);
+        assert_int_equal(f.step.rows[0].position, 7 + step);
+        assert_int_equal(f.step.rows[0].want, TD_WANT_LOGITS);
+        assert_int_equal(f.step.seqs[0].n_blocks, (7 + step) / 4 + 1);
+        complete(&f, 9);
+    }
+    td_sched_remove(f.sched, &seq);
+    assert_false(plan(&f));
+    assert_int_equal(td_blocks_n_free(f.blocks, TD_LAYER_ATTENTION), 8);
+    close_fixture(&f);
+}
+
+static void test_sched_puts_decodes_before_prefill_within_the_budget(void **state)
+{
+    struct fixture f;
+    struct td_sched_seq seq[3];
+    uint32_t ids[3][MAX_IDS];
+
+    (void)state;
+    open_fixture(
+        &f, (struct td_sched_params){.max_num_seqs = 3, .max_batched_tokens = 6, .max_queue = 3},
+        12, 32);
+    init_seq(&seq[0], ids[0], 2);
+    init_seq(&seq[1], ids[1], 3);
+    init_seq(&seq[2], ids[2], 9);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(td_sched_submit(f.sched, &seq[i], 0, NULL), TD_OK);
+    assert_true(plan(&f)); /* 2 + 3 + the first of 9 */
+    assert_int_equal(f.step.n_rows, 6);
+    assert_int_equal(f.step.n_seqs, 3);
+    assert_int_equal(f.step.seqs[2].n_rows, 1);
+    assert_int_equal(td_step_n_logits(&f.step), 2);
+    complete(&f, 1);
+    assert_true(plan(&f)); /* two decodes, four of the prompt */
+    assert_int_equal(f.step.n_rows, 6);
+    assert_int_equal(f.step.seqs[0].n_rows, 1);
+    assert_int_equal(f.step.seqs[1].n_rows, 1);
+    assert_int_equal(f.step.seqs[2].n_rows, 4);
+    assert_int_equal(f.step.rows[2].position, 1);
+    complete(&f, 1);
+    for (int i = 0; i < 3; i++)
+        td_sched_remove(f.sched, &seq[i]);
+    close_fixture(&f);
+}
+
+static void test_sched_admits_in_order_of_arrival_only(void **state)
+{
+    struct fixture f;
+    struct td_sched_seq seq[3];
+    uint32_t ids[3][MAX_IDS];
+
+    (void)state;
+    open_fixture(
+        &f, (struct td_sched_params){.max_num_seqs = 3, .max_batched_tokens = 40, .max_queue = 3},
+        8, 32);
+    init_seq(&seq[0], ids[0], 8);  /* 2 blocks */
+    init_seq(&seq[1], ids[1], 24); /* 6 blocks and a spare one: not now */
+    init_seq(&seq[2], ids[2], 1);  /* would fit, but is behind */
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(td_sched_submit(f.sched, &seq[i], 10 * (uint64_t)i, NULL), TD_OK);
+    assert_true(plan(&f));
+    assert_int_equal(td_sched_n_running(f.sched), 1);
+    assert_int_equal(td_sched_n_waiting(f.sched), 2);
+    assert_true(td_sched_oldest_wait_ns(f.sched, 25) == 15);
+    complete(&f, 1);
+    td_sched_remove(f.sched, &seq[0]);
+    assert_true(plan(
+        &f)); /* alone, the long one needs no spare block, and one more is left for the short one */
+    assert_ptr_equal(td_sched_planned(f.sched, 0), &seq[1]);
+    assert_int_equal(td_sched_n_running(f.sched), 2);
+    complete(&f, 1);
+    td_sched_remove(f.sched, &seq[1]);
+    td_sched_remove(f.sched, &seq[2]);
+    close_fixture(&f);
+}
+
+static void test_sched_preempts_youngest_when_blocks_run_out(void **state)
+{
+    struct fixture f;
+    struct td_sched_seq seq[3];
+    uint32_t ids[3][MAX_IDS];
+
+    (void)state;
+    open_fixture(
+        &f, (struct td_sched_params){.max_num_seqs = 3, .max_batched_tokens = 40, .max_queue = 1},
+        6, 24);
+    for (int i = 0; i < 3; i++) {
+        init_seq(&seq[i], ids[i], i == 0 ? 8 : 7); /* the first needs a new block first */
+        assert_int_equal(td_sched_submit(f.sched, &seq[i], 0, NULL), TD_OK);
+        assert_true(plan(&f));
+        complete(&f, 40 + (uint32_t)i);
+        if (i ==
+            1) { /* admission of the third needs 2 blocks and a spare one; 6 - 3 - 2 = 1 is left */
+            assert_int_equal(seq[0].n_ids, 10);
+            assert_int_equal(td_blocks_n_free(f.blocks, TD_LAYER_ATTENTION), 1);
+        }
+    }
+    assert_int_equal(seq[2].state, TD_SCHED_WAITING);
+    for (int step = 0; step < 20 && td_sched_n_preemptions(f.sched) == 0; step++) {
+        assert_true(plan(&f));
+        complete(&f, 50);
+    }
+    assert_int_equal(td_sched_n_preemptions(f.sched), 1);
+    assert_int_equal(seq[0].state, TD_SCHED_RUNNING);
+    assert_int_equal(seq[1].state, TD_SCHED_WAITING);
+    assert_int_equal(seq[1].n_computed, 0);
+    assert_true(seq[1].n_ids > 7);                    /* with its output */
+    assert_int_equal(td_sched_n_waiting(f.sched), 2); /* above the cap of one, by preemption */
+    td_sched_remove(f.sched, &seq[0]);
+    assert_true(plan(&f)); /* the preempted one comes back before the one that never ran, whole */
+    assert_ptr_equal(td_sched_planned(f.sched, 0), &seq[1]);
+    assert_int_equal(f.step.seqs[0].n_rows, seq[1].n_ids);
+    for (uint32_t i = 0; i < seq[1].n_ids; i++)
+        assert_int_equal(f.step.rows[i].token, seq[1].ids[i]);
+    complete(&f, 51);
+    td_sched_remove(f.sched, &seq[1]);
+    td_sched_remove(f.sched, &seq[2]);
+    close_fixture(&f);
+}
+
+static void test_sched_refuses_over_the_queue_cap_and_takes_out_of_the_middle(void **state)
+{
+    struct fixture f;
+    struct td_sched_seq seq[4];
+    uint32_t ids[4][MAX_IDS];
+    struct td_err err;
+
+    (void)state;
+    open_fixture(
+        &f, (struct td_sched_params){.max_num_seqs = 1, .max_batched_tokens = 4, .max_queue = 3}, 8,
+        32);
+    for (int i = 0; i < 4; i++)
+        init_seq(&seq[i], ids[i], 2);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(td_sched_submit(f.sched, &seq[i], 0, &err), TD_OK);
+    assert_int_equal(td_sched_submit(f.sched, &seq[3], 0, &err), TD_BUSY);
+    assert_non_null(strstr(err.cause, "the queue holds 3"));
+    td_sched_remove(f.sched, &seq[1]);
+    td_sched_remove(f.sched, &seq[1]); /* out already: nothing happens */
+    assert_int_equal(td_sched_submit(f.sched, &seq[3], 0, &err), TD_OK);
+    for (int i = 0; i < 4; i++) {
+        if (i == 1)
+            continue;
+        assert_true(plan(&f));
+        assert_int_equal(td_sched_n_planned(f.sched), 1);
+        assert_ptr_equal(td_sched_planned(f.sched, 0), &seq[i]);
+        complete(&f, 1);
+        td_sched_remove(f.sched, &seq[i]);
+    }
+    assert_false(plan(&f));
+    close_fixture(&f);
+}
+
+static void test_sched_open_refuses_a_budget_below_the_sequences(void **state)
+{
+    struct td_sched_params p = {.max_num_seqs = 8, .max_batched_tokens = 7, .max_queue = 1};
+    struct td_sched *s;
+    struct td_err err;
+
+    (void)state;
+    assert_int_equal(td_sched_open(&p, NULL, &s, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "max_num_batched_tokens is 7"));
+    p.max_queue = 0;
+    assert_int_equal(td_sched_open(&p, NULL, &s, &err), TD_INVALID);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sched_cuts_a_prompt_into_chunks_and_then_decodes),
+        cmocka_unit_test(test_sched_puts_decodes_before_prefill_within_the_budget),
+        cmocka_unit_test(test_sched_admits_in_order_of_arrival_only),
+        cmocka_unit_test(test_sched_preempts_youngest_when_blocks_run_out),
+        cmocka_unit_test(test_sched_refuses_over_the_queue_cap_and_takes_out_of_the_middle),
+        cmocka_unit_test(test_sched_open_refuses_a_budget_below_the_sequences),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -29,11 +29,12 @@ enum td_status td_comm_self_open(struct td_comm **comm, struct td_err *err);
 /* `n_ranks` ends of one simulated group in this process, for tests: comms[0..n_ranks). Each end is driven by its own
  * thread. */
 enum td_status td_comm_sim_open(uint32_t n_ranks, struct td_comm **comms, struct td_err *err);
-/* The world of an MPI job. Initialises MPI (MPI_THREAD_MULTIPLE) on first use. Collective, and the only call that waits
- * without a deadline: the launcher watches over it. TD_UNSUPPORTED after MPI was finalised or given up in this process. */
+/* The world of an MPI job. Initialises MPI (MPI_THREAD_MULTIPLE) on first use. Collective, and the only call that
+ * waits without a deadline: the launcher watches over it. TD_UNSUPPORTED after MPI was finalised or given up in this
+ * process. */
 enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err);
-/* A new group of those ranks that gave the same colour, ordered by key then old rank. Collective over `comm`. A negative
- * colour joins none: *sub is NULL. The new group starts with `comm`'s deadline and spin. */
+/* A new group of those ranks that gave the same colour, ordered by key then old rank. Collective over `comm`. A
+ * negative colour joins none: *sub is NULL. The new group starts with `comm`'s deadline and spin. */
 enum td_status td_comm_split(struct td_comm *comm, int colour, int key, struct td_comm **sub,
                              struct td_err *err);
 /* The ranks that share this host's memory, as a group. Collective. */
@@ -51,11 +52,13 @@ void td_comm_set_deadline(struct td_comm *comm, uint64_t op_limit_ns);
 /* How long a wait spins before it yields the core at every probe. 0 for ranks that share cores. Default: 50 us on MPI
  * where every rank of the host has a core, else 0. */
 void td_comm_set_spin(struct td_comm *comm, uint64_t spin_ns);
-/* Makes every present and later wait of this end, in all its groups, return TD_PEER_LOST. Any thread; not after close. */
+/* Makes every present and later wait of this end, in all its groups, return TD_PEER_LOST. Any thread; not after the
+ * close of `comm`. */
 void td_comm_abort(struct td_comm *comm);
 
 /* Every rank calls the operations of a group in the same order. A send may wait until its receiver takes the message
- * (above 2048 bytes it mostly does), so two ranks must not send to each other at once. No bytes is legal and sends none. */
+ * (above 2048 bytes it mostly does), so two ranks must not send to each other at once. No bytes is legal and sends
+ * nothing. */
 enum td_status td_comm_send(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
                             struct td_err *err);
 enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, size_t bytes,
@@ -78,14 +81,15 @@ struct td_tree_layout {
     const struct td_leaf_run *runs; /* [size of the group], borrowed for the call */
 };
 /* Sums over leaves in the fixed tree. `parts` holds this rank's subtrees (td_tree_parts order), each [n_floats],
- * contiguous. `scratch` has room for all parts of the group in leaf order: n_parts(group) * n_floats floats; `parts` may
- * lie at its own place in there. Writes `out` [n_floats] on every rank, the same bits; it may be exactly one part of
- * `parts`, and is not in `scratch` otherwise. Moves floats point to point and never calls a reduction of the transport. */
+ * contiguous. `scratch` has room for all parts of the group in leaf order: n_parts(group) * n_floats floats; `parts`
+ * may lie at its own place in there. Writes `out` [n_floats] on every rank, the same bits; it may be exactly one part
+ * of `parts`, and is not in `scratch` otherwise. Moves floats point to point and never calls a reduction of the
+ * transport. */
 enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layout *layout,
                                 const float *parts, size_t n_floats, float *scratch, float *out,
                                 struct td_err *err);
-/* Payload bytes that rank `rank` sends in one such operation, for the plan: exactly what the stats count. Not linear in
- * n_floats: a sum of more than 256 KB over three ranks or more goes another way, which sends less. */
+/* Payload bytes that rank `rank` sends in one such operation, for the plan: exactly what the stats count. Not linear
+ * in n_floats: a sum of more than 256 KB over three ranks or more goes another way, which sends less. */
 size_t td_comm_tree_sum_bytes(const struct td_tree_layout *layout, uint32_t n_ranks, uint32_t rank,
                               size_t n_floats);
 

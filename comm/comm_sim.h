@@ -10,9 +10,9 @@ struct td_comm;
 
 enum { TD_COMM_SIM_EAGER_BYTES = 2048 };
 
-/* This rank is gone, as if its process had been killed: its own operations return TD_PEER_LOST, and so does every wait of
- * another rank for it, also one through a rank that was lost to it in turn. Messages that it sent before still
- * arrive. Any thread. */
+/* This rank is gone, as if its process had been killed: its own operations return TD_PEER_LOST, and so does every wait
+ * of another rank for it or for a rank that was lost by it in turn. Messages that it sent before still arrive. Any
+ * thread. */
 void td_comm_sim_kill(struct td_comm *comm);
 /* Puts this rank on simulated host `host` (all start on 0). Before td_comm_split_host, on every rank alike. */
 void td_comm_sim_set_host(struct td_comm *comm, uint32_t host);

@@ -31,8 +31,9 @@ static uint32_t choose(const struct td_comm *comm, const struct ballot *ballots,
     return n;
 }
 
-/* The new group's context is the largest that any rank of the old group would use next, and all of them go on behind it:
- * two groups that share a pair of ranks therefore never share a context. Groups of one split share it, and no rank. */
+/* The new group's context is the largest that any rank of the old group would use next, and all of them go on behind
+ * it: two groups that share a pair of ranks therefore never share a context. Groups of one split share it, but no
+ * rank. */
 enum td_status td_comm_split(struct td_comm *comm, int colour, int key, struct td_comm **sub,
                              struct td_err *err)
 {

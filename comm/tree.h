@@ -18,15 +18,15 @@ struct td_leaf_run {
     uint32_t end;
 };
 
-/* Cuts `run` into its largest aligned subtrees, left to right. A subtree whose missing leaves lie past n_leaves counts as
- * whole. Returns how many were written to `parts` (0 for an empty run; never more than TD_TREE_MAX_PARTS). */
+/* Cuts `run` into its largest aligned subtrees, left to right. A subtree whose missing leaves lie past n_leaves counts
+ * as whole. Returns how many were written to `parts` (0 for an empty run; never more than TD_TREE_MAX_PARTS). */
 uint32_t td_tree_parts(uint32_t n_leaves, struct td_leaf_run run,
                        struct td_leaf_run parts[TD_TREE_MAX_PARTS]);
 
 /* Joins the parts of all ranks into the root. `part[i]` is the i-th part in leaf order over all ranks (each
  * [n_floats], borrowed), covering exactly the leaves `runs[i]`; together they cover 0 .. n_leaves. Writes `out`
- * [n_floats], which may be exactly one of the parts' buffers (any one) but must not overlap one otherwise. The bits of a
- * NaN's payload are not promised, everything else is. */
+ * [n_floats], which may be exactly one of the parts' buffers (any one) but must not overlap one otherwise. The bits of
+ * a NaN's payload are not promised, everything else is. */
 void td_tree_join(uint32_t n_leaves, uint32_t n_parts, const struct td_leaf_run *runs,
                   const float *const *part, float *out, size_t n_floats);
 

@@ -33,34 +33,44 @@ enum td_role {
 
 /* Opens `path`: a directory with config.json and *.safetensors, or a file that begins with "GGUF". Maps the files,
  * checks every length and offset, fills and validates the spec, and checks that each weight the architecture needs
- * is there with the expected shape and a supported type. On success *ck is owned by the caller (close it). */
+ * is there with the expected shape and a supported type, and that there is no weight it would leave unused. On
+ * success *ck is owned by the caller (close it). TD_NOT_FOUND, TD_IO, TD_CORRUPT, TD_UNSUPPORTED, TD_TOO_LARGE,
+ * TD_NO_MEMORY; the message names the file, the field or tensor, what was found and what was expected. */
 enum td_status td_checkpoint_open(const char *path, struct td_checkpoint **ck, struct td_err *err);
 void td_checkpoint_close(struct td_checkpoint *ck); /* NULL is legal */
 
 const char *td_checkpoint_path(const struct td_checkpoint *ck); /* as opened */
 const struct td_spec *td_checkpoint_spec(const struct td_checkpoint *ck);
 
-/* The weight of `role` (layer 0 for the three that are not per layer). TD_NOT_FOUND when the model has none. */
-enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role role, uint32_t layer,
-                                    struct td_tensor *out, struct td_err *err);
-/* The file's own name of that weight, for messages ("model.layers.3.mlp.up_proj.weight"). */
+/* The weight of `role` (layer 0 for the three that are not per layer). The view may be unaligned. TD_NOT_FOUND when
+ * the model has none (a tied head, q/k norms of Llama), TD_INVALID for a layer or role that there is not. */
+enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role role,
+                                    uint32_t layer, struct td_tensor *out, struct td_err *err);
+/* A short name of the role, "ffn_up": static. */
 const char *td_role_name(enum td_role role);
+/* The file's own name of that weight, for messages ("model.layers.3.mlp.up_proj.weight"); returns `out`. */
+const char *td_checkpoint_weight_name(const struct td_checkpoint *ck, enum td_role role,
+                                      uint32_t layer, char *out, size_t out_bytes);
 
-/* Tells the kernel that the pages of `bytes` at `data` (inside a mapping) are not needed any more. */
+/* Tells the kernel that the pages of `bytes` at `data` (inside a mapping) are not needed any more: whole pages inside
+ * the range leave our resident memory and stay in the page cache; reading them again is legal. */
 void td_checkpoint_release(const struct td_checkpoint *ck, const void *data, size_t bytes);
 
 /* Texts that lie beside the weights; empty slices when absent. Borrowed until close.
  * For GGUF the tokenizer comes from td_checkpoint_gguf's metadata instead. */
 struct td_str td_checkpoint_tokenizer_json(const struct td_checkpoint *ck);
-struct td_str td_checkpoint_tokenizer_config(const struct td_checkpoint *ck); /* tokenizer_config.json */
+struct td_str
+td_checkpoint_tokenizer_config(const struct td_checkpoint *ck); /* tokenizer_config.json */
 struct td_str td_checkpoint_generation_config(const struct td_checkpoint *ck);
-struct td_str td_checkpoint_chat_template(const struct td_checkpoint *ck); /* chat_template.jinja, else the string in
+struct td_str td_checkpoint_chat_template(
+    const struct td_checkpoint *ck); /* chat_template.jinja, else the string in
                                                                               tokenizer_config.json or GGUF metadata */
 const struct td_gguf *td_checkpoint_gguf(const struct td_checkpoint *ck); /* NULL for a directory */
 
 /* The hash that all ranks must share: XXH3-128 over headers, index, config, tokenizer, file sizes and 64 sampled 4 KiB
  * blocks per file; with `every_byte` over all bytes. Writes 32 lower-case hex digits and a NUL. Reads files: may block. */
-enum td_status td_checkpoint_hash(const struct td_checkpoint *ck, bool every_byte, char out[33], struct td_err *err);
+enum td_status td_checkpoint_hash(const struct td_checkpoint *ck, bool every_byte, char out[33],
+                                  struct td_err *err);
 
 /* Visits every tensor of the files (for `inspect`), in file order; `type_name` also for types that cannot be loaded. */
 struct td_checkpoint_entry {

@@ -388,7 +388,7 @@ static enum td_status read_sizes(const json_t *config, const struct family *f, s
 static enum td_status read_config(const json_t *config, struct td_spec *spec, struct td_err *err)
 {
     const json_t *dtype = get(config, "dtype");
-    const struct family *f;
+    const struct family *f = NULL;
     enum td_status st;
 
     if ((st = find_family(config, &f, err)))

@@ -11,7 +11,7 @@
 
 enum td_jsonfile_mode {
     TD_JSONFILE_STRICT, /* a key that is there twice is refused; integers have 63 bits */
-    TD_JSONFILE_CONFIG /* as Python reads it: the last of equal keys; every number is a real, so 1e30 may be written out */
+    TD_JSONFILE_CONFIG /* as Python reads it: the last of equal keys; every number is a real, of any size */
 };
 
 /* Parses `text`, which must be one JSON object of at most `max_bytes`. On success *root is owned by the caller

@@ -121,8 +121,6 @@ static enum td_status read_tensor(struct td_safetensors_tensor *t, const char *n
 {
     const struct st_type *type;
     const json_t *dtype;
-    const char *field;
-    json_t *value;
     enum td_status st;
     struct td_str key = td_str_from(name);
 
@@ -137,13 +135,6 @@ static enum td_status read_tensor(struct td_safetensors_tensor *t, const char *n
     if (!json_is_object(info))
         return td_err_set(err, TD_CORRUPT, "tensor '%s' is described by %s; expected an object",
                           name, td_jsonfile_type_name(info));
-    json_object_foreach(
-        (json_t *)(uintptr_t)info, field,
-        value) if (strcmp(field, "dtype") != 0 && strcmp(field, "shape") != 0 &&
-                   strcmp(field, "data_offsets") !=
-                       0) return td_err_set(err, TD_CORRUPT,
-                                            "tensor '%s' has a field that the format does not know",
-                                            name);
     dtype = json_object_get(info, "dtype");
     type = type_of(dtype);
     if (!type) {
@@ -196,20 +187,18 @@ static enum td_status check_cover(const struct td_safetensors_tensor *t, size_t 
     return TD_OK;
 }
 
-static enum td_status check_metadata(const json_t *metadata, struct td_err *err)
+static enum td_status check_metadata(json_t *metadata, struct td_err *err)
 {
-    const char *key;
-    json_t *value;
-
     if (!json_is_object(metadata))
         return td_err_set(err, TD_CORRUPT, "__metadata__ is %s; expected an object",
                           td_jsonfile_type_name(metadata));
-    json_object_foreach(
-        (json_t *)(uintptr_t)metadata, key,
-        value) if (!json_is_string(value)) return td_err_set(err, TD_CORRUPT,
-                                                             "a value of __metadata__ is %s; "
-                                                             "expected a string",
-                                                             td_jsonfile_type_name(value));
+    for (void *it = json_object_iter(metadata); it; it = json_object_iter_next(metadata, it)) {
+        const json_t *value = json_object_iter_value(it);
+
+        if (!json_is_string(value))
+            return td_err_set(err, TD_CORRUPT, "a value of __metadata__ is %s; expected a string",
+                              td_jsonfile_type_name(value));
+    }
     return TD_OK;
 }
 
@@ -240,10 +229,9 @@ static enum td_status read_file(struct td_safetensors *st, size_t index, struct 
 {
     struct file *f = &st->file[index];
     struct td_safetensors_tensor *grown;
-    json_t *root = NULL, *value;
+    json_t *root = NULL;
     size_t first = st->n_tensors, capacity;
     enum td_status status;
-    const char *name;
 
     if ((status = parse_header(f, &root, err)))
         return status;
@@ -254,8 +242,10 @@ static enum td_status read_file(struct td_safetensors *st, size_t index, struct 
         goto free_root;
     }
     st->tensor = grown;
-    json_object_foreach(root, name, value)
-    {
+    for (void *it = json_object_iter(root); it; it = json_object_iter_next(root, it)) {
+        const char *name = json_object_iter_key(it);
+        json_t *value = json_object_iter_value(it);
+
         if (strcmp(name, "__metadata__") == 0) {
             status = check_metadata(value, err);
         } else {
@@ -378,19 +368,19 @@ static int compare_string(const void *a, const void *b)
 }
 
 /* Opens a reader with the distinct file names of the weight map, sorted; they are not mapped yet. */
-static enum td_status list_files(const json_t *weight_map, struct td_safetensors **out,
+static enum td_status list_files(json_t *weight_map, struct td_safetensors **out,
                                  struct td_err *err)
 {
     size_t n = json_object_size(weight_map), n_files = 0, i = 0;
-    const char **names = calloc(n + 1, sizeof *names), *tensor;
+    const char **names = calloc(n + 1, sizeof *names);
     struct td_safetensors *st = NULL;
     enum td_status status = TD_OK;
-    json_t *value;
 
     if (!names)
         return td_err_set(err, TD_NO_MEMORY, "no memory for %zu index entries", n);
-    json_object_foreach((json_t *)(uintptr_t)weight_map, tensor, value)
-    {
+    for (void *it = json_object_iter(weight_map); it; it = json_object_iter_next(weight_map, it)) {
+        const json_t *value = json_object_iter_value(it);
+
         if (!json_is_string(value) || !is_plain_name(json_string_value(value))) {
             status = td_err_set(
                 err, TD_CORRUPT,
@@ -447,12 +437,9 @@ static enum td_status map_file(struct td_safetensors *st, const char *dir, size_
 }
 
 /* Index and files must agree both ways. */
-static enum td_status check_index(const struct td_safetensors *st, const json_t *weight_map,
+static enum td_status check_index(const struct td_safetensors *st, json_t *weight_map,
                                   struct td_err *err)
 {
-    const char *name;
-    json_t *value;
-
     for (size_t i = 0; i < st->n_tensors; i++) {
         const struct td_safetensors_tensor *t = &st->tensor[i];
         const char *expected = json_string_value(json_object_get(weight_map, t->name.ptr));
@@ -464,14 +451,15 @@ static enum td_status check_index(const struct td_safetensors *st, const json_t 
             return td_err_set(err, TD_CORRUPT, "tensor '%s' is in '%s'; the index says '%s'",
                               t->name.ptr, st->file[t->file].name, expected);
     }
-    json_object_foreach((json_t *)(uintptr_t)weight_map, name, value) if (
-        !td_safetensors_find(
-            st, name)) return td_err_set(err, TD_CORRUPT,
-                                         "tensor '%.*s' is not in '%s', where the index puts it",
-                                         td_jsonfile_is_printable(td_str_from(name))
-                                             ? MAX_NAME_BYTES
-                                             : 0,
-                                         name, json_string_value(value));
+    for (void *it = json_object_iter(weight_map); it; it = json_object_iter_next(weight_map, it)) {
+        const char *name = json_object_iter_key(it);
+
+        if (!td_safetensors_find(st, name))
+            return td_err_set(err, TD_CORRUPT,
+                              "tensor '%s' is not in '%s', where the index puts it",
+                              td_jsonfile_is_printable(td_str_from(name)) ? name : "?",
+                              json_string_value(json_object_iter_value(it)));
+    }
     return TD_OK;
 }
 

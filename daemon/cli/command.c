@@ -2,6 +2,7 @@
 
 #include "daemon/cli/help.h"
 #include "daemon/cli/version.h"
+#include "daemon/log.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +86,9 @@ static int run(const struct td_command *command, int argc, char **argv, char *co
         return TD_EXIT_USAGE;
     }
     warn_unknown_env(envp);
+    td_log_set_level(opts.verbose && !td_options_is_set(&opts, &opts.log_level)
+                         ? TD_LOG_DEBUG
+                         : (enum td_log_level)opts.log_level);
     status = command->run(&opts);
     td_options_deinit(&opts);
     return status;

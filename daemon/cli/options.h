@@ -67,7 +67,6 @@ struct td_option_ids {
 enum td_option_kv_dtype { TD_KV_DTYPE_AUTO, TD_KV_DTYPE_F32, TD_KV_DTYPE_BF16, TD_KV_DTYPE_FP16 };
 enum td_option_isa { TD_ISA_AUTO, TD_ISA_REF, TD_ISA_AVX2, TD_ISA_AVX512 };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
-enum td_option_log_level { TD_LEVEL_ERROR, TD_LEVEL_WARNING, TD_LEVEL_INFO, TD_LEVEL_DEBUG };
 
 enum { TD_OPTIONS_MAX_ROWS = 96 };
 
@@ -148,7 +147,7 @@ struct td_options {
 
     /* general */
     const char *config;
-    int log_level; /* enum td_option_log_level */
+    int log_level; /* enum td_log_level */
     bool json;
     bool verbose;
 };

@@ -191,11 +191,11 @@ static void print_plain(const struct view *v)
 static json_t *json_spec(const struct td_spec *s)
 {
     return json_pack(
-        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:b, s:b, s:{s:f, s:s, s:f}}",
+        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:f, s:b, s:b, s:{s:f, s:s, s:f}}",
         "architecture", s->name, "layers", (int)s->n_layers, "hidden_size", (int)s->d_model,
         "heads", (int)s->n_heads, "kv_heads", (int)s->n_kv_heads, "head_dim", (int)s->head_dim,
         "ffn_size", (int)s->d_ff, "vocab_size", (int)s->n_vocab, "max_positions",
-        (int)s->max_positions, "rms_eps", (double)s->rms_eps, "tied_head", (int)s->tied_head,
+        (json_int_t)s->max_positions, "rms_eps", (double)s->rms_eps, "tied_head", (int)s->tied_head,
         "qk_norm", (int)s->qk_norm, "rope", "theta", s->rope.theta, "scaling",
         rope_name(s->rope.scaling), "factor", s->rope.factor);
 }

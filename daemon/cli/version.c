@@ -15,6 +15,12 @@
 #include <xxhash.h>
 #include <yaml.h>
 
+#ifdef __clang__
+#define COMPILER __VERSION__ /* "Debian Clang 14.0.6" */
+#else
+#define COMPILER "GCC " __VERSION__
+#endif
+
 /* The instruction sets that were built and that this CPU can run, the plain reference first. */
 static void print_cpu(FILE *out)
 {
@@ -51,7 +57,7 @@ void td_version_print(FILE *out)
     char pcre2[64] = "";
     unsigned xxhash = XXH_versionNumber();
 
-    fprintf(out, "tensord %s (%s)\n", TD_VERSION, __VERSION__);
+    fprintf(out, "tensord %s, built with %s\n", TD_VERSION, COMPILER);
     print_cpu(out);
     print_mpi(out);
     pcre2_config(PCRE2_CONFIG_VERSION, pcre2);

@@ -1,0 +1,44 @@
+#include "daemon/cli/command.h"
+#include "daemon/cli/spmd.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Prints who would hold what, without loading: reads headers only. */
+int td_cmd_plan(const struct td_options *opts)
+{
+    uint32_t n_ranks = (uint32_t)opts->ranks;
+    uint64_t *memory = NULL, share[TD_PLAN_MAX_RANKS];
+    struct td_plan_model *model = calloc(1, sizeof *model);
+    struct td_plan *plan = calloc(1, sizeof *plan);
+    struct td_checkpoint *ck = NULL;
+    struct td_plan_params params;
+    struct td_bytes out = {0};
+    struct td_err err;
+    enum td_status s;
+
+    if (!n_ranks) {
+        uint32_t tp = (uint32_t)opts->tensor_parallel_size, pp = (uint32_t)opts->pipeline_parallel_size;
+
+        n_ranks = (tp ? tp : opts->shares.n && !pp ? opts->shares.n : 1) * (pp ? pp : 1);
+    }
+    s = model && plan ? td_checkpoint_open(opts->model, &ck, &err) : td_err_set(&err, TD_NO_MEMORY, "no memory to plan");
+    s = s ? s : td_plan_model_read(ck, model, &err);
+    if (!s && opts->memory_bytes && n_ranks <= TD_PLAN_MAX_RANKS) {
+        memory = calloc(n_ranks, sizeof *memory);
+        for (uint32_t i = 0; memory && i < n_ranks; i++)
+            memory[i] = opts->memory_bytes;
+    }
+    s = s ? s : td_spmd_plan_params(opts, model->spec, n_ranks, memory, share, &params, &err);
+    s = s ? s : td_plan_make(model, &params, plan, &err);
+    if (!s && (opts->json ? td_plan_print_json : td_plan_print)(plan, model, &out))
+        s = td_err_set(&err, TD_NO_MEMORY, "no memory to print the plan");
+    if (!s)
+        fwrite(out.data, 1, out.len, stdout);
+    td_bytes_deinit(&out);
+    free(memory);
+    td_checkpoint_close(ck);
+    free(plan);
+    free(model);
+    return s ? td_command_report(opts, &err) : TD_EXIT_OK;
+}

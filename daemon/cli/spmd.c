@@ -1,0 +1,134 @@
+#include "daemon/cli/spmd.h"
+
+#include "kernels/base/clock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void show_load(size_t done, size_t total, void *user)
+{
+    td_term_progress(user, "loading", done, total, "B");
+}
+
+void td_spmd_node_params(const struct td_options *opts, struct td_node_params *out)
+{
+    static const char *const isa[] = {
+        [TD_ISA_AUTO] = NULL, [TD_ISA_REF] = "ref", [TD_ISA_AVX2] = "avx2", [TD_ISA_AVX512] = "avx512"};
+
+    *out = (struct td_node_params){.model = opts->model,
+                                   .verify = opts->verify,
+                                   .n_threads = (uint32_t)opts->threads,
+                                   .isa = isa[opts->cpu_isa],
+                                   .memory_bytes = opts->memory_bytes};
+}
+
+/* `auto` keeps F32 models exact and gives the others F16, which holds more digits of a key than BF16 does. */
+static enum td_dtype kv_dtype(const struct td_options *opts, const struct td_spec *spec)
+{
+    switch (opts->kv_cache_dtype) {
+    case TD_KV_DTYPE_F32:
+        return TD_F32;
+    case TD_KV_DTYPE_BF16:
+        return TD_BF16;
+    case TD_KV_DTYPE_FP16:
+        return TD_F16;
+    default:
+        return spec->dtype == TD_F32 ? TD_F32 : TD_F16;
+    }
+}
+
+enum td_status td_spmd_plan_params(const struct td_options *opts, const struct td_spec *spec, uint32_t n_ranks,
+                                   const uint64_t *memory_of_rank, uint64_t *share, struct td_plan_params *out,
+                                   struct td_err *err)
+{
+    if (opts->shares.n && opts->shares.n != n_ranks)
+        return td_err_set(err, TD_INVALID, "--shares has %u numbers, the group has %u ranks", opts->shares.n, n_ranks);
+    for (uint32_t i = 0; i < opts->shares.n; i++)
+        share[i] = opts->shares.share[i];
+    *out = (struct td_plan_params){.n_ranks = n_ranks,
+                                   .tp = (uint32_t)opts->tensor_parallel_size,
+                                   .pp = (uint32_t)opts->pipeline_parallel_size,
+                                   .share = opts->shares.n ? share : NULL,
+                                   .memory_bytes = memory_of_rank,
+                                   .kv_dtype = kv_dtype(opts, spec),
+                                   .block_tokens = (uint32_t)opts->block_size,
+                                   .max_model_len = (uint32_t)opts->max_model_len,
+                                   .max_num_seqs = (uint32_t)opts->max_num_seqs,
+                                   .max_batched_tokens = (uint32_t)opts->max_num_batched_tokens,
+                                   .kv_bytes = opts->kv_cache_memory_bytes};
+    return TD_OK;
+}
+
+enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err)
+{
+    struct td_node_params node;
+    struct td_plan_params plan;
+    uint64_t *memory = NULL, *share = NULL, start = td_clock_now_ns();
+    enum td_status st;
+
+    memset(s, 0, sizeof *s);
+    st = td_comm_mpi_launched() ? td_comm_mpi_open(&s->world, err) : td_comm_self_open(&s->world, err);
+    if (st)
+        return st;
+    s->rank = td_comm_rank(s->world);
+    s->size = td_comm_size(s->world);
+    td_term_init(&s->term, stderr);
+    if (opts->ranks && opts->ranks != (int64_t)s->size) {
+        st = td_err_set(err, TD_INVALID, "--ranks %lld, but the job has %u: start it as 'mpirun -n %lld tensord ...'",
+                        (long long)opts->ranks, s->size, (long long)opts->ranks);
+        goto fail;
+    }
+    td_spmd_node_params(opts, &node);
+    node.progress = s->rank == 0 ? show_load : NULL;
+    node.user = &s->term;
+    st = td_node_open(&s->node, s->world, &node, err);
+    if (st)
+        goto fail;
+    s->facts = calloc(s->size, sizeof *s->facts);
+    memory = calloc(s->size, sizeof *memory);
+    share = calloc(s->size, sizeof *share);
+    st = s->facts && memory && share ? TD_OK : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
+    st = st ? st : td_node_gather(&s->node, s->facts, err);
+    for (uint32_t r = 0; !st && r < s->size; r++)
+        memory[r] = s->facts[r].memory_bytes;
+    st = st ? st : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
+    st = st ? st : td_node_load(&s->node, &plan, err);
+    free(memory);
+    free(share);
+    s->load_ns = td_clock_now_ns() - start;
+    if (!st)
+        return TD_OK;
+
+fail:
+    td_spmd_close(s, true);
+    return st;
+}
+
+void td_spmd_close(struct td_spmd *s, bool failed)
+{
+    const float *logits;
+
+    if (!failed && s->rank == 0 && s->size > 1) {
+        struct td_step *stop = &s->node.step;
+
+        td_step_reset(stop, TD_STEP_STOP, s->node.n_steps + 1);
+        failed = td_node_lead(&s->node, stop, &logits, NULL) != TD_OK;
+    }
+    td_node_close(&s->node);
+    free(s->facts);
+    if (failed && s->world)
+        td_comm_abort(s->world);
+    td_comm_close(s->world);
+    memset(s, 0, sizeof *s);
+}
+
+enum td_status td_spmd_follow(struct td_spmd *s, struct td_err *err)
+{
+    enum td_status st;
+
+    do
+        st = td_node_follow(&s->node, err);
+    while (!st && s->node.step.kind != TD_STEP_STOP);
+    return st;
+}

@@ -1,0 +1,35 @@
+/* What the commands share that run as one MPI job (or alone): generate, perplexity, bench. Opens the world, the node, the plan
+ * from the options; one decision maker: rank 0. Main thread is the compute thread. */
+#ifndef TD_DAEMON_CLI_SPMD_H
+#define TD_DAEMON_CLI_SPMD_H
+
+#include "daemon/cli/options.h"
+#include "daemon/cli/term.h"
+#include "daemon/engine/node.h"
+
+struct td_tokenizer;
+
+struct td_spmd {
+    struct td_comm *world;
+    struct td_node node;
+    struct td_node_facts *facts; /* [size] */
+    uint32_t rank, size;
+    struct td_term term; /* rank 0's progress */
+    uint64_t load_ns;
+};
+
+/* Fills what the options say of the node and of the plan. The arrays of the plan params are borrowed from `facts`' reader:
+ * td_spmd_plan_params writes shares and memory into `share` and `memory` ([n] each). */
+void td_spmd_node_params(const struct td_options *opts, struct td_node_params *out);
+enum td_status td_spmd_plan_params(const struct td_options *opts, const struct td_spec *spec, uint32_t n_ranks,
+                                   const uint64_t *memory_of_rank, uint64_t *share, struct td_plan_params *out,
+                                   struct td_err *err);
+
+/* Opens and loads on every rank. On failure everything is closed and the error is the same on all ranks that could agree. */
+enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
+/* Sends TD_STEP_STOP to the followers (rank 0, after success) and closes. With `failed`, the others are left to the launcher. */
+void td_spmd_close(struct td_spmd *s, bool failed);
+/* The other ranks' whole life: follows until TD_STEP_STOP. */
+enum td_status td_spmd_follow(struct td_spmd *s, struct td_err *err);
+
+#endif

@@ -188,24 +188,23 @@ enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_e
 }
 
 /* Every operation stands between begin and finish. begin refuses in a world that was given up. */
-static enum td_status begin(struct td_comm *comm, const char *op, uint64_t *start_ns,
-                            struct td_err *err)
+static enum td_status begin(struct td_comm *comm, const char *op, struct td_err *err)
 {
     comm->op = op;
     if (atomic_load(&comm->world->failed) != TD_OK)
         return td_comm_report_failed(comm, err);
-    *start_ns = td_clock_now_ns();
-    comm->deadline_ns = comm->op_limit_ns ? *start_ns + comm->op_limit_ns : UINT64_MAX;
-    if (comm->deadline_ns < *start_ns)
+    comm->start_ns = td_clock_now_ns();
+    comm->deadline_ns = comm->op_limit_ns ? comm->start_ns + comm->op_limit_ns : UINT64_MAX;
+    if (comm->deadline_ns < comm->start_ns)
         comm->deadline_ns = UINT64_MAX;
     comm->n_xfers = 0;
     return TD_OK;
 }
 
-static enum td_status finish(struct td_comm *comm, uint64_t start_ns, enum td_status status)
+static enum td_status finish(struct td_comm *comm, enum td_status status)
 {
     comm->stats.n_ops++;
-    comm->stats.wait_ns += td_clock_now_ns() - start_ns;
+    comm->stats.wait_ns += td_clock_now_ns() - comm->start_ns;
     if (status != TD_OK)
         td_comm_world_fail(comm->world, status);
     return status;
@@ -241,50 +240,47 @@ static enum td_status check_data(const char *op, const char *name, const void *d
 enum td_status td_comm_send(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
                             struct td_err *err)
 {
-    uint64_t start_ns;
     enum td_status status = check_peer(comm, "send", to, err);
 
     if (status == TD_OK)
         status = check_data("send", "data", data, bytes, err);
     if (status == TD_OK)
-        status = begin(comm, "send", &start_ns, err);
+        status = begin(comm, "send", err);
     if (status != TD_OK)
         return status;
     if (bytes)
         td_comm_queue_send(comm, to, data, bytes);
-    return finish(comm, start_ns, td_comm_exchange(comm, 0, err));
+    return finish(comm, td_comm_exchange(comm, 0, err));
 }
 
 enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, size_t bytes,
                             struct td_err *err)
 {
-    uint64_t start_ns;
     enum td_status status = check_peer(comm, "recv", from, err);
 
     if (status == TD_OK)
         status = check_data("recv", "data", data, bytes, err);
     if (status == TD_OK)
-        status = begin(comm, "recv", &start_ns, err);
+        status = begin(comm, "recv", err);
     if (status != TD_OK)
         return status;
     if (bytes)
         td_comm_queue_recv(comm, from, data, bytes);
-    return finish(comm, start_ns, td_comm_exchange(comm, 0, err));
+    return finish(comm, td_comm_exchange(comm, 0, err));
 }
 
 enum td_status td_comm_bcast(struct td_comm *comm, uint32_t root, void *data, size_t bytes,
                              struct td_err *err)
 {
-    uint64_t start_ns;
     enum td_status status = check_root(comm, "bcast", root, err);
 
     if (status == TD_OK)
         status = check_data("bcast", "data", data, bytes, err);
     if (status == TD_OK)
-        status = begin(comm, "bcast", &start_ns, err);
+        status = begin(comm, "bcast", err);
     if (status != TD_OK)
         return status;
-    return finish(comm, start_ns, td_collective_bcast(comm, root, data, bytes, err));
+    return finish(comm, td_collective_bcast(comm, root, data, bytes, err));
 }
 
 static enum td_status check_gather(const struct td_comm *comm, const char *op, const void *send,
@@ -312,39 +308,36 @@ static enum td_status check_gather(const struct td_comm *comm, const char *op, c
 enum td_status td_comm_all_gather(struct td_comm *comm, const void *send, const size_t *bytes,
                                   void *recv, struct td_err *err)
 {
-    uint64_t start_ns;
     enum td_status status = check_gather(comm, "all_gather", send, bytes, true, recv, err);
 
     if (status == TD_OK)
-        status = begin(comm, "all_gather", &start_ns, err);
+        status = begin(comm, "all_gather", err);
     if (status != TD_OK)
         return status;
-    return finish(comm, start_ns, td_collective_all_gather(comm, send, bytes, recv, err));
+    return finish(comm, td_collective_all_gather(comm, send, bytes, recv, err));
 }
 
 enum td_status td_comm_gather(struct td_comm *comm, uint32_t root, const void *send,
                               const size_t *bytes, void *recv, struct td_err *err)
 {
-    uint64_t start_ns;
     enum td_status status = check_root(comm, "gather", root, err);
 
     if (status == TD_OK)
         status = check_gather(comm, "gather", send, bytes, root == comm->rank, recv, err);
     if (status == TD_OK)
-        status = begin(comm, "gather", &start_ns, err);
+        status = begin(comm, "gather", err);
     if (status != TD_OK)
         return status;
-    return finish(comm, start_ns, td_collective_gather(comm, root, send, bytes, recv, err));
+    return finish(comm, td_collective_gather(comm, root, send, bytes, recv, err));
 }
 
 enum td_status td_comm_barrier(struct td_comm *comm, struct td_err *err)
 {
-    uint64_t start_ns;
-    enum td_status status = begin(comm, "barrier", &start_ns, err);
+    enum td_status status = begin(comm, "barrier", err);
 
     if (status != TD_OK)
         return status;
-    return finish(comm, start_ns, td_collective_barrier(comm, err));
+    return finish(comm, td_collective_barrier(comm, err));
 }
 
 static enum td_status check_layout(const struct td_comm *comm, const struct td_tree_layout *layout,
@@ -379,7 +372,6 @@ enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layou
                                 const float *parts, size_t n_floats, float *scratch, float *out,
                                 struct td_err *err)
 {
-    uint64_t start_ns;
     enum td_status status = check_layout(comm, layout, err);
 
     if (status != TD_OK)
@@ -393,9 +385,8 @@ enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layou
     if (status == TD_OK && comm->size > 1)
         status = check_data("tree_sum", "scratch", scratch, n_floats * sizeof(float), err);
     if (status == TD_OK)
-        status = begin(comm, "tree_sum", &start_ns, err);
+        status = begin(comm, "tree_sum", err);
     if (status != TD_OK)
         return status;
-    return finish(comm, start_ns,
-                  td_collective_tree_sum(comm, layout, parts, n_floats, scratch, out, err));
+    return finish(comm, td_collective_tree_sum(comm, layout, parts, n_floats, scratch, out, err));
 }

@@ -58,6 +58,7 @@ struct td_comm {
     uint64_t op_limit_ns;
     uint64_t spin_ns;
     const char *op;       /* name of the operation under way, for errors */
+    uint64_t start_ns;    /* of it */
     uint64_t deadline_ns; /* of it; UINT64_MAX: none */
     struct td_comm_stats stats;
     uint32_t n_xfers;

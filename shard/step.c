@@ -1,0 +1,310 @@
+#include "shard/step.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+/* The encoded form, all fields little-endian:
+ *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
+ *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 zero
+ * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows} and
+ * n_table block ids, u32 each. */
+enum { HEAD_BYTES = 48, ROW_BYTES = 16, SEQ_BYTES = 16, BLOCK_BYTES = 4 };
+
+static const uint32_t magic = 0x53445401; /* "\1TDS" */
+
+static void put32(uint8_t **at, uint32_t v)
+{
+    for (int i = 0; i < 4; i++)
+        *(*at)++ = (uint8_t)(v >> 8 * i);
+}
+
+static void put64(uint8_t **at, uint64_t v)
+{
+    put32(at, (uint32_t)v);
+    put32(at, (uint32_t)(v >> 32));
+}
+
+static uint32_t get32(const uint8_t *p)
+{
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static uint64_t get64(const uint8_t *p)
+{
+    return get32(p) | (uint64_t)get32(p + 4) << 32;
+}
+
+enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t cap_seqs,
+                            uint32_t cap_table, struct td_err *err)
+{
+    struct td_step s = {.cap_rows = cap_rows, .cap_seqs = cap_seqs, .cap_table = cap_table};
+
+    s.rows = calloc(cap_rows ? cap_rows : 1, sizeof *s.rows);
+    s.seqs = calloc(cap_seqs ? cap_seqs : 1, sizeof *s.seqs);
+    s.table = calloc(cap_table ? cap_table : 1, sizeof *s.table);
+    if (!s.rows || !s.seqs || !s.table) {
+        td_step_close(&s);
+        return td_err_set(err, TD_NO_MEMORY,
+                          "no memory for a step of %u rows, %u sequences and %u blocks", cap_rows,
+                          cap_seqs, cap_table);
+    }
+    td_step_reset(&s, TD_STEP_IDLE, 0);
+    *step = s;
+    return TD_OK;
+}
+
+void td_step_close(struct td_step *step)
+{
+    free(step->table);
+    free(step->seqs);
+    free(step->rows);
+    memset(step, 0, sizeof *step);
+}
+
+void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number)
+{
+    step->kind = kind;
+    step->number = number;
+    step->hash = 0;
+    step->n_submits_seen = 0;
+    step->n_rows = 0;
+    step->n_seqs = 0;
+    step->n_table = 0;
+}
+
+bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
+                     uint32_t state_slot)
+{
+    if (step->n_seqs == step->cap_seqs || n_blocks > step->cap_table - step->n_table)
+        return false;
+    step->seqs[step->n_seqs++] = (struct td_step_seq){
+        .first_block = step->n_table, .n_blocks = n_blocks, .state_slot = state_slot};
+    if (n_blocks)
+        memcpy(step->table + step->n_table, blocks, n_blocks * sizeof *blocks);
+    step->n_table += n_blocks;
+    return true;
+}
+
+bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, enum td_want want)
+{
+    if (step->n_rows == step->cap_rows || step->n_seqs == 0)
+        return false;
+    step->rows[step->n_rows++] = (struct td_step_row){
+        .token = token, .position = position, .seq = step->n_seqs - 1, .want = want};
+    step->seqs[step->n_seqs - 1].n_rows++;
+    return true;
+}
+
+uint32_t td_step_n_logits(const struct td_step *step)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < step->n_rows; i++)
+        n += step->rows[i].want == TD_WANT_LOGITS;
+    return n;
+}
+
+static size_t bytes_of(uint32_t n_rows, uint32_t n_seqs, uint32_t n_table)
+{
+    return HEAD_BYTES + (size_t)n_rows * ROW_BYTES + (size_t)n_seqs * SEQ_BYTES +
+           (size_t)n_table * BLOCK_BYTES;
+}
+
+size_t td_step_encoded_bytes(const struct td_step *step)
+{
+    return bytes_of(step->n_rows, step->n_seqs, step->n_table);
+}
+
+size_t td_step_max_bytes(const struct td_step *step)
+{
+    return bytes_of(step->cap_rows, step->cap_seqs, step->cap_table);
+}
+
+void td_step_encode(struct td_step *step, void *out)
+{
+    uint8_t *begin = out;
+    uint8_t *at = begin + 8;
+
+    put32(&at, magic);
+    put32(&at, step->kind);
+    put64(&at, step->number);
+    put64(&at, step->n_submits_seen);
+    put32(&at, step->n_rows);
+    put32(&at, step->n_seqs);
+    put32(&at, step->n_table);
+    put32(&at, 0);
+    for (uint32_t i = 0; i < step->n_rows; i++) {
+        put32(&at, step->rows[i].token);
+        put32(&at, step->rows[i].position);
+        put32(&at, step->rows[i].seq);
+        put32(&at, step->rows[i].want);
+    }
+    for (uint32_t i = 0; i < step->n_seqs; i++) {
+        put32(&at, step->seqs[i].first_block);
+        put32(&at, step->seqs[i].n_blocks);
+        put32(&at, step->seqs[i].state_slot);
+        put32(&at, step->seqs[i].n_rows);
+    }
+    for (uint32_t i = 0; i < step->n_table; i++)
+        put32(&at, step->table[i]);
+    step->hash = XXH3_64bits(begin + 8, (size_t)(at - begin) - 8);
+    put64(&begin, step->hash);
+}
+
+/* What the fixed head says; the counts are within the caps and fit the length. */
+struct head {
+    uint32_t kind;
+    uint64_t number;
+    uint64_t n_submits_seen;
+    uint32_t n_rows;
+    uint32_t n_seqs;
+    uint32_t n_table;
+};
+
+static enum td_status check_cap(const char *what, uint32_t n, uint32_t cap, struct td_err *err)
+{
+    if (n > cap)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step has %u %s, at most %u are possible", n, what,
+                          cap);
+    return TD_OK;
+}
+
+static enum td_status read_head(const struct td_step *caps, const uint8_t *in, size_t bytes,
+                                struct head *h, struct td_err *err)
+{
+    enum td_status status;
+
+    if (bytes < HEAD_BYTES)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step of %zu bytes, expected at least %d", bytes,
+                          HEAD_BYTES);
+    if (get32(in + 8) != magic)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step begins with 0x%08x, expected 0x%08x",
+                          get32(in + 8), magic);
+    *h = (struct head){.kind = get32(in + 12),
+                       .number = get64(in + 16),
+                       .n_submits_seen = get64(in + 24),
+                       .n_rows = get32(in + 32),
+                       .n_seqs = get32(in + 36),
+                       .n_table = get32(in + 40)};
+    if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_STOP)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
+                          TD_STEP_RUN, TD_STEP_STOP);
+    if (get32(in + 44) != 0)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step has 0x%08x in a field that is zero",
+                          get32(in + 44));
+    status = check_cap("rows", h->n_rows, caps->cap_rows, err);
+    if (status == TD_OK)
+        status = check_cap("sequences", h->n_seqs, caps->cap_seqs, err);
+    if (status == TD_OK)
+        status = check_cap("blocks", h->n_table, caps->cap_table, err);
+    if (status != TD_OK)
+        return status;
+    if (bytes != bytes_of(h->n_rows, h->n_seqs, h->n_table))
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "step of %zu bytes, expected %zu for %u rows, %u sequences and %u blocks",
+                          bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table), h->n_rows, h->n_seqs,
+                          h->n_table);
+    if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table))
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "step of kind %u has %u rows, %u sequences and %u blocks, expected none",
+                          h->kind, h->n_rows, h->n_seqs, h->n_table);
+    return TD_OK;
+}
+
+/* The rows of sequence `seq`, which start at `first_row`. */
+static enum td_status check_rows(const uint8_t *rows, uint32_t seq, uint32_t first_row,
+                                 uint32_t n_rows, struct td_err *err)
+{
+    for (uint32_t i = first_row; i < first_row + n_rows; i++) {
+        const uint8_t *row = rows + (size_t)i * ROW_BYTES;
+
+        if (get32(row + 8) != seq)
+            return td_err_set(err, TD_PEER_PROTOCOL, "step row %u is of sequence %u, expected %u",
+                              i, get32(row + 8), seq);
+        if (i > first_row && get32(row + 4) <= get32(row - ROW_BYTES + 4))
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "step row %u is at position %u, expected one above %u", i,
+                              get32(row + 4), get32(row - ROW_BYTES + 4));
+        if (get32(row + 12) > TD_WANT_LOGITS)
+            return td_err_set(err, TD_PEER_PROTOCOL, "step row %u wants %u, expected at most %d", i,
+                              get32(row + 12), TD_WANT_LOGITS);
+    }
+    return TD_OK;
+}
+
+static enum td_status check_seqs(const struct head *h, const uint8_t *rows, const uint8_t *seqs,
+                                 struct td_err *err)
+{
+    uint32_t first_row = 0;
+
+    for (uint32_t s = 0; s < h->n_seqs; s++) {
+        const uint8_t *seq = seqs + (size_t)s * SEQ_BYTES;
+        uint32_t first_block = get32(seq);
+        uint32_t n_blocks = get32(seq + 4);
+        uint32_t n_rows = get32(seq + 12);
+        enum td_status status;
+
+        if (first_block > h->n_table || n_blocks > h->n_table - first_block)
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "step sequence %u has %u blocks from %u on, the table has %u", s,
+                              n_blocks, first_block, h->n_table);
+        if (n_rows < 1 || n_rows > h->n_rows - first_row)
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "step sequence %u has %u rows, expected 1 to the %u left", s, n_rows,
+                              h->n_rows - first_row);
+        status = check_rows(rows, s, first_row, n_rows, err);
+        if (status != TD_OK)
+            return status;
+        first_row += n_rows;
+    }
+    if (first_row != h->n_rows)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step sequences have %u rows, the step has %u",
+                          first_row, h->n_rows);
+    return TD_OK;
+}
+
+enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes,
+                              struct td_err *err)
+{
+    const uint8_t *rows = (const uint8_t *)in + HEAD_BYTES;
+    const uint8_t *seqs;
+    const uint8_t *table;
+    uint64_t hash;
+    struct head h = {0};
+    enum td_status status = read_head(step, in, bytes, &h, err);
+
+    if (status != TD_OK)
+        return status;
+    hash = XXH3_64bits((const uint8_t *)in + 8, bytes - 8);
+    if (hash != get64(in))
+        return td_err_set(
+            err, TD_PEER_PROTOCOL, "step %llu has hash %016llx, its bytes give %016llx",
+            (unsigned long long)h.number, (unsigned long long)get64(in), (unsigned long long)hash);
+    seqs = rows + (size_t)h.n_rows * ROW_BYTES;
+    table = seqs + (size_t)h.n_seqs * SEQ_BYTES;
+    status = check_seqs(&h, rows, seqs, err);
+    if (status != TD_OK)
+        return status;
+
+    step->kind = h.kind;
+    step->number = h.number;
+    step->hash = hash;
+    step->n_submits_seen = h.n_submits_seen;
+    step->n_rows = h.n_rows;
+    step->n_seqs = h.n_seqs;
+    step->n_table = h.n_table;
+    for (uint32_t i = 0; i < h.n_rows; i++, rows += ROW_BYTES)
+        step->rows[i] = (struct td_step_row){.token = get32(rows),
+                                             .position = get32(rows + 4),
+                                             .seq = get32(rows + 8),
+                                             .want = get32(rows + 12)};
+    for (uint32_t i = 0; i < h.n_seqs; i++, seqs += SEQ_BYTES)
+        step->seqs[i] = (struct td_step_seq){.first_block = get32(seqs),
+                                             .n_blocks = get32(seqs + 4),
+                                             .state_slot = get32(seqs + 8),
+                                             .n_rows = get32(seqs + 12)};
+    for (uint32_t i = 0; i < h.n_table; i++)
+        step->table[i] = get32(table + (size_t)i * BLOCK_BYTES);
+    return TD_OK;
+}

@@ -16,9 +16,9 @@ enum td_status td_auth_add(struct td_auth *auth, struct td_str key, struct td_er
     for (size_t i = 0; i < key.len; i++) {
         unsigned char c = (unsigned char)key.ptr[i];
         if (c <= 0x20 || c >= 0x7f) {
-            return td_err_set(err, TD_INVALID,
-                              "byte %zu of a key is 0x%02x, expected printable ASCII without spaces",
-                              i, c);
+            return td_err_set(
+                err, TD_INVALID,
+                "byte %zu of a key is 0x%02x, expected printable ASCII without spaces", i, c);
         }
     }
     SHA256((const unsigned char *)key.ptr, key.len, auth->digest[auth->n_keys]);

@@ -9,7 +9,7 @@
 enum { TD_AUTH_MAX_KEYS = 64, TD_AUTH_DIGEST_BYTES = 32, TD_AUTH_MAX_KEY_BYTES = 1024 };
 
 struct td_auth {
-    size_t n_keys; /* 0: open to everyone */
+    size_t n_keys;                                                /* 0: open to everyone */
     unsigned char digest[TD_AUTH_MAX_KEYS][TD_AUTH_DIGEST_BYTES]; /* SHA-256 of each key */
 };
 

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-const double td_metrics_seconds_buckets[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,  0.25,
-                                             0.5,   1,      2.5,   5,    10,    30,   60, 120, 300};
+const double td_metrics_seconds_buckets[] = {
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300};
 const size_t td_metrics_n_seconds_buckets =
     sizeof(td_metrics_seconds_buckets) / sizeof(td_metrics_seconds_buckets[0]);
 
@@ -144,8 +144,8 @@ static enum td_status check_desc(const struct td_metrics_desc *d, struct td_err 
     }
     for (size_t i = 0; i < d->n_buckets; i++) {
         if (!isfinite(d->buckets[i]) || (i > 0 && !(d->buckets[i] > d->buckets[i - 1]))) {
-            return td_err_set(err, TD_INVALID, "metric '%s': bucket %zu (%g) does not rise", d->name,
-                              i, d->buckets[i]);
+            return td_err_set(err, TD_INVALID, "metric '%s': bucket %zu (%g) does not rise",
+                              d->name, i, d->buckets[i]);
         }
     }
     return TD_OK;
@@ -218,14 +218,16 @@ enum td_status td_metrics_register(struct td_metrics *m, const struct td_metrics
                       f->n_buckets != desc->n_buckets ||
                       (f->n_buckets > 0 &&
                        memcmp(f->buckets, desc->buckets, f->n_buckets * sizeof(double)) != 0))) {
-        return td_err_set(err, TD_INVALID, "metric '%s' is registered with another kind, help or buckets",
+        return td_err_set(err, TD_INVALID,
+                          "metric '%s' is registered with another kind, help or buckets",
                           desc->name);
     }
     struct td_metric *s = make_series(desc);
     if (s == NULL) {
         return td_err_set(err, TD_NO_MEMORY, "no memory for metric '%s'", desc->name);
     }
-    for (struct td_metric *other = f != NULL ? f->first : NULL; other != NULL; other = other->next) {
+    for (struct td_metric *other = f != NULL ? f->first : NULL; other != NULL;
+         other = other->next) {
         if (strcmp(other->labels, s->labels) == 0) {
             status = td_err_set(err, TD_INVALID, "metric '%s{%s}' is registered already",
                                 desc->name, s->labels);
@@ -319,8 +321,9 @@ static enum td_status append_number(struct td_bytes *out, double value)
 static enum td_status append_sample(struct td_bytes *out, const char *name, const char *suffix,
                                     const char *labels, double value)
 {
-    enum td_status status = labels[0] != '\0' ? td_bytes_appendf(out, "%s%s{%s} ", name, suffix, labels)
-                                              : td_bytes_appendf(out, "%s%s ", name, suffix);
+    enum td_status status = labels[0] != '\0'
+                                ? td_bytes_appendf(out, "%s%s{%s} ", name, suffix, labels)
+                                : td_bytes_appendf(out, "%s%s ", name, suffix);
     if (status == TD_OK) {
         status = append_number(out, value);
     }

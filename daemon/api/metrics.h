@@ -42,8 +42,8 @@ enum td_status td_metrics_register(struct td_metrics *m, const struct td_metrics
 typedef void (*td_metrics_refresh_fn)(void *user);
 void td_metrics_set_refresh(struct td_metrics *m, td_metrics_refresh_fn fn, void *user);
 
-void td_metrics_add(struct td_metric *series, double amount);    /* counter (amount >= 0) or gauge */
-void td_metrics_set(struct td_metric *series, double value);     /* gauge */
+void td_metrics_add(struct td_metric *series, double amount); /* counter (amount >= 0) or gauge */
+void td_metrics_set(struct td_metric *series, double value);  /* gauge */
 void td_metrics_observe(struct td_metric *series, double value); /* histogram */
 double td_metrics_value(const struct td_metric *series); /* counter, gauge; histogram: its count */
 

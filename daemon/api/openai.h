@@ -132,7 +132,7 @@ struct td_openai_usage {
 struct td_openai_choice {
     uint32_t index;
     struct td_str text;
-    bool has_logprobs; /* false writes logprobs: null */
+    bool has_logprobs;                        /* false writes logprobs: null */
     const struct td_openai_logprob *logprobs; /* [n_logprobs] */
     size_t n_logprobs;
     enum td_finish finish; /* a chunk that is not the last: TD_FINISH_NONE */

@@ -150,7 +150,8 @@ static void put_top_map(struct writer *w, const struct td_openai_logprob *lp)
     bool has_chosen = false;
     put(w, "{");
     for (size_t j = 0; j < lp->n_top; j++) {
-        bool repeated = false; /* different ids may have the same text: the more likely one names it */
+        bool repeated =
+            false; /* different ids may have the same text: the more likely one names it */
         for (size_t k = 0; k < j; k++) {
             repeated |= td_str_eq(lp->top[k].token, lp->top[j].token);
         }
@@ -246,8 +247,9 @@ enum td_status td_openai_chunk_role_write(const struct td_openai_reply *reply, u
     put_head(&w, reply, chunk_object(reply));
     put(&w, "{\"index\":");
     put_int(&w, index);
-    put(&w, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null},\"logprobs\":null,"
-            "\"finish_reason\":null}]");
+    put(&w,
+        ",\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null},\"logprobs\":null,"
+        "\"finish_reason\":null}]");
     put(&w, include_usage ? ",\"usage\":null}" : "}");
     return w.status;
 }

@@ -26,13 +26,15 @@ fi
         python3 openssl pkill; do
         readlink -f "$(command -v "$tool" || echo "/missing/$tool")"
     done
-} | sort -u | xargs -n 1 readlink -f | sort -u >"$work/files"
+} | sort -u | xargs readlink -f | sort -u >"$work/files"
+# Files of a merged /usr may be listed without it; a file of no package is this machine's own and is left out.
+sed 'p;s,^/usr,,' "$work/files" | xargs -r dpkg-query -S 2>/dev/null |
+    sed -nE 's/^([^:, ]+)[^/]* (\/.*)$/\1 \2/p' | sort -u -k1,1 >"$work/owners" || true
+if [ ! -s "$work/owners" ]; then
+    echo "dpkg-query found no package of $(wc -l <"$work/files") files"
+    exit 1
+fi
 bad=0
-while IFS= read -r file; do
-    owner=$(dpkg-query -S "$file" 2>/dev/null || dpkg-query -S "${file#/usr}" 2>/dev/null) || continue
-    owner=${owner%%:*}
-    echo "$owner $file"
-done <"$work/files" | sort -u -k1,1 >"$work/owners"
 while read -r owner file; do
     if ! grep -qx "$owner" "$work/allowed"; then
         echo "$file comes from the package $owner, which deploy/install-deps.sh does not install"

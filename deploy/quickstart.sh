@@ -120,7 +120,7 @@ build() {
 }
 
 ready() {
-    curl -fs -o /dev/null --max-time 2 "$1/readyz"
+    curl --noproxy "*" -fs -o /dev/null --max-time 2 "$1/readyz"
 }
 
 start_server() {
@@ -169,8 +169,8 @@ print_stream() {
             text=${BASH_REMATCH[1]//\\\//\/} # JSON may write \/ for /, printf %b knows the other escapes
             text=${text//\\\"/\"}
             printf '%b' "$text"
-            [ -n "$first" ] || first=$EPOCHREALTIME
-            last=$EPOCHREALTIME
+            last=${EPOCHREALTIME/,/.} # some locales write a comma
+            [ -n "$first" ] || first=$last
         fi
         [[ $line =~ $usage ]] && tokens=${BASH_REMATCH[1]}
     done
@@ -189,7 +189,7 @@ ask_question() {
     body="{\"model\": \"$name\", \"messages\": [{\"role\": \"user\", \"content\": \"$question\"}], \"temperature\": 0,
         \"max_tokens\": 100, \"stream\": true, \"stream_options\": {\"include_usage\": true}}"
     printf '\nquestion: %s\nanswer:   ' "$question"
-    curl -sS -N --max-time 120 -H 'Content-Type: application/json' -d "$body" "$1/v1/chat/completions" |
+    curl --noproxy "*" -sS -N --max-time 120 -H 'Content-Type: application/json' -d "$body" "$1/v1/chat/completions" |
         print_stream || die "the answer broke off; the server's log is in $state/server.log"
 }
 

@@ -1,0 +1,379 @@
+#include "daemon/engine/engine.h"
+
+#include "daemon/engine/blocks.h"
+#include "daemon/engine/ending.h"
+#include "daemon/engine/sched.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NO_ROW = UINT32_MAX };
+
+/* One request while it is open. */
+struct seq {
+    struct td_sched_seq core; /* first: the scheduler's pointers are cast back */
+    struct td_request
+        req; /* owned copy; its prompt buffer also has room for the output and is core.ids */
+    struct td_ending ending;
+    struct td_sampler *sampler; /* owned; NULL before the first step */
+    uint32_t n_output;
+    uint32_t logits_row; /* in the step that is being completed */
+    bool cancelled;
+    struct seq *prev, *next; /* all open requests */
+};
+
+struct td_engine {
+    struct td_engine_params params; /* layer_kinds is not kept */
+    struct td_blocks *blocks;
+    struct td_sched *sched;
+    struct seq *first;
+    struct seq **done; /* [max_num_seqs] the sequences of the step that is being completed */
+    uint32_t n_cancelled;
+    bool in_flight;
+    uint64_t flight_number;
+    uint64_t next_number;
+    struct td_engine_stats stats; /* the counters; the gauges are filled on demand */
+};
+
+enum td_status td_engine_open(const struct td_engine_params *params, struct td_engine **out,
+                              struct td_err *err)
+{
+    struct td_blocks_params bp = {.block_tokens = params->block_tokens,
+                                  .max_seqs = params->max_num_seqs,
+                                  .max_tokens_per_seq = params->max_model_len};
+    struct td_sched_params sp = {.max_num_seqs = params->max_num_seqs,
+                                 .max_batched_tokens = params->max_batched_tokens,
+                                 .max_chunk_tokens = params->max_chunk_tokens,
+                                 .max_queue = params->max_queue};
+    struct td_engine *e;
+    enum td_status st;
+
+    if (params->n_vocab == 0 || params->n_blocks == 0 || params->max_model_len < 2)
+        return td_err_set(
+            err, TD_INVALID,
+            "vocabulary %u, %u KV blocks, max_model_len %u: expected at least 1, 1, 2",
+            params->n_vocab, params->n_blocks, params->max_model_len);
+    if (params->n_eos > TD_SPEC_MAX_EOS || !params->on_event)
+        return td_err_set(err, TD_INVALID, "%u end tokens, expected at most %d and a callback",
+                          params->n_eos, TD_SPEC_MAX_EOS);
+    e = calloc(1, sizeof(*e));
+    if (!e)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the engine");
+    e->params = *params;
+    e->params.layer_kinds = NULL;
+    bp.pool[TD_LAYER_ATTENTION] = params->n_blocks;
+    if ((st = td_blocks_open(&bp, &e->blocks, err)) ||
+        (st = td_blocks_admit_model(e->blocks, params->layer_kinds, params->n_layers, err)) ||
+        (st = td_sched_open(&sp, e->blocks, &e->sched, err)))
+        goto fail;
+    e->done = calloc(params->max_num_seqs, sizeof(struct seq *));
+    if (!e->done) {
+        st = td_err_set(err, TD_NO_MEMORY, "no memory for %u sequences", params->max_num_seqs);
+        goto fail;
+    }
+    *out = e;
+    return TD_OK;
+
+fail:
+    td_engine_close(e);
+    return st;
+}
+
+static void free_seq(struct seq *q)
+{
+    td_sampler_close(q->sampler);
+    td_ending_deinit(&q->ending);
+    td_request_deinit(&q->req);
+    free(q);
+}
+
+void td_engine_close(struct td_engine *e)
+{
+    if (!e)
+        return;
+    while (e->first) {
+        struct seq *q = e->first;
+
+        e->first = q->next;
+        free_seq(q);
+    }
+    free(e->done);
+    td_sched_close(e->sched);
+    td_blocks_close(e->blocks);
+    free(e);
+}
+
+void td_engine_step_caps(const struct td_engine *e, uint32_t *rows, uint32_t *seqs, uint32_t *table)
+{
+    td_sched_caps(e->sched, rows, seqs, table);
+}
+
+uint64_t td_engine_take_number(struct td_engine *e)
+{
+    return e->next_number++;
+}
+
+static struct seq *find(const struct td_engine *e, uint64_t request_id)
+{
+    struct seq *q = e->first;
+
+    while (q && q->req.id != request_id)
+        q = q->next;
+    return q;
+}
+
+/* The copy that the engine works on, checked, with room for its output. */
+static enum td_status open_seq(const struct td_engine *e, const struct td_request *r,
+                               struct seq **out, struct td_err *err)
+{
+    const struct td_engine_params *p = &e->params;
+    struct td_request checked = *r; /* borrows the arrays of `r` */
+    enum td_status st;
+    struct seq *q;
+    uint32_t *ids;
+
+    if ((st = td_request_validate(&checked, p->n_vocab, p->max_model_len, err)))
+        return st;
+    q = calloc(1, sizeof(*q));
+    if (!q || td_request_copy(&checked, &q->req)) {
+        free(q);
+        goto no_memory;
+    }
+    q->core.n_ids = checked.n_prompt;
+    q->core.cap_ids = checked.n_prompt + checked.max_tokens; /* <= max_model_len */
+    ids = realloc(q->req.prompt, (size_t)q->core.cap_ids * sizeof(*ids));
+    if (!ids) {
+        free_seq(q);
+        goto no_memory;
+    }
+    q->req.prompt = q->core.ids = ids;
+    /* Without stop strings nobody here needs the text. */
+    st = td_ending_init(&q->ending, &q->req, p->eos_ids, p->n_eos,
+                        checked.n_stops ? p->tokenizer : NULL, err);
+    if (st) {
+        free_seq(q);
+        return st;
+    }
+    *out = q;
+    return TD_OK;
+
+no_memory:
+    return td_err_set(err, TD_NO_MEMORY, "no memory for a request of %u tokens",
+                      checked.n_prompt + checked.max_tokens);
+}
+
+enum td_status td_engine_submit(struct td_engine *e, const struct td_request *r, uint64_t now_ns,
+                                struct td_err *err)
+{
+    struct seq *q;
+    enum td_status st;
+
+    if (find(e, r->id))
+        return td_err_set(err, TD_INVALID, "request id %llu is in use", (unsigned long long)r->id);
+    if ((st = open_seq(e, r, &q, err)))
+        return st;
+    if ((st = td_sched_submit(e->sched, &q->core, now_ns, err))) {
+        free_seq(q);
+        return st;
+    }
+    q->next = e->first;
+    if (e->first)
+        e->first->prev = q;
+    e->first = q;
+    return TD_OK;
+}
+
+bool td_engine_cancel(struct td_engine *e, uint64_t request_id)
+{
+    struct seq *q = find(e, request_id);
+
+    if (!q || q->cancelled)
+        return false;
+    q->cancelled = true;
+    e->n_cancelled++;
+    return true;
+}
+
+/* Takes a sequence out of everything, frees it and then sends its final event, so that the callback may submit the
+ * same id again. */
+static void end_seq(struct td_engine *e, struct seq *q, struct td_token_event *event)
+{
+    td_sched_remove(e->sched, &q->core);
+    *(q->prev ? &q->prev->next : &e->first) = q->next;
+    if (q->next)
+        q->next->prev = q->prev;
+    if (q->cancelled)
+        e->n_cancelled--;
+    event->request_id = q->req.id;
+    event->index = event->has_token ? q->n_output - 1 : q->n_output;
+    e->stats.n_finished[event->finish]++;
+    free_seq(q);
+    e->params.on_event(event, e->params.user);
+}
+
+static void end_without_token(struct td_engine *e, struct seq *q, enum td_finish finish,
+                              const struct td_err *error)
+{
+    struct td_token_event event = {.finish = finish, .error = error};
+
+    end_seq(e, q, &event);
+}
+
+static void sweep_cancelled(struct td_engine *e)
+{
+    /* A callback may cancel or submit; then the list is read again from its start. */
+    while (e->n_cancelled > 0) {
+        struct seq *q = e->first;
+
+        while (!q->cancelled)
+            q = q->next;
+        end_without_token(e, q, TD_FINISH_CANCELLED, NULL);
+    }
+}
+
+static struct seq *planned(const struct td_engine *e, uint32_t i)
+{
+    return (struct seq *)(void *)td_sched_planned(e->sched, i);
+}
+
+/* Samplers of sequences that are in a step for the first time. Failure shows when their logits come. */
+static void open_samplers(struct td_engine *e)
+{
+    for (uint32_t i = 0; i < td_sched_n_planned(e->sched); i++) {
+        struct seq *q = planned(e, i);
+
+        if (q->sampler)
+            continue;
+        if (td_sampler_open(&q->req.sampling, e->params.n_vocab, &q->sampler, NULL) == TD_OK)
+            td_sampler_accept_prompt(q->sampler, q->req.prompt, q->req.n_prompt);
+    }
+}
+
+bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
+{
+    td_step_reset(step, TD_STEP_RUN, e->next_number);
+    if (e->in_flight)
+        return false;
+    sweep_cancelled(e);
+    if (!td_sched_plan(e->sched, step))
+        return false;
+    open_samplers(e);
+    e->flight_number = e->next_number++;
+    e->in_flight = true;
+    e->stats.n_steps++;
+    e->stats.n_rows += step->n_rows;
+    return true;
+}
+
+/* Why one row of logits gave no token; the request ends. */
+static void end_with_error(struct td_engine *e, struct seq *q, enum td_status status)
+{
+    struct td_token_event event = {.finish = TD_FINISH_ERROR};
+    struct td_err error;
+
+    event.error = &error;
+    if (status == TD_CORRUPT)
+        td_err_set(&error, status,
+                   "no token can follow position %u: every allowed logit is NaN or -infinity",
+                   q->core.n_ids - 1);
+    else
+        td_err_set(&error, status, "no memory for the sampler or the text of request %llu",
+                   (unsigned long long)q->req.id);
+    end_seq(e, q, &event);
+}
+
+/* One row of logits: draws, judges and tells. */
+static void take_logits(struct td_engine *e, struct seq *q, const float *logits)
+{
+    struct td_token_event event = {
+        .request_id = q->req.id, .index = q->n_output, .has_token = true};
+    const uint32_t *banned;
+    uint32_t n_banned;
+
+    if (!q->sampler) {
+        end_with_error(e, q, TD_NO_MEMORY);
+        return;
+    }
+    banned = td_ending_banned(&q->ending, q->n_output, &n_banned);
+    td_sampler_draw(q->sampler, logits, q->core.n_ids, banned, n_banned, &event.token);
+    if (event.token.no_choice) {
+        end_with_error(e, q, TD_CORRUPT);
+        return;
+    }
+    if (td_ending_judge(&q->ending, event.token.id, q->n_output + 1, &event.finish, NULL)) {
+        end_with_error(e, q, TD_NO_MEMORY);
+        return;
+    }
+    td_sampler_accept(q->sampler, event.token.id);
+    td_sched_append(&q->core, event.token.id);
+    if (q->n_output++ == 0)
+        e->stats.n_prompt_tokens += q->req.n_prompt;
+    e->stats.n_output_tokens++;
+    if (event.finish == TD_FINISH_NONE)
+        e->params.on_event(&event, e->params.user);
+    else
+        end_seq(e, q, &event);
+}
+
+enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
+                                       const float *logits, struct td_err *err)
+{
+    uint32_t n = td_sched_n_planned(e->sched), n_logits = 0;
+
+    if (!e->in_flight || step->number != e->flight_number)
+        return td_err_set(err, TD_INVALID, "step %llu is complete, but %s %llu",
+                          (unsigned long long)step->number,
+                          e->in_flight ? "in flight is step" : "none is in flight; the next is",
+                          (unsigned long long)(e->in_flight ? e->flight_number : e->next_number));
+    for (uint32_t i = 0; i < n; i++) {
+        struct seq *q = planned(e, i);
+
+        e->done[i] = q;
+        q->logits_row = td_sched_wants_logits(&q->core) ? n_logits++ : NO_ROW;
+    }
+    td_sched_complete(e->sched);
+    e->in_flight = false;
+    /* Callbacks may submit and cancel meanwhile: neither frees a sequence. */
+    for (uint32_t i = 0; i < n; i++) {
+        struct seq *q = e->done[i];
+
+        if (q->logits_row != NO_ROW && !q->cancelled)
+            take_logits(e, q, logits + (size_t)q->logits_row * e->params.n_vocab);
+    }
+    sweep_cancelled(e);
+    return TD_OK;
+}
+
+void td_engine_fail_all(struct td_engine *e, const struct td_err *cause)
+{
+    /* What a callback submits now is younger and is not touched. */
+    struct seq *q = e->first;
+
+    if (e->in_flight)
+        td_sched_complete(e->sched);
+    e->in_flight = false;
+    while (q) {
+        struct seq *next = q->next;
+
+        end_without_token(e, q, q->cancelled ? TD_FINISH_CANCELLED : TD_FINISH_ERROR,
+                          q->cancelled ? NULL : cause);
+        q = next;
+    }
+}
+
+void td_engine_stats(const struct td_engine *e, uint64_t now_ns, struct td_engine_stats *stats)
+{
+    *stats = e->stats;
+    stats->n_running = td_sched_n_running(e->sched);
+    stats->n_waiting = td_sched_n_waiting(e->sched);
+    stats->n_blocks = td_blocks_n_total(e->blocks, TD_LAYER_ATTENTION);
+    stats->n_blocks_used = stats->n_blocks - td_blocks_n_free(e->blocks, TD_LAYER_ATTENTION);
+    stats->oldest_wait_ns = td_sched_oldest_wait_ns(e->sched, now_ns);
+    stats->n_preemptions = td_sched_n_preemptions(e->sched);
+}
+
+enum td_status td_engine_check(const struct td_engine *e, struct td_err *err)
+{
+    return td_blocks_check(e->blocks, err);
+}

@@ -1,0 +1,878 @@
+/* The engine over a simulated model: the test keeps a KV cache of tokens, writes each row through its block table,
+ * reads each sequence back through it and hashes what it reads into logits. Content that was lost or overwritten, a
+ * wrong table or a wrong position gives other ids than the same request alone. */
+#include "daemon/engine/engine.h"
+#include "daemon/text/tokenizer.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N_VOCAB = 61, EOS = 3, MAX_LEN = 64, MAX_REQUESTS = 24, MAX_BLOCKS = 32 };
+
+#if defined(__has_feature)
+#define HAS_FEATURE(x) __has_feature(x)
+#else
+#define HAS_FEATURE(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||                               \
+    HAS_FEATURE(address_sanitizer) || HAS_FEATURE(thread_sanitizer)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
+#if SANITIZED
+/* The sanitizers' own hook; gcc ships no header for it. */
+int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void *, size_t),
+                                              void (*on_free)(const volatile void *));
+static size_t n_allocations;
+
+static void count_malloc(const volatile void *p, size_t n)
+{
+    (void)p;
+    (void)n;
+    n_allocations++;
+}
+
+static void count_free(const volatile void *p)
+{
+    (void)p;
+}
+#else
+/* glibc's allocator under its other names, so that calls can be counted on the way. */
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t n);
+void *malloc(size_t n);
+void *calloc(size_t n, size_t size);
+void *realloc(void *p, size_t n);
+static size_t n_allocations;
+
+void *malloc(size_t n)
+{
+    n_allocations++;
+    return __libc_malloc(n);
+}
+
+void *calloc(size_t n, size_t size)
+{
+    n_allocations++;
+    return __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t n)
+{
+    n_allocations++;
+    return __libc_realloc(p, n);
+}
+#endif
+
+static uint64_t rng_state;
+
+static uint32_t rng(uint32_t n)
+{
+    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)((z ^ (z >> 31)) >> 32) % n;
+}
+
+/* The simulated model: logits are a hash of all tokens up to here. */
+static void toy_logits(const uint32_t *ids, uint32_t n, float logits[N_VOCAB])
+{
+    uint64_t h = 0xcbf29ce484222325u;
+
+    for (uint32_t i = 0; i < n; i++)
+        h = (h ^ ids[i]) * 0x100000001b3u;
+    for (uint32_t v = 0; v < N_VOCAB; v++) {
+        uint64_t z = (h ^ (v * 0x9e3779b97f4a7c15u)) * 0xbf58476d1ce4e5b9u;
+
+        z ^= z >> 29;
+        z *= 0x94d049bb133111ebu;
+        logits[v] = (float)(z >> 40) * 0x1p-24f * 6;
+    }
+}
+
+struct client {
+    struct td_request req;
+    uint32_t got[MAX_LEN]; /* output ids by events */
+    uint32_t n_got;
+    uint32_t n_final;
+    enum td_finish finish;
+    enum td_status error;
+    bool cancelled;
+};
+
+struct world {
+    struct td_engine *engine;
+    struct td_step step;
+    uint32_t block_tokens;
+    struct td_engine_params params;
+    struct client client[MAX_REQUESTS];
+    uint32_t n_clients;
+    bool inside_submit;
+    uint32_t cancel_from_callback; /* one in so many events; 0: never */
+    struct {
+        uint32_t token;
+        uint32_t position;
+    } kv[MAX_BLOCKS * 16];
+    float logits[16 * N_VOCAB];
+};
+
+static struct world world;
+
+static struct client *client_of(struct world *w, uint64_t id)
+{
+    assert_true(id < w->n_clients);
+    return &w->client[id];
+}
+
+static void on_event(const struct td_token_event *event, void *user)
+{
+    struct world *w = user;
+    struct client *c = client_of(w, event->request_id);
+
+    assert_false(w->inside_submit);
+    assert_int_equal(c->n_final, 0);
+    assert_int_equal(event->index, c->n_got);
+    if (event->has_token) {
+        assert_false(c->cancelled);
+        c->got[c->n_got++] = event->token.id;
+    }
+    if (event->finish != TD_FINISH_NONE) {
+        c->n_final++;
+        c->finish = event->finish;
+        assert_true((event->finish == TD_FINISH_ERROR) == (event->error != NULL));
+        c->error = event->error ? event->error->status : TD_OK;
+    } else {
+        assert_true(event->has_token);
+    }
+    if (w->cancel_from_callback && rng(w->cancel_from_callback) == 0) {
+        uint64_t other = rng(w->n_clients);
+
+        if (td_engine_cancel(w->engine, other))
+            w->client[other].cancelled = true;
+    }
+}
+
+static void open_world(struct world *w, struct td_engine_params p)
+{
+    uint32_t rows, seqs, table;
+    struct td_err err = {0};
+
+    memset(w, 0, sizeof(*w));
+    p.n_vocab = N_VOCAB;
+    p.on_event = on_event;
+    p.user = w;
+    p.n_eos = 1;
+    p.eos_ids[0] = EOS;
+    w->params = p;
+    w->block_tokens = p.block_tokens;
+    if (td_engine_open(&p, &w->engine, &err))
+        fail_msg("%s", err.cause);
+    td_engine_step_caps(w->engine, &rows, &seqs, &table);
+    assert_int_equal(td_step_open(&w->step, rows, seqs, table, NULL), TD_OK);
+}
+
+static void close_world(struct world *w)
+{
+    td_engine_close(w->engine);
+    td_step_close(&w->step);
+    for (uint32_t i = 0; i < w->n_clients; i++)
+        td_request_deinit(&w->client[i].req);
+}
+
+static struct client *add_client(struct world *w, uint32_t n_prompt, uint32_t max_tokens)
+{
+    struct client *c = &w->client[w->n_clients];
+
+    assert_true(w->n_clients < MAX_REQUESTS);
+    memset(c, 0, sizeof(*c));
+    td_request_init(&c->req);
+    c->req.id = w->n_clients++;
+    c->req.prompt = calloc(n_prompt, sizeof(uint32_t));
+    assert_non_null(c->req.prompt);
+    c->req.n_prompt = n_prompt;
+    for (uint32_t i = 0; i < n_prompt; i++)
+        c->req.prompt[i] = rng(N_VOCAB);
+    c->req.max_tokens = max_tokens;
+    c->req.sampling.temperature = 0;
+    return c;
+}
+
+static enum td_status submit(struct world *w, struct client *c, struct td_err *err)
+{
+    enum td_status st;
+
+    w->inside_submit = true;
+    st = td_engine_submit(w->engine, &c->req, 0, err);
+    w->inside_submit = false;
+    return st;
+}
+
+/* Whether ids[0 .. n-1] begin some open request's prompt and output. */
+static bool is_known(const struct world *w, const uint32_t *ids, uint32_t n, uint32_t only)
+{
+    for (uint32_t c = 0; c < w->n_clients; c++) {
+        const struct client *k = &w->client[c];
+        uint32_t n_head = n < k->req.n_prompt ? n : k->req.n_prompt;
+
+        if (k->n_final || (only != UINT32_MAX && c != only) || n > k->req.n_prompt + k->n_got)
+            continue;
+        if (memcmp(ids, k->req.prompt, n_head * sizeof(*ids)) == 0 &&
+            memcmp(ids + n_head, k->got, (n - n_head) * sizeof(*ids)) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Runs the planned step on the simulated cache. `oldest`: the open request that must have rows in it. */
+static void run_model(struct world *w, uint32_t oldest)
+{
+    const struct td_step *st = &w->step;
+    bool used[MAX_BLOCKS] = {false}, oldest_seen = oldest == UINT32_MAX;
+    uint32_t n_logits = 0, first = 0;
+
+    for (uint32_t r = 0; r < st->n_rows; r++) {
+        const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
+        uint32_t pos = st->rows[r].position, cell;
+
+        assert_true(pos / w->block_tokens < q->n_blocks);
+        cell = st->table[q->first_block + pos / w->block_tokens] * w->block_tokens +
+               pos % w->block_tokens;
+        w->kv[cell].token = st->rows[r].token;
+        w->kv[cell].position = pos;
+    }
+    for (uint32_t s = 0; s < st->n_seqs; s++) {
+        const struct td_step_seq *q = &st->seqs[s];
+        uint32_t ids[MAX_LEN], last = st->rows[first + q->n_rows - 1].position;
+
+        for (uint32_t b = 0; b < q->n_blocks; b++) { /* a block belongs to one sequence */
+            uint32_t id = st->table[q->first_block + b];
+
+            assert_true(id < w->params.n_blocks);
+            assert_false(used[id]);
+            used[id] = true;
+        }
+        for (uint32_t i = 0; i < q->n_rows; i++) {
+            assert_int_equal(st->rows[first + i].seq, s);
+            assert_int_equal(st->rows[first + i].position, last + 1 - q->n_rows + i);
+            assert_true(i + 1 == q->n_rows || st->rows[first + i].want == TD_WANT_NONE);
+        }
+        for (uint32_t pos = 0; pos <= last; pos++) {
+            uint32_t cell = st->table[q->first_block + pos / w->block_tokens] * w->block_tokens +
+                            pos % w->block_tokens;
+
+            assert_int_equal(w->kv[cell].position, pos);
+            ids[pos] = w->kv[cell].token;
+        }
+        assert_true(is_known(w, ids, last + 1, UINT32_MAX));
+        oldest_seen = oldest_seen || is_known(w, ids, last + 1, oldest);
+        if (st->rows[first + q->n_rows - 1].want == TD_WANT_LOGITS)
+            toy_logits(ids, last + 1, w->logits + n_logits++ * N_VOCAB);
+        first += q->n_rows;
+    }
+    assert_int_equal(first, st->n_rows);
+    assert_true(oldest_seen);
+}
+
+/* The request by itself, without engine, scheduler, batch or cache. */
+static void generate_alone(const struct td_request *r, uint32_t max_len, uint32_t *out,
+                           uint32_t *n_out, enum td_finish *finish)
+{
+    uint32_t ids[MAX_LEN + 1], n = r->n_prompt, banned[1 + TD_REQUEST_MAX_STOP_IDS], n_ban = 0;
+    struct td_sampler *s;
+
+    memcpy(ids, r->prompt, n * sizeof(*ids));
+    assert_int_equal(td_sampler_open(&r->sampling, N_VOCAB, &s, NULL), TD_OK);
+    td_sampler_accept_prompt(s, ids, n);
+    if (!r->ignore_eos)
+        banned[n_ban++] = EOS;
+    for (uint32_t i = 0; i < r->n_stop_ids; i++)
+        banned[n_ban++] = r->stop_ids[i];
+    *finish = TD_FINISH_NONE;
+    for (*n_out = 0; *finish == TD_FINISH_NONE;) {
+        float logits[N_VOCAB];
+        struct td_sampled t;
+
+        toy_logits(ids, n, logits);
+        td_sampler_draw(s, logits, n, banned, *n_out < r->min_tokens ? n_ban : 0, &t);
+        td_sampler_accept(s, t.id);
+        ids[n++] = t.id;
+        out[(*n_out)++] = t.id;
+        for (uint32_t i = 0; i < n_ban; i++)
+            if (banned[i] == t.id)
+                *finish = TD_FINISH_STOP;
+        if (*finish == TD_FINISH_NONE && (*n_out == r->max_tokens || n == max_len))
+            *finish = TD_FINISH_LENGTH;
+    }
+    td_sampler_close(s);
+}
+
+static void check_client(const struct client *c, uint32_t max_len)
+{
+    uint32_t want[MAX_LEN + 1], n_want;
+    enum td_finish finish;
+
+    generate_alone(&c->req, max_len, want, &n_want, &finish);
+    assert_true(c->n_got <= n_want);
+    assert_memory_equal(c->got, want, c->n_got * sizeof(*want));
+    assert_int_equal(c->n_final, 1);
+    if (c->finish == TD_FINISH_CANCELLED) {
+        assert_true(c->cancelled);
+    } else if (c->finish != TD_FINISH_ERROR) {
+        assert_int_equal(c->finish, finish);
+        assert_int_equal(c->n_got, n_want);
+    }
+}
+
+static void expect_idle(struct world *w)
+{
+    struct td_engine_stats stats;
+    struct td_err err = {0};
+
+    td_engine_stats(w->engine, 0, &stats);
+    assert_int_equal(stats.n_running, 0);
+    assert_int_equal(stats.n_waiting, 0);
+    assert_int_equal(stats.n_blocks_used, 0);
+    if (td_engine_check(w->engine, &err))
+        fail_msg("%s", err.cause);
+}
+
+static struct td_engine_params small_engine(void)
+{
+    return (struct td_engine_params){.max_model_len = 32,
+                                     .max_num_seqs = 4,
+                                     .max_batched_tokens = 16,
+                                     .max_queue = 8,
+                                     .block_tokens = 4,
+                                     .n_blocks = 16};
+}
+
+static bool run_step(struct world *w)
+{
+    struct td_err err = {0};
+
+    if (!td_engine_plan_step(w->engine, &w->step))
+        return false;
+    run_model(w, UINT32_MAX);
+    if (td_engine_complete_step(w->engine, &w->step, w->logits, &err))
+        fail_msg("%s", err.cause);
+    return true;
+}
+
+static void randomise_sampling(struct client *c)
+{
+    struct td_sampling *s = &c->req.sampling;
+
+    s->temperature = rng(3) ? 0.5f + 0.1f * (float)rng(10) : 0;
+    s->top_k = rng(2) ? 0 : (int32_t)rng(20);
+    s->top_p = rng(2) ? 1 : 0.7f;
+    s->min_p = rng(3) ? 0 : 0.05f;
+    s->seed = rng(1000);
+    s->choice = rng(3);
+    s->repetition_penalty = rng(3) ? 1 : 1.3f;
+    s->presence_penalty = rng(3) ? 0 : 0.4f;
+    s->frequency_penalty = rng(3) ? 0 : 0.2f;
+    s->n_logprobs = (int32_t)rng(4) - 1;
+    c->req.ignore_eos = rng(4) == 0;
+    c->req.min_tokens = rng(3) ? 0 : rng(c->req.max_tokens + 1);
+    if (rng(4) == 0) {
+        c->req.n_stop_ids = 1;
+        c->req.stop_ids[0] = rng(N_VOCAB);
+    }
+}
+
+/* The first request in the order of submission that is still open and not cancelled. */
+static uint32_t oldest_open(const struct world *w)
+{
+    for (uint32_t i = 0; i < w->n_clients; i++)
+        if (!w->client[i].n_final && !w->client[i].cancelled)
+            return i;
+    return UINT32_MAX;
+}
+
+static void random_arrival(struct world *w)
+{
+    struct td_engine_params *p = &w->params;
+    struct td_engine_stats stats;
+    struct client *c;
+    struct td_err err = {0};
+    enum td_status st;
+
+    c = add_client(w, 1 + rng(p->max_model_len - 1), 1 + rng(30));
+    randomise_sampling(c);
+    td_engine_stats(w->engine, 0, &stats);
+    st = submit(w, c, &err);
+    if (stats.n_waiting >= p->max_queue) {
+        assert_int_equal(st, TD_BUSY);
+        td_request_deinit(&c->req);
+        w->n_clients--;
+    } else if (st) {
+        fail_msg("%s", err.cause);
+    }
+}
+
+static void random_cancel(struct world *w)
+{
+    uint32_t i = rng(w->n_clients + 1);
+    bool was_open = i < w->n_clients && !w->client[i].n_final && !w->client[i].cancelled;
+
+    assert_int_equal(td_engine_cancel(w->engine, i), was_open);
+    if (was_open)
+        w->client[i].cancelled = true;
+}
+
+static uint64_t random_workload(struct world *w)
+{
+    struct td_engine_params p = {.block_tokens = 1 + rng(5), .max_queue = 1 + rng(8)};
+    struct td_engine_stats stats;
+    uint32_t n_arrivals = 1 + rng(MAX_REQUESTS), steps = 0, cancel_rate = rng(3) ? 40 : 8;
+    uint64_t number = 0;
+    bool fail_midway = rng(10) == 0;
+
+    p.max_model_len = 8 + rng(MAX_LEN - 8);
+    p.n_blocks = (p.max_model_len + p.block_tokens - 1) / p.block_tokens + rng(4);
+    while (p.n_blocks > MAX_BLOCKS)
+        p.n_blocks = (--p.max_model_len + p.block_tokens - 1) / p.block_tokens;
+    p.max_num_seqs = 1 + rng(6);
+    p.max_batched_tokens = p.max_num_seqs + rng(20);
+    p.max_chunk_tokens = rng(2) ? 0 : 1 + rng(9);
+    open_world(w, p);
+    w->cancel_from_callback = rng(4) ? 0 : 30;
+    while (true) {
+        uint32_t n = rng(3);
+
+        while (n-- > 0 && w->n_clients < n_arrivals)
+            random_arrival(w);
+        if (rng(cancel_rate) == 0)
+            random_cancel(w);
+        if (!td_engine_plan_step(w->engine, &w->step)) {
+            if (w->n_clients == n_arrivals)
+                break;
+            continue;
+        }
+        assert_true(w->step.number == number++);
+        assert_true(w->step.n_rows <= p.max_batched_tokens);
+        assert_true(w->step.n_seqs <= p.max_num_seqs);
+        run_model(w, oldest_open(w)); /* nobody starves: the oldest has rows in every step */
+        if (rng(cancel_rate) == 0)
+            random_cancel(w); /* in flight */
+        if (fail_midway && steps == 10) {
+            td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
+            expect_idle(w);
+        } else {
+            assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+        }
+        assert_int_equal(td_engine_check(w->engine, NULL), TD_OK);
+        assert_true(++steps < 5000);
+    }
+    expect_idle(w);
+    td_engine_stats(w->engine, 0, &stats);
+    for (uint32_t i = 0; i < w->n_clients; i++)
+        check_client(&w->client[i], p.max_model_len);
+    close_world(w);
+    return stats.n_preemptions;
+}
+
+static uint64_t current_seed;
+
+static void test_engine_random_workloads_give_each_request_its_own_ids(void **state)
+{
+    const char *text = getenv("TD_TEST_SEED");
+    uint64_t first = text ? strtoull(text, NULL, 10) : 1, preemptions = 0;
+    uint32_t rounds = text ? 1 : 2000;
+
+    (void)state;
+    for (uint32_t i = 0; i < rounds; i++) {
+        current_seed = first + i;
+        rng_state = current_seed * 0x2545f4914f6cdd1du;
+        preemptions += random_workload(&world);
+    }
+    print_message("%u workloads, %llu preemptions\n", rounds, (unsigned long long)preemptions);
+    assert_true(text || preemptions > 1000);
+}
+
+static int tell_seed(void **state)
+{
+    (void)state;
+    print_message("the last workload's seed was %llu; TD_TEST_SEED=%llu repeats it\n",
+                  (unsigned long long)current_seed, (unsigned long long)current_seed);
+    return 0;
+}
+
+static void test_engine_emits_the_end_token_and_honours_ignore_eos(void **state)
+{
+    struct world *w = &world;
+    uint32_t stops = 0, went_on = 0;
+
+    (void)state;
+    rng_state = 31;
+    open_world(w, small_engine());
+    for (uint32_t i = 0; i < 8; i++) {
+        struct client *c = add_client(w, 3, 29);
+
+        c->req.sampling.temperature = 1;
+        c->req.sampling.seed = i;
+        c->req.sampling.n_bias = 1;
+        c->req.sampling.bias[0] = (struct td_logit_bias){EOS, 2};
+        c->req.ignore_eos = i % 2;
+        assert_int_equal(submit(w, c, NULL), TD_OK);
+    }
+    while (run_step(w))
+        ;
+    for (uint32_t i = 0; i < 8; i++) {
+        struct client *c = &w->client[i];
+
+        check_client(c, 32);
+        for (uint32_t j = 0; j + 1 < c->n_got; j++)
+            went_on += c->got[j] == EOS;
+        if (c->finish == TD_FINISH_STOP) {
+            assert_false(c->req.ignore_eos);
+            assert_int_equal(c->got[c->n_got - 1], EOS);
+            stops++;
+        } else {
+            assert_int_equal(c->finish, TD_FINISH_LENGTH);
+            assert_int_equal(c->n_got, 29);
+        }
+    }
+    assert_true(stops > 0 && went_on > 0);
+    expect_idle(w);
+    close_world(w);
+}
+
+static void test_engine_bans_end_and_stop_ids_before_min_tokens(void **state)
+{
+    struct world *w = &world;
+    struct client *c;
+
+    (void)state;
+    rng_state = 32;
+    open_world(w, small_engine());
+    c = add_client(w, 3, 20);
+    c->req.min_tokens = 10;
+    c->req.n_stop_ids = 1;
+    c->req.stop_ids[0] = 17;
+    c->req.sampling.n_bias = 2;
+    c->req.sampling.bias[0] = (struct td_logit_bias){EOS, 50};
+    c->req.sampling.bias[1] = (struct td_logit_bias){17, 60};
+    assert_int_equal(submit(w, c, NULL), TD_OK);
+    while (run_step(w))
+        ;
+    assert_int_equal(c->n_got, 11);
+    assert_int_equal(c->got[10], 17);
+    assert_int_equal(c->finish, TD_FINISH_STOP);
+    for (uint32_t i = 0; i < 10; i++)
+        assert_true(c->got[i] != EOS && c->got[i] != 17);
+    close_world(w);
+}
+
+static void test_engine_cancel_ends_waiting_running_and_in_flight_requests(void **state)
+{
+    struct world *w = &world;
+    struct td_engine_params p = small_engine();
+    struct td_engine_stats stats;
+
+    (void)state;
+    rng_state = 33;
+    p.max_num_seqs = 2;
+    open_world(w, p);
+    for (uint32_t i = 0; i < 4; i++) {
+        struct client *c = add_client(w, 4, 25);
+
+        c->req.ignore_eos = true;
+        assert_int_equal(submit(w, c, NULL), TD_OK);
+    }
+    assert_true(run_step(w));
+    assert_true(run_step(w));
+    assert_true(td_engine_cancel(w->engine, 0)); /* running */
+    assert_false(td_engine_cancel(w->engine, 0));
+    assert_true(td_engine_cancel(w->engine, 3)); /* waiting */
+    assert_false(td_engine_cancel(w->engine, 77));
+    w->client[0].cancelled = w->client[3].cancelled = true;
+    assert_int_equal(w->client[0].n_final, 0);
+    assert_true(td_engine_plan_step(w->engine, &w->step)); /* frees and tells */
+    assert_int_equal(w->client[0].finish, TD_FINISH_CANCELLED);
+    assert_int_equal(w->client[3].finish, TD_FINISH_CANCELLED);
+    assert_int_equal(w->client[0].n_got, 2);
+    assert_int_equal(w->client[3].n_got, 0);
+    run_model(w, UINT32_MAX);
+    assert_true(td_engine_cancel(w->engine, 1)); /* in flight */
+    w->client[1].cancelled = true;
+    td_engine_stats(w->engine, 0, &stats);
+    assert_int_equal(stats.n_running, 2);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+    assert_int_equal(w->client[1].finish, TD_FINISH_CANCELLED);
+    assert_int_equal(w->client[1].n_got, 2); /* the token in flight is dropped */
+    while (run_step(w))
+        ;
+    assert_int_equal(w->client[2].finish, TD_FINISH_LENGTH);
+    td_engine_stats(w->engine, 0, &stats);
+    assert_true(stats.n_finished[TD_FINISH_CANCELLED] == 3);
+    assert_true(stats.n_finished[TD_FINISH_LENGTH] == 1);
+    assert_true(stats.n_output_tokens == 25 + 2 + 2);
+    assert_true(stats.n_prompt_tokens == 12);
+    expect_idle(w);
+    close_world(w);
+}
+
+/* Token v is written as one letter, EOS as a special token. */
+static char letter(uint32_t id)
+{
+    return "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[id];
+}
+
+static struct td_tokenizer *open_letters(void)
+{
+    struct td_bytes json = {0};
+    struct td_tokenizer *tok = NULL;
+    struct td_err err = {0};
+
+    td_bytes_appendf(&json, "{\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
+    for (uint32_t i = 0; i < N_VOCAB; i++)
+        if (i != EOS)
+            td_bytes_appendf(&json, "\"%c\":%u%s", letter(i), i, i + 1 < N_VOCAB ? "," : "}},");
+    td_bytes_appendf(&json, "\"added_tokens\":[{\"id\":%d,\"content\":\"</s>\",\"special\":true}]}",
+                     EOS);
+    if (td_tokenizer_open_json(td_bytes_str(&json), (struct td_str){NULL, 0}, &tok, &err))
+        fail_msg("%s", err.cause);
+    td_bytes_deinit(&json);
+    return tok;
+}
+
+static void test_engine_ends_at_a_stop_string_across_tokens(void **state)
+{
+    struct world *w = &world;
+    struct td_engine_params p = small_engine();
+    struct td_tokenizer *tok = open_letters();
+
+    (void)state;
+    p.tokenizer = tok;
+    for (uint32_t round = 0; round < 40; round++) {
+        uint32_t want[MAX_LEN + 1], n_want, n_min = round % 2 ? 12 : 0, at;
+        enum td_finish finish;
+        struct client *c;
+        char text[MAX_LEN + 1] = {0}, stop[3] = {0}, *found;
+
+        rng_state = 50 + round;
+        open_world(w, p);
+        c = add_client(w, 5, 26);
+        c->req.sampling.temperature = 1;
+        c->req.ignore_eos = true;
+        generate_alone(&c->req, 32, want, &n_want, &finish);
+        for (uint32_t i = 0, n = 0; i < n_want; i++)
+            if (want[i] != EOS) /* writes nothing */
+                text[n++] = letter(want[i]);
+        at = 3 + rng(20);
+        memcpy(stop, text + at, 2);
+        c->req.min_tokens = n_min;
+        c->req.n_stops = 2;
+        c->req.stops[0] = strdup("\xc3\xa9");
+        c->req.stop_bytes[0] = 2;
+        c->req.stops[1] = strdup(stop);
+        c->req.stop_bytes[1] = 2;
+        assert_int_equal(submit(w, c, NULL), TD_OK);
+        while (run_step(w))
+            ;
+        /* Which text counts: of the tokens after the first n_min. */
+        found = text;
+        for (uint32_t i = 0; i < n_min; i++)
+            found += want[i] != EOS;
+        found = strstr(found, stop);
+        assert_memory_equal(c->got, want, c->n_got * sizeof(*want));
+        if (found) {
+            uint32_t n_letters = 0;
+
+            for (uint32_t i = 0; i < c->n_got; i++)
+                n_letters += want[i] != EOS;
+            assert_int_equal(c->finish, TD_FINISH_STOP);
+            assert_int_equal(n_letters, (uint32_t)(found - text) + 2);
+            assert_true(c->got[c->n_got - 1] != EOS);
+        } else {
+            assert_true(n_min > 0);
+            assert_int_equal(c->finish, TD_FINISH_LENGTH);
+        }
+        expect_idle(w);
+        close_world(w);
+    }
+    td_tokenizer_close(tok);
+}
+
+static void test_engine_refuses_what_it_cannot_do_and_says_why(void **state)
+{
+    struct world *w = &world;
+    struct client *c;
+    struct td_err err;
+    static const enum td_layer_kind kinds[2] = {TD_LAYER_ATTENTION, TD_LAYER_RECURRENT};
+    struct td_engine_params p = small_engine();
+    struct td_engine *e;
+
+    (void)state;
+    rng_state = 34;
+    open_world(w, p);
+    c = add_client(w, 32, 1);
+    assert_int_equal(submit(w, c, &err), TD_TOO_LARGE);
+    c = add_client(w, 3, 5);
+    c->req.n_stops = 1;
+    c->req.stops[0] = strdup("end");
+    c->req.stop_bytes[0] = 3;
+    assert_int_equal(submit(w, c, &err), TD_UNSUPPORTED);
+    assert_non_null(strstr(err.cause, "tokenizer"));
+    for (uint32_t i = 0; i < 8; i++)
+        assert_int_equal(submit(w, add_client(w, 3, 5), &err), TD_OK);
+    c = add_client(w, 3, 5);
+    assert_int_equal(submit(w, c, &err), TD_BUSY);
+    c->req.id = 5;
+    assert_int_equal(submit(w, c, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "request id 5 is in use"));
+    while (run_step(w))
+        ;
+    expect_idle(w);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, &err), TD_INVALID);
+    close_world(w);
+
+    p.n_vocab = N_VOCAB;
+    p.on_event = on_event;
+    p.layer_kinds = kinds;
+    p.n_layers = 2;
+    assert_int_equal(td_engine_open(&p, &e, &err), TD_UNSUPPORTED);
+    assert_non_null(strstr(err.cause, "layer 1 needs a recurrent state"));
+    p.n_layers = 1;
+    p.n_blocks = 7;
+    assert_int_equal(td_engine_open(&p, &e, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "7 blocks of 4 tokens"));
+}
+
+static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state)
+{
+    struct world *w = &world;
+
+    (void)state;
+    rng_state = 35;
+    open_world(w, small_engine());
+    for (uint32_t i = 0; i < 2; i++) {
+        struct client *c = add_client(w, 3, 6);
+
+        c->req.ignore_eos = true;
+        assert_int_equal(submit(w, c, NULL), TD_OK);
+    }
+    assert_true(run_step(w));
+    assert_true(td_engine_plan_step(w->engine, &w->step));
+    run_model(w, UINT32_MAX);
+    for (uint32_t v = 0; v < N_VOCAB; v++)
+        w->logits[v] = NAN;
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+    assert_int_equal(w->client[0].finish, TD_FINISH_ERROR);
+    assert_int_equal(w->client[0].error, TD_CORRUPT);
+    while (run_step(w))
+        ;
+    check_client(&w->client[1], 32); /* its neighbour does not notice */
+    assert_int_equal(w->client[1].finish, TD_FINISH_LENGTH);
+    expect_idle(w);
+    close_world(w);
+}
+
+static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **state)
+{
+    struct world *w = &world;
+    struct client *c;
+
+    (void)state;
+    rng_state = 36;
+    open_world(w, small_engine());
+    assert_true(td_engine_take_number(w->engine) == 0);
+    assert_false(td_engine_plan_step(w->engine, &w->step)); /* takes none */
+    assert_true(td_engine_take_number(w->engine) == 1);
+    c = add_client(w, 3, 2);
+    c->req.ignore_eos = true;
+    assert_int_equal(submit(w, c, NULL), TD_OK);
+    assert_true(td_engine_plan_step(w->engine, &w->step));
+    assert_true(w->step.number == 2);
+    assert_true(td_engine_take_number(w->engine) == 3);
+    run_model(w, UINT32_MAX);
+    {
+        struct td_step other = {.number = 3};
+
+        assert_int_equal(td_engine_complete_step(w->engine, &other, w->logits, NULL), TD_INVALID);
+    }
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+    assert_true(td_engine_plan_step(w->engine, &w->step));
+    assert_true(w->step.number == 4);
+    td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
+    assert_int_equal(c->finish, TD_FINISH_ERROR);
+    assert_int_equal(c->error, TD_PEER_LOST);
+    assert_false(td_engine_plan_step(w->engine, &w->step));
+    expect_idle(w);
+    close_world(w);
+}
+
+static void test_engine_allocates_nothing_between_first_and_last_token(void **state)
+{
+    struct world *w = &world;
+    struct td_engine_params p = small_engine();
+    struct td_engine_stats stats;
+    struct td_tokenizer *tok = open_letters();
+    size_t before;
+
+    (void)state;
+    rng_state = 37;
+    p.tokenizer = tok;
+    p.n_blocks = 9; /* so that a preemption is among the steps */
+#if SANITIZED
+    __sanitizer_install_malloc_and_free_hooks(count_malloc, count_free);
+#endif
+    open_world(w, p);
+    for (uint32_t i = 0; i < 4; i++) {
+        struct client *c = add_client(w, 4, 20);
+
+        c->req.ignore_eos = true;
+        c->req.sampling.temperature = 1;
+        c->req.sampling.top_k = 10;
+        c->req.sampling.top_p = 0.9f;
+        c->req.sampling.repetition_penalty = 1.1f;
+        c->req.sampling.n_logprobs = 5;
+        c->req.n_stops = 1;
+        c->req.stops[0] = strdup("no such text");
+        c->req.stop_bytes[0] = 12;
+        assert_int_equal(submit(w, c, NULL), TD_OK);
+    }
+    before = n_allocations;
+    assert_true(run_step(w));
+    assert_true(n_allocations > before); /* the samplers: the counter works */
+    before = n_allocations;
+    while (run_step(w))
+        ;
+    assert_true(n_allocations == before);
+    td_engine_stats(w->engine, 0, &stats);
+    assert_true(stats.n_preemptions > 0);
+    for (uint32_t i = 0; i < 4; i++)
+        check_client(&w->client[i], 32);
+    close_world(w);
+    td_tokenizer_close(tok);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_engine_random_workloads_give_each_request_its_own_ids,
+                                  tell_seed),
+        cmocka_unit_test(test_engine_emits_the_end_token_and_honours_ignore_eos),
+        cmocka_unit_test(test_engine_bans_end_and_stop_ids_before_min_tokens),
+        cmocka_unit_test(test_engine_cancel_ends_waiting_running_and_in_flight_requests),
+        cmocka_unit_test(test_engine_ends_at_a_stop_string_across_tokens),
+        cmocka_unit_test(test_engine_refuses_what_it_cannot_do_and_says_why),
+        cmocka_unit_test(test_engine_ends_a_request_whose_logits_are_not_numbers),
+        cmocka_unit_test(test_engine_numbers_ascend_by_one_over_all_kinds_of_steps),
+        cmocka_unit_test(test_engine_allocates_nothing_between_first_and_last_token),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

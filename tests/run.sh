@@ -80,17 +80,20 @@ configure() { # FOLDER  cmake arguments...
 }
 
 build() { # NAME  FOLDER  cmake arguments...
-    local name=$1 folder=$2
+    local name=$1 folder=$2 go_on=(--)
     shift 2
-    if configure "$folder" "$@" >"$logs/$name.log" 2>&1 &&
-        cmake --build "$folder" -j "$jobs" >>"$logs/$name.log" 2>&1; then
-        pass
-        return 0
+    if ! configure "$folder" "$@" >"$logs/$name.log" 2>&1; then
+        fail "$name: cmake" "$logs/$name.log"
+        return 1
     fi
-    # The compiler's words are somewhere in the middle when several jobs ran.
-    grep -nE 'error|warning|undefined reference' "$logs/$name.log" | head -n 40
-    fail "$name: the build" "$logs/$name.log"
-    return 1
+    # All errors at once: one run tells everything that is to be repaired.
+    [ ! -f "$folder/build.ninja" ] || go_on=(-- -k 0)
+    if ! cmake --build "$folder" -j "$jobs" "${go_on[@]}" >>"$logs/$name.log" 2>&1; then
+        grep -E '(error|warning): |undefined reference|^CMake Error' "$logs/$name.log" | head -n 60 | sed 's/^/    /'
+        fail "$name: the build (the whole log is build/logs/$name.log)"
+        return 1
+    fi
+    pass
 }
 
 # ---- cmocka ----

@@ -352,9 +352,9 @@ static enum td_status put_flag(struct td_options *opts, struct walk *w, struct t
     const char *arg = w->argv[w->i], *equals = strchr(arg, '=');
     size_t len = equals ? (size_t)(equals - arg) : strlen(arg);
     const struct td_option *row;
-    char label[MAX_NAME_BYTES + 8], *value;
+    char label[MAX_NAME_BYTES + 8], *value = NULL;
     enum td_status status;
-    bool negated;
+    bool negated = false;
 
     status = find_flag(arg, len, &row, &negated, err);
     if (status != TD_OK)

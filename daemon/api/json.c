@@ -39,6 +39,12 @@ enum td_status td_json_parse(struct td_str text, size_t max_depth, json_t **valu
     if (text.len == 0) {
         return td_err_set(err, TD_INVALID, "the JSON text is empty");
     }
+    const char *nul = memchr(text.ptr, '\0', text.len);
+    if (nul !=
+        NULL) { /* jansson takes one for the end of the text and would pass over what follows */
+        return td_err_set(err, TD_INVALID, "not valid JSON: byte %zu is a NUL",
+                          (size_t)(nul - text.ptr));
+    }
     if (deeper_than(text, max_depth)) {
         return td_err_set(err, TD_TOO_LARGE, "JSON is nested deeper than %zu levels", max_depth);
     }

@@ -116,12 +116,13 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
     s->p = *params;
     s->rank = td_comm_rank(params->world);
     s->me = &params->plan->rank[s->rank];
-    st = td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model, s->rank, params->progress,
+    /* Groups first: opening them is collective, and a rank that cannot load must not leave the others waiting in it. */
+    st = open_groups(s, err);
+    st = st ? st : td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model, s->rank, params->progress,
                          params->user, err);
     st = st ? st : td_kv_open(&s->kv, params->kern, params->plan, params->model, s->rank, err);
     st = st ? st : open_layout(s, err);
     st = st ? st : open_buffers(s, err);
-    st = st ? st : open_groups(s, err);
     if (st) {
         td_shard_close(s);
         return st;

@@ -10,6 +10,8 @@
 
 /* X(name, TD_FOR_ bit, one line of help), in the order of --help. */
 #define TD_COMMANDS(X)                                                                             \
+    X(generate, TD_FOR_GENERATE, "answer one prompt without a network service")                    \
+    X(plan, TD_FOR_PLAN, "print who would hold what, without loading")                             \
     X(tokenize, TD_FOR_TOKENIZE, "turn a text into token ids")                                     \
     X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")
 

@@ -1,5 +1,6 @@
 #include "daemon/cli/spmd.h"
 
+#include "comm/comm_mpi.h"
 #include "kernels/base/clock.h"
 
 #include <stdio.h>
@@ -105,16 +106,16 @@ fail:
     return st;
 }
 
+enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err)
+{
+    const float *none;
+
+    td_step_reset(&s->node.step, TD_STEP_STOP, s->node.n_steps);
+    return td_node_lead(&s->node, &s->node.step, &none, err);
+}
+
 void td_spmd_close(struct td_spmd *s, bool failed)
 {
-    const float *logits;
-
-    if (!failed && s->rank == 0 && s->size > 1) {
-        struct td_step *stop = &s->node.step;
-
-        td_step_reset(stop, TD_STEP_STOP, s->node.n_steps + 1);
-        failed = td_node_lead(&s->node, stop, &logits, NULL) != TD_OK;
-    }
     td_node_close(&s->node);
     free(s->facts);
     if (failed && s->world)

@@ -27,7 +27,9 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
 
 /* Opens and loads on every rank. On failure everything is closed and the error is the same on all ranks that could agree. */
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
-/* Sends TD_STEP_STOP to the followers (rank 0, after success) and closes. With `failed`, the others are left to the launcher. */
+/* Rank 0: lets the followers go. */
+enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err);
+/* After a failure that the ranks could not agree on, `failed` leaves the others to the launcher. */
 void td_spmd_close(struct td_spmd *s, bool failed);
 /* The other ranks' whole life: follows until TD_STEP_STOP. */
 enum td_status td_spmd_follow(struct td_spmd *s, struct td_err *err);

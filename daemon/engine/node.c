@@ -1,0 +1,262 @@
+#include "daemon/engine/node.h"
+
+#include "kernels/cpu/pool.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A step's first message; most steps fit in it. */
+enum { HEAD_BYTES = 4096 };
+
+/* Bytes that new allocations may take on this host (MemAvailable of proc_meminfo(5)), 0 when unknown. */
+static uint64_t available_memory(void)
+{
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[128];
+    unsigned long long kib = 0;
+
+    if (!f)
+        return 0;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    fclose(f);
+    return (uint64_t)kib * 1024;
+}
+
+static enum td_status open_device(struct td_node *node, struct td_err *err)
+{
+    const struct td_node_params *p = &node->params;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t cores = td_pool_cores(), local_size, local_rank;
+    bool bound =
+        online > 0 && cores < (uint32_t)online; /* by the launcher: these cores are ours alone */
+    struct td_kern_cpu_params kern = {.isa = p->isa};
+    struct td_comm *host = NULL;
+    uint64_t memory;
+    enum td_status s = td_comm_split_host(node->world, &host, err);
+
+    if (s)
+        return s;
+    local_size = td_comm_size(host);
+    local_rank = td_comm_rank(host);
+    td_comm_close(host);
+    kern.n_threads = p->n_threads ? p->n_threads : bound ? cores : cores / local_size;
+    kern.n_threads = kern.n_threads ? kern.n_threads : 1;
+    kern.first_core = bound ? 0 : local_rank * kern.n_threads;
+    /* Ranks spin and pin their threads only where every thread has a core of its own. */
+    kern.pin = bound ? kern.n_threads <= cores : local_size * kern.n_threads <= cores;
+    kern.spin_ns = kern.pin ? 2000000 : 0;
+    td_comm_set_spin(node->world, kern.spin_ns);
+    s = td_kern_cpu_open(&kern, &node->kern, err);
+    if (s)
+        return s;
+    memory = available_memory() / local_size;
+    node->facts.memory_bytes =
+        p->memory_bytes && (!memory || p->memory_bytes < memory) ? p->memory_bytes : memory;
+    node->facts.n_cores = cores;
+    node->facts.n_threads = kern.n_threads;
+    return TD_OK;
+}
+
+enum td_status td_node_open(struct td_node *node, struct td_comm *world,
+                            const struct td_node_params *params, struct td_err *err)
+{
+    struct td_node_facts *f = &node->facts;
+    enum td_status s;
+
+    memset(node, 0, sizeof *node);
+    node->world = world;
+    node->params = *params;
+    s = open_device(node, err);
+    if (!s)
+        s = td_checkpoint_open(params->model, &node->ck, err);
+    if (!s)
+        s = td_checkpoint_hash(node->ck, params->verify, f->model_hash, err);
+    if (!s) {
+        node->model = calloc(1, sizeof *node->model);
+        s = node->model ? td_plan_model_read(node->ck, node->model, err)
+                        : td_err_set(err, TD_NO_MEMORY, "no memory for the model's description");
+    }
+    s = td_node_agree(world, s, err);
+    if (s) {
+        td_node_close(node);
+        return s;
+    }
+    snprintf(f->version, sizeof f->version, "%s", TD_VERSION);
+    gethostname(f->host, sizeof f->host - 1);
+    snprintf(f->device, sizeof f->device, "%s", td_kern_name(node->kern));
+    snprintf(f->numerics, sizeof f->numerics, "%s", td_kern_numerics(node->kern));
+    f->pid = getpid();
+    return TD_OK;
+}
+
+enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err)
+{
+    for (uint32_t r = 1; r < n; r++) {
+        const struct {
+            const char *what, *have, *want;
+        } checks[] = {{"tensord", all[r].version, all[0].version},
+                      {"model hash", all[r].model_hash, all[0].model_hash},
+                      {"numerics class", all[r].numerics, all[0].numerics}};
+
+        for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
+            if (strcmp(checks[i].have, checks[i].want) != 0)
+                return td_err_set(err, TD_PEER_MISMATCH,
+                                  "rank %u on %s has %s %s, rank 0 on %s has %s", r, all[r].host,
+                                  checks[i].what, checks[i].have, all[0].host, checks[i].want);
+    }
+    return TD_OK;
+}
+
+enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err)
+{
+    size_t bytes[TD_PLAN_MAX_RANKS];
+    uint32_t n = td_comm_size(node->world);
+    enum td_status s;
+
+    for (uint32_t r = 0; r < n && r < TD_PLAN_MAX_RANKS; r++)
+        bytes[r] = sizeof *all;
+    s = td_comm_all_gather(node->world, &node->facts, bytes, all, err);
+    return s ? s : td_node_compare(all, n, err);
+}
+
+enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err)
+{
+    struct report {
+        int32_t status;
+        char cause[sizeof err->cause];
+    } mine = {.status = (int32_t)status}, *all;
+    uint32_t n = td_comm_size(world), me = td_comm_rank(world);
+    size_t bytes[TD_PLAN_MAX_RANKS];
+    enum td_status s;
+
+    if (n == 1)
+        return status;
+    all = calloc(n, sizeof *all);
+    if (!all)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the state of %u ranks", n);
+    if (status)
+        td_err_format(err, mine.cause, sizeof mine.cause);
+    for (uint32_t r = 0; r < n; r++)
+        bytes[r] = sizeof mine;
+    s = td_comm_all_gather(world, &mine, bytes, all, err);
+    for (uint32_t r = 0; !s && r < n; r++)
+        if (all[r].status) {
+            s = (enum td_status)all[r].status;
+            if (r == me)
+                break;
+            td_err_set(err, s, "rank %u: %.300s", r, all[r].cause);
+        }
+    free(all);
+    return s;
+}
+
+enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
+                            struct td_err *err)
+{
+    struct td_shard_params shard = {.ck = node->ck,
+                                    .model = node->model,
+                                    .kern = node->kern,
+                                    .world = node->world,
+                                    .progress = node->params.progress,
+                                    .user = node->params.user};
+    uint32_t table;
+    enum td_status s;
+
+    node->plan = calloc(1, sizeof *node->plan);
+    if (!node->plan)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the plan");
+    s = td_plan_make(node->model, plan, node->plan, err);
+    if (s)
+        return s;
+    table =
+        node->plan->max_num_seqs *
+        ((node->plan->max_model_len + node->plan->block_tokens - 1) / node->plan->block_tokens + 1);
+    shard.plan = node->plan;
+    s = td_step_open(&node->step, node->plan->max_batched_tokens, node->plan->max_num_seqs, table,
+                     err);
+    if (!s) {
+        node->wire_bytes = td_step_max_bytes(&node->step) + sizeof(uint64_t);
+        node->wire_bytes = node->wire_bytes < HEAD_BYTES ? HEAD_BYTES : node->wire_bytes;
+        node->wire = calloc(1, node->wire_bytes);
+        s = node->wire ? TD_OK
+                       : td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of step",
+                                    node->wire_bytes);
+    }
+    /* Opening is collective: a rank without memory for the little things above still has to take part, so it fails here
+     * together with the others. */
+    s = td_node_agree(node->world, s, err);
+    if (s)
+        return s;
+    s = td_shard_open(&shard, &node->shard, err);
+    return td_node_agree(node->world, s, err);
+}
+
+void td_node_close(struct td_node *node)
+{
+    td_shard_close(node->shard);
+    free(node->wire);
+    td_step_close(&node->step);
+    free(node->plan);
+    free(node->model);
+    td_checkpoint_close(node->ck);
+    td_kern_close(node->kern);
+    memset(node, 0, sizeof *node);
+}
+
+/* The wire form: the length of the encoded step in 8 bytes, then the step. */
+enum td_status td_node_lead(struct td_node *node, struct td_step *step, const float **logits,
+                            struct td_err *err)
+{
+    enum td_status s = TD_OK;
+
+    *logits = NULL;
+    if (td_comm_size(node->world) > 1) {
+        uint64_t bytes = td_step_encoded_bytes(step);
+        uint8_t *wire = node->wire;
+
+        memcpy(wire, &bytes, sizeof bytes);
+        td_step_encode(step, wire + sizeof bytes);
+        s = td_comm_bcast(node->world, 0, wire, HEAD_BYTES, err);
+        if (!s && bytes + sizeof bytes > HEAD_BYTES)
+            s = td_comm_bcast(node->world, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES,
+                              err);
+    }
+    if (!s && step->kind == TD_STEP_RUN)
+        s = td_shard_step(node->shard, step, logits, err);
+    if (!s)
+        __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
+    return s;
+}
+
+enum td_status td_node_follow(struct td_node *node, struct td_err *err)
+{
+    uint8_t *wire = node->wire;
+    const float *logits;
+    uint64_t bytes;
+    enum td_status s = td_comm_bcast(node->world, 0, wire, HEAD_BYTES, err);
+
+    if (s)
+        return s;
+    memcpy(&bytes, wire, sizeof bytes);
+    if (bytes > node->wire_bytes - sizeof bytes)
+        return td_err_set(err, TD_PEER_PROTOCOL, "a step of %llu bytes: expected at most %zu",
+                          (unsigned long long)bytes, node->wire_bytes - sizeof bytes);
+    if (bytes + sizeof bytes > HEAD_BYTES)
+        s = td_comm_bcast(node->world, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES,
+                          err);
+    if (!s)
+        s = td_step_decode(&node->step, wire + sizeof bytes, bytes, err);
+    if (!s && node->step.number != node->n_steps)
+        return td_err_set(err, TD_PEER_MISMATCH, "rank 0 sent step %llu, this rank expected %llu",
+                          (unsigned long long)node->step.number,
+                          (unsigned long long)node->n_steps);
+    if (!s && node->step.kind == TD_STEP_RUN)
+        s = td_shard_step(node->shard, &node->step, &logits, err);
+    if (!s)
+        __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
+    return s;
+}

@@ -1,0 +1,72 @@
+/* One rank of a group: its checkpoint, device, plan and shard, and the step loop's two sides (rank 0 leads, the others
+ * follow). Owned by the compute thread; knows no sockets and no requests. Everything here is collective over the world unless
+ * it says otherwise: all ranks call it together, and an error on one rank is an error on all. */
+#ifndef TD_DAEMON_ENGINE_NODE_H
+#define TD_DAEMON_ENGINE_NODE_H
+
+#include "comm/comm.h"
+#include "kernels/kern.h"
+#include "shard/plan.h"
+#include "shard/shard.h"
+#include "shard/step.h"
+
+#include <stdbool.h>
+
+/* What one rank brings. Gathered with td_node_gather, or reported to the coordinator. */
+struct td_node_facts {
+    char version[32];
+    char host[64];
+    char device[32];   /* "cpu avx512" */
+    char numerics[32]; /* class; must be equal on all ranks */
+    char model_hash[33];
+    uint64_t memory_bytes; /* this rank may use */
+    uint32_t n_cores;      /* in its affinity mask */
+    uint32_t n_threads;
+    int64_t pid;
+};
+
+struct td_node_params {
+    const char *model;     /* path */
+    bool verify;           /* hash every byte */
+    uint32_t n_threads;    /* 0: cores / ranks of the host */
+    const char *isa;       /* NULL: the best */
+    uint64_t memory_bytes; /* cap; 0: the machine's share */
+    td_weights_progress_fn *progress;
+    void *user;
+};
+
+struct td_node {
+    struct td_comm *world; /* borrows */
+    struct td_checkpoint *ck;
+    struct td_plan_model *model;
+    struct td_plan *plan; /* NULL until loaded */
+    struct td_kern *kern;
+    struct td_shard *shard;
+    struct td_node_facts facts;
+    struct td_node_params params;
+    struct td_step step; /* follower's */
+    void *wire;          /* encoded step */
+    size_t wire_bytes;
+    uint64_t n_steps; /* completed, so also the number of the next; any thread may read it as a sign of life */
+};
+
+/* Opens the checkpoint and the device and fills the facts. Local: not collective except for counting the host's ranks. */
+enum td_status td_node_open(struct td_node *node, struct td_comm *world, const struct td_node_params *params,
+                            struct td_err *err);
+/* Everyone's facts, in rank order, on every rank. `all` [size]. Fails when version, model hash or numerics differ. */
+enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err);
+/* Checks that the facts agree, naming the first rank that differs and what it has. Local. */
+enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err);
+/* Plans and loads. `plan` params are equal on all ranks. */
+enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan, struct td_err *err);
+void td_node_close(struct td_node *node);
+
+/* `status` of this rank becomes the group's: if any rank failed, all get that rank's error. */
+enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err);
+
+/* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *logits as td_shard_step gives them. */
+enum td_status td_node_lead(struct td_node *node, struct td_step *step, const float **logits, struct td_err *err);
+/* Other ranks: receive one step into node->step and run it when it is TD_STEP_RUN. */
+enum td_status td_node_follow(struct td_node *node, struct td_err *err);
+
+#endif

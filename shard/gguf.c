@@ -411,7 +411,7 @@ static enum td_status alignment_of(const struct td_gguf *g, uint64_t *alignment,
  * before it is read, and no two can overlap. `data` is NULL until the start of the data is known. */
 static enum td_status read_tensors(struct cursor *c, struct td_gguf *g, struct td_err *err)
 {
-    uint64_t alignment, expected = 0, offset, start, end = 0;
+    uint64_t alignment = 0, expected = 0, offset = 0, start, end = 0;
     size_t *offset_of = NULL;
     enum td_status st;
 
@@ -633,7 +633,7 @@ enum td_status td_gguf_get_u32(const struct td_gguf *g, const char *key, uint32_
                                struct td_err *err)
 {
     enum td_status st;
-    uint64_t value;
+    uint64_t value = 0;
 
     if ((st = td_gguf_get_u64(g, key, &value, err)))
         return st;

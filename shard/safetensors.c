@@ -322,7 +322,7 @@ enum td_status td_safetensors_open(const char *path, struct td_safetensors **out
                                    struct td_err *err)
 {
     const char *slash = strrchr(path, '/');
-    struct td_safetensors *st;
+    struct td_safetensors *st = NULL;
     enum td_status status = new_reader(1, &st, err);
 
     if (status)
@@ -341,7 +341,7 @@ enum td_status td_safetensors_open(const char *path, struct td_safetensors **out
 enum td_status td_safetensors_open_memory(const void *data, size_t size,
                                           struct td_safetensors **out, struct td_err *err)
 {
-    struct td_safetensors *st;
+    struct td_safetensors *st = NULL;
     enum td_status status = new_reader(1, &st, err);
 
     if (status)

@@ -291,6 +291,31 @@ static inline bool check_tree_sum(struct comm_check *k, uint64_t seed, uint32_t 
     return ok;
 }
 
+/* The first two ranks of `half` use three groups in turn: what was sent first is taken last. In the group before the
+ * split the other one has rank `other`. */
+static inline bool check_groups_apart(struct comm_check *k, struct td_comm *half,
+                                      struct td_comm *again, uint32_t other)
+{
+    struct td_comm *const groups[3] = {k->comm, half, again};
+    uint32_t me = td_comm_rank(half);
+    struct td_err err;
+
+    for (uint32_t i = 0; i < 3; i++) {
+        struct td_comm *group = groups[me == 0 ? i : 2 - i];
+        uint32_t peer = group == k->comm ? other : 1 - me;
+        uint32_t word = me == 0 ? i : 99;
+
+        if (!check_ok(k,
+                      me == 0 ? td_comm_send(group, peer, &word, sizeof word, &err)
+                              : td_comm_recv(group, peer, &word, sizeof word, &err),
+                      &err))
+            return false;
+        if (me == 1 && word != 2 - i)
+            return check_fail(k, "a message came through another group", word, 2 - i);
+    }
+    return true;
+}
+
 /* Splits in two by parity with the ranks turned round, uses both groups in turn with the old one, and splits again. */
 static inline bool check_split(struct comm_check *k)
 {
@@ -320,6 +345,8 @@ static inline bool check_split(struct comm_check *k)
     if (ok) {
         sub.comm = again;
         ok = check_ring(&sub, 100) && check_bcast(&sub, td_comm_size(again) - 1, 10);
+        if (ok && td_comm_size(half) > 1 && td_comm_rank(half) < 2)
+            ok = check_groups_apart(k, half, again, td_comm_rank(half) == 0 ? me - 2 : me + 2);
     }
     if (sub.fail[0])
         memcpy(k->fail, sub.fail, sizeof k->fail);

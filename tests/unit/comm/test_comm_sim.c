@@ -238,6 +238,26 @@ static void test_comm_sim_finds_messages_of_another_length(void **state)
     run_group(2, 0, different_lengths, NULL, NULL);
 }
 
+/* Rank 0 broadcasts while rank 1 receives: a bug of the caller that must not look like success. */
+static void different_operations(struct comm_check *k, void *shared)
+{
+    uint32_t word = 0;
+    struct td_err err;
+
+    (void)shared;
+    td_comm_set_deadline(k->comm, 60 * MS);
+    if (td_comm_rank(k->comm) == 0)
+        check_ok(k, td_comm_bcast(k->comm, 0, &word, sizeof word, &err), &err);
+    else if (td_comm_recv(k->comm, 0, &word, sizeof word, &err) != TD_PEER_TIMED_OUT)
+        check_fail(k, "a receive took a broadcast", 0, 0);
+}
+
+static void test_comm_sim_different_operations_do_not_mix(void **state)
+{
+    (void)state;
+    run_group(2, 0, different_operations, NULL, NULL);
+}
+
 /* Loss, deadline and abort. Rank 0 stays away; the others wait in one operation after another kind. */
 
 enum op { OP_TREE_SUM, OP_BCAST, OP_ALL_GATHER, OP_GATHER, OP_BARRIER, OP_RECV, OP_SEND, N_OPS };
@@ -438,6 +458,7 @@ int main(void)
         cmocka_unit_test(test_comm_sim_split_host_follows_the_hosts),
         cmocka_unit_test(test_comm_refuses_wrong_arguments_and_goes_on),
         cmocka_unit_test(test_comm_sim_finds_messages_of_another_length),
+        cmocka_unit_test(test_comm_sim_different_operations_do_not_mix),
         cmocka_unit_test(test_comm_sim_a_killed_rank_is_lost_to_every_operation),
         cmocka_unit_test(test_comm_sim_a_rank_that_left_is_lost),
         cmocka_unit_test(test_comm_sim_the_deadline_ends_every_operation),

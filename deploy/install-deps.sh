@@ -110,7 +110,7 @@ names=()
 for package in "${missing[@]}"; do
     chosen=
     for name in ${package//|/ }; do
-        if [ -z "$chosen" ] && apt-cache policy "$name" | grep -q 'Candidate: [^(]'; then
+        if [ -z "$chosen" ] && [[ $(apt-cache policy "$name" 2>/dev/null) =~ Candidate:\ [^\(] ]]; then
             chosen=$name
         fi
     done

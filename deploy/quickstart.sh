@@ -59,7 +59,7 @@ fi
 running_pid() {
     local pid
     pid=$(cat "$state/server.pid" 2>/dev/null) || return 0
-    if [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q 'tensord serve '; then
+    if [[ $pid =~ ^[0-9]+$ && $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") == *'tensord serve '* ]]; then
         echo "$pid"
     fi
 }

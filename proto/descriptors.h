@@ -1,5 +1,5 @@
-/* Every .proto file of this folder as one serialised google.protobuf.FileDescriptorSet, built into the program, and a
- * look into it. Read-only, any thread. */
+/* Every .proto file of this folder as one serialised google.protobuf.FileDescriptorSet, built
+ * into the program, and a look into it. Read-only, any thread. */
 #ifndef TD_PROTO_DESCRIPTORS_H
 #define TD_PROTO_DESCRIPTORS_H
 

@@ -28,7 +28,8 @@ void td_grpc_note_output(struct td_grpc *conn)
     conn->cb.on_output(conn->user);
 }
 
-/* Counts what only a broken or hostile client does often (CVE-2023-44487, CVE-2019-9518 and the like). */
+/* Counts what only a broken or hostile client does often (CVE-2023-44487, CVE-2019-9518 and the
+ * like). */
 static void count_abuse(struct td_grpc *conn)
 {
     if (conn->now_ns - conn->resets_since_ns > conn->limits.reset_window_ns) {
@@ -155,7 +156,8 @@ static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, v
     if (!s)
         return 0;
     s->sent_end = true;
-    /* A complete answer before the end of the request: ask the client to stop sending (RFC 9113 8.1). */
+    /* A complete answer before the end of the request: ask the client to stop sending (RFC 9113
+     * 8.1). */
     if (nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id,
                                   NGHTTP2_NO_ERROR);
@@ -193,6 +195,8 @@ static enum td_status open_session(struct td_grpc *conn, struct td_err *err)
         nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_stream_closed);
         nghttp2_option_set_no_auto_window_update(option, 1);
         nghttp2_option_set_no_closed_streams(option, 1);
+        /* gRPC lets metadata begin or end with a space, RFC 9113 8.2.1 does not. */
+        nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(option, 1);
         rc = conn->is_server ? nghttp2_session_server_new2(&conn->session, callbacks, conn, option)
                              : nghttp2_session_client_new2(&conn->session, callbacks, conn, option);
     }
@@ -346,7 +350,8 @@ void td_grpc_drain(struct td_grpc *conn)
     conn->draining = true;
     conn->drain_sent_ns = conn->now_ns;
     if (conn->is_server) {
-        /* Calls that are on their way are still taken; the PING's answer tells that they have come. */
+        /* Calls that are on their way are still taken; the PING's answer tells that they have
+         * come. */
         nghttp2_submit_shutdown_notice(conn->session);
         nghttp2_submit_ping(conn->session, NGHTTP2_FLAG_NONE, (const uint8_t *)"drain...");
     } else {

@@ -31,8 +31,8 @@ enum td_grpc_code td_grpc_code_from_status(enum td_status status);
 enum td_status td_grpc_code_to_status(enum td_grpc_code code);
 /* "DEADLINE_EXCEEDED"; "UNKNOWN" for a number that is none. */
 const char *td_grpc_code_name(enum td_grpc_code code);
-/* What a client makes of a call that ended without a grpc-status: by the HTTP status of the response (0: none came),
- * or by the HTTP/2 error code of the reset. */
+/* What a client makes of a call that ended without a grpc-status: by the HTTP status of the
+ * response (0: none came), or by the HTTP/2 error code of the reset. */
 enum td_grpc_code td_grpc_code_from_http(int http_status);
 enum td_grpc_code td_grpc_code_from_reset(uint32_t h2_error);
 

@@ -1,5 +1,5 @@
-/* What grpc.c, grpc_stream.c, grpc_server.c and grpc_client.c share: the connection and the stream as they are.
- * Included by nobody else. */
+/* What grpc.c, grpc_stream.c, grpc_server.c and grpc_client.c share: the connection and the
+ * stream as they are. Included by nobody else. */
 #ifndef TD_PROTO_GRPC_INTERNAL_H
 #define TD_PROTO_GRPC_INTERNAL_H
 

@@ -1,5 +1,5 @@
-/* The received metadata of one stream: pairs in order of arrival, in one arena that dies with the stream.
- * Decodes "-bin" values. Knows no HTTP/2. */
+/* The received metadata of one stream: pairs in order of arrival, in one arena that dies with
+ * the stream. Decodes "-bin" values. Knows no HTTP/2. */
 #ifndef TD_PROTO_GRPC_META_H
 #define TD_PROTO_GRPC_META_H
 
@@ -23,8 +23,8 @@ void td_grpc_meta_init(struct td_grpc_meta_list *list, size_t max_bytes);
 void td_grpc_meta_deinit(struct td_grpc_meta_list *list);
 /* Forgets all pairs (an informational response came before the real one). */
 void td_grpc_meta_clear(struct td_grpc_meta_list *list);
-/* Copies one pair; a "-bin" value becomes one pair per comma-separated part. TD_TOO_LARGE, TD_NO_MEMORY, TD_INVALID (no
- * base64). */
+/* Copies one pair; a "-bin" value becomes one pair per comma-separated part. TD_TOO_LARGE,
+ * TD_NO_MEMORY, TD_INVALID (no base64). */
 enum td_status td_grpc_meta_add(struct td_grpc_meta_list *list, struct td_str name,
                                 struct td_str value, struct td_err *err);
 /* The nth (0 first) value of `name`, or the last one; borrowed until deinit. */

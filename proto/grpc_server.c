@@ -80,7 +80,8 @@ enum td_status td_grpc_stream_add_trailer(struct td_grpc_stream *s, struct td_gr
     return TD_OK;
 }
 
-/* Status, message and the application's trailers, as trailers or (trailers-only) as the whole response. */
+/* Status, message and the application's trailers, as trailers or (trailers-only) as the whole
+ * response. */
 static void submit_status(struct td_grpc_stream *s, bool whole_response)
 {
     nghttp2_nv nv[MAX_NV];
@@ -215,7 +216,8 @@ void td_grpc_server_begin(struct td_grpc_stream *s)
 {
     bool is_grpc = td_grpc_text_is_content_type(meta_or_empty(s, "content-type"));
     bool is_post = td_str_eq(meta_or_empty(s, ":method"), TD_STR("POST"));
-    /* Over the limit the content type may not be among what was kept; a POST is taken for a call then. */
+    /* Over the limit the content type may not be among what was kept; a POST is taken for a call
+     * then. */
     if (s->meta_status == TD_TOO_LARGE && is_post && meta_or_empty(s, "content-type").len == 0)
         is_grpc = true;
     if (!is_grpc || !is_post) {

@@ -85,8 +85,9 @@ void td_grpc_stream_set_text(struct td_grpc_stream *s, enum td_grpc_code code, s
     s->code = code;
 }
 
-/* Gives received bytes back to the peer's window while nothing that was delivered is unacknowledged. So a message may be
- * larger than the window, and a slow application stops the peer after one window. */
+/* Gives received bytes back to the peer's window while nothing that was delivered is
+ * unacknowledged. So a message may be larger than the window, and a slow application stops the
+ * peer after one window. */
 static void settle_window(struct td_grpc_stream *s)
 {
     if (s->owed_bytes == 0 || (s->unacked_bytes > 0 && !s->dropping))

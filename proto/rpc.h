@@ -1,5 +1,6 @@
 /* The table of every gRPC method that tensord serves, and messages in and out of bytes.
- * protobuf-c's service descriptors do not say which methods stream, so the table does. Pure; knows no connection. */
+ * protobuf-c's service descriptors do not say which methods stream, so the table does. Pure;
+ * knows no connection. */
 #ifndef TD_PROTO_RPC_H
 #define TD_PROTO_RPC_H
 
@@ -52,8 +53,8 @@ const struct td_rpc_method *td_rpc_method(enum td_rpc_id id);
 const struct td_rpc_method *td_rpc_find(struct td_str path);
 const char *td_rpc_service_name(enum td_rpc_service service); /* "tensord.v1.Inference" */
 
-/* Parses `bytes` as `type`. On success *message is owned by the caller (td_rpc_free). TD_TOO_LARGE over `max_bytes` (0: no
- * limit here), TD_INVALID naming the type. */
+/* Parses `bytes` as `type`. On success *message is owned by the caller (td_rpc_free).
+ * TD_TOO_LARGE over `max_bytes` (0: no limit here), TD_INVALID naming the type. */
 enum td_status td_rpc_unpack(const ProtobufCMessageDescriptor *type, struct td_str bytes,
                              size_t max_bytes, ProtobufCMessage **message, struct td_err *err);
 void td_rpc_free(ProtobufCMessage *message); /* NULL is legal */

@@ -1,5 +1,6 @@
-/* The standard health service as functions over bytes. Who serves is handed in; nothing is remembered here.
- * A watcher is a stream of the application: it sends td_rpc_health_encode's message at first and at each change. */
+/* The standard health service as functions over bytes. Who serves is handed in; nothing is
+ * remembered here. A watcher is a stream of the application: it sends td_rpc_health_encode's
+ * message at first and at each change. */
 #ifndef TD_PROTO_RPC_HEALTH_H
 #define TD_PROTO_RPC_HEALTH_H
 
@@ -23,8 +24,8 @@ struct td_rpc_health_entry {
     bool serving;
 };
 
-/* The state of the service that a HealthCheckRequest asks for. TD_INVALID when `request` is none. A service without an
- * entry is TD_RPC_SERVICE_UNKNOWN. */
+/* The state of the service that a HealthCheckRequest asks for. TD_INVALID when `request` is
+ * none. A service without an entry is TD_RPC_SERVICE_UNKNOWN. */
 enum td_status td_rpc_health_lookup(struct td_str request,
                                     const struct td_rpc_health_entry *entries, size_t n_entries,
                                     enum td_rpc_serving *serving, struct td_err *err);

@@ -1,5 +1,5 @@
-/* A client and a server connection that talk through buffers cut at random places, with one small application on each
- * side. For tests only. */
+/* A client and a server connection that talk through buffers cut at random places, with one
+ * small application on each side. For tests only. */
 #ifndef TD_TESTS_UNIT_PROTO_GRPC_PAIR_H
 #define TD_TESTS_UNIT_PROTO_GRPC_PAIR_H
 
@@ -25,7 +25,7 @@ struct call {
     struct td_bytes last;
     enum td_grpc_code code;
     char text[1200];
-    bool hold; /* does not acknowledge */
+    bool hold;              /* does not acknowledge */
     char note[32], raw[32]; /* trailers of Bidi, as seen in on_close */
     size_t n_raw;
     size_t to_send, send_bytes;
@@ -58,7 +58,8 @@ static inline uint32_t pair_sum(uint32_t sum, struct td_str s)
     return sum * 31u + (uint32_t)s.len;
 }
 
-static inline void pair_note_message(struct call *c, struct td_grpc_stream *s, struct td_str message)
+static inline void pair_note_message(struct call *c, struct td_grpc_stream *s,
+                                     struct td_str message)
 {
     c->n_messages++;
     c->n_bytes += message.len;
@@ -150,7 +151,9 @@ static inline void pair_server_half_close(void *user, struct td_grpc_stream *s)
         pair_send_more(c);
     } else if (strcmp(c->path, "/t.T/Fail") == 0) {
         struct td_err err;
-        td_err_set(&err, TD_NOT_FOUND, "no 100%% gr\xc3\xb6\xc3\x9f" "e\nhere");
+        td_err_set(&err, TD_NOT_FOUND,
+                   "no 100%% gr\xc3\xb6\xc3\x9f"
+                   "e\nhere");
         td_grpc_stream_fail(s, &err);
     }
 }
@@ -219,16 +222,18 @@ static const struct td_grpc_callbacks pair_client_callbacks = {
     .on_output = pair_on_output,
 };
 
-static inline struct pair *pair_open(const struct td_grpc_limits *client, const struct td_grpc_limits *server,
-                                     uint32_t seed)
+static inline struct pair *pair_open(const struct td_grpc_limits *client,
+                                     const struct td_grpc_limits *server, uint32_t seed)
 {
     struct pair *p = calloc(1, sizeof *p);
     assert_non_null(p);
     p->random = seed;
     p->max_cut = 3000;
     p->now_ns = 1000000000;
-    assert_int_equal(td_grpc_client_open(&pair_client_callbacks, client, p, &p->client, NULL), TD_OK);
-    assert_int_equal(td_grpc_server_open(&pair_server_callbacks, server, p, &p->server, NULL), TD_OK);
+    assert_int_equal(td_grpc_client_open(&pair_client_callbacks, client, p, &p->client, NULL),
+                     TD_OK);
+    assert_int_equal(td_grpc_server_open(&pair_server_callbacks, server, p, &p->server, NULL),
+                     TD_OK);
     return p;
 }
 
@@ -275,11 +280,8 @@ static inline struct call *pair_call(struct pair *p, const char *path, uint64_t 
     *c = (struct call){.pair = p};
     struct td_grpc_meta meta[] = {{TD_STR("authorization"), TD_STR("Bearer k")},
                                   {TD_STR("x-raw-bin"), {"\x01\0\xfe\xff", 4}}};
-    struct td_grpc_call_params params = {.path = td_str_from(path),
-                                         .timeout_ns = timeout_ns,
-                                         .meta = meta,
-                                         .n_meta = 2,
-                                         .user = c};
+    struct td_grpc_call_params params = {
+        .path = td_str_from(path), .timeout_ns = timeout_ns, .meta = meta, .n_meta = 2, .user = c};
     assert_int_equal(td_grpc_client_call(p->client, p->now_ns, &params, &c->s, NULL), TD_OK);
     return c;
 }

@@ -109,7 +109,8 @@ static void test_grpc_server_stream_respects_back_pressure(void **state)
     pair_say(c, "400 3000");
     td_grpc_stream_half_close(c->s);
     pair_pump(p);
-    /* The client acknowledges nothing: one window came, the queue is full, the rest is not even built. */
+    /* The client acknowledges nothing: one window came, the queue is full, the rest is not even
+     * built. */
     struct call *served = &p->server_calls[0];
     assert_true(c->n_bytes <= 20000);
     assert_true(c->n_bytes >= 15000);
@@ -237,7 +238,8 @@ static void test_grpc_errors_carry_code_and_text(void **state)
     pair_say(none, "payload that nobody reads");
     pair_pump(p);
     assert_int_equal(fail->code, TD_GRPC_NOT_FOUND);
-    assert_string_equal(fail->text, "no 100% gr\xc3\xb6\xc3\x9f" "e\nhere");
+    assert_string_equal(fail->text, "no 100% gr\xc3\xb6\xc3\x9f"
+                                    "e\nhere");
     assert_int_equal(deny->code, TD_GRPC_UNAUTHENTICATED);
     assert_string_equal(deny->text, "the key is wrong: 100% of \xc3\xa9");
     assert_int_equal(none->code, TD_GRPC_UNIMPLEMENTED);
@@ -272,7 +274,8 @@ static void test_grpc_long_status_text_is_cut_between_characters(void **state)
     char text[3000];
     for (size_t i = 0; i < sizeof text; i += 3)
         memcpy(text + i, "\xe2\x82\xac", 3);
-    td_grpc_stream_finish(p->server_calls[0].s, TD_GRPC_INTERNAL, (struct td_str){text, sizeof text});
+    td_grpc_stream_finish(p->server_calls[0].s, TD_GRPC_INTERNAL,
+                          (struct td_str){text, sizeof text});
     pair_pump(p);
     assert_int_equal(c->code, TD_GRPC_INTERNAL);
     assert_int_equal(strlen(c->text), 1023);
@@ -573,7 +576,8 @@ static void test_grpc_corrupted_traffic_never_breaks_the_rules_of_callbacks(void
         p->server = NULL;
         for (size_t i = 0; i < n; i++)
             if (p->server_calls[i].n_closes != 1)
-                fail_msg("seed %u: call %zu was closed %zu times", seed, i, p->server_calls[i].n_closes);
+                fail_msg("seed %u: call %zu was closed %zu times", seed, i,
+                         p->server_calls[i].n_closes);
         pair_close(p);
     }
 }

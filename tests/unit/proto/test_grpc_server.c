@@ -1,4 +1,5 @@
-/* The server against requests that the client object would never send: a bare nghttp2 session plays the client. */
+/* The server against requests that the client object would never send: a bare nghttp2 session
+ * plays the client. */
 #include "proto/grpc.h"
 
 #include <nghttp2/nghttp2.h>
@@ -22,20 +23,21 @@ struct bare {
     size_t n_calls, n_messages, n_closes, n_http;
 };
 
-static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name, size_t n_name,
-                     const uint8_t *value, size_t n_value, uint8_t flags, void *user)
+static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name,
+                     size_t n_name, const uint8_t *value, size_t n_value, uint8_t flags, void *user)
 {
     (void)session;
     (void)frame;
     (void)flags;
     struct bare *b = user;
-    assert_int_equal(td_bytes_appendf(&b->headers, "%.*s=%.*s\n", (int)n_name, (const char *)name, (int)n_value,
-                                      (const char *)value),
+    assert_int_equal(td_bytes_appendf(&b->headers, "%.*s=%.*s\n", (int)n_name, (const char *)name,
+                                      (int)n_value, (const char *)value),
                      TD_OK);
     return 0;
 }
 
-static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data, size_t n, void *user)
+static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data,
+                   size_t n, void *user)
 {
     (void)session;
     (void)flags;
@@ -63,7 +65,8 @@ static int on_closed(nghttp2_session *session, int32_t id, uint32_t code, void *
     return 0;
 }
 
-static enum td_status accept_call(void *user, struct td_grpc_stream *s, struct td_str path, struct td_err *err)
+static enum td_status accept_call(void *user, struct td_grpc_stream *s, struct td_str path,
+                                  struct td_err *err)
 {
     (void)s;
     (void)path;
@@ -84,7 +87,8 @@ static void half_close(void *user, struct td_grpc_stream *s)
     td_grpc_stream_finish(s, TD_GRPC_OK, TD_STR(""));
 }
 
-static void count_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code, struct td_str text)
+static void count_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code,
+                        struct td_str text)
 {
     (void)s;
     (void)code;
@@ -92,12 +96,13 @@ static void count_close(void *user, struct td_grpc_stream *s, enum td_grpc_code 
     ((struct bare *)user)->n_closes++;
 }
 
-static void answer_http(void *user, struct td_grpc_stream *s, struct td_str method, struct td_str path,
-                        struct td_str body)
+static void answer_http(void *user, struct td_grpc_stream *s, struct td_str method,
+                        struct td_str path, struct td_str body)
 {
     ((struct bare *)user)->n_http++;
     struct td_bytes text = {0};
-    td_bytes_appendf(&text, "%.*s %.*s %zu", (int)method.len, method.ptr, (int)path.len, path.ptr, body.len);
+    td_bytes_appendf(&text, "%.*s %.*s %zu", (int)method.len, method.ptr, (int)path.len, path.ptr,
+                     body.len);
     td_grpc_stream_http_reply(s, 200, TD_STR("text/plain"), td_bytes_str(&text));
     td_bytes_deinit(&text);
 }
@@ -154,8 +159,8 @@ static void bare_pump(struct bare *b)
     }
 }
 
-static ssize_t read_body(nghttp2_session *session, int32_t id, uint8_t *buf, size_t cap, uint32_t *flags,
-                         nghttp2_data_source *source, void *user)
+static ssize_t read_body(nghttp2_session *session, int32_t id, uint8_t *buf, size_t cap,
+                         uint32_t *flags, nghttp2_data_source *source, void *user)
 {
     (void)session;
     (void)id;
@@ -171,7 +176,8 @@ static ssize_t read_body(nghttp2_session *session, int32_t id, uint8_t *buf, siz
     return (ssize_t)n;
 }
 
-/* One request with these header pairs ("name", "value", ..., NULL) on top of scheme and authority. */
+/* One request with these header pairs ("name", "value", ..., NULL) on top of scheme and
+ * authority. */
 static int32_t bare_request(struct bare *b, struct td_str body, const char *const *pairs)
 {
     nghttp2_nv nv[16];
@@ -189,11 +195,8 @@ static int32_t bare_request(struct bare *b, struct td_str body, const char *cons
 }
 
 static const struct td_str no_body = {NULL, 0};
-#define GRPC_CALL                                                                                                      \
-    (const char *const[])                                                                                              \
-    {                                                                                                                  \
-        ":method", "POST", ":path", "/a.B/C", "content-type", "application/grpc", NULL                                 \
-    }
+static const char *const grpc_call[] = {
+    ":method", "POST", ":path", "/a.B/C", "content-type", "application/grpc", NULL};
 
 static bool has(const struct bare *b, const char *line)
 {
@@ -205,7 +208,7 @@ static void expect_status(struct td_str body, const char *status, const char *te
 {
     struct bare b;
     bare_open(&b, false);
-    bare_request(&b, body, GRPC_CALL);
+    bare_request(&b, body, grpc_call);
     bare_pump(&b);
     if (!has(&b, status) || !has(&b, text))
         fail_msg("expected '%s' and '%s' in '%s'", status, text, b.headers.data);
@@ -223,7 +226,8 @@ static void test_grpc_server_answers_malformed_message_streams(void **state)
     expect_status((struct td_str){"\7\0\0\0\1x", 6}, "grpc-status=13\n", "flag 7", 1);
     expect_status((struct td_str){"\0\0\0\0\5x", 6}, "grpc-status=13\n", "inside a message", 1);
     expect_status((struct td_str){"\0\0\0", 3}, "grpc-status=13\n", "inside a message", 1);
-    expect_status((struct td_str){"\0\xff\xff\xff\xff", 5}, "grpc-status=8\n", "4294967295 bytes", 1);
+    expect_status((struct td_str){"\0\xff\xff\xff\xff", 5}, "grpc-status=8\n", "4294967295 bytes",
+                  1);
     expect_status((struct td_str){"\0\0\0\0\0\0\0\0\0\1y", 11}, "grpc-status=0\n", "", 1);
     expect_status((struct td_str){"", 0}, "grpc-status=0\n", "", 1);
     expect_status(no_body, "grpc-status=0\n", "", 1);
@@ -235,8 +239,8 @@ static void test_grpc_server_refuses_bad_call_headers(void **state)
     struct bare b;
     bare_open(&b, true);
     bare_request(&b, no_body,
-                 (const char *const[]){":method", "POST", ":path", "/a.B/C", "content-type", "application/grpc",
-                                       "grpc-timeout", "12345678x", NULL});
+                 (const char *const[]){":method", "POST", ":path", "/a.B/C", "content-type",
+                                       "application/grpc", "grpc-timeout", "12345678x", NULL});
     bare_pump(&b);
     assert_true(has(&b, "grpc-status=3\n"));
     assert_true(has(&b, "grpc-timeout '12345678x'"));
@@ -249,8 +253,8 @@ static void test_grpc_server_refuses_bad_call_headers(void **state)
     assert_true(has(&b, "'k-bin'"));
     td_bytes_clear(&b.headers);
     bare_request(&b, no_body,
-                 (const char *const[]){":method", "GET", ":path", "/a.B/C", "content-type", "application/grpc",
-                                       NULL});
+                 (const char *const[]){":method", "GET", ":path", "/a.B/C", "content-type",
+                                       "application/grpc", NULL});
     bare_pump(&b);
     assert_true(has(&b, ":status=405\n"));
     assert_int_equal(b.n_calls + b.n_http + b.n_closes, 0);
@@ -273,7 +277,8 @@ static void test_grpc_server_answers_plain_requests_through_the_hook(void **stat
     td_bytes_clear(&b.body);
     td_bytes_clear(&b.headers);
     bare_request(&b, TD_STR("{\"a\":1}"),
-                 (const char *const[]){":method", "POST", ":path", "/v1", "content-type", "application/json", NULL});
+                 (const char *const[]){":method", "POST", ":path", "/v1", "content-type",
+                                       "application/json", NULL});
     bare_pump(&b);
     assert_string_equal(b.body.data, "POST /v1 7");
 
@@ -305,8 +310,8 @@ static void test_grpc_server_without_hook_answers_415(void **state)
     struct bare b;
     bare_open(&b, false);
     bare_request(&b, TD_STR("{}"),
-                 (const char *const[]){":method", "POST", ":path", "/a.B/C", "content-type", "application/grpc-web",
-                                       NULL});
+                 (const char *const[]){":method", "POST", ":path", "/a.B/C", "content-type",
+                                       "application/grpc-web", NULL});
     bare_pump(&b);
     assert_true(has(&b, ":status=415\n"));
     assert_non_null(strstr(b.body.data, "application/grpc"));
@@ -322,7 +327,7 @@ static void test_grpc_server_answers_ping_and_large_messages(void **state)
     static char body[90005];
     memcpy(body, "\0\0\1\x5f\x90", 5); /* 90000 */
     nghttp2_submit_ping(b.client, 0, NULL);
-    bare_request(&b, (struct td_str){body, sizeof body}, GRPC_CALL);
+    bare_request(&b, (struct td_str){body, sizeof body}, grpc_call);
     bare_pump(&b);
     assert_int_equal(b.n_messages, 1);
     assert_true(has(&b, "grpc-status=0\n"));
@@ -335,7 +340,8 @@ static void test_grpc_server_refuses_a_wrong_preface(void **state)
     struct bare b;
     struct td_err err;
     bare_open(&b, false);
-    assert_int_equal(td_grpc_feed(b.server, 1, "GET / HTTP/1.1\r\n\r\n", 18, &err), TD_PEER_PROTOCOL);
+    assert_int_equal(td_grpc_feed(b.server, 1, "GET / HTTP/1.1\r\n\r\n", 18, &err),
+                     TD_PEER_PROTOCOL);
     char buf[4096];
     while (td_grpc_pull(b.server, buf, sizeof buf) > 0) {
     }
@@ -350,11 +356,12 @@ static void test_grpc_server_closes_on_a_flood_of_empty_data(void **state)
     struct bare b;
     bare_open(&b, false);
     static char body[6] = "\0\0\0\0\1";
-    int32_t id = bare_request(&b, (struct td_str){body, 5}, GRPC_CALL);
+    int32_t id = bare_request(&b, (struct td_str){body, 5}, grpc_call);
     const uint8_t *data;
     ssize_t n;
     while ((n = nghttp2_session_mem_send(b.client, &data)) > 0) {
-        /* The end flag of the DATA frame (RFC 9113 6.1) is taken away, so that the stream stays open. */
+        /* The end flag of the DATA frame (RFC 9113 6.1) is taken away, so that the stream stays
+         * open. */
         uint8_t frame[16384];
         memcpy(frame, data, (size_t)n);
         if (n == 14 && frame[3] == NGHTTP2_DATA)
@@ -384,7 +391,7 @@ static void test_grpc_server_survives_random_frames(void **state)
         struct bare b;
         uint32_t r = seed * 2654435761u;
         bare_open(&b, seed % 2);
-        bare_request(&b, (struct td_str){"\0\0\0\0\1x", 6}, GRPC_CALL);
+        bare_request(&b, (struct td_str){"\0\0\0\0\1x", 6}, grpc_call);
         const uint8_t *data;
         ssize_t n;
         while ((n = nghttp2_session_mem_send(b.client, &data)) > 0)

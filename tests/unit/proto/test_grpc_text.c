@@ -39,21 +39,23 @@ static void test_grpc_text_timeouts(void **state)
     static const struct {
         const char *text;
         uint64_t ns;
-    } good[] = {{"1n", 1},           {"100m", 100000000},       {"99999999S", 99999999000000000},
-                {"0S", 0},           {"2M", 120000000000},      {"3H", 10800000000000},
-                {"5u", 5000},        {"99999999H", UINT64_MAX}, {"00000001S", 1000000000}};
+    } good[] = {{"1n", 1},    {"100m", 100000000},       {"99999999S", 99999999000000000},
+                {"0S", 0},    {"2M", 120000000000},      {"3H", 10800000000000},
+                {"5u", 5000}, {"99999999H", UINT64_MAX}, {"00000001S", 1000000000}};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         uint64_t ns = 7;
         assert_int_equal(td_grpc_text_timeout_parse(td_str_from(good[i].text), &ns, NULL), TD_OK);
         assert_int_equal(ns, good[i].ns);
     }
-    static const char *const bad[] = {"", "S", "1", "123456789S", "1s", "-1S", "1 S", "1SS", "0x1S"};
+    static const char *const bad[] = {"",    "S",   "1",   "123456789S", "1s",
+                                      "-1S", "1 S", "1SS", "0x1S"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         uint64_t ns = 7;
         assert_int_equal(td_grpc_text_timeout_parse(td_str_from(bad[i]), &ns, NULL), TD_INVALID);
         assert_int_equal(ns, 7);
     }
-    static const uint64_t values[] = {1, 99999999, 100000000, 123456789012, 1000000000000000, UINT64_MAX / 2};
+    static const uint64_t values[] = {
+        1, 99999999, 100000000, 123456789012, 1000000000000000, UINT64_MAX / 2};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
         char text[TD_GRPC_TEXT_TIMEOUT_BYTES];
         uint64_t ns;
@@ -114,12 +116,13 @@ static void test_grpc_text_content_types(void **state)
 static void test_grpc_code_maps_every_status_both_ways(void **state)
 {
     (void)state;
-    static const enum td_status faithful[] = {TD_OK,        TD_INVALID,     TD_NOT_FOUND, TD_UNSUPPORTED,
-                                              TD_TOO_LARGE, TD_BUSY,        TD_CANCELLED, TD_CORRUPT,
-                                              TD_DENIED,    TD_UNAVAILABLE, TD_TIMED_OUT, TD_PEER_MISMATCH,
-                                              TD_INTERNAL};
+    static const enum td_status faithful[] = {
+        TD_OK,        TD_INVALID,       TD_NOT_FOUND, TD_UNSUPPORTED, TD_TOO_LARGE,
+        TD_BUSY,      TD_CANCELLED,     TD_CORRUPT,   TD_DENIED,      TD_UNAVAILABLE,
+        TD_TIMED_OUT, TD_PEER_MISMATCH, TD_INTERNAL};
     for (size_t i = 0; i < sizeof faithful / sizeof *faithful; i++)
-        assert_int_equal(td_grpc_code_to_status(td_grpc_code_from_status(faithful[i])), faithful[i]);
+        assert_int_equal(td_grpc_code_to_status(td_grpc_code_from_status(faithful[i])),
+                         faithful[i]);
     for (int code = 1; code <= TD_GRPC_UNAUTHENTICATED; code++)
         assert_int_not_equal(td_grpc_code_to_status((enum td_grpc_code)code), TD_OK);
     assert_string_equal(td_grpc_code_name(TD_GRPC_UNAUTHENTICATED), "UNAUTHENTICATED");
@@ -172,7 +175,10 @@ static void test_grpc_frame_does_not_trust_the_announced_length(void **state)
     (void)state;
     struct td_grpc_frame f;
     td_grpc_frame_init(&f, 1u << 30);
-    struct td_str in = {"\0\x3f\xff\xff\xff" "abc", 8}, message;
+    struct td_str in = {"\0\x3f\xff\xff\xff"
+                        "abc",
+                        8},
+                  message;
     bool complete;
     assert_int_equal(td_grpc_frame_read(&f, &in, &message, &complete, NULL), TD_OK);
     assert_false(complete);

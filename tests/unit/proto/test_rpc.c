@@ -55,13 +55,17 @@ static void test_rpc_messages_keep_presence_and_nul(void **state)
     Tensord__V1__GenerateRequest *in = (Tensord__V1__GenerateRequest *)m;
     assert_int_equal(in->prompt_case, TENSORD__V1__GENERATE_REQUEST__PROMPT_TEXT);
     assert_true(td_str_eq(td_rpc_str(in->text), TD_STR("a\0b")));
-    assert_int_equal(in->sampling->has_temperature_case, TENSORD__V1__SAMPLING__HAS_TEMPERATURE_TEMPERATURE);
+    assert_int_equal(in->sampling->has_temperature_case,
+                     TENSORD__V1__SAMPLING__HAS_TEMPERATURE_TEMPERATURE);
     assert_int_equal(in->sampling->has_top_p_case, TENSORD__V1__SAMPLING__HAS_TOP_P__NOT_SET);
-    assert_int_equal(in->has_max_tokens_case, TENSORD__V1__GENERATE_REQUEST__HAS_MAX_TOKENS__NOT_SET);
+    assert_int_equal(in->has_max_tokens_case,
+                     TENSORD__V1__GENERATE_REQUEST__HAS_MAX_TOKENS__NOT_SET);
     td_rpc_free(m);
     struct td_err err;
-    assert_int_equal(td_rpc_unpack(out.base.descriptor, td_bytes_str(&bytes), 3, &m, &err), TD_TOO_LARGE);
-    assert_int_equal(td_rpc_unpack(out.base.descriptor, TD_STR("\x0a\x7f"), 0, &m, &err), TD_INVALID);
+    assert_int_equal(td_rpc_unpack(out.base.descriptor, td_bytes_str(&bytes), 3, &m, &err),
+                     TD_TOO_LARGE);
+    assert_int_equal(td_rpc_unpack(out.base.descriptor, TD_STR("\x0a\x7f"), 0, &m, &err),
+                     TD_INVALID);
     assert_non_null(strstr(err.cause, "tensord.v1.GenerateRequest"));
     struct td_bytes small = {.cap_limit = 2};
     assert_int_equal(td_rpc_pack(&out.base, &small, &err), TD_TOO_LARGE);
@@ -91,7 +95,8 @@ static void test_rpc_unpack_survives_random_bytes(void **state)
 static void test_rpc_health_answers_known_and_unknown_services(void **state)
 {
     (void)state;
-    const struct td_rpc_health_entry entries[] = {{TD_STR(""), true}, {TD_STR("tensord.v1.Inference"), false}};
+    const struct td_rpc_health_entry entries[] = {{TD_STR(""), true},
+                                                  {TD_STR("tensord.v1.Inference"), false}};
     struct td_bytes reply = {0};
     struct td_err err;
     assert_int_equal(td_rpc_health_check(TD_STR(""), entries, 2, &reply, &err), TD_OK);
@@ -100,7 +105,8 @@ static void test_rpc_health_answers_known_and_unknown_services(void **state)
     assert_int_equal(td_rpc_health_check(asked, entries, 2, &reply, &err), TD_OK);
     assert_true(td_str_eq(td_bytes_str(&reply), TD_STR("\x08\x02")));
     enum td_rpc_serving serving;
-    assert_int_equal(td_rpc_health_check(TD_STR("\x0a\x01x"), entries, 2, &reply, &err), TD_NOT_FOUND);
+    assert_int_equal(td_rpc_health_check(TD_STR("\x0a\x01x"), entries, 2, &reply, &err),
+                     TD_NOT_FOUND);
     assert_int_equal(td_rpc_health_lookup(TD_STR("\x0a\x01x"), entries, 2, &serving, &err), TD_OK);
     assert_int_equal(serving, TD_RPC_SERVICE_UNKNOWN);
     assert_int_equal(td_rpc_health_check(TD_STR("\x0a\x7f"), entries, 2, &reply, &err), TD_INVALID);
@@ -113,8 +119,10 @@ typedef Grpc__Reflection__V1__ServerReflectionResponse response_msg;
 static response_msg *ask(int kind, const char *text)
 {
     request_msg q = GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__INIT;
-    q.message_request_case = (Grpc__Reflection__V1__ServerReflectionRequest__MessageRequestCase)kind;
-    q.file_by_filename = (char *)(uintptr_t)text; /* every kind that is asked here is a string of the same union */
+    q.message_request_case =
+        (Grpc__Reflection__V1__ServerReflectionRequest__MessageRequestCase)kind;
+    q.file_by_filename =
+        (char *)(uintptr_t)text; /* every kind that is asked here is a string of the same union */
     struct td_bytes bytes = {0}, reply = {0};
     ProtobufCMessage *m;
     assert_int_equal(td_rpc_pack(&q.base, &bytes, NULL), TD_OK);
@@ -130,7 +138,8 @@ static response_msg *ask(int kind, const char *text)
 static void test_rpc_reflection_lists_services_and_gives_files(void **state)
 {
     (void)state;
-    response_msg *r = ask(GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES, "");
+    response_msg *r =
+        ask(GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES, "");
     assert_int_equal(r->list_services_response->n_service, TD_N_RPC_SERVICES);
     assert_string_equal(r->list_services_response->service[0]->name, "tensord.v1.Inference");
     td_rpc_free(&r->base);
@@ -147,22 +156,25 @@ static void test_rpc_reflection_lists_services_and_gives_files(void **state)
                  {"grpc.health.v1.HealthCheckResponse.SERVING", "proto/health.proto"},
                  {"grpc.reflection.v1alpha.ServerReflection", "proto/reflection_alpha.proto"}};
     for (size_t i = 0; i < sizeof found / sizeof *found; i++) {
-        r = ask(GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL,
-                found[i].symbol);
+        r = ask(
+            GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL,
+            found[i].symbol);
         if (r->message_response_case !=
             GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE)
             fail_msg("symbol %s was not found", found[i].symbol);
         struct td_descriptors_file file;
         assert_true(td_descriptors_by_name(td_str_from(found[i].file), &file));
-        assert_true(td_str_eq(td_rpc_str(r->file_descriptor_response->file_descriptor_proto[0]), file.bytes));
+        assert_true(td_str_eq(td_rpc_str(r->file_descriptor_response->file_descriptor_proto[0]),
+                              file.bytes));
         td_rpc_free(&r->base);
     }
     r = ask(GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME,
             "proto/worker.proto");
     assert_int_equal(r->file_descriptor_response->n_file_descriptor_proto, 1);
     td_rpc_free(&r->base);
-    r = ask(GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE,
-            "tensord.v1.Usage");
+    r = ask(
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE,
+        "tensord.v1.Usage");
     assert_string_equal(r->all_extension_numbers_response->base_type_name, "tensord.v1.Usage");
     td_rpc_free(&r->base);
 }
@@ -170,12 +182,19 @@ static void test_rpc_reflection_lists_services_and_gives_files(void **state)
 static void test_rpc_reflection_answers_what_is_unknown_with_not_found(void **state)
 {
     (void)state;
-    static const char *const symbols[] = {"tensord.v1", "tensord.v1.", "tensord.v1.Nothing", "tensord.v1.Inference.X",
-                                          "tensord.v1.Inferenc", "tensord.v1.Sampling.top_k.x", "", "x",
+    static const char *const symbols[] = {"tensord.v1",
+                                          "tensord.v1.",
+                                          "tensord.v1.Nothing",
+                                          "tensord.v1.Inference.X",
+                                          "tensord.v1.Inferenc",
+                                          "tensord.v1.Sampling.top_k.x",
+                                          "",
+                                          "x",
                                           "tensord.v2.Inference"};
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
         response_msg *r = ask(
-            GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL, symbols[i]);
+            GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL,
+            symbols[i]);
         if (r->message_response_case !=
             GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE)
             fail_msg("symbol '%s' was found", symbols[i]);

@@ -1,11 +1,5 @@
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "daemon/cli/config.h"
+#include "tests/unit/check.h"
 
 #include <stdio.h>
 #include <stdlib.h>

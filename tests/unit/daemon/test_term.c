@@ -1,11 +1,5 @@
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "daemon/cli/term.h"
+#include "tests/unit/check.h"
 
 #include <stdlib.h>
 #include <string.h>

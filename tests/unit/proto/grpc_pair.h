@@ -41,8 +41,8 @@ struct pair {
     size_t max_cut; /* bytes of one piece between the ends */
     size_t n_client, n_server;
     struct call client_calls[PAIR_MAX_CALLS], server_calls[PAIR_MAX_CALLS];
-    size_t n_outputs; /* on_output calls */
-    bool corrupt;     /* flip bytes on the way to the server */
+    size_t n_outputs;        /* on_output calls */
+    struct td_grpc *corrupt; /* flip bytes on the way to this side; NULL: none */
 };
 
 static inline uint32_t pair_random(struct pair *p)
@@ -254,7 +254,7 @@ static inline size_t pair_move(struct pair *p, struct td_grpc *from, struct td_g
     char buf[4096];
     size_t cut = 1 + pair_random(p) % p->max_cut;
     size_t n = td_grpc_pull(from, buf, cut < sizeof buf ? cut : sizeof buf);
-    if (p->corrupt && to == p->server)
+    if (p->corrupt == to)
         for (size_t i = 0; i < n; i++)
             if (pair_random(p) % 97 == 0)
                 buf[i] = (char)pair_random(p);

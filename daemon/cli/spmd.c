@@ -17,9 +17,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
     static const char *const isa[] = {
         [TD_ISA_AUTO] = NULL, [TD_ISA_REF] = "ref", [TD_ISA_AVX2] = "avx2", [TD_ISA_AVX512] = "avx512"};
 
-    *out = (struct td_node_params){.model = opts->model,
-                                   .verify = opts->verify,
-                                   .n_threads = (uint32_t)opts->threads,
+    *out = (struct td_node_params){.n_threads = (uint32_t)opts->threads,
                                    .isa = isa[opts->cpu_isa],
                                    .memory_bytes = opts->memory_bytes};
 }
@@ -84,6 +82,7 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     node.progress = s->rank == 0 ? show_load : NULL;
     node.user = &s->term;
     st = td_node_open(&s->node, s->world, &node, err);
+    st = st ? st : td_node_open_model(&s->node, opts->model, opts->verify, err);
     if (st)
         goto fail;
     s->facts = calloc(s->size, sizeof *s->facts);

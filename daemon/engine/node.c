@@ -48,6 +48,7 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
     kern.first_core = bound ? 0 : local_rank * kern.n_threads;
     /* Ranks spin and pin their threads only where every thread has a core of its own. */
     kern.pin = bound ? kern.n_threads <= cores : local_size * kern.n_threads <= cores;
+    node->owns_cores = kern.pin;
     kern.spin_ns = kern.pin ? 2000000 : 0;
     td_comm_set_spin(node->world, kern.spin_ns);
     s = td_kern_cpu_open(&kern, &node->kern, err);
@@ -70,17 +71,7 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
     memset(node, 0, sizeof *node);
     node->world = world;
     node->params = *params;
-    s = open_device(node, err);
-    if (!s)
-        s = td_checkpoint_open(params->model, &node->ck, err);
-    if (!s)
-        s = td_checkpoint_hash(node->ck, params->verify, f->model_hash, err);
-    if (!s) {
-        node->model = calloc(1, sizeof *node->model);
-        s = node->model ? td_plan_model_read(node->ck, node->model, err)
-                        : td_err_set(err, TD_NO_MEMORY, "no memory for the model's description");
-    }
-    s = td_node_agree(world, s, err);
+    s = td_node_agree(world, open_device(node, err), err);
     if (s) {
         td_node_close(node);
         return s;
@@ -91,6 +82,19 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
     snprintf(f->numerics, sizeof f->numerics, "%s", td_kern_numerics(node->kern));
     f->pid = getpid();
     return TD_OK;
+}
+
+enum td_status td_node_open_model(struct td_node *node, const char *path, bool verify, struct td_err *err)
+{
+    enum td_status s = td_checkpoint_open(path, &node->ck, err);
+
+    s = s ? s : td_checkpoint_hash(node->ck, verify, node->facts.model_hash, err);
+    if (!s) {
+        node->model = calloc(1, sizeof *node->model);
+        s = node->model ? td_plan_model_read(node->ck, node->model, err)
+                        : td_err_set(err, TD_NO_MEMORY, "no memory for the model's description");
+    }
+    return td_node_agree(node->world, s, err);
 }
 
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err)
@@ -195,14 +199,25 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
     return td_node_agree(node->world, s, err);
 }
 
-void td_node_close(struct td_node *node)
+void td_node_unload(struct td_node *node)
 {
     td_shard_close(node->shard);
+    node->shard = NULL;
     free(node->wire);
+    node->wire = NULL;
     td_step_close(&node->step);
     free(node->plan);
+    node->plan = NULL;
     free(node->model);
+    node->model = NULL;
     td_checkpoint_close(node->ck);
+    node->ck = NULL;
+    node->n_steps = 0;
+}
+
+void td_node_close(struct td_node *node)
+{
+    td_node_unload(node);
     td_kern_close(node->kern);
     memset(node, 0, sizeof *node);
 }

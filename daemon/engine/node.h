@@ -26,8 +26,6 @@ struct td_node_facts {
 };
 
 struct td_node_params {
-    const char *model;     /* path */
-    bool verify;           /* hash every byte */
     uint32_t n_threads;    /* 0: cores / ranks of the host */
     const char *isa;       /* NULL: the best */
     uint64_t memory_bytes; /* cap; 0: the machine's share */
@@ -43,6 +41,7 @@ struct td_node {
     struct td_kern *kern;
     struct td_shard *shard;
     struct td_node_facts facts;
+    bool owns_cores; /* every thread has a core of its own: spinning harms nobody */
     struct td_node_params params;
     struct td_step step; /* follower's */
     void *wire;          /* encoded step */
@@ -50,15 +49,19 @@ struct td_node {
     uint64_t n_steps; /* completed, so also the number of the next; any thread may read it as a sign of life */
 };
 
-/* Opens the checkpoint and the device and fills the facts. Local: not collective except for counting the host's ranks. */
+/* Opens the device and fills the facts but for the model's hash. */
 enum td_status td_node_open(struct td_node *node, struct td_comm *world, const struct td_node_params *params,
                             struct td_err *err);
+/* Opens the checkpoint at `path` (headers only) and hashes it, with `verify` every byte. */
+enum td_status td_node_open_model(struct td_node *node, const char *path, bool verify, struct td_err *err);
 /* Everyone's facts, in rank order, on every rank. `all` [size]. Fails when version, model hash or numerics differ. */
 enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err);
 /* Checks that the facts agree, naming the first rank that differs and what it has. Local. */
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err);
 /* Plans and loads. `plan` params are equal on all ranks. */
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan, struct td_err *err);
+/* Frees the shard and the checkpoint; the device stays. Local. */
+void td_node_unload(struct td_node *node);
 void td_node_close(struct td_node *node);
 
 /* `status` of this rank becomes the group's: if any rank failed, all get that rank's error. */

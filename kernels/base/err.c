@@ -22,6 +22,7 @@ enum td_status td_err_context(struct td_err *err, const char *fmt, ...)
 {
     char inner[sizeof err->context];
     va_list ap;
+    size_t used;
     int n;
 
     if (!err)
@@ -30,15 +31,22 @@ enum td_status td_err_context(struct td_err *err, const char *fmt, ...)
     va_start(ap, fmt);
     n = vsnprintf(err->context, sizeof err->context, fmt, ap);
     va_end(ap);
-    if (n > 0 && (size_t)n < sizeof err->context && inner[0])
-        snprintf(err->context + n, sizeof err->context - (size_t)n, ": %s", inner);
+    used = n > 0 ? (size_t)n : 0;
+    if (used + 3 < sizeof err->context && inner[0]) {
+        size_t room = sizeof err->context - used - 3, len = strlen(inner);
+
+        len = len < room ? len : room;
+        memcpy(err->context + used, ": ", 2);
+        memcpy(err->context + used + 2, inner, len);
+        err->context[used + 2 + len] = '\0';
+    }
     return err->status;
 }
 
 const char *td_err_format(const struct td_err *err, char *out, size_t out_bytes)
 {
     if (err->context[0])
-        snprintf(out, out_bytes, "%s: %s", err->context, err->cause);
+        snprintf(out, out_bytes, "%.191s: %.319s", err->context, err->cause);
     else
         snprintf(out, out_bytes, "%s", err->cause);
     return out;

@@ -1,0 +1,483 @@
+#include "daemon/engine/compute.h"
+
+#include "daemon/text/tokenizer.h"
+#include "kernels/base/clock.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PROGRESS_BYTES = 4 << 20 }; /* between two reports of loading */
+
+/* A ring that grows; guarded by the owner's mutex. */
+struct queue {
+    uint8_t *items;
+    size_t item_bytes, cap, head, n;
+};
+
+struct td_compute {
+    struct td_comm *world;
+    struct td_node_params node_params;
+    td_compute_notify_fn *notify;
+    void *user;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* a command came */
+    struct queue down, up;
+    atomic_bool has_commands; /* down is not empty: read without the lock between steps */
+    pthread_mutex_t gauge_lock;
+    struct td_compute_gauges gauges;
+
+    /* Compute thread only. */
+    struct td_node node;
+    struct td_engine *engine; /* rank 0 */
+    struct td_tokenizer *tok; /* rank 0; NULL when the model has none */
+    struct td_step step;      /* rank 0 */
+    struct td_compute_load *load;
+    uint64_t n_submits; /* rank 0: taken in; others: heard of */
+    uint64_t reported_bytes;
+    bool stop, exit;
+    struct td_err err;
+};
+
+static bool queue_push(struct queue *q, const void *item)
+{
+    if (q->n == q->cap) {
+        size_t cap = q->cap ? q->cap * 2 : 64;
+        uint8_t *items = malloc(cap * q->item_bytes);
+
+        if (!items)
+            return false;
+        for (size_t i = 0; i < q->n; i++)
+            memcpy(items + i * q->item_bytes, q->items + (q->head + i) % q->cap * q->item_bytes, q->item_bytes);
+        free(q->items);
+        q->items = items;
+        q->cap = cap;
+        q->head = 0;
+    }
+    memcpy(q->items + (q->head + q->n) % q->cap * q->item_bytes, item, q->item_bytes);
+    q->n++;
+    return true;
+}
+
+static bool queue_pop(struct queue *q, void *item)
+{
+    if (q->n == 0)
+        return false;
+    memcpy(item, q->items + q->head * q->item_bytes, q->item_bytes);
+    q->head = (q->head + 1) % q->cap;
+    q->n--;
+    return true;
+}
+
+static void command_free(struct td_compute_command *command)
+{
+    td_compute_load_free(command->load);
+    if (command->request)
+        td_request_deinit(command->request);
+    free(command->request);
+}
+
+void td_compute_load_free(struct td_compute_load *load)
+{
+    if (load)
+        free(load->path);
+    free(load);
+}
+
+/* Events are small and bounded by the tokens of open requests; without memory for one the thread cannot go on. */
+static void tell(struct td_compute *c, const struct td_compute_event *event)
+{
+    bool ok;
+
+    pthread_mutex_lock(&c->lock);
+    ok = queue_push(&c->up, event);
+    pthread_mutex_unlock(&c->lock);
+    if (!ok) {
+        td_err_set(&c->err, TD_NO_MEMORY, "no memory for an event of the compute thread");
+        c->stop = c->exit = true;
+    }
+    c->notify(c->user);
+}
+
+static void tell_kind(struct td_compute *c, enum td_compute_kind kind)
+{
+    struct td_compute_event event = {.kind = kind, .err = c->err};
+
+    tell(c, &event);
+}
+
+static void on_token(const struct td_token_event *token, void *user)
+{
+    struct td_compute_event event = {.kind = TD_COMPUTE_TOKEN, .token = *token, .request_id = token->request_id};
+
+    if (token->error)
+        event.err = *token->error;
+    tell(user, &event);
+}
+
+static void on_progress(size_t done, size_t total, void *user)
+{
+    struct td_compute *c = user;
+    struct td_compute_event event = {.kind = TD_COMPUTE_PROGRESS, .done_bytes = done, .total_bytes = total};
+
+    if (done < total && done < c->reported_bytes + PROGRESS_BYTES)
+        return;
+    c->reported_bytes = done;
+    tell(c, &event);
+}
+
+static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
+{
+    struct td_shard_stats shard;
+    struct td_engine_stats engine = {0};
+
+    td_shard_stats(c->node.shard, &shard);
+    if (c->engine)
+        td_engine_stats(c->engine, 0, &engine);
+    pthread_mutex_lock(&c->gauge_lock);
+    c->gauges.n_steps = c->node.n_steps;
+    c->gauges.step_ns += step_ns;
+    c->gauges.progress++;
+    c->gauges.exchanged_bytes = shard.exchanged_bytes;
+    c->gauges.wait_ns = shard.wait_ns;
+    c->gauges.weight_bytes = shard.weight_bytes;
+    c->gauges.kv_bytes = shard.kv_bytes;
+    c->gauges.buffer_bytes = shard.buffer_bytes;
+    c->gauges.n_running = engine.n_running;
+    c->gauges.n_waiting = engine.n_waiting;
+    c->gauges.kv_blocks_used = engine.n_blocks_used;
+    c->gauges.kv_blocks = c->node.plan->n_blocks;
+    c->gauges.prompt_tokens = engine.n_prompt_tokens;
+    c->gauges.generated_tokens = engine.n_output_tokens;
+    pthread_mutex_unlock(&c->gauge_lock);
+}
+
+/* One command on the compute thread. */
+static void obey(struct td_compute *c, struct td_compute_command *command)
+{
+    switch (command->verb) {
+    case TD_COMPUTE_LOAD:
+        td_compute_load_free(c->load);
+        c->load = command->load;
+        command->load = NULL;
+        break;
+    case TD_COMPUTE_SUBMIT:
+        c->n_submits = command->number;
+        if (!c->engine || td_engine_submit(c->engine, command->request, td_clock_now_ns(), &c->err)) {
+            struct td_compute_event refused = {.kind = TD_COMPUTE_REFUSED, .request_id = command->request->id};
+
+            if (c->engine)
+                refused.err = c->err;
+            else
+                td_err_set(&refused.err, TD_UNAVAILABLE, "the group serves no model");
+            tell(c, &refused);
+        }
+        break;
+    case TD_COMPUTE_CANCEL:
+        if (c->engine)
+            td_engine_cancel(c->engine, command->number);
+        break;
+    case TD_COMPUTE_WAKE:
+        c->n_submits = command->number > c->n_submits ? command->number : c->n_submits;
+        break;
+    case TD_COMPUTE_UNLOAD:
+        c->stop = true;
+        break;
+    case TD_COMPUTE_EXIT:
+        c->stop = c->exit = true;
+        break;
+    }
+}
+
+/* Takes in what has come; with `wait`, sleeps until something does. */
+static void obey_all(struct td_compute *c, bool wait)
+{
+    struct td_compute_command command;
+
+    if (!wait && !atomic_load_explicit(&c->has_commands, memory_order_acquire))
+        return;
+    pthread_mutex_lock(&c->lock);
+    while (wait && c->down.n == 0)
+        pthread_cond_wait(&c->changed, &c->lock);
+    while (queue_pop(&c->down, &command)) {
+        pthread_mutex_unlock(&c->lock);
+        obey(c, &command);
+        command_free(&command);
+        pthread_mutex_lock(&c->lock);
+    }
+    atomic_store_explicit(&c->has_commands, false, memory_order_release);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static enum td_status lead_kind(struct td_compute *c, enum td_step_kind kind)
+{
+    const float *none;
+
+    td_step_reset(&c->step, kind, td_engine_take_number(c->engine));
+    c->step.n_submits_seen = c->n_submits;
+    return td_node_lead(&c->node, &c->step, &none, &c->err);
+}
+
+/* After the last step ranks stay in touch for a moment, so that a request that follows at once finds them awake. */
+static bool linger(struct td_compute *c)
+{
+    uint64_t until = td_clock_now_ns() + 2000000;
+
+    while (td_clock_now_ns() < until)
+        if (atomic_load_explicit(&c->has_commands, memory_order_acquire))
+            return true;
+    return false;
+}
+
+static enum td_status serve_lead(struct td_compute *c)
+{
+    bool followers_sleep = false, owns_cores = td_comm_size(c->world) > 1 && c->node.owns_cores;
+    enum td_status s;
+
+    while (!c->stop) {
+        const float *logits;
+        uint64_t start;
+
+        obey_all(c, false);
+        if (c->stop)
+            break;
+        if (!td_engine_plan_step(c->engine, &c->step)) {
+            if (td_comm_size(c->world) > 1 && !followers_sleep) {
+                if (owns_cores && linger(c))
+                    continue;
+                s = lead_kind(c, TD_STEP_IDLE);
+                if (s)
+                    return s;
+                followers_sleep = true;
+            }
+            refresh_gauges(c, 0);
+            obey_all(c, true);
+            continue;
+        }
+        followers_sleep = false;
+        start = td_clock_now_ns();
+        s = td_node_lead(&c->node, &c->step, &logits, &c->err);
+        s = s ? s : td_engine_complete_step(c->engine, &c->step, logits, &c->err);
+        if (s)
+            return s;
+        refresh_gauges(c, td_clock_now_ns() - start);
+    }
+    return lead_kind(c, TD_STEP_STOP);
+}
+
+static enum td_status serve_follow(struct td_compute *c)
+{
+    enum td_status s;
+
+    for (;;) {
+        uint64_t start = td_clock_now_ns();
+
+        s = td_node_follow(&c->node, &c->err);
+        if (s)
+            return s;
+        refresh_gauges(c, td_clock_now_ns() - start);
+        obey_all(c, false);
+        if (c->node.step.kind == TD_STEP_STOP)
+            return TD_OK;
+        while (c->node.step.kind == TD_STEP_IDLE && c->n_submits <= c->node.step.n_submits_seen && !c->stop)
+            obey_all(c, true);
+    }
+}
+
+static enum td_status open_engine(struct td_compute *c)
+{
+    const struct td_plan *plan = c->node.plan;
+    const struct td_spec *spec = c->node.model->spec;
+    struct td_engine_params p = {.n_vocab = spec->n_vocab,
+                                 .max_model_len = plan->max_model_len,
+                                 .max_num_seqs = plan->max_num_seqs,
+                                 .max_batched_tokens = plan->max_batched_tokens,
+                                 .max_queue = c->load->max_queue,
+                                 .block_tokens = plan->block_tokens,
+                                 .n_blocks = plan->n_blocks,
+                                 .n_eos = spec->n_eos,
+                                 .layer_kinds = spec->layer_kind,
+                                 .n_layers = spec->n_layers,
+                                 .on_event = on_token,
+                                 .user = c};
+    uint32_t rows, seqs, table;
+    enum td_status s = td_tokenizer_open(c->node.ck, &c->tok, &c->err);
+
+    if (s)
+        return s;
+    p.tokenizer = c->tok;
+    memcpy(p.eos_ids, spec->eos_ids, sizeof p.eos_ids);
+    s = td_engine_open(&p, &c->engine, &c->err);
+    if (s)
+        return s;
+    td_engine_step_caps(c->engine, &rows, &seqs, &table);
+    return td_step_open(&c->step, rows, seqs, table, &c->err);
+}
+
+/* Loads what c->load says, serves it until told to stop, frees it. */
+static enum td_status load_and_serve(struct td_compute *c)
+{
+    const struct td_compute_load *load = c->load;
+    bool is_lead = td_comm_rank(c->world) == 0;
+    uint64_t start = td_clock_now_ns();
+    enum td_status s = td_node_open_model(&c->node, load->path, load->verify, &c->err);
+
+    if (!s && load->model_hash[0] && strcmp(load->model_hash, c->node.facts.model_hash) != 0)
+        s = td_err_set(&c->err, TD_PEER_MISMATCH, "'%.120s' has model hash %s on %s, the coordinator's has %s", load->path,
+                       c->node.facts.model_hash, c->node.facts.host, load->model_hash);
+    s = td_node_agree(c->world, s, &c->err);
+    s = s ? s : td_node_load(&c->node, &load->plan, &c->err);
+    if (s)
+        return s;
+    s = td_node_agree(c->world, is_lead ? open_engine(c) : TD_OK, &c->err);
+    if (s)
+        return s;
+    td_shard_set_deadline(c->node.shard, load->op_limit_ns);
+    c->n_submits = 0;
+    c->stop = false;
+    c->gauges.load_ns = td_clock_now_ns() - start;
+    refresh_gauges(c, 0);
+    tell_kind(c, TD_COMPUTE_LOADED);
+    s = is_lead ? serve_lead(c) : serve_follow(c);
+    return s;
+}
+
+static void unload(struct td_compute *c, enum td_status status)
+{
+    struct td_err cause;
+
+    td_err_set(&cause, TD_UNAVAILABLE, "the model was unloaded");
+    if (c->engine)
+        td_engine_fail_all(c->engine, status ? &c->err : &cause);
+    td_engine_close(c->engine);
+    c->engine = NULL;
+    td_step_close(&c->step);
+    td_tokenizer_close(c->tok);
+    c->tok = NULL;
+    td_compute_load_free(c->load);
+    c->load = NULL;
+    td_node_unload(&c->node);
+}
+
+static void *compute_main(void *arg)
+{
+    struct td_compute *c = arg;
+    enum td_status s;
+
+    c->node_params.progress = on_progress;
+    c->node_params.user = c;
+    s = td_node_open(&c->node, c->world, &c->node_params, &c->err);
+    if (!s)
+        tell_kind(c, TD_COMPUTE_DEVICE);
+    while (!s && !c->exit) {
+        while (!c->load && !c->exit)
+            obey_all(c, true);
+        if (c->exit)
+            break;
+        s = load_and_serve(c);
+        unload(c, s);
+        if (!s && !c->exit)
+            tell_kind(c, TD_COMPUTE_UNLOADED);
+    }
+    td_node_close(&c->node);
+    tell_kind(c, s ? TD_COMPUTE_FAILED : TD_COMPUTE_EXITED);
+    return NULL;
+}
+
+enum td_status td_compute_start(struct td_comm *world, const struct td_node_params *node, td_compute_notify_fn *notify,
+                                void *user, struct td_compute **out, struct td_err *err)
+{
+    struct td_compute *c = calloc(1, sizeof *c);
+
+    if (!c)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the compute thread");
+    c->world = world;
+    c->node_params = *node;
+    c->notify = notify;
+    c->user = user;
+    c->down.item_bytes = sizeof(struct td_compute_command);
+    c->up.item_bytes = sizeof(struct td_compute_event);
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_mutex_init(&c->gauge_lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    if (pthread_create(&c->thread, NULL, compute_main, c)) {
+        free(c);
+        return td_err_set(err, TD_NO_MEMORY, "cannot start the compute thread");
+    }
+    *out = c;
+    return TD_OK;
+}
+
+enum td_status td_compute_post(struct td_compute *c, const struct td_compute_command *command)
+{
+    struct td_compute_command copy = *command;
+    bool ok;
+
+    if (copy.load) { /* the arrays travel inside the load */
+        copy.load->plan.share = copy.load->plan.share ? copy.load->share : NULL;
+        copy.load->plan.memory_bytes = copy.load->plan.memory_bytes ? copy.load->memory : NULL;
+    }
+    pthread_mutex_lock(&c->lock);
+    ok = queue_push(&c->down, &copy);
+    atomic_store_explicit(&c->has_commands, true, memory_order_release);
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    if (!ok)
+        command_free(&copy);
+    return ok ? TD_OK : TD_NO_MEMORY;
+}
+
+bool td_compute_take(struct td_compute *c, struct td_compute_event *event)
+{
+    bool some;
+
+    pthread_mutex_lock(&c->lock);
+    some = queue_pop(&c->up, event);
+    pthread_mutex_unlock(&c->lock);
+    if (some)
+        event->token.error = event->token.finish == TD_FINISH_ERROR ? &event->err : NULL;
+    return some;
+}
+
+void td_compute_gauges(const struct td_compute *c, struct td_compute_gauges *out)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&c->gauge_lock;
+
+    pthread_mutex_lock(lock);
+    *out = c->gauges;
+    pthread_mutex_unlock(lock);
+}
+
+const struct td_node_facts *td_compute_facts(const struct td_compute *c)
+{
+    return &c->node.facts;
+}
+
+const struct td_plan *td_compute_plan(const struct td_compute *c)
+{
+    return c->node.plan;
+}
+
+void td_compute_abort(struct td_compute *c)
+{
+    td_comm_abort(c->world); /* the groups split from it share its fate */
+}
+
+void td_compute_close(struct td_compute *c)
+{
+    struct td_compute_command command;
+
+    if (!c)
+        return;
+    pthread_join(c->thread, NULL);
+    while (queue_pop(&c->down, &command))
+        command_free(&command);
+    free(c->down.items);
+    free(c->up.items);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->gauge_lock);
+    pthread_mutex_destroy(&c->lock);
+    free(c);
+}

@@ -98,17 +98,16 @@ build() { # NAME  FOLDER  cmake arguments...
 
 # ---- cmocka ----
 
-# Runs every test program of a build, `jobs` at a time; output and exit status end in $logs/<stage>.
+# Runs the program of every tests/unit/*/test_*.c, `jobs` at a time; output and exit status end in $logs/<stage>.
 # shellcheck disable=SC2016 # the inner shell expands the names
 run_programs() { # STAGE  FOLDER
     local out=$logs/$1
     rm -rf "$out"
     mkdir -p "$out"
-    find "$2/tests" -maxdepth 1 -type f -name 'test_*' -perm -u+x | sort |
-        OUT=$out xargs -P "$jobs" -I{} bash -c '
-            name=$(basename "{}")
-            timeout 300 "{}" >"$OUT/$name.log" 2>&1 </dev/null
-            echo $? >"$OUT/$name.status"'
+    find tests/unit -name 'test_*.c' -printf '%f\n' | sort | sed 's/\.c$//' |
+        OUT=$out FOLDER=$2/tests xargs -P "$jobs" -I{} bash -c '
+            timeout 300 "$FOLDER/{}" >"$OUT/{}.log" 2>&1 </dev/null
+            echo $? >"$OUT/{}.status"'
 }
 
 # "passed failed" of one output, then a line "skip NAME REASON" per skip. Lines after "[==========] N test(s) run."
@@ -130,7 +129,7 @@ stage_unit() {
     run_programs unit build
     for status_file in "$logs"/unit/*.status; do
         [ -e "$status_file" ] || {
-            fail "there is no test program in build/tests"
+            fail "there is no test_*.c in tests/unit"
             return
         }
         name=$(basename "$status_file" .status)
@@ -149,7 +148,7 @@ stage_unit() {
                     fail "$name ran no test" "$logs/unit/$name.log"
                 fi
                 ;;
-            skip) skip "$name: $a" "$b" ;;
+            skip) skip "$name: $a" "${b#*"$a": }" ;;
             esac
         done < <(count_cases "$logs/unit/$name.log")
     done
@@ -240,7 +239,7 @@ stage_e2e() {
     while IFS= read -r line; do
         if [[ $line =~ ^SKIPPED\ \[([0-9]+)\]\ ([^ ]+)\ (.*)$ ]]; then
             for ((i = 0; i < BASH_REMATCH[1]; i++)); do
-                skip "${BASH_REMATCH[2]}" "${BASH_REMATCH[3]}"
+                skip "${BASH_REMATCH[2]%:}" "${BASH_REMATCH[3]}"
             done
         fi
     done < <(grep '^SKIPPED' "$logs/e2e.log")

@@ -180,7 +180,10 @@ static void check_framing(struct td_http_conn *h)
     size_t n_host = td_http_request_count(req, "host");
     size_t n_length = td_http_request_count(req, "content-length");
     size_t n_coding = td_http_request_count(req, "transfer-encoding");
-    if (n_host > 1 || (n_host == 0 && req->http_minor == 1)) {
+    if (req->url.len == 0 || !td_http_request_is_clean(req)) {
+        refuse_and_break(h, 400, "invalid_request",
+                         "The request line or a header holds bytes that may not be there.");
+    } else if (n_host > 1 || (n_host == 0 && req->http_minor == 1)) {
         refuse_and_break(h, 400, "invalid_request", "HTTP/1.1 wants exactly one Host header.");
     } else if (n_length + n_coding > 1) {
         refuse_and_break(h, 400, "invalid_request",
@@ -251,7 +254,7 @@ static void free_request(struct td_http_conn *h)
 /* The answer is written: makes the connection ready for the next request, or ends it. */
 static void end_request(struct td_http_conn *h)
 {
-    bool keep = h->req->keep_alive;
+    bool keep = h->req->keep_alive && !td_conn_draining(h->c);
     free_request(h);
     h->is_refused = false;
     h->state = HEAD;

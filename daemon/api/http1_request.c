@@ -62,6 +62,39 @@ bool td_http_request_value_is(const struct td_http_request *req, const char *nam
     return name_is(td_http_header(req, name), value);
 }
 
+static bool is_token_char(char c)
+{
+    return (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') ||
+           (c != '\0' && strchr("!#$%&'*+-.^_`|~", c) != NULL);
+}
+
+static bool has_control_byte(struct td_str s, bool tab_is_one)
+{
+    for (size_t i = 0; i < s.len; i++) {
+        unsigned char c = (unsigned char)s.ptr[i];
+        if (c == 0x7f || (c < 0x20 && (c != '\t' || tab_is_one))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool td_http_request_is_clean(const struct td_http_request *req)
+{
+    for (size_t i = 0; i < req->n_headers; i++) {
+        struct td_str name = req->headers[i].name;
+        for (size_t j = 0; j < name.len; j++) {
+            if (!is_token_char(name.ptr[j])) {
+                return false;
+            }
+        }
+        if (name.len == 0 || has_control_byte(req->headers[i].value, false)) {
+            return false;
+        }
+    }
+    return !has_control_byte(req->url, true) && memchr(req->url.ptr, ' ', req->url.len) == NULL;
+}
+
 static int hex_digit(char c)
 {
     if (c >= '0' && c <= '9') {

@@ -54,6 +54,9 @@ void td_http_request_free(struct td_http_request *req);
 size_t td_http_request_count(const struct td_http_request *req, const char *name);
 bool td_http_request_value_is(const struct td_http_request *req, const char *name,
                               const char *value);
+/* False when a header name is no token (RFC 9110 5.1) or a value or the target holds control bytes or spaces that may not
+ * be there: llhttp, as Debian builds it, lets some of that pass. The url must not be empty. */
+bool td_http_request_is_clean(const struct td_http_request *req);
 /* Splits url into path and query and decodes the path; false when it is malformed. */
 bool td_http_request_split_url(struct td_http_request *req);
 /* The answer to a CORS preflight, when the request is one and `origin` allows it. */

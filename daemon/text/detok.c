@@ -40,8 +40,11 @@ enum td_status td_detok_push(struct td_detok *d, uint32_t id, struct td_bytes *o
         return TD_OK;
     /* Each byte, also each held one, writes at most one replacement of three bytes. */
     s = td_bytes_reserve(out, (piece.len + sizeof d->held) * replacement.len);
-    if (s || piece.len == 0)
+    if (s)
         return s;
+    out->data[out->len] = '\0';
+    if (piece.len == 0)
+        return TD_OK;
     if (d->strip_front && piece.ptr[0] == ' ')
         piece = (struct td_str){piece.ptr + 1, piece.len - 1};
     d->strip_front = false;
@@ -73,7 +76,9 @@ enum td_status td_detok_text(const struct td_tokenizer *tok, const uint32_t *ids
         s = td_detok_push(&d, ids[i], out);
     if (!s)
         s = td_detok_flush(&d, out);
-    if (s)
+    if (s && out->len > before) {
         out->len = before;
+        out->data[before] = '\0';
+    }
     return s;
 }

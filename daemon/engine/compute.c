@@ -34,7 +34,8 @@ struct td_compute {
     struct td_engine *engine; /* rank 0 */
     struct td_tokenizer *tok; /* rank 0; NULL when the model has none */
     struct td_step step;      /* rank 0 */
-    struct td_compute_load *load;
+    struct td_compute_load *load; /* being served */
+    struct td_compute_load *next; /* to be served after it */
     uint64_t n_submits; /* rank 0: taken in; others: heard of */
     uint64_t reported_bytes;
     bool stop, exit;
@@ -159,8 +160,8 @@ static void obey(struct td_compute *c, struct td_compute_command *command)
 {
     switch (command->verb) {
     case TD_COMPUTE_LOAD:
-        td_compute_load_free(c->load);
-        c->load = command->load;
+        td_compute_load_free(c->next);
+        c->next = command->load;
         command->load = NULL;
         break;
     case TD_COMPUTE_SUBMIT:
@@ -336,7 +337,6 @@ static enum td_status load_and_serve(struct td_compute *c)
         return s;
     td_shard_set_deadline(c->node.shard, load->op_limit_ns);
     c->n_submits = 0;
-    c->stop = false;
     c->gauges.load_ns = td_clock_now_ns() - start;
     refresh_gauges(c, 0);
     tell_kind(c, TD_COMPUTE_LOADED);
@@ -372,15 +372,20 @@ static void *compute_main(void *arg)
     if (!s)
         tell_kind(c, TD_COMPUTE_DEVICE);
     while (!s && !c->exit) {
-        while (!c->load && !c->exit)
+        c->stop = false;
+        while (!c->next && !c->exit)
             obey_all(c, true);
         if (c->exit)
             break;
+        c->load = c->next;
+        c->next = NULL;
         s = load_and_serve(c);
         unload(c, s);
         if (!s && !c->exit)
             tell_kind(c, TD_COMPUTE_UNLOADED);
     }
+    td_compute_load_free(c->next);
+    c->next = NULL;
     td_node_close(&c->node);
     tell_kind(c, s ? TD_COMPUTE_FAILED : TD_COMPUTE_EXITED);
     return NULL;

@@ -7,11 +7,12 @@
 #include "daemon/api/listener.h"
 #include "daemon/log.h"
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -64,8 +65,8 @@ static void *api_run(void *arg)
 }
 
 /* Serves `service` on a free port of 127.0.0.1. */
-static struct api_server *api_server_start(const struct td_conn_config *config,
-                                           const struct td_conn_service *service)
+static inline struct api_server *api_server_start(const struct td_conn_config *config,
+                                                  const struct td_conn_service *service)
 {
     struct api_server *s = calloc(1, sizeof(*s));
     struct td_err err = {0};
@@ -84,7 +85,7 @@ static struct api_server *api_server_start(const struct td_conn_config *config,
     return s;
 }
 
-static void api_server_stop(struct api_server *s)
+static inline void api_server_stop(struct api_server *s)
 {
     uv_async_send(&s->stop);
     pthread_join(s->thread, NULL);
@@ -142,7 +143,7 @@ static inline bool api_wait_conns(struct api_server *s, size_t wanted)
     return false;
 }
 
-static int api_dial(const struct api_server *s)
+static inline int api_dial(const struct api_server *s)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in addr = {.sin_family = AF_INET, .sin_port = htons(s->port)};
@@ -155,7 +156,7 @@ static int api_dial(const struct api_server *s)
 }
 
 /* Sends what the server still takes; a server that closed is no error here. */
-static void api_send(int fd, const void *data, size_t n)
+static inline void api_send(int fd, const void *data, size_t n)
 {
     const char *p = data;
     while (n > 0) {
@@ -175,7 +176,7 @@ static inline void api_send_text(int fd, const char *text)
 
 /* Appends what arrives until `needle` is in it, the peer closes or `ms` pass. True when the needle was seen; a NULL
  * needle waits for the close. `out` is NUL-terminated. */
-static bool api_recv(int fd, char *out, size_t cap, const char *needle, int ms)
+static inline bool api_recv(int fd, char *out, size_t cap, const char *needle, int ms)
 {
     size_t n = strlen(out);
     uint64_t end = api_now_ms() + (uint64_t)ms;

@@ -1,11 +1,12 @@
 #include "daemon/api/json.h"
 #include "daemon/api/openai.h"
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <math.h>
 #include <string.h>

@@ -1,10 +1,11 @@
 #include "daemon/api/route.h"
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 static void handle(struct td_http_request *req, void *user)
 {

@@ -47,7 +47,7 @@ struct td_conn {
     bool was_full;      /* the queue passed its cap since ops->drained */
     struct td_tls_session *tls;
     bool first_byte_seen;
-    bool wants_tls; /* plaintext came to a port that refuses it */
+    bool needs_tls; /* plaintext came to a port that refuses it */
     char sniffed[sizeof(h2_preface)];
     size_t n_sniffed;
     struct td_bytes out;      /* for the socket, not yet handed to it */
@@ -389,7 +389,7 @@ static void open_protocol(struct td_conn *c, bool is_h2)
     const struct td_conn_service *s = &c->service;
     enum td_status status = TD_OK;
     struct td_err err = {0};
-    if (c->wants_tls) {
+    if (c->needs_tls) {
         if (is_h2) {
             td_conn_abort(c);
         } else {
@@ -516,15 +516,7 @@ static bool choose_tls(struct td_conn *c, char first)
         return false;
     }
     if (s->tls != NULL && !s->allow_plaintext) {
-        if (first ==
-            h2_preface[0]) { /* a POST or PUT gets no explanation here, which is still a refusal */
-            td_conn_abort(c);
-        } else {
-            refuse(c, "400 Bad Request",
-                   "{\"error\":{\"message\":\"This port speaks TLS: use https.\",\"type\":"
-                   "\"invalid_request_error\",\"param\":null,\"code\":\"tls_required\"}}");
-        }
-        return false;
+        c->needs_tls = true; /* answered once the protocol is known, see open_protocol */
     }
     return true;
 }

@@ -158,7 +158,7 @@ stage_unit() {
 stage_asan() {
     local status_file name
     build asan build/asan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS='-O1 -g' -DTD_SANITIZE=address,undefined || return
-    export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
+    export ASAN_OPTIONS=strict_string_checks=1
     export UBSAN_OPTIONS=print_stacktrace=1
     export LSAN_OPTIONS=suppressions=$root/tests/lint/lsan.supp:print_suppressions=0
     run_programs asan build/asan

@@ -9,7 +9,7 @@ state=${XDG_STATE_HOME:-${HOME:-$root/build}/.local/state}/tensord
 name="tensord-tiny"
 model=$root/tests/models/$name
 ranks=2
-question='What color is the sky?'
+question='Tell me a short story about a dog.'
 
 usage() {
     cat <<'TEXT'
@@ -187,7 +187,7 @@ print_stream() {
 ask_question() {
     local body
     body="{\"model\": \"$name\", \"messages\": [{\"role\": \"user\", \"content\": \"$question\"}], \"temperature\": 0,
-        \"max_tokens\": 100, \"stream\": true, \"stream_options\": {\"include_usage\": true}}"
+        \"max_tokens\": 256, \"stream\": true, \"stream_options\": {\"include_usage\": true}}"
     printf '\nquestion: %s\nanswer:   ' "$question"
     curl --noproxy "*" -sS -N --max-time 120 -H 'Content-Type: application/json' -d "$body" "$1/v1/chat/completions" |
         print_stream || die "the answer broke off; the server's log is in $state/server.log"

@@ -9,6 +9,7 @@
 #include <string.h>
 
 enum {
+    KEPT_BYTES = 4096,       /* of input buffer, by an idle connection */
     INPUT_BYTES = 64 * 1024, /* read ahead while a request runs, before reading stops */
     DISCARD_BYTES =
         64 *
@@ -596,7 +597,7 @@ static void process(struct td_http_conn *h)
         return;
     }
     td_bytes_consume(&h->in, used);
-    if (h->in.len == 0 && h->in.cap > INPUT_BYTES) {
+    if (h->in.len == 0 && h->in.cap > KEPT_BYTES) {
         td_bytes_deinit(&h->in);
     }
     if (h->in.len > INPUT_BYTES) {

@@ -4,9 +4,15 @@
 #include <stdio.h>
 #include <string.h>
 
-/* jansson recurses per level and caps it at 2048; a server's stack wants less, and a message that says so. */
-static bool deeper_than(struct td_str text, size_t max_depth)
+/* What a text costs before it is parsed: jansson recurses per level, and a container of two bytes takes it a hundred. */
+struct shape {
+    size_t depth;
+    size_t n_values; /* about: a container counts as four, a member of an object as three */
+};
+
+static struct shape measure(struct td_str text)
 {
+    struct shape s = {0, 1};
     size_t depth = 0;
     bool in_string = false;
     for (size_t i = 0; i < text.len; i++) {
@@ -20,14 +26,18 @@ static bool deeper_than(struct td_str text, size_t max_depth)
         } else if (c == '"') {
             in_string = true;
         } else if (c == '[' || c == '{') {
-            if (++depth > max_depth) {
-                return true;
-            }
+            s.n_values += 4;
+            depth++;
+            s.depth = depth > s.depth ? depth : s.depth;
         } else if ((c == ']' || c == '}') && depth > 0) {
             depth--;
+        } else if (c == ',') {
+            s.n_values++;
+        } else if (c == ':') {
+            s.n_values += 2;
         }
     }
-    return false;
+    return s;
 }
 
 enum td_status td_json_parse(struct td_str text, size_t max_depth, json_t **value,
@@ -45,8 +55,14 @@ enum td_status td_json_parse(struct td_str text, size_t max_depth, json_t **valu
         return td_err_set(err, TD_INVALID, "not valid JSON: byte %zu is a NUL",
                           (size_t)(nul - text.ptr));
     }
-    if (deeper_than(text, max_depth)) {
-        return td_err_set(err, TD_TOO_LARGE, "JSON is nested deeper than %zu levels", max_depth);
+    struct shape shape = measure(text);
+    if (shape.depth > max_depth) {
+        return td_err_set(err, TD_TOO_LARGE, "JSON is nested %zu levels deep, expected at most %zu",
+                          shape.depth, max_depth);
+    }
+    if (shape.n_values > TD_JSON_MAX_VALUES) {
+        return td_err_set(err, TD_TOO_LARGE, "JSON holds about %zu values, expected at most %d",
+                          shape.n_values, TD_JSON_MAX_VALUES);
     }
     json_error_t why;
     json_t *root = json_loadb(text.ptr, text.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);

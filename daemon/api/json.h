@@ -8,10 +8,12 @@
 
 #include <jansson.h>
 
-enum { TD_JSON_MAX_DEPTH = 64 };
+/* The second bounds memory, which may be a hundred times the text's: lists and objects count several times. */
+enum { TD_JSON_MAX_DEPTH = 64, TD_JSON_MAX_VALUES = 1 << 21 };
 
 /* Reads one JSON text (RFC 8259), any value at the top. Of equal keys the last wins. TD_INVALID names line and
- * column; TD_TOO_LARGE when nested deeper than `max_depth` (0: TD_JSON_MAX_DEPTH). *value is returned owned (free
+ * column; TD_TOO_LARGE when nested deeper than `max_depth` (0: TD_JSON_MAX_DEPTH) or over
+ * TD_JSON_MAX_VALUES. *value is returned owned (free
  * with json_decref). jansson limits: numbers outside int64 or double are refused, and so is NUL inside a key. */
 enum td_status td_json_parse(struct td_str text, size_t max_depth, json_t **value,
                              struct td_err *err);

@@ -10,7 +10,7 @@
 enum {
     TD_OPENAI_MAX_MESSAGES = 4096,
     TD_OPENAI_MAX_PROMPTS = 256,
-    TD_OPENAI_MAX_PROMPT_IDS = 1 << 22, /* over all prompts of one request */
+    TD_OPENAI_MAX_PROMPT_IDS = 1 << 20, /* of one prompt */
     TD_OPENAI_DEFAULT_MAX_TOKENS = 16,  /* of /v1/completions, as the official server */
     TD_OPENAI_MAX_TOP_LOGPROBS = TD_SAMPLER_MAX_LOGPROBS
 };

@@ -106,6 +106,24 @@ static void test_json_refuses_what_is_nested_too_deep(void **state)
     json_decref(value);
 }
 
+static void test_json_refuses_what_would_take_much_memory(void **state)
+{
+    (void)state;
+    size_t n = 3 * 600000;
+    char *text = malloc(n + 2);
+    assert_non_null(text);
+    text[0] = '[';
+    for (size_t i = 0; i < n; i += 3) {
+        memcpy(text + 1 + i, "[],", 3);
+    }
+    text[n] = ']';
+    json_t *value = NULL;
+    struct td_err err = {0};
+    assert_int_equal(td_json_parse((struct td_str){text, n + 1}, 0, &value, &err), TD_TOO_LARGE);
+    assert_null(value);
+    free(text);
+}
+
 static void test_json_takes_the_last_of_equal_keys(void **state)
 {
     (void)state;
@@ -195,6 +213,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_json_reads_the_public_suite),
         cmocka_unit_test(test_json_refuses_what_is_nested_too_deep),
+        cmocka_unit_test(test_json_refuses_what_would_take_much_memory),
         cmocka_unit_test(test_json_takes_the_last_of_equal_keys),
         cmocka_unit_test(test_json_error_tells_the_place_and_not_the_text),
         cmocka_unit_test(test_json_writes_any_bytes_as_a_valid_string),

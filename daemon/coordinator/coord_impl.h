@@ -1,0 +1,105 @@
+/* Inside of the coordinator: one struct, shared by coordinator.c (life, plan, operator's actions), group.c (the workers'
+ * control streams and what follows from a loss) and job.c (open requests). Loop thread only. */
+#ifndef TD_DAEMON_COORDINATOR_COORD_IMPL_H
+#define TD_DAEMON_COORDINATOR_COORD_IMPL_H
+
+#include "daemon/api/grpc_serve.h"
+#include "daemon/api/metrics.h"
+#include "daemon/coordinator/coordinator.h"
+#include "daemon/coordinator/group.h"
+#include "daemon/engine/ending.h"
+#include "daemon/engine/wire.h"
+
+enum { JOB_BUCKETS = 1024, MAX_READY_SUBSCRIBERS = 64 };
+
+struct td_job {
+    struct td_coord *c;
+    struct td_job *next_in_bucket;
+    struct td_job *prev, *next; /* all jobs, oldest first */
+    struct td_request request;  /* owned */
+    struct td_served *served;   /* retained */
+    struct td_ending ending;    /* cuts the text as rank 0 does */
+    struct td_bytes text;       /* shown with the event at hand */
+    bool raw_text;              /* special tokens are kept: pieces as they are */
+    td_job_event_fn *on_event;
+    void *user;
+    uint32_t n_output;
+    uint64_t accepted_ns, first_ns;
+};
+
+/* A worker's place in the group. */
+struct member {
+    struct td_member public; /* must stay first: td_coord_status copies */
+    struct td_grpc_stream *stream; /* NULL: not attached */
+    uint64_t cookie;
+};
+
+struct td_coord {
+    struct td_coord_params p;
+    uv_timer_t timer;
+    bool timer_open;
+    uint64_t start_ns;
+
+    struct td_served *served; /* NULL: nothing */
+    enum td_group_state state;
+    struct td_err last_error;
+    uint32_t generation, n_restarts, n_failures; /* failures in a row before a group was ready */
+    uint64_t relaunch_at_ns;                     /* 0: none due */
+    bool launched; /* a launcher's group is alive or not yet seen to have ended */
+    bool was_ready; /* this generation */
+
+    uint32_t n_ranks;
+    struct member *members;      /* [n_ranks], by world rank */
+    struct td_member *published; /* [n_ranks], for td_coord_status */
+    struct td_plan *plan;
+    struct td_compute_load *load; /* what the group was told to load */
+    uint64_t n_submits;           /* of this load */
+    uint64_t load_start_ns;
+    struct td_arena arena; /* one message */
+    struct td_bytes packed;
+
+    struct td_job *first, *last;
+    struct td_job *bucket[JOB_BUCKETS];
+    uint32_t n_open;
+    uint64_t next_id;
+    uint64_t n_requests, n_failed, n_finished;
+    uint32_t n_running, n_waiting, kv_blocks_used;
+    uint64_t prompt_tokens, generated_tokens;         /* of all generations */
+    uint64_t last_prompt_tokens, last_generated_tokens; /* as rank 0 last said */
+
+    struct {
+        td_coord_ready_fn *fn;
+        void *user;
+    } on_ready[MAX_READY_SUBSCRIBERS];
+    uint32_t n_on_ready;
+    bool told_ready;
+
+    /* A drain or load that somebody waits for. */
+    td_coord_done_fn *drain_done, *load_done;
+    void *drain_user, *load_user;
+    uint64_t drain_until_ns, drain_finished_at, drain_cancelled;
+    bool draining;
+};
+
+/* job.c */
+void td_job_token(struct td_coord *c, const struct td_token_event *event);
+void td_job_fail_all(struct td_coord *c, const struct td_err *err);
+uint32_t td_job_cancel_all(struct td_coord *c, const struct td_err *err);
+
+/* group.c */
+enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r, struct td_err *err);
+void td_group_send_cancel(struct td_coord *c, uint64_t request_id);
+void td_group_send_all_drain(struct td_coord *c);
+void td_group_tick(struct td_coord *c, uint64_t now_ns);
+void td_group_plan_and_load(struct td_coord *c);
+bool td_group_all_attached(const struct td_coord *c);
+/* Ends the group: everything open fails with `err`, and a new one is due where there is a launcher. */
+void td_group_lose(struct td_coord *c, const struct td_err *err);
+/* Tells every worker to leave in order. */
+void td_group_shutdown(struct td_coord *c, const char *reason);
+
+/* coordinator.c */
+void td_coord_set_state(struct td_coord *c, enum td_group_state state);
+void td_coord_load_finished(struct td_coord *c, const struct td_err *err);
+
+#endif

@@ -1,0 +1,349 @@
+#include "daemon/coordinator/coordinator.h"
+
+#include "daemon/coordinator/coord_impl.h"
+#include "daemon/coordinator/served.h"
+#include "daemon/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { TICK_MS = 50 };
+
+const char *td_group_state_name(enum td_group_state state)
+{
+    static const char *const names[] = {"no group", "launching", "loading", "ready", "draining", "lost", "failed"};
+
+    return names[state];
+}
+
+uv_loop_t *td_coord_loop(struct td_coord *c)
+{
+    return c->p.loop;
+}
+
+struct td_metrics *td_coord_metrics(struct td_coord *c)
+{
+    return c->p.metrics;
+}
+
+bool td_coord_ready(const struct td_coord *c)
+{
+    return c->state == TD_GROUP_READY && !c->draining;
+}
+
+void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)
+{
+    if (c->n_on_ready < MAX_READY_SUBSCRIBERS) {
+        c->on_ready[c->n_on_ready].fn = fn;
+        c->on_ready[c->n_on_ready++].user = user;
+    }
+}
+
+void td_coord_set_state(struct td_coord *c, enum td_group_state state)
+{
+    c->state = state;
+    if (td_coord_ready(c) == c->told_ready)
+        return;
+    c->told_ready = !c->told_ready;
+    for (uint32_t i = 0; i < c->n_on_ready; i++)
+        c->on_ready[i].fn(c->told_ready, c->on_ready[i].user);
+}
+
+enum td_status td_coord_find_model(struct td_coord *c, struct td_str name, struct td_served **served, struct td_err *err)
+{
+    if (!c->served)
+        return td_err_set(err, TD_UNAVAILABLE, "no model is loaded");
+    *served = c->served;
+    if (name.len == 0)
+        return TD_OK;
+    for (uint32_t i = 0; i < c->served->n_names; i++)
+        if (td_str_eq(name, td_str_from(c->served->names[i])))
+            return TD_OK;
+    return td_err_set(err, TD_NOT_FOUND, "the model '%.*s' does not exist: this server has '%s'",
+                      (int)(name.len < 100 ? name.len : 100), name.ptr, c->served->names[0]);
+}
+
+void td_coord_status(struct td_coord *c, struct td_coord_status *out)
+{
+    for (uint32_t i = 0; i < c->n_ranks; i++)
+        c->published[i] = c->members[i].public;
+    *out = (struct td_coord_status){.state = c->draining && c->state == TD_GROUP_READY ? TD_GROUP_DRAINING : c->state,
+                                    .generation = c->generation,
+                                    .n_restarts = c->n_restarts,
+                                    .n_ranks = c->n_ranks,
+                                    .members = c->published,
+                                    .plan = c->load ? c->plan : NULL,
+                                    .served = c->served,
+                                    .n_running = c->n_running,
+                                    .n_waiting = c->n_waiting,
+                                    .n_open = c->n_open,
+                                    .kv_blocks_used = c->kv_blocks_used,
+                                    .prompt_tokens = c->prompt_tokens,
+                                    .generated_tokens = c->generated_tokens,
+                                    .n_requests = c->n_requests,
+                                    .n_failed = c->n_failed,
+                                    .start_ns = c->start_ns,
+                                    .last_error = c->last_error.cause};
+}
+
+/* ---- operator's actions ---- */
+
+enum td_status td_coord_plan(struct td_coord *c, const char *path, uint32_t n_ranks, const struct td_plan_params *wish,
+                             struct td_bytes *text, struct td_bytes *json, struct td_err *err)
+{
+    struct td_checkpoint *ck = NULL;
+    struct td_plan_model *model = calloc(1, sizeof *model);
+    struct td_plan *plan = calloc(1, sizeof *plan);
+    struct td_plan_params p = *wish;
+    uint64_t memory[TD_PLAN_MAX_RANKS] = {0};
+    enum td_status s = TD_OK;
+
+    p.n_ranks = n_ranks ? n_ranks : p.tp ? p.tp * (p.pp ? p.pp : 1) : c->n_ranks ? c->n_ranks : 1;
+    if (!model || !plan)
+        s = td_err_set(err, TD_NO_MEMORY, "no memory to plan");
+    if (!s && !(path && path[0]) && !c->served)
+        s = td_err_set(err, TD_INVALID, "model_path is empty and no model is loaded");
+    s = s ? s : td_checkpoint_open(path && path[0] ? path : c->served->path, &ck, err);
+    s = s ? s : td_plan_model_read(ck, model, err);
+    if (!s && !p.memory_bytes && p.n_ranks == c->n_ranks) {
+        for (uint32_t i = 0; i < c->n_ranks; i++)
+            memory[i] = c->members[i].public.memory_bytes;
+        p.memory_bytes = memory;
+    }
+    if (p.n_ranks != c->p.wish.n_ranks)
+        p.share = NULL;
+    s = s ? s : td_plan_make(model, &p, plan, err);
+    if (!s && (td_plan_print(plan, model, text) || td_plan_print_json(plan, model, json)))
+        s = td_err_set(err, TD_NO_MEMORY, "no memory to print the plan");
+    td_checkpoint_close(ck);
+    free(plan);
+    free(model);
+    return s;
+}
+
+void td_coord_load_finished(struct td_coord *c, const struct td_err *err)
+{
+    td_coord_done_fn *done = c->load_done;
+
+    c->load_done = NULL;
+    if (done)
+        done(err ? err->status : TD_OK, err, uv_hrtime() - c->load_start_ns, c->generation, c->load_user);
+}
+
+/* Opening a model reads files, so it happens on the pool. */
+struct load_work {
+    uv_work_t work;
+    struct td_coord *c;
+    char *path, *name;
+    struct td_served *served;
+    enum td_status status;
+    struct td_err err;
+};
+
+static void load_run(uv_work_t *work)
+{
+    struct load_work *l = work->data;
+    const char *names[] = {l->name};
+
+    l->status = td_served_open(l->path, names, l->name ? 1 : 0, false, &l->served, &l->err);
+}
+
+static void load_opened(uv_work_t *work, int status)
+{
+    struct load_work *l = work->data;
+    struct td_coord *c = l->c;
+
+    if (status == UV_ECANCELED)
+        l->status = td_err_set(&l->err, TD_CANCELLED, "the server is stopping");
+    if (l->status) {
+        td_coord_load_finished(c, &l->err);
+    } else {
+        c->served = l->served;
+        if (td_group_all_attached(c))
+            td_group_plan_and_load(c);
+    }
+    free(l->path);
+    free(l->name);
+    free(l);
+}
+
+void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load, td_coord_done_fn *done, void *user)
+{
+    struct load_work *l = NULL;
+    struct td_err err;
+    enum td_dtype kv_dtype = TD_F16;
+
+    if (c->served || c->load_done)
+        td_err_set(&err, TD_BUSY, "'%s' is loaded or being loaded: unload it first", c->served ? c->served->names[0] : "a model");
+    else if (!load->path || !load->path[0])
+        td_err_set(&err, TD_INVALID, "model_path is empty");
+    else if (load->kv_dtype && load->kv_dtype[0] && strcmp(load->kv_dtype, "auto") != 0 &&
+             !td_dtype_from_name(load->kv_dtype, &kv_dtype))
+        td_err_set(&err, TD_INVALID, "kv_dtype '%.32s': expected auto, f32, bf16 or fp16", load->kv_dtype);
+    else if (!(l = calloc(1, sizeof *l)) || !(l->path = strdup(load->path)))
+        td_err_set(&err, TD_NO_MEMORY, "no memory to load a model");
+    if (!l || !l->path) {
+        free(l);
+        done(err.status, &err, 0, 0, user);
+        return;
+    }
+    l->name = load->served_name && load->served_name[0] ? strdup(load->served_name) : NULL;
+    l->c = c;
+    l->work.data = l;
+    c->p.wish.tp = load->tp;
+    c->p.wish.pp = load->pp;
+    c->p.wish.max_model_len = load->max_model_len;
+    if (load->max_num_seqs)
+        c->p.wish.max_num_seqs = load->max_num_seqs;
+    c->p.kv_dtype_auto = !load->kv_dtype || !load->kv_dtype[0] || strcmp(load->kv_dtype, "auto") == 0;
+    c->p.wish.kv_dtype = kv_dtype;
+    c->load_done = done;
+    c->load_user = user;
+    c->load_start_ns = uv_hrtime();
+    uv_queue_work(c->p.loop, &l->work, load_run, load_opened);
+}
+
+void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done_fn *done, void *user)
+{
+    struct td_served *served;
+    struct td_err err, gone;
+    uint32_t n;
+
+    if (td_coord_find_model(c, name, &served, &err) || c->state != TD_GROUP_READY) {
+        if (c->served && c->state != TD_GROUP_READY)
+            td_err_set(&err, TD_UNAVAILABLE, "the group is %s", td_group_state_name(c->state));
+        done(err.status, &err, 0, 0, user);
+        return;
+    }
+    td_err_set(&gone, TD_UNAVAILABLE, "the model was unloaded");
+    n = td_job_cancel_all(c, &gone);
+    td_group_send_all_drain(c);
+    c->served = NULL;
+    td_served_release(served);
+    td_coord_set_state(c, TD_GROUP_LAUNCHING); /* workers are here and wait for a model */
+    done(TD_OK, NULL, n, 0, user);
+}
+
+static void drain_finished(struct td_coord *c)
+{
+    td_coord_done_fn *done = c->drain_done;
+
+    c->drain_done = NULL;
+    done(TD_OK, NULL, c->n_finished - c->drain_finished_at, c->drain_cancelled, c->drain_user);
+}
+
+void td_coord_drain(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *done, void *user)
+{
+    struct td_err err;
+
+    if (c->drain_done) {
+        td_err_set(&err, TD_BUSY, "a drain is under way");
+        done(TD_BUSY, &err, 0, 0, user);
+        return;
+    }
+    c->draining = true;
+    td_coord_set_state(c, c->state); /* tells that it is not ready any more */
+    c->drain_done = done;
+    c->drain_user = user;
+    c->drain_until_ns = timeout_ns ? uv_hrtime() + timeout_ns : UINT64_MAX;
+    c->drain_finished_at = c->n_finished;
+    c->drain_cancelled = 0;
+}
+
+/* ---- life ---- */
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct td_coord *c = timer->data;
+    uint64_t now = uv_hrtime();
+    struct td_err err;
+
+    td_group_tick(c, now);
+    if (!c->drain_done)
+        return;
+    if (c->n_open && now >= c->drain_until_ns) {
+        td_err_set(&err, TD_UNAVAILABLE, "the server is draining and its time is up");
+        c->drain_cancelled = td_job_cancel_all(c, &err);
+    }
+    if (c->n_open == 0)
+        drain_finished(c);
+}
+
+enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **out, struct td_err *err)
+{
+    struct td_coord *c = calloc(1, sizeof *c);
+    enum td_status s = TD_OK;
+
+    if (!c)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the coordinator");
+    c->p = *params;
+    c->p.dead_ns = params->dead_ns ? params->dead_ns : 1500000000u;
+    c->p.launch_limit_ns = params->launch_limit_ns ? params->launch_limit_ns : 60000000000u;
+    c->start_ns = uv_hrtime();
+    td_arena_init(&c->arena, 0, 0);
+    if (params->model)
+        s = td_served_open(params->model, params->names, params->n_names, params->verify, &c->served, err);
+    if (!s && params->n_ranks) {
+        c->members = calloc(params->n_ranks, sizeof *c->members);
+        c->published = calloc(params->n_ranks, sizeof *c->published);
+        if (!c->members || !c->published)
+            s = td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", params->n_ranks);
+        c->n_ranks = params->n_ranks;
+        for (uint32_t i = 0; !s && i < c->n_ranks; i++)
+            c->members[i].public.rank = i;
+    }
+    if (s) {
+        td_coord_close(c);
+        return s;
+    }
+    *out = c;
+    return TD_OK;
+}
+
+enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
+{
+    uv_timer_init(c->p.loop, &c->timer);
+    c->timer.data = c;
+    c->timer_open = true;
+    uv_timer_start(&c->timer, on_tick, TICK_MS, TICK_MS);
+    c->load_start_ns = uv_hrtime();
+    if (!c->p.launcher.start)
+        return TD_OK;
+    c->generation = 1;
+    c->state = TD_GROUP_LAUNCHING;
+    if (c->p.launcher.start(c->p.launcher.user, c->generation, err))
+        return err->status;
+    c->launched = true;
+    return TD_OK;
+}
+
+void td_coord_stop(struct td_coord *c)
+{
+    struct td_err err;
+
+    td_err_set(&err, TD_UNAVAILABLE, "the server is stopping");
+    td_job_fail_all(c, &err);
+    c->relaunch_at_ns = 0;
+    td_coord_load_finished(c, &err);
+    if (c->drain_done)
+        drain_finished(c);
+    td_coord_set_state(c, TD_GROUP_NONE);
+    td_group_shutdown(c, "the server is stopping");
+    if (c->timer_open)
+        uv_close((uv_handle_t *)&c->timer, NULL);
+    c->timer_open = false;
+}
+
+void td_coord_close(struct td_coord *c)
+{
+    if (!c)
+        return;
+    td_compute_load_free(c->load);
+    free(c->plan);
+    free(c->members);
+    free(c->published);
+    td_served_release(c->served);
+    td_bytes_deinit(&c->packed);
+    td_arena_deinit(&c->arena);
+    free(c);
+}

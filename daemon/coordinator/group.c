@@ -1,0 +1,520 @@
+/* The group of workers: their control streams, registration, loading, and what follows when one is lost. */
+#include "daemon/coordinator/coord_impl.h"
+#include "daemon/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_MESSAGE_BYTES = 16 << 20 };
+
+static const uint64_t SECOND = 1000000000u;
+
+/* ---- to the workers ---- */
+
+static enum td_status send_to(struct td_coord *c, struct member *m, td_wire_coordinator_message *message,
+                              struct td_err *err)
+{
+    enum td_status s;
+
+    message->generation = c->generation;
+    message->model_id = 1;
+    message->cookie = m->cookie;
+    s = m->stream ? td_rpc_pack(&message->base, &c->packed, err)
+                  : td_err_set(err, TD_PEER_LOST, "rank %u is not attached", m->public.rank);
+    return s ? s : td_grpc_stream_send(m->stream, td_bytes_str(&c->packed), err);
+}
+
+#define MESSAGE(name) td_wire_coordinator_message name = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT
+
+enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r, struct td_err *err)
+{
+    Tensord__Worker__V1__Wake wake = TENSORD__WORKER__V1__WAKE__INIT;
+    enum td_status s = TD_OK;
+    MESSAGE(m);
+
+    m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_SUBMIT;
+    m.submit = td_wire_submit_make(r, c->n_submits + 1, &c->arena);
+    if (!m.submit)
+        s = td_err_set(err, TD_NO_MEMORY, "no memory for a request");
+    s = s ? s : send_to(c, &c->members[0], &m, err);
+    td_arena_rewind(&c->arena);
+    if (s)
+        return s;
+    wake.n_submits = ++c->n_submits;
+    for (uint32_t i = 1; i < c->n_ranks; i++) { /* a rank that cannot be told is lost, and noticed as such */
+        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE;
+        m.wake = &wake;
+        (void)send_to(c, &c->members[i], &m, NULL);
+    }
+    return TD_OK;
+}
+
+void td_group_send_cancel(struct td_coord *c, uint64_t request_id)
+{
+    Tensord__Worker__V1__Cancel cancel = TENSORD__WORKER__V1__CANCEL__INIT;
+    MESSAGE(m);
+
+    cancel.request_id = request_id;
+    m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_CANCEL;
+    m.cancel = &cancel;
+    if (c->n_ranks)
+        (void)send_to(c, &c->members[0], &m, NULL);
+}
+
+void td_group_send_all_drain(struct td_coord *c)
+{
+    Tensord__Worker__V1__Drain drain = TENSORD__WORKER__V1__DRAIN__INIT;
+
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        MESSAGE(m);
+
+        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_DRAIN;
+        m.drain = &drain;
+        (void)send_to(c, &c->members[i], &m, NULL);
+        c->members[i].public.loaded = false;
+    }
+}
+
+void td_group_shutdown(struct td_coord *c, const char *reason)
+{
+    Tensord__Worker__V1__Shutdown shutdown = TENSORD__WORKER__V1__SHUTDOWN__INIT;
+
+    shutdown.reason = (char *)reason;
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        MESSAGE(m);
+
+        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_SHUTDOWN;
+        m.shutdown = &shutdown;
+        (void)send_to(c, &c->members[i], &m, NULL);
+    }
+}
+
+/* ---- the group's end ---- */
+
+static void forget_members(struct td_coord *c)
+{
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        struct td_grpc_stream *stream = c->members[i].stream;
+
+        if (!stream)
+            continue;
+        td_grpc_stream_set_user(stream, NULL);
+        c->members[i].stream = NULL;
+        td_grpc_stream_finish(stream, TD_GRPC_UNAVAILABLE, TD_STR("the group was ended"));
+    }
+    memset(c->members, 0, c->n_ranks * sizeof *c->members);
+    for (uint32_t i = 0; i < c->n_ranks; i++)
+        c->members[i].public.rank = i;
+}
+
+/* Waits before the next launch: at once after a group that had been ready, then longer and longer. */
+static uint64_t back_off(const struct td_coord *c)
+{
+    static const uint64_t ms[] = {0, 200, 1000, 5000, 15000};
+    uint32_t n = c->n_failures < 5 ? c->n_failures : 4;
+
+    return ms[n] * 1000000u;
+}
+
+void td_group_lose(struct td_coord *c, const struct td_err *err)
+{
+    char text[600];
+    /* Before any group was ready, errors of our own input are final: no relaunch can mend them. */
+    bool is_final = !c->was_ready && c->n_restarts == 0 && err->status < TD_PEER_LOST;
+
+    if (c->state == TD_GROUP_LOST || c->state == TD_GROUP_FAILED)
+        return;
+    c->last_error = *err;
+    td_log_error("group lost generation=%u error=\"%s\"", c->generation, td_err_format(err, text, sizeof text));
+    c->n_failures = c->was_ready ? 0 : c->n_failures + 1;
+    c->was_ready = false;
+    c->n_running = c->n_waiting = c->kv_blocks_used = 0;
+    c->last_prompt_tokens = c->last_generated_tokens = 0;
+    td_coord_set_state(c, TD_GROUP_LOST);
+    {
+        struct td_err told;
+
+        td_err_set(&told, TD_UNAVAILABLE, "the group of workers was lost: %.250s", err->cause);
+        td_job_fail_all(c, &told);
+    }
+    forget_members(c);
+    if (is_final || c->n_failures >= 5) {
+        td_coord_set_state(c, TD_GROUP_FAILED);
+        td_coord_load_finished(c, &c->last_error);
+        if (c->p.launcher.stop && c->launched)
+            c->p.launcher.stop(c->p.launcher.user);
+        if (c->p.on_failed)
+            c->p.on_failed(&c->last_error, c->p.user);
+        return;
+    }
+    if (c->p.launcher.start) {
+        if (c->launched)
+            c->p.launcher.stop(c->p.launcher.user); /* the relaunch is due when it has ended */
+        else
+            c->relaunch_at_ns = uv_hrtime() + back_off(c) + 1;
+    }
+}
+
+void td_coord_launch_ended(struct td_coord *c, const struct td_err *err)
+{
+    c->launched = false;
+    if (c->state != TD_GROUP_LOST && c->state != TD_GROUP_FAILED && c->state != TD_GROUP_NONE)
+        td_group_lose(c, err);
+    else if (c->state == TD_GROUP_LOST && c->p.launcher.start)
+        c->relaunch_at_ns = uv_hrtime() + back_off(c) + 1;
+}
+
+static void relaunch(struct td_coord *c)
+{
+    struct td_err err;
+
+    c->relaunch_at_ns = 0;
+    c->generation++;
+    c->n_restarts++;
+    td_log_info("group relaunched generation=%u", c->generation);
+    td_coord_set_state(c, TD_GROUP_LAUNCHING);
+    c->load_start_ns = uv_hrtime();
+    if (c->p.launcher.start(c->p.launcher.user, c->generation, &err))
+        td_group_lose(c, &err);
+    else
+        c->launched = true;
+}
+
+void td_group_tick(struct td_coord *c, uint64_t now)
+{
+    struct td_err err;
+
+    if (c->relaunch_at_ns && now >= c->relaunch_at_ns)
+        relaunch(c);
+    if (c->state == TD_GROUP_LAUNCHING && c->launched && !td_group_all_attached(c) &&
+        now - c->load_start_ns > c->p.launch_limit_ns) {
+        td_err_set(&err, TD_PEER_TIMED_OUT, "not all workers registered within %llu s of their launch",
+                   (unsigned long long)(c->p.launch_limit_ns / SECOND));
+        td_group_lose(c, &err);
+    }
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        const struct member *m = &c->members[i];
+
+        if (m->stream && now - m->public.heartbeat_ns > c->p.dead_ns) {
+            td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i, m->public.host,
+                       (unsigned long long)((now - m->public.heartbeat_ns) / 1000000u));
+            td_group_lose(c, &err);
+            return;
+        }
+    }
+}
+
+/* ---- registration ---- */
+
+bool td_group_all_attached(const struct td_coord *c)
+{
+    for (uint32_t i = 0; i < c->n_ranks; i++)
+        if (!c->members[i].stream)
+            return false;
+    return c->n_ranks > 0;
+}
+
+static enum td_status size_group(struct td_coord *c, uint32_t n, struct td_err *err)
+{
+    c->members = calloc(n, sizeof *c->members);
+    c->published = calloc(n, sizeof *c->published);
+    if (!c->members || !c->published)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", n);
+    c->n_ranks = n;
+    for (uint32_t i = 0; i < n; i++)
+        c->members[i].public.rank = i;
+    return TD_OK;
+}
+
+static enum td_status check_register(struct td_coord *c, const td_wire_worker_message *m, struct td_err *err)
+{
+    const Tensord__Worker__V1__Register *r = m->register_;
+    enum td_status s;
+
+    if (strcmp(r->version, TD_VERSION) != 0)
+        return td_err_set(err, TD_PEER_MISMATCH, "worker on %.60s has tensord %.30s, the coordinator has %s", r->host,
+                          r->version, TD_VERSION);
+    if (c->p.launcher.start && m->generation != c->generation)
+        return td_err_set(err, TD_PEER_MISMATCH, "worker on %.60s belongs to generation %u, expected %u", r->host,
+                          m->generation, c->generation);
+    if (r->world_size == 0 || r->world_size > TD_PLAN_MAX_RANKS || r->world_rank >= r->world_size)
+        return td_err_set(err, TD_PEER_PROTOCOL, "worker on %.60s says it is rank %u of %u", r->host, r->world_rank,
+                          r->world_size);
+    if (c->state == TD_GROUP_FAILED)
+        return td_err_set(err, TD_UNAVAILABLE, "the group was given up: %.250s", c->last_error.cause);
+    if (c->n_ranks == 0) {
+        s = size_group(c, r->world_size, err);
+        if (s)
+            return s;
+    }
+    if (r->world_size != c->n_ranks)
+        return td_err_set(err, TD_PEER_MISMATCH, "worker on %.60s belongs to a job of %u ranks, expected %u", r->host,
+                          r->world_size, c->n_ranks);
+    if (c->members[r->world_rank].stream)
+        return td_err_set(err, TD_PEER_MISMATCH, "rank %u is already here, from process %lld on %s", r->world_rank,
+                          (long long)c->members[r->world_rank].public.pid, c->members[r->world_rank].public.host);
+    return TD_OK;
+}
+
+static void on_register(struct td_coord *c, struct td_grpc_stream *stream, const td_wire_worker_message *message)
+{
+    const Tensord__Worker__V1__Register *r = message->register_;
+    struct member *m;
+    struct td_err err;
+
+    if (check_register(c, message, &err)) {
+        td_log_warn("worker refused remote=%s error=\"%s\"", td_grpc_serve_remote(stream), err.cause);
+        td_grpc_stream_fail(stream, &err);
+        return;
+    }
+    m = &c->members[r->world_rank];
+    *m = (struct member){.stream = stream, .cookie = message->cookie};
+    m->public = (struct td_member){.rank = r->world_rank,
+                                   .pid = r->pid,
+                                   .attached = true,
+                                   .n_cores = r->n_cores,
+                                   .memory_bytes = r->memory_free_bytes,
+                                   .heartbeat_ns = uv_hrtime()};
+    snprintf(m->public.host, sizeof m->public.host, "%s", r->host);
+    snprintf(m->public.device, sizeof m->public.device, "%s", r->device_name);
+    snprintf(m->public.numerics, sizeof m->public.numerics, "%s",
+             r->n_numerics_classes ? r->numerics_classes[0] : "");
+    td_grpc_stream_set_user(stream, m);
+    td_log_debug("worker registered rank=%u host=%s pid=%lld", r->world_rank, m->public.host, (long long)r->pid);
+    if (c->state == TD_GROUP_LOST || c->state == TD_GROUP_NONE) {
+        td_coord_set_state(c, TD_GROUP_LAUNCHING);
+        c->load_start_ns = uv_hrtime();
+    }
+    if (td_group_all_attached(c) && c->served)
+        td_group_plan_and_load(c);
+}
+
+/* ---- planning and loading ---- */
+
+static struct td_compute_load *make_load(struct td_coord *c)
+{
+    struct td_compute_load *load = calloc(1, sizeof *load);
+
+    if (!load || !(load->path = strdup(c->served->path))) {
+        free(load);
+        return NULL;
+    }
+    memcpy(load->model_hash, c->served->hash, sizeof load->model_hash);
+    load->verify = c->p.verify;
+    load->max_queue = c->p.max_queue + c->p.wish.max_num_seqs;
+    load->op_limit_ns = c->p.op_limit_ns;
+    load->plan = c->p.wish;
+    load->plan.n_ranks = c->n_ranks;
+    if (c->p.kv_dtype_auto)
+        load->plan.kv_dtype = c->served->spec->dtype == TD_F32 ? TD_F32 : TD_F16;
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        load->memory[i] = c->members[i].public.memory_bytes;
+        load->share[i] = c->p.wish.share ? c->p.wish.share[i] : 0;
+    }
+    load->plan.memory_bytes = load->memory;
+    load->plan.share = c->p.wish.share ? load->share : NULL;
+    return load;
+}
+
+static enum td_status check_numerics(const struct td_coord *c, struct td_err *err)
+{
+    for (uint32_t i = 1; i < c->n_ranks; i++)
+        if (strcmp(c->members[i].public.numerics, c->members[0].public.numerics) != 0)
+            return td_err_set(err, TD_PEER_MISMATCH, "rank %u on %s computes in class '%s', rank 0 on %s in '%s'", i,
+                              c->members[i].public.host, c->members[i].public.numerics, c->members[0].public.host,
+                              c->members[0].public.numerics);
+    return TD_OK;
+}
+
+void td_group_plan_and_load(struct td_coord *c)
+{
+    struct td_err err;
+    enum td_status s = check_numerics(c, &err);
+
+    td_compute_load_free(c->load);
+    c->load = NULL;
+    if (!s && !c->plan && !(c->plan = calloc(1, sizeof *c->plan)))
+        s = td_err_set(&err, TD_NO_MEMORY, "no memory for the plan");
+    if (!s && !(c->load = make_load(c)))
+        s = td_err_set(&err, TD_NO_MEMORY, "no memory for a load");
+    s = s ? s : td_plan_make(c->served->plan_model, &c->load->plan, c->plan, &err);
+    if (!s) {
+        c->served->max_model_len = c->plan->max_model_len;
+        c->load->plan.tp = c->plan->tp;
+        c->load->plan.pp = c->plan->pp;
+        c->n_submits = 0;
+        c->load_start_ns = uv_hrtime();
+        td_coord_set_state(c, TD_GROUP_LOADING);
+    }
+    for (uint32_t i = 0; !s && i < c->n_ranks; i++) {
+        MESSAGE(m);
+
+        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_ASSIGN;
+        m.assign = td_wire_assign_make(c->load, i, &c->arena);
+        s = m.assign ? send_to(c, &c->members[i], &m, &err) : td_err_set(&err, TD_NO_MEMORY, "no memory for a plan");
+        td_arena_rewind(&c->arena);
+    }
+    for (uint32_t i = 0; !s && i < c->n_ranks; i++) {
+        Tensord__Worker__V1__Load load = TENSORD__WORKER__V1__LOAD__INIT;
+        MESSAGE(m);
+
+        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_LOAD;
+        m.load = &load;
+        s = send_to(c, &c->members[i], &m, &err);
+    }
+    if (s)
+        td_group_lose(c, &err);
+}
+
+static void on_ready(struct td_coord *c, struct member *m, const Tensord__Worker__V1__Ready *r)
+{
+    m->public.loaded = true;
+    m->public.weight_bytes = r->weight_bytes;
+    m->public.kv_bytes = r->kv_bytes;
+    m->public.resident_bytes = r->resident_bytes;
+    for (uint32_t i = 0; i < c->n_ranks; i++)
+        if (!c->members[i].public.loaded)
+            return;
+    if (c->state != TD_GROUP_LOADING)
+        return;
+    c->was_ready = true;
+    c->n_failures = 0;
+    td_log_info("group ready generation=%u ranks=%u tp=%u pp=%u load_ms=%llu", c->generation, c->n_ranks, c->plan->tp,
+                c->plan->pp, (unsigned long long)((uv_hrtime() - c->load_start_ns) / 1000000u));
+    td_coord_set_state(c, TD_GROUP_READY);
+    td_coord_load_finished(c, NULL);
+}
+
+static void on_heartbeat(struct td_coord *c, struct member *m, const Tensord__Worker__V1__Heartbeat *h)
+{
+    m->public.exchanged_bytes = h->exchanged_bytes;
+    m->public.n_steps = h->n_steps;
+    m->public.wait_ns = h->wait_ns;
+    m->public.step_ns = h->step_ns;
+    if (m->public.rank != 0)
+        return;
+    c->n_running = h->n_running;
+    c->n_waiting = h->n_waiting;
+    c->kv_blocks_used = h->kv_blocks_used;
+    c->prompt_tokens += h->prompt_tokens - (h->prompt_tokens < c->last_prompt_tokens ? 0 : c->last_prompt_tokens);
+    c->generated_tokens +=
+        h->generated_tokens - (h->generated_tokens < c->last_generated_tokens ? 0 : c->last_generated_tokens);
+    c->last_prompt_tokens = h->prompt_tokens;
+    c->last_generated_tokens = h->generated_tokens;
+}
+
+static void on_tokens(struct td_coord *c, const Tensord__Worker__V1__Tokens *t)
+{
+    struct td_token_event event;
+    struct td_err error, err;
+
+    for (size_t i = 0; i < t->n_events; i++)
+        if (td_wire_token_read(t->events[i], &event, &error, &err))
+            td_log_warn("token event dropped error=\"%s\"", err.cause);
+        else
+            td_job_token(c, &event);
+}
+
+/* ---- the stream ---- */
+
+static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_err *err)
+{
+    (void)user;
+    (void)err;
+    td_grpc_stream_set_user(s, NULL);
+    td_grpc_stream_start(s);
+    return TD_OK;
+}
+
+static void on_member_message(struct td_coord *c, struct member *m, const td_wire_worker_message *message)
+{
+    struct td_err err;
+
+    m->public.heartbeat_ns = uv_hrtime();
+    switch (message->body_case) {
+    case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_LOAD_PROGRESS:
+        m->public.load_done_bytes = message->load_progress->done_bytes;
+        m->public.load_total_bytes = message->load_progress->total_bytes;
+        break;
+    case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_READY:
+        on_ready(c, m, message->ready);
+        break;
+    case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_HEARTBEAT:
+        on_heartbeat(c, m, message->heartbeat);
+        break;
+    case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_TOKENS:
+        on_tokens(c, message->tokens);
+        break;
+    case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_FAILED:
+        td_err_set(&err, (enum td_status)message->failed->status, "rank %u on %s: %.*s", m->public.rank, m->public.host,
+                   (int)(message->failed->text.len < 240 ? message->failed->text.len : 240),
+                   (const char *)message->failed->text.data);
+        td_group_lose(c, &err);
+        break;
+    default:
+        break;
+    }
+}
+
+static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes)
+{
+    struct td_coord *c = user;
+    struct member *m = td_grpc_stream_user(s);
+    ProtobufCMessage *raw;
+    const td_wire_worker_message *message;
+    struct td_err err;
+
+    td_grpc_stream_ack(s, bytes.len);
+    if (td_rpc_unpack(&tensord__worker__v1__worker_message__descriptor, bytes, MAX_MESSAGE_BYTES, &raw, &err)) {
+        td_grpc_stream_fail(s, &err);
+        return;
+    }
+    message = (const td_wire_worker_message *)(const void *)raw;
+    if (message->body_case == TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_REGISTER && !m) {
+        on_register(c, s, message);
+    } else if (!m || message->cookie != m->cookie) {
+        td_err_set(&err, TD_PEER_PROTOCOL, "a message before Register, or with a foreign cookie");
+        if (!m)
+            td_grpc_stream_fail(s, &err);
+    } else {
+        on_member_message(c, m, message);
+    }
+    td_rpc_free(raw);
+}
+
+static void on_half_close(void *user, struct td_grpc_stream *s)
+{
+    (void)user;
+    td_grpc_stream_finish(s, TD_GRPC_OK, TD_STR(""));
+}
+
+static void on_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code)
+{
+    struct td_coord *c = user;
+    struct member *m = td_grpc_stream_user(s);
+    struct td_err err;
+
+    (void)code;
+    if (!m || m->stream != s)
+        return;
+    m->stream = NULL;
+    m->public.attached = false;
+    m->public.lost = true;
+    if (c->state == TD_GROUP_NONE)
+        return;
+    td_err_set(&err, TD_PEER_LOST, "rank %u on %s (process %lld) closed its control stream", m->public.rank,
+               m->public.host, (long long)m->public.pid);
+    td_group_lose(c, &err);
+}
+
+void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table, const struct td_auth *cluster_key)
+{
+    struct td_grpc_serve_handler handler = {.auth = cluster_key,
+                                            .user = c,
+                                            .on_call = on_call,
+                                            .on_message = on_message,
+                                            .on_half_close = on_half_close,
+                                            .on_close = on_close};
+
+    td_grpc_serve_add(table, TD_RPC_ATTACH, &handler);
+}

@@ -1,0 +1,54 @@
+/* Life of a coordinator and of the one group of workers it leads: who launches it, what it loads, how its end is noticed.
+ * For serve.c; services see coordinator.h. Loop thread only. */
+#ifndef TD_DAEMON_COORDINATOR_GROUP_H
+#define TD_DAEMON_COORDINATOR_GROUP_H
+
+#include "daemon/coordinator/coordinator.h"
+
+struct td_auth;
+struct td_grpc_serve_table;
+
+/* Whoever starts and ends the group's processes. NULL functions: nobody here does (a group that dials in, or one job). */
+struct td_group_launcher {
+    /* Starts generation `generation`; td_coord_launch_ended follows once for every start that succeeded. */
+    enum td_status (*start)(void *user, uint32_t generation, struct td_err *err);
+    /* Ends all of its processes; td_coord_launch_ended follows. */
+    void (*stop)(void *user);
+    void *user;
+};
+
+struct td_coord_params {
+    uv_loop_t *loop;           /* borrows */
+    struct td_metrics *metrics; /* borrows */
+    const char *model;         /* path; NULL: none until LoadModel */
+    const char *const *names;  /* [n_names] served names; none: the last part of the path */
+    uint32_t n_names;
+    bool verify;
+    uint32_t n_ranks;          /* 0: as many as the first worker says */
+    /* What the options wish of the plan: tp, pp, share (borrowed for ever), block_tokens, max_*, kv_bytes. */
+    struct td_plan_params wish;
+    bool kv_dtype_auto;        /* wish.kv_dtype is chosen by the model */
+    uint32_t max_queue;
+    uint64_t op_limit_ns;      /* of one exchange */
+    uint64_t dead_ns;          /* silence after which a rank counts as lost; 0: 1.5 s */
+    uint64_t launch_limit_ns;  /* from launch to all registered; 0: 60 s */
+    struct td_group_launcher launcher;
+    /* The group is given up for good: before it was ever ready, or after too many failures. NULL is legal. */
+    void (*on_failed)(const struct td_err *err, void *user);
+    void *user;
+};
+
+/* Opens the model (reads headers and the tokenizer: blocks). */
+enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **c, struct td_err *err);
+/* Serves the workers' control stream on `table`. */
+void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table, const struct td_auth *cluster_key);
+/* Launches the first group, or waits for one to dial in. */
+enum td_status td_coord_start(struct td_coord *c, struct td_err *err);
+/* From the launcher: its group has ended; `err` says how, with the last lines it printed. */
+void td_coord_launch_ended(struct td_coord *c, const struct td_err *err);
+/* Ends all jobs and tells the workers to leave. The launcher stops them otherwise. */
+void td_coord_stop(struct td_coord *c);
+/* After the loop has no more events for it (all streams closed). */
+void td_coord_close(struct td_coord *c);
+
+#endif

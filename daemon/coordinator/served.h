@@ -1,0 +1,12 @@
+/* Opening the model that a coordinator serves: checkpoint, tokenizer, chat template, sampling defaults. */
+#ifndef TD_DAEMON_COORDINATOR_SERVED_H
+#define TD_DAEMON_COORDINATOR_SERVED_H
+
+#include "daemon/coordinator/coordinator.h"
+
+/* Reads headers, hashes and builds the tokenizer: blocks; any thread. No names: the last part of the path. On success *out is
+ * owned (td_served_release). */
+enum td_status td_served_open(const char *path, const char *const *names, uint32_t n_names, bool verify,
+                              struct td_served **out, struct td_err *err);
+
+#endif

@@ -1,51 +1,13 @@
-#include "daemon/api/http1.h"
+#include "daemon/api/http1_conn.h"
 
-#include "daemon/api/conn.h"
-#include "daemon/api/http1_request.h"
-#include "daemon/api/openai.h"
-
-#include <llhttp.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    KEPT_BYTES = 4096,       /* of input buffer, by an idle connection */
-    INPUT_BYTES = 64 * 1024, /* read ahead while a request runs, before reading stops */
-    DISCARD_BYTES =
-        64 *
-        1024, /* a refused request's body up to this is read and dropped, to keep the connection */
+    KEPT_BYTES = 4096,         /* of input buffer, by an idle connection */
+    INPUT_BYTES = 64 * 1024,   /* read ahead while a request runs, before reading stops */
+    DISCARD_BYTES = 64 * 1024, /* a refused body up to this is read, to keep the connection */
     OVERHEAD_BYTES = 1 << 20 /* chunk framing that is tolerated, beside 8 bytes per byte of body */
-};
-
-enum state {
-    HEAD = 0, /* collecting the request line and headers */
-    BODY,
-    RUNNING /* the handler has the request */
-};
-
-/* RFC 9112 line ends, watched byte by byte because llhttp lets some of it pass. */
-struct head_scan {
-    bool after_cr;
-    size_t n_lines;
-    size_t line_bytes;
-};
-
-struct td_http_conn {
-    struct td_conn *c;
-    const struct td_route_table *routes;
-    llhttp_t parser;
-    enum state state;
-    struct td_bytes in;   /* read and not yet parsed */
-    struct td_bytes head; /* of the request that is arriving */
-    struct head_scan scan;
-    struct td_http_request *req; /* from its complete head to the end of its answer */
-    bool complete;               /* the parser reached the end of the message */
-    bool is_refused;             /* `refusal` answers the request instead of its handler */
-    bool is_broken;              /* after `refusal` nothing more can be parsed */
-    struct td_openai_error refusal;
-    size_t body_wire_bytes;
-    uint64_t since_ms; /* when the present state began: first byte of a head, body, idling */
-    uint64_t read_ms;  /* last byte of a body */
 };
 
 /* ---- Refusals ---- */
@@ -83,7 +45,7 @@ static int on_header_field(llhttp_t *parser, const char *at, size_t n)
 {
     struct td_http_conn *h = parser->data;
     struct td_http_request *req = h->req;
-    if (h->state == BODY) {
+    if (h->state == TD_HTTP_BODY) {
         refuse_and_break(h, 400, "invalid_request", "Trailers are not accepted.");
         return HPE_USER;
     }
@@ -101,7 +63,7 @@ static int on_header_field(llhttp_t *parser, const char *at, size_t n)
 static int on_header_value(llhttp_t *parser, const char *at, size_t n)
 {
     struct td_http_conn *h = parser->data;
-    if (h->state == BODY || h->req->n_headers == 0) {
+    if (h->state == TD_HTTP_BODY || h->req->n_headers == 0) {
         return HPE_USER;
     }
     struct td_http_header_field *field = &h->req->headers[h->req->n_headers - 1];
@@ -242,177 +204,6 @@ static void check_body(struct td_http_conn *h)
     req->expects_continue = expect.len > 0 && req->http_minor == 1;
 }
 
-/* ---- Answers ---- */
-
-static void free_request(struct td_http_conn *h)
-{
-    struct td_http_request *req = h->req;
-    h->req = NULL;
-    td_conn_release_body(h->c, req->reserved_bytes);
-    td_http_request_free(req);
-}
-
-/* The answer is written: makes the connection ready for the next request, or ends it. */
-static void end_request(struct td_http_conn *h)
-{
-    bool keep = h->req->keep_alive && !td_conn_draining(h->c);
-    free_request(h);
-    h->is_refused = false;
-    h->state = HEAD;
-    h->since_ms = td_conn_now_ms(h->c);
-    memset(&h->scan, 0, sizeof(h->scan));
-    if (!keep) {
-        td_conn_finish(h->c);
-    } else if (h->in.len > 0) {
-        td_conn_want_flush(
-            h->c); /* the next request is parsed from the loop, not from inside the handler's call */
-    } else {
-        td_conn_resume(h->c);
-    }
-}
-
-/* Writes the head. `length` SIZE_MAX: the length is not known. */
-static void write_head(struct td_http_request *req, int http_status, const char *content_type,
-                       size_t length)
-{
-    struct td_http_conn *h = req->owner;
-    struct td_bytes text = {0};
-    if (td_conn_draining(h->c) || h->is_broken) {
-        req->keep_alive = false;
-    }
-    req->is_chunked = length == SIZE_MAX && req->http_minor == 1;
-    if (length == SIZE_MAX && !req->is_chunked) {
-        req->keep_alive = false; /* HTTP/1.0: the body ends with the connection */
-    }
-    if (td_http_request_format_head(req, http_status, content_type, length,
-                                    td_conn_config(h->c)->cors_origin, &text) != TD_OK ||
-        td_conn_write(h->c, text.data, text.len) != TD_OK) {
-        td_conn_abort(h->c);
-    }
-    td_bytes_deinit(&text);
-    req->last_write_ms = td_conn_now_ms(h->c);
-}
-
-void td_http_respond(struct td_http_request *req, int http_status, const char *content_type,
-                     struct td_str body)
-{
-    struct td_http_conn *h = req->owner;
-    if (!td_conn_closing(h->c)) {
-        write_head(req, http_status, content_type, body.len);
-        if (!req->is_head && body.len > 0) {
-            td_conn_write(h->c, body.ptr, body.len);
-        }
-    }
-    end_request(h);
-}
-
-void td_http_respond_error(struct td_http_request *req, const struct td_openai_error *error)
-{
-    struct td_bytes text = {0};
-    if (error->http_status == 429 || error->http_status == 503) {
-        td_http_set_header(req, "Retry-After", "1");
-    }
-    if (td_openai_error_write(error, &text) != TD_OK) {
-        td_bytes_clear(&text); /* without memory the status line alone still tells */
-    }
-    td_http_respond(req, error->http_status, "application/json", td_bytes_str(&text));
-    td_bytes_deinit(&text);
-}
-
-void td_http_stream_begin(struct td_http_request *req, int http_status, const char *content_type,
-                          td_http_notify_fn on_drain, void *user)
-{
-    req->is_streaming = true;
-    req->on_drain = on_drain;
-    req->on_drain_user = user;
-    if (!td_conn_closing(req->owner->c)) {
-        write_head(req, http_status, content_type, SIZE_MAX);
-    }
-}
-
-static enum td_status write_piece(struct td_http_request *req, struct td_str data)
-{
-    struct td_conn *c = req->owner->c;
-    if (td_conn_closing(c)) {
-        return TD_CANCELLED;
-    }
-    if (data.len == 0 || req->is_head) {
-        return TD_OK; /* an empty chunk would end the body */
-    }
-    req->last_write_ms = td_conn_now_ms(c);
-    if (!req->is_chunked) {
-        return td_conn_write(c, data.ptr, data.len);
-    }
-    struct td_bytes text = {0};
-    enum td_status status = td_bytes_appendf(&text, "%zx\r\n", data.len);
-    if (status == TD_OK) {
-        status = td_bytes_append_str(&text, data);
-    }
-    if (status == TD_OK) {
-        status = td_bytes_append(&text, "\r\n", 2);
-    }
-    if (status == TD_OK) {
-        status = td_conn_write(c, text.data, text.len);
-    } else {
-        td_conn_abort(c);
-        status = TD_CANCELLED;
-    }
-    td_bytes_deinit(&text);
-    return status;
-}
-
-enum td_status td_http_stream_write(struct td_http_request *req, struct td_str data)
-{
-    struct td_conn *c = req->owner->c;
-    size_t queued = td_conn_queued_bytes(c);
-    size_t cap = td_conn_config(c)->write_queue_bytes;
-    /* One piece larger than the cap still passes through an empty queue. */
-    if (queued > 0 && (queued >= cap || data.len > cap - queued) && !td_conn_closing(c)) {
-        req->wants_drain = true;
-        td_conn_want_drained(c);
-        return TD_BUSY;
-    }
-    return write_piece(req, data);
-}
-
-void td_http_stream_end(struct td_http_request *req)
-{
-    td_http_stream_end_with(req, TD_STR(""));
-}
-
-void td_http_stream_end_with(struct td_http_request *req, struct td_str last)
-{
-    struct td_http_conn *h = req->owner;
-    write_piece(req, last);
-    if (req->is_chunked && !req->is_head && !td_conn_closing(h->c)) {
-        td_conn_write(h->c, "0\r\n\r\n", 5);
-    }
-    end_request(h);
-}
-
-void td_http_stream_abort(struct td_http_request *req)
-{
-    td_conn_abort(req->owner->c);
-}
-
-void td_http_stream_set_ping(struct td_http_request *req, struct td_str ping)
-{
-    req->ping = ping;
-}
-
-const char *td_http_remote(const struct td_http_request *req)
-{
-    return td_conn_remote(req->owner->c);
-}
-
-void td_http_take_body(struct td_http_request *req, struct td_bytes *body)
-{
-    *body = req->body;
-    req->body = (struct td_bytes){0};
-    td_conn_release_body(req->owner->c, req->reserved_bytes);
-    req->reserved_bytes = 0;
-}
-
 /* ---- From bytes to requests ---- */
 
 static void answer_refusal(struct td_http_conn *h)
@@ -441,7 +232,7 @@ static void dispatch(struct td_http_conn *h)
     } else if (req->is_options) {
         answer_options(h);
     } else {
-        h->state = RUNNING;
+        h->state = TD_HTTP_RUNNING;
         req->is_dispatched = true;
         req->route->handler(req, req->route->user);
     }
@@ -475,7 +266,7 @@ static void take_head(struct td_http_conn *h)
         check_target(h);
         check_body(h);
     }
-    h->state = BODY;
+    h->state = TD_HTTP_BODY;
     bool is_chunked = td_http_request_count(req, "transfer-encoding") > 0;
     if (h->is_broken || h->complete) {
         dispatch(h);
@@ -491,7 +282,7 @@ static void take_head(struct td_http_conn *h)
  * lines: each has been read differently by different servers. */
 static size_t scan_head(struct td_http_conn *h, const char *data, size_t n, bool *done)
 {
-    struct head_scan *s = &h->scan;
+    struct td_http_head_scan *s = &h->scan;
     for (size_t i = 0; i < n; i++) {
         char ch = data[i];
         if (s->after_cr) {
@@ -582,15 +373,15 @@ static size_t read_body(struct td_http_conn *h, const char *data, size_t n)
 static void process(struct td_http_conn *h)
 {
     size_t used = 0;
-    while (used < h->in.len && h->state != RUNNING && !td_conn_closing(h->c)) {
-        if (h->state == HEAD &&
+    while (used < h->in.len && h->state != TD_HTTP_RUNNING && !td_conn_closing(h->c)) {
+        if (h->state == TD_HTTP_HEAD &&
             td_conn_queued_bytes(h->c) > td_conn_config(h->c)->write_queue_bytes) {
             td_conn_want_drained(h->c); /* the client does not read its answers: no more requests */
             break;
         }
         const char *data = h->in.data + used;
         size_t n = h->in.len - used;
-        used += h->state == HEAD ? read_head(h, data, n) : read_body(h, data, n);
+        used += h->state == TD_HTTP_HEAD ? read_head(h, data, n) : read_body(h, data, n);
     }
     if (td_conn_closing(h->c)) {
         td_bytes_deinit(&h->in);
@@ -633,7 +424,7 @@ static void on_eof(void *upper)
 static void on_flush(void *upper)
 {
     struct td_http_conn *h = upper;
-    if (h->in.len > 0 && h->state != RUNNING) {
+    if (h->in.len > 0 && h->state != TD_HTTP_RUNNING) {
         process(h);
     }
 }
@@ -665,13 +456,13 @@ static void on_tick(void *upper, uint64_t now_ms)
 {
     struct td_http_conn *h = upper;
     const struct td_conn_config *config = td_conn_config(h->c);
-    if (h->state == RUNNING) {
+    if (h->state == TD_HTTP_RUNNING) {
         struct td_http_request *req = h->req;
         if (req->is_streaming && req->ping.len > 0 && td_conn_queued_bytes(h->c) == 0 &&
             now_ms >= req->last_write_ms + config->ping_ms) {
-            write_piece(req, req->ping);
+            td_http_reply_piece(req, req->ping);
         }
-    } else if (h->state == BODY) {
+    } else if (h->state == TD_HTTP_BODY) {
         if (now_ms >= h->read_ms + config->body_idle_ms ||
             now_ms >= h->since_ms + config->body_total_ms) {
             on_timeout(h);
@@ -702,7 +493,7 @@ static void on_closed(void *upper)
         }
         /* A callback that answers, although it is too late, has ended the request itself. */
         if (h->req != NULL) {
-            free_request(h);
+            td_http_reply_drop(h);
         }
     }
     td_bytes_deinit(&h->head);

@@ -65,7 +65,8 @@ enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
     return kern->ops->sync(kern, err);
 }
 
-static enum td_status check_shape(const struct td_kern *kern, const struct td_matrix_shape *s, struct td_err *err)
+static enum td_status check_shape(const struct td_kern *kern, const struct td_matrix_shape *s,
+                                  struct td_err *err)
 {
     uint32_t block = (uint32_t)td_dtype_info(s->dtype)->block_elems;
     uint32_t before = 0;
@@ -73,12 +74,15 @@ static enum td_status check_shape(const struct td_kern *kern, const struct td_ma
     if (!td_kern_supports_matrix(kern, s->dtype))
         return td_err_set(err, TD_UNSUPPORTED, "%s has no matrices of type %s", kern->name,
                           td_dtype_info(s->dtype)->name);
-    if (s->n_rows == 0 || s->n_cols == 0 || s->n_leaves == 0 || s->n_parts == 0 || s->n_parts > TD_KERN_MAX_PARTS)
-        return td_err_set(err, TD_INVALID, "matrix of %u rows, %u columns, %u leaves, %u parts: none may be 0",
+    if (s->n_rows == 0 || s->n_cols == 0 || s->n_leaves == 0 || s->n_parts == 0 ||
+        s->n_parts > TD_KERN_MAX_PARTS)
+        return td_err_set(err, TD_INVALID,
+                          "matrix of %u rows, %u columns, %u leaves, %u parts: none may be 0",
                           s->n_rows, s->n_cols, s->n_leaves, s->n_parts);
     for (uint32_t i = 0; i < s->n_leaves; i++) {
         if (s->leaf_end[i] <= before || s->leaf_end[i] % block)
-            return td_err_set(err, TD_INVALID, "leaf %u ends at column %u: expected a multiple of %u past %u", i,
+            return td_err_set(err, TD_INVALID,
+                              "leaf %u ends at column %u: expected a multiple of %u past %u", i,
                               s->leaf_end[i], block, before);
         before = s->leaf_end[i];
     }
@@ -92,8 +96,8 @@ static enum td_status check_shape(const struct td_kern *kern, const struct td_ma
     return TD_OK;
 }
 
-enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **m,
-                                   struct td_err *err)
+enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape,
+                                   struct td_matrix **m, struct td_err *err)
 {
     enum td_status s = check_shape(kern, shape, err);
 
@@ -114,8 +118,9 @@ void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m)
     kern->ops->matrix_close(kern, m);
 }
 
-enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
-                                   const void *src, size_t stride_bytes, struct td_err *err)
+enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0,
+                                   uint32_t n_rows, const void *src, size_t stride_bytes,
+                                   struct td_err *err)
 {
     if (row0 % 32 || n_rows == 0 || row0 > m->n_rows || n_rows > m->n_rows - row0 ||
         (n_rows % 32 && row0 + n_rows != m->n_rows))
@@ -140,14 +145,14 @@ size_t td_kern_matrix_bytes(const struct td_matrix *m)
     return m->bytes;
 }
 
-enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x, uint32_t n, float *out,
-                              struct td_err *err)
+enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x,
+                              uint32_t n, float *out, struct td_err *err)
 {
     return n ? kern->ops->matmul(kern, m, x, n, out, err) : TD_OK;
 }
 
-enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out,
-                            struct td_err *err)
+enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids,
+                            uint32_t n, float *out, struct td_err *err)
 {
     for (uint32_t i = 0; i < n; i++)
         if (ids[i] >= m->n_rows)
@@ -156,8 +161,8 @@ enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, con
     return TD_OK;
 }
 
-enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim,
-                               float eps, float *out, struct td_err *err)
+enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight,
+                               uint32_t n, uint32_t dim, float eps, float *out, struct td_err *err)
 {
     if (dim == 0)
         return td_err_set(err, TD_INVALID, "rmsnorm over 0 elements");
@@ -165,15 +170,16 @@ enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float
     return TD_OK;
 }
 
-enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out,
-                                struct td_err *err)
+enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,
+                                float *out, struct td_err *err)
 {
     (void)err;
     kern->ops->silu_mul(kern, gate, up, n, out);
     return TD_OK;
 }
 
-enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n, struct td_err *err)
+enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n,
+                           struct td_err *err)
 {
     (void)err;
     kern->ops->add(kern, x, y, n);
@@ -183,13 +189,15 @@ enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_
 static enum td_status check_head_dim(uint32_t dim, struct td_err *err)
 {
     if (dim == 0 || dim % 2 || dim > TD_KERN_MAX_HEAD_DIM)
-        return td_err_set(err, TD_UNSUPPORTED, "head dimension %u: expected an even number up to %d", dim,
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "head dimension %u: expected an even number up to %d", dim,
                           TD_KERN_MAX_HEAD_DIM);
     return TD_OK;
 }
 
-enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
-                                   const uint32_t *positions, uint32_t n, float *cos_sin, struct td_err *err)
+enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim,
+                                   double scale, const uint32_t *positions, uint32_t n,
+                                   float *cos_sin, struct td_err *err)
 {
     enum td_status s = check_head_dim(dim, err);
 
@@ -199,8 +207,9 @@ enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uin
     return TD_OK;
 }
 
-enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
-                            const float *cos_sin, bool interleaved, struct td_err *err)
+enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads,
+                            uint32_t dim, const float *cos_sin, bool interleaved,
+                            struct td_err *err)
 {
     enum td_status s = check_head_dim(dim, err);
 
@@ -210,8 +219,8 @@ enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t
     return TD_OK;
 }
 
-static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
-                               uint32_t n, struct td_err *err)
+static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_view *kv,
+                               const struct td_kv_rows *rows, uint32_t n, struct td_err *err)
 {
     enum td_status s = check_head_dim(kv->head_dim, err);
 
@@ -221,19 +230,21 @@ static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_vi
         return td_err_set(err, TD_UNSUPPORTED, "%s has no KV cache of type %s", kern->name,
                           td_dtype_info(kv->dtype)->name);
     if (kv->block_tokens == 0 || TD_KERN_CHUNK_KEYS % kv->block_tokens)
-        return td_err_set(err, TD_INVALID, "KV blocks of %u tokens: expected a divisor of %d", kv->block_tokens,
-                          TD_KERN_CHUNK_KEYS);
+        return td_err_set(err, TD_INVALID, "KV blocks of %u tokens: expected a divisor of %d",
+                          kv->block_tokens, TD_KERN_CHUNK_KEYS);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t block = rows->table[rows->first_block[i] + rows->positions[i] / kv->block_tokens];
 
         if (block >= kv->n_blocks)
-            return td_err_set(err, TD_INVALID, "row %u lies in KV block %u of %u", i, block, kv->n_blocks);
+            return td_err_set(err, TD_INVALID, "row %u lies in KV block %u of %u", i, block,
+                              kv->n_blocks);
     }
     return TD_OK;
 }
 
-enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
-                                uint32_t n, const float *k, const float *v, struct td_err *err)
+enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv,
+                                const struct td_kv_rows *rows, uint32_t n, const float *k,
+                                const float *v, struct td_err *err)
 {
     enum td_status s = check_kv(kern, kv, rows, n, err);
 
@@ -243,8 +254,9 @@ enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *k
     return TD_OK;
 }
 
-enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
-                                 uint32_t n, const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
+                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
+                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
                                  float *out, struct td_err *err)
 {
     enum td_status s = check_kv(kern, kv, rows, n, err);
@@ -253,7 +265,8 @@ enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *
         return s;
     for (uint32_t h = 0; h < n_heads; h++)
         if (kv_of_head[h] >= kv->n_kv_heads)
-            return td_err_set(err, TD_INVALID, "head %u uses KV head %u of %u", h, kv_of_head[h], kv->n_kv_heads);
+            return td_err_set(err, TD_INVALID, "head %u uses KV head %u of %u", h, kv_of_head[h],
+                              kv->n_kv_heads);
     kern->ops->attention(kern, kv, rows, n, q, n_heads, kv_of_head, scale, out);
     return TD_OK;
 }

@@ -23,14 +23,17 @@ struct td_kern_cpu_params {
     uint32_t n_threads;  /* 0: one per core of the process's affinity mask */
     uint32_t first_core; /* index into the affinity mask; used when `pin` */
     bool pin;            /* bind threads to cores first_core, first_core + 1, ... */
-    uint64_t spin_ns;    /* how long an idle thread spins before it sleeps; 0 where ranks share cores */
-    const char *isa;     /* "ref", "avx2", "avx512"; NULL: TENSORD_CPU_ISA, else the best */
+    uint64_t
+        spin_ns;     /* how long an idle thread spins before it sleeps; 0 where ranks share cores */
+    const char *isa; /* "ref", "avx2", "avx512"; NULL: TENSORD_CPU_ISA, else the best */
 };
-enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern, struct td_err *err);
+enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
+                                struct td_err *err);
 void td_kern_close(struct td_kern *kern); /* NULL is legal; every matrix is closed before */
 
-const char *td_kern_name(const struct td_kern *kern);     /* "cpu avx512" */
-const char *td_kern_numerics(const struct td_kern *kern); /* numerics class; equal classes give equal bits */
+const char *td_kern_name(const struct td_kern *kern); /* "cpu avx512" */
+const char *
+td_kern_numerics(const struct td_kern *kern); /* numerics class; equal classes give equal bits */
 uint32_t td_kern_threads(const struct td_kern *kern);
 /* Whether matrices of `type` and caches of `type` can be held. */
 bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type);
@@ -60,40 +63,44 @@ struct td_matrix_shape {
     uint32_t n_parts;         /* >= 1 */
     uint32_t part_begin[TD_KERN_MAX_PARTS + 1];
 };
-enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **m,
-                                   struct td_err *err);
+enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape,
+                                   struct td_matrix **m, struct td_err *err);
 void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m);
 /* Packs rows [row0, row0 + n_rows) from `src`, whose rows lie `stride_bytes` apart and hold the slice's columns in the
  * file's own format (unaligned is fine). Uses all threads. Rows are packed in multiples of 32 from row 0, except the last. */
-enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
-                                   const void *src, size_t stride_bytes, struct td_err *err);
+enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0,
+                                   uint32_t n_rows, const void *src, size_t stride_bytes,
+                                   struct td_err *err);
 uint32_t td_kern_matrix_rows(const struct td_matrix *m);
 uint32_t td_kern_matrix_parts(const struct td_matrix *m);
 size_t td_kern_matrix_bytes(const struct td_matrix *m);
 
 /* out [n_parts x n x n_rows] = x [n x n_cols] * m^T, one block of n rows per part. */
-enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x, uint32_t n, float *out,
-                              struct td_err *err);
+enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x,
+                              uint32_t n, float *out, struct td_err *err);
 /* out [n x n_cols]: rows `ids` of m, dequantised. */
-enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out,
-                            struct td_err *err);
+enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids,
+                            uint32_t n, float *out, struct td_err *err);
 /* out [n x dim] = x [n x dim] / sqrt(mean(x^2) + eps) * weight [dim]. In place is legal. (Zhang, Sennrich 2019) */
-enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim,
-                               float eps, float *out, struct td_err *err);
+enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight,
+                               uint32_t n, uint32_t dim, float eps, float *out, struct td_err *err);
 /* out [n] = gate / (1 + exp(-gate)) * up. In place is legal. (SwiGLU, Shazeer 2020) */
-enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out,
-                                struct td_err *err);
+enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,
+                                float *out, struct td_err *err);
 /* x [n] += y [n]. */
-enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n, struct td_err *err);
+enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n,
+                           struct td_err *err);
 
 /* ---- attention ---- */
 
 /* cos_sin [n x dim/2 x 2] of positions [n] at the angular frequencies freq [dim/2] (radians per token), times `scale`. */
-enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
-                                   const uint32_t *positions, uint32_t n, float *cos_sin, struct td_err *err);
+enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim,
+                                   double scale, const uint32_t *positions, uint32_t n,
+                                   float *cos_sin, struct td_err *err);
 /* Rotates x [n x n_heads x dim] in place (RoPE, Su et al. 2021). `interleaved`: pairs (2i, 2i+1), else (i, i + dim/2). */
-enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
-                            const float *cos_sin, bool interleaved, struct td_err *err);
+enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads,
+                            uint32_t dim, const float *cos_sin, bool interleaved,
+                            struct td_err *err);
 
 /* One layer's keys and values of this rank in pages: k and v are [n_blocks][n_kv_heads][block_tokens][head_dim]. */
 struct td_kv_view {
@@ -112,13 +119,15 @@ struct td_kv_rows {
     const uint32_t *table;       /* block ids */
 };
 /* Stores k, v [n x n_kv_heads x head_dim] at the rows' positions, rounded to the cache's type. */
-enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
-                                uint32_t n, const float *k, const float *v, struct td_err *err);
+enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv,
+                                const struct td_kv_rows *rows, uint32_t n, const float *k,
+                                const float *v, struct td_err *err);
 /* out [n x n_heads x head_dim]: each row attends to positions 0 .. its own, read from the cache only. Head h uses the
  * slice's kv head kv_of_head[h]. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by absolute position; the chunks join in a
  * fixed tree by chunk index. */
-enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows,
-                                 uint32_t n, const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
+                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
+                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
                                  float *out, struct td_err *err);
 
 #endif

@@ -12,26 +12,29 @@ struct td_kern_ops {
     void *(*alloc)(struct td_kern *kern, size_t bytes);
     void (*release)(struct td_kern *kern, void *ptr, size_t bytes);
     enum td_status (*sync)(struct td_kern *kern, struct td_err *err);
-    enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **m,
-                                  struct td_err *err);
+    enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape,
+                                  struct td_matrix **m, struct td_err *err);
     void (*matrix_close)(struct td_kern *kern, struct td_matrix *m);
-    void (*matrix_pack)(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows, const void *src,
-                        size_t stride_bytes);
-    enum td_status (*matmul)(struct td_kern *kern, const struct td_matrix *m, const float *x, uint32_t n, float *out,
-                             struct td_err *err);
-    void (*rows)(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out);
-    void (*rmsnorm)(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim, float eps,
-                    float *out);
-    void (*silu_mul)(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out);
+    void (*matrix_pack)(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
+                        const void *src, size_t stride_bytes);
+    enum td_status (*matmul)(struct td_kern *kern, const struct td_matrix *m, const float *x,
+                             uint32_t n, float *out, struct td_err *err);
+    void (*rows)(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
+                 float *out);
+    void (*rmsnorm)(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
+                    uint32_t dim, float eps, float *out);
+    void (*silu_mul)(struct td_kern *kern, const float *gate, const float *up, size_t n,
+                     float *out);
     void (*add)(struct td_kern *kern, float *x, const float *y, size_t n);
-    void (*rope_angles)(struct td_kern *kern, const double *freq, uint32_t dim, double scale, const uint32_t *positions,
-                        uint32_t n, float *cos_sin);
-    void (*rope)(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim, const float *cos_sin,
-                 bool interleaved);
-    void (*kv_write)(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows, uint32_t n,
-                     const float *k, const float *v);
-    void (*attention)(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows, uint32_t n,
-                      const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale, float *out);
+    void (*rope_angles)(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                        const uint32_t *positions, uint32_t n, float *cos_sin);
+    void (*rope)(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
+                 const float *cos_sin, bool interleaved);
+    void (*kv_write)(struct td_kern *kern, const struct td_kv_view *kv,
+                     const struct td_kv_rows *rows, uint32_t n, const float *k, const float *v);
+    void (*attention)(struct td_kern *kern, const struct td_kv_view *kv,
+                      const struct td_kv_rows *rows, uint32_t n, const float *q, uint32_t n_heads,
+                      const uint32_t *kv_of_head, float scale, float *out);
 };
 
 /* First member of every backend's handle. */

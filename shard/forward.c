@@ -29,20 +29,21 @@ static enum td_status prepare_rows(struct pass *p)
     const struct td_plan *plan = s->p.plan;
 
     if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
-        return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows, plan->max_batched_tokens);
+        return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows,
+                          plan->max_batched_tokens);
     if (td_step_n_logits(step) > plan->max_num_seqs)
-        return td_err_set(p->err, TD_INVALID, "%u rows want logits: expected at most %u", td_step_n_logits(step),
-                          plan->max_num_seqs);
+        return td_err_set(p->err, TD_INVALID, "%u rows want logits: expected at most %u",
+                          td_step_n_logits(step), plan->max_num_seqs);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const struct td_step_row *row = &step->rows[i];
         const struct td_step_seq *seq = &step->seqs[row->seq];
 
         if (row->token >= s->p.model->spec->n_vocab)
-            return td_err_set(p->err, TD_INVALID, "row %u has token %u of a vocabulary of %u", i, row->token,
-                              s->p.model->spec->n_vocab);
+            return td_err_set(p->err, TD_INVALID, "row %u has token %u of a vocabulary of %u", i,
+                              row->token, s->p.model->spec->n_vocab);
         if (row->position / plan->block_tokens >= seq->n_blocks)
-            return td_err_set(p->err, TD_INVALID, "row %u is at position %u, past its %u blocks", i, row->position,
-                              seq->n_blocks);
+            return td_err_set(p->err, TD_INVALID, "row %u is at position %u, past its %u blocks", i,
+                              row->position, seq->n_blocks);
         s->rows.position[i] = row->position;
         s->rows.first_block[i] = seq->first_block;
     }
@@ -93,8 +94,8 @@ static enum td_status embed(struct pass *p)
 
 /* x += the sum of a row-parallel matrix [d_model x cols] over all ranks of the stage. `m` is NULL where this rank owns no
  * leaf. */
-static enum td_status row_parallel(struct pass *p, const struct td_matrix *m, const float *in, uint32_t n_leaves,
-                                   const struct td_leaf_run *runs)
+static enum td_status row_parallel(struct pass *p, const struct td_matrix *m, const float *in,
+                                   uint32_t n_leaves, const struct td_leaf_run *runs)
 {
     struct td_shard *s = p->s;
     struct td_shard_buffers *b = &s->buf;
@@ -118,25 +119,37 @@ static enum td_status attention(struct pass *p, uint32_t i)
     const struct td_spec *spec = s->p.model->spec;
     const struct td_layer_weights *w = &s->weights.layer[i];
     uint32_t hd = spec->head_dim, tp = s->p.plan->tp;
-    uint32_t heads = w->slice.head_end - w->slice.head_begin, kv_heads = w->slice.kv_end - w->slice.kv_begin;
+    uint32_t heads = w->slice.head_end - w->slice.head_begin,
+             kv_heads = w->slice.kv_end - w->slice.kv_begin;
     float scale = 1.0f / sqrtf((float)hd);
-    enum td_status st = td_kern_rmsnorm(k, b->x, w->attn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
+    enum td_status st =
+        td_kern_rmsnorm(k, b->x, w->attn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
 
     if (!st && heads) {
         st = td_kern_matmul(k, w->q, b->h, p->n, b->q, p->err);
         st = st ? st : td_kern_matmul(k, w->k, b->h, p->n, b->k, p->err);
         st = st ? st : td_kern_matmul(k, w->v, b->h, p->n, b->v, p->err);
         if (w->q_norm) {
-            st = st ? st : td_kern_rmsnorm(k, b->q, w->q_norm, p->n * heads, hd, spec->rms_eps, b->q, p->err);
-            st = st ? st : td_kern_rmsnorm(k, b->k, w->k_norm, p->n * kv_heads, hd, spec->rms_eps, b->k, p->err);
+            st = st ? st
+                    : td_kern_rmsnorm(k, b->q, w->q_norm, p->n * heads, hd, spec->rms_eps, b->q,
+                                      p->err);
+            st = st ? st
+                    : td_kern_rmsnorm(k, b->k, w->k_norm, p->n * kv_heads, hd, spec->rms_eps, b->k,
+                                      p->err);
         }
-        st = st ? st : td_kern_rope(k, b->q, p->n, heads, hd, b->angles, spec->rope.interleaved, p->err);
-        st = st ? st : td_kern_rope(k, b->k, p->n, kv_heads, hd, b->angles, spec->rope.interleaved, p->err);
+        st = st ? st
+                : td_kern_rope(k, b->q, p->n, heads, hd, b->angles, spec->rope.interleaved, p->err);
+        st = st ? st
+                : td_kern_rope(k, b->k, p->n, kv_heads, hd, b->angles, spec->rope.interleaved,
+                               p->err);
         st = st ? st : td_kern_kv_write(k, &s->kv.layer[i], &p->kv_rows, p->n, b->k, b->v, p->err);
-        st = st ? st : td_kern_attention(k, &s->kv.layer[i], &p->kv_rows, p->n, b->q, heads, s->kv_of_head[i], scale, b->attn, p->err);
+        st = st ? st
+                : td_kern_attention(k, &s->kv.layer[i], &p->kv_rows, p->n, b->q, heads,
+                                    s->kv_of_head[i], scale, b->attn, p->err);
     }
     return st ? st
-              : row_parallel(p, w->o, b->attn, td_plan_attn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
+              : row_parallel(p, w->o, b->attn,
+                             td_plan_attn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
                              s->attn_runs + (size_t)i * tp);
 }
 
@@ -148,7 +161,8 @@ static enum td_status feed_forward(struct pass *p, uint32_t i)
     const struct td_spec *spec = s->p.model->spec;
     const struct td_layer_weights *w = &s->weights.layer[i];
     size_t ff = w->slice.ff_end - w->slice.ff_begin;
-    enum td_status st = td_kern_rmsnorm(k, b->x, w->ffn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
+    enum td_status st =
+        td_kern_rmsnorm(k, b->x, w->ffn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
 
     if (!st && ff) {
         st = td_kern_matmul(k, w->gate, b->h, p->n, b->gate, p->err);
@@ -156,7 +170,8 @@ static enum td_status feed_forward(struct pass *p, uint32_t i)
         st = st ? st : td_kern_silu_mul(k, b->gate, b->up, p->n * ff, b->gate, p->err);
     }
     return st ? st
-              : row_parallel(p, w->down, b->gate, td_plan_ffn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
+              : row_parallel(p, w->down, b->gate,
+                             td_plan_ffn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
                              s->ffn_runs + (size_t)i * s->p.plan->tp);
 }
 
@@ -182,15 +197,18 @@ static enum td_status head(struct pass *p, uint32_t n, const float **logits)
     enum td_status st;
     const float *slice = b->gathered;
 
-    st = td_kern_rmsnorm(s->p.kern, b->head_in, s->weights.final_norm, n, spec->d_model, spec->rms_eps, b->head_in, p->err);
+    st = td_kern_rmsnorm(s->p.kern, b->head_in, s->weights.final_norm, n, spec->d_model,
+                         spec->rms_eps, b->head_in, p->err);
     if (!st && s->weights.head)
-        st = td_kern_matmul(s->p.kern, s->weights.head, b->head_in, n, plan->tp > 1 ? b->head_out : b->logits, p->err);
+        st = td_kern_matmul(s->p.kern, s->weights.head, b->head_in, n,
+                            plan->tp > 1 ? b->head_out : b->logits, p->err);
     if (st || plan->tp == 1) {
         *logits = b->logits;
         return st;
     }
     for (uint32_t r = 0; r < plan->tp; r++)
-        s->counts[r] = (size_t)n * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) * sizeof(float);
+        s->counts[r] =
+            (size_t)n * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) * sizeof(float);
     st = td_comm_gather(s->tp, 0, b->head_out, s->counts, b->gathered, p->err);
     if (st || s->rank != 0)
         return st;
@@ -198,7 +216,8 @@ static enum td_status head(struct pass *p, uint32_t n, const float **logits)
         size_t width = plan->rank[r].vocab_end - plan->rank[r].vocab_begin;
 
         for (uint32_t i = 0; i < n; i++, slice += width)
-            memcpy(b->logits + (size_t)i * spec->n_vocab + plan->rank[r].vocab_begin, slice, width * sizeof(float));
+            memcpy(b->logits + (size_t)i * spec->n_vocab + plan->rank[r].vocab_begin, slice,
+                   width * sizeof(float));
     }
     *logits = b->logits;
     return TD_OK;
@@ -207,8 +226,9 @@ static enum td_status head(struct pass *p, uint32_t n, const float **logits)
 static enum td_status layers(struct pass *p)
 {
     struct td_shard *s = p->s;
-    enum td_status st = td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim, s->rope_scale,
-                                            s->rows.position, p->n, s->buf.angles, p->err);
+    enum td_status st =
+        td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim, s->rope_scale,
+                            s->rows.position, p->n, s->buf.angles, p->err);
 
     for (uint32_t i = 0; !st && i < s->weights.n_layers; i++) {
         st = attention(p, i);
@@ -217,7 +237,8 @@ static enum td_status layers(struct pass *p)
     return st;
 }
 
-enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, const float **logits, struct td_err *err)
+enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, const float **logits,
+                             struct td_err *err)
 {
     struct pass p = {.s = s, .step = step, .err = err};
     const struct td_plan *plan = s->p.plan;
@@ -243,7 +264,8 @@ enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, con
     if (st || s->me->stage != 0 || n_logits == 0)
         return st;
     if (plan->pp > 1)
-        st = td_comm_recv(s->pipe, s->rank + (plan->pp - 1) * plan->tp, s->buf.head_in, n_logits * d * sizeof(float), err);
+        st = td_comm_recv(s->pipe, s->rank + (plan->pp - 1) * plan->tp, s->buf.head_in,
+                          n_logits * d * sizeof(float), err);
     else
         wanted_rows(&p, s->buf.x, s->buf.head_in);
     return st ? st : head(&p, n_logits, logits);

@@ -5,7 +5,8 @@
 
 static const char *kind_name(enum td_layer_kind kind)
 {
-    static const char *const names[] = {"attention", "sliding window", "latent attention", "recurrent"};
+    static const char *const names[] = {"attention", "sliding window", "latent attention",
+                                        "recurrent"};
 
     return names[kind];
 }
@@ -25,14 +26,17 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
     *kv = (struct td_kv){.kern = kern, .n_layers = r->layer_end - r->layer_begin};
     for (uint32_t l = r->layer_begin; l < r->layer_end; l++)
         if (model->spec->layer_kind[l] != TD_LAYER_ATTENTION)
-            return td_err_set(err, TD_UNSUPPORTED, "layer %u of '%s' is a %s layer: only attention layers have memory here", l,
-                              model->name, kind_name(model->spec->layer_kind[l]));
+            return td_err_set(
+                err, TD_UNSUPPORTED,
+                "layer %u of '%s' is a %s layer: only attention layers have memory here", l,
+                model->name, kind_name(model->spec->layer_kind[l]));
     if (!td_kern_supports_kv(kern, plan->kv_dtype))
         return td_err_set(err, TD_UNSUPPORTED, "%s has no KV cache of type %s", td_kern_name(kern),
                           td_dtype_info(plan->kv_dtype)->name);
     kv->layer = calloc(kv->n_layers, sizeof *kv->layer);
     if (!kv->layer)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for the KV views of %u layers", kv->n_layers);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the KV views of %u layers",
+                          kv->n_layers);
     for (uint32_t i = 0; i < kv->n_layers; i++) {
         struct td_plan_slice slice = td_plan_slice(plan, model, rank, r->layer_begin + i);
 
@@ -45,7 +49,8 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
     }
     kv->memory = td_kern_alloc(kern, kv->bytes);
     if (!kv->memory) {
-        enum td_status s = td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of KV cache", kv->bytes);
+        enum td_status s =
+            td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of KV cache", kv->bytes);
 
         kv->bytes = 0;
         td_kv_close(kv);

@@ -7,8 +7,8 @@
 #include "shard/plan.h"
 
 struct td_kv {
-    struct td_kern *kern; /* borrows */
-    uint32_t n_layers;    /* of this stage */
+    struct td_kern *kern;     /* borrows */
+    uint32_t n_layers;        /* of this stage */
     struct td_kv_view *layer; /* [n_layers]; k and v NULL where this rank has no KV head */
     void *memory;
     size_t bytes;

@@ -21,9 +21,11 @@ static uint32_t block_of(enum td_dtype type)
     return (uint32_t)td_dtype_info(type)->block_elems;
 }
 
-enum td_status td_plan_model_read(const struct td_checkpoint *ck, struct td_plan_model *model, struct td_err *err)
+enum td_status td_plan_model_read(const struct td_checkpoint *ck, struct td_plan_model *model,
+                                  struct td_err *err)
 {
-    static const enum td_role roles[] = {TD_ROLE_Q, TD_ROLE_K, TD_ROLE_V, TD_ROLE_O, TD_ROLE_GATE, TD_ROLE_UP, TD_ROLE_DOWN};
+    static const enum td_role roles[] = {TD_ROLE_Q,    TD_ROLE_K,  TD_ROLE_V,   TD_ROLE_O,
+                                         TD_ROLE_GATE, TD_ROLE_UP, TD_ROLE_DOWN};
     const char *path = td_checkpoint_path(ck);
     struct td_tensor t;
     enum td_status s;
@@ -44,7 +46,8 @@ enum td_status td_plan_model_read(const struct td_checkpoint *ck, struct td_plan
     }
     for (uint32_t l = 0; l < model->spec->n_layers; l++) {
         struct td_plan_layer_types *types = &model->layer[l];
-        enum td_dtype *const into[] = {&types->q, &types->k, &types->v, &types->o, &types->gate, &types->up, &types->down};
+        enum td_dtype *const into[] = {&types->q,    &types->k,  &types->v,   &types->o,
+                                       &types->gate, &types->up, &types->down};
 
         for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++) {
             s = td_checkpoint_weight(ck, roles[i], l, &t, err);
@@ -107,7 +110,8 @@ uint32_t td_plan_deal(uint32_t n, const uint64_t *share, uint32_t n_shares, uint
 }
 
 /* The shares of one stage's ranks, in tp order. */
-static void stage_shares(const struct td_plan *plan, uint32_t stage, uint64_t share[TD_PLAN_MAX_RANKS])
+static void stage_shares(const struct td_plan *plan, uint32_t stage,
+                         uint64_t share[TD_PLAN_MAX_RANKS])
 {
     for (uint32_t i = 0; i < plan->tp; i++)
         share[i] = plan->rank[stage * plan->tp + i].share;
@@ -130,11 +134,12 @@ static uint32_t leaf_start(struct td_plan_leaves leaves, uint32_t leaf)
     return col < leaves.n_cols ? col : leaves.n_cols;
 }
 
-struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank,
-                                   uint32_t layer)
+struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_plan_model *model,
+                                   uint32_t rank, uint32_t layer)
 {
     const struct td_spec *spec = model->spec;
-    struct td_plan_leaves attn = td_plan_attn_leaves(model, layer), ffn = td_plan_ffn_leaves(model, layer);
+    struct td_plan_leaves attn = td_plan_attn_leaves(model, layer),
+                          ffn = td_plan_ffn_leaves(model, layer);
     struct td_plan_slice slice = {.attn_run = deal_leaves(plan, rank, attn.n_leaves),
                                   .ffn_run = deal_leaves(plan, rank, ffn.n_leaves)};
     uint32_t group = spec->n_heads / spec->n_kv_heads;
@@ -142,7 +147,8 @@ struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_p
     slice.head_begin = leaf_start(attn, slice.attn_run.begin) / spec->head_dim;
     slice.head_end = leaf_start(attn, slice.attn_run.end) / spec->head_dim;
     slice.kv_begin = slice.head_begin / group;
-    slice.kv_end = slice.head_end > slice.head_begin ? ceil_div(slice.head_end, group) : slice.kv_begin;
+    slice.kv_end =
+        slice.head_end > slice.head_begin ? ceil_div(slice.head_end, group) : slice.kv_begin;
     slice.ff_begin = leaf_start(ffn, slice.ffn_run.begin);
     slice.ff_end = leaf_start(ffn, slice.ffn_run.end);
     return slice;
@@ -161,12 +167,14 @@ static size_t layer_bytes(const struct td_plan_model *model, uint32_t layer, siz
     size_t q = (size_t)s->n_heads * s->head_dim, kv = (size_t)s->n_kv_heads * s->head_dim;
 
     *norms = (2 * (size_t)s->d_model + (s->qk_norm ? 2 * (size_t)s->head_dim : 0)) * sizeof(float);
-    return matrix_bytes(t->q, q, s->d_model) + matrix_bytes(t->k, kv, s->d_model) + matrix_bytes(t->v, kv, s->d_model) +
-           matrix_bytes(t->o, s->d_model, q) + matrix_bytes(t->gate, s->d_ff, s->d_model) +
-           matrix_bytes(t->up, s->d_ff, s->d_model) + matrix_bytes(t->down, s->d_model, s->d_ff);
+    return matrix_bytes(t->q, q, s->d_model) + matrix_bytes(t->k, kv, s->d_model) +
+           matrix_bytes(t->v, kv, s->d_model) + matrix_bytes(t->o, s->d_model, q) +
+           matrix_bytes(t->gate, s->d_ff, s->d_model) + matrix_bytes(t->up, s->d_ff, s->d_model) +
+           matrix_bytes(t->down, s->d_model, s->d_ff);
 }
 
-static size_t slice_bytes(const struct td_plan_model *model, uint32_t layer, const struct td_plan_slice *slice)
+static size_t slice_bytes(const struct td_plan_model *model, uint32_t layer,
+                          const struct td_plan_slice *slice)
 {
     const struct td_spec *s = model->spec;
     const struct td_plan_layer_types *t = &model->layer[layer];
@@ -174,9 +182,10 @@ static size_t slice_bytes(const struct td_plan_model *model, uint32_t layer, con
     size_t kv = (size_t)(slice->kv_end - slice->kv_begin) * s->head_dim;
     size_t ff = slice->ff_end - slice->ff_begin;
 
-    return matrix_bytes(t->q, q, s->d_model) + matrix_bytes(t->k, kv, s->d_model) + matrix_bytes(t->v, kv, s->d_model) +
-           matrix_bytes(t->o, s->d_model, q) + matrix_bytes(t->gate, ff, s->d_model) +
-           matrix_bytes(t->up, ff, s->d_model) + matrix_bytes(t->down, s->d_model, ff);
+    return matrix_bytes(t->q, q, s->d_model) + matrix_bytes(t->k, kv, s->d_model) +
+           matrix_bytes(t->v, kv, s->d_model) + matrix_bytes(t->o, s->d_model, q) +
+           matrix_bytes(t->gate, ff, s->d_model) + matrix_bytes(t->up, ff, s->d_model) +
+           matrix_bytes(t->down, s->d_model, ff);
 }
 
 static size_t vocab_bytes(const struct td_plan_model *model, size_t rows)
@@ -188,8 +197,8 @@ static size_t vocab_bytes(const struct td_plan_model *model, size_t rows)
 }
 
 /* Cuts the layers into pp runs so that the largest (bytes / share) of a stage is smallest. */
-static enum td_status cut_stages(const struct td_plan_model *model, struct td_plan *plan, uint32_t *first,
-                                 struct td_err *err)
+static enum td_status cut_stages(const struct td_plan_model *model, struct td_plan *plan,
+                                 uint32_t *first, struct td_err *err)
 {
     uint32_t n = model->spec->n_layers, pp = plan->pp;
     double *best = malloc((size_t)(pp + 1) * (n + 1) * sizeof *best);
@@ -218,7 +227,8 @@ static enum td_status cut_stages(const struct td_plan_model *model, struct td_pl
             share += (double)plan->rank[(s - 1) * plan->tp + i].share;
         for (uint32_t l = s; l <= n - (pp - s); l++)
             for (uint32_t k = s - 1; k < l; k++) {
-                double cost = (sum[l] - sum[k] + extra) / share, worst = best[(s - 1) * (n + 1) + k];
+                double cost = (sum[l] - sum[k] + extra) / share,
+                       worst = best[(s - 1) * (n + 1) + k];
 
                 worst = cost > worst ? cost : worst;
                 if (worst < best[s * (n + 1) + l]) {
@@ -236,20 +246,23 @@ static enum td_status cut_stages(const struct td_plan_model *model, struct td_pl
     return TD_OK;
 }
 
-struct td_plan_widths td_plan_widths(const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank)
+struct td_plan_widths td_plan_widths(const struct td_plan *plan, const struct td_plan_model *model,
+                                     uint32_t rank)
 {
     const struct td_plan_rank *r = &plan->rank[rank];
     size_t hd = model->spec->head_dim;
     struct td_plan_widths w = {.own_parts = 1, .all_parts = 1};
 
     for (uint32_t l = r->layer_begin; l < r->layer_end; l++) {
-        uint32_t attn = td_plan_attn_leaves(model, l).n_leaves, ffn = td_plan_ffn_leaves(model, l).n_leaves;
+        uint32_t attn = td_plan_attn_leaves(model, l).n_leaves,
+                 ffn = td_plan_ffn_leaves(model, l).n_leaves;
         size_t all_attn = 0, all_ffn = 0;
 
         for (uint32_t i = 0; i < plan->tp; i++) {
             struct td_plan_slice slice = td_plan_slice(plan, model, r->stage * plan->tp + i, l);
             struct td_leaf_run cut[TD_TREE_MAX_PARTS];
-            size_t a = td_tree_parts(attn, slice.attn_run, cut), f = td_tree_parts(ffn, slice.ffn_run, cut);
+            size_t a = td_tree_parts(attn, slice.attn_run, cut),
+                   f = td_tree_parts(ffn, slice.ffn_run, cut);
 
             all_attn += a;
             all_ffn += f;
@@ -266,7 +279,8 @@ struct td_plan_widths td_plan_widths(const struct td_plan *plan, const struct td
 }
 
 /* Activations of one step, as td_shard_open allocates them but for rounding. */
-static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank)
+static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_model *model,
+                            uint32_t rank)
 {
     const struct td_spec *s = model->spec;
     const struct td_plan_rank *r = &plan->rank[rank];
@@ -283,7 +297,8 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
 }
 
 /* Payload that `rank` sends in a decode step of one row, the embedding row apart. */
-static size_t exchanged(const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank)
+static size_t exchanged(const struct td_plan *plan, const struct td_plan_model *model,
+                        uint32_t rank)
 {
     const struct td_plan_rank *r = &plan->rank[rank];
     const struct td_spec *s = model->spec;
@@ -319,32 +334,41 @@ size_t td_plan_exchanged_bytes(const struct td_plan *plan)
     return bytes;
 }
 
-static enum td_status check_params(const struct td_plan_model *model, const struct td_plan_params *p, struct td_plan *plan,
+static enum td_status check_params(const struct td_plan_model *model,
+                                   const struct td_plan_params *p, struct td_plan *plan,
                                    struct td_err *err)
 {
     uint32_t pp = p->pp ? p->pp : 1, tp = p->tp;
 
     if (p->n_ranks == 0 || p->n_ranks > TD_PLAN_MAX_RANKS)
-        return td_err_set(err, TD_INVALID, "%u ranks: expected 1 to %d", p->n_ranks, TD_PLAN_MAX_RANKS);
+        return td_err_set(err, TD_INVALID, "%u ranks: expected 1 to %d", p->n_ranks,
+                          TD_PLAN_MAX_RANKS);
     if (tp == 0 && p->n_ranks % pp)
-        return td_err_set(err, TD_INVALID, "%u ranks are no multiple of %u pipeline stages", p->n_ranks, pp);
+        return td_err_set(err, TD_INVALID, "%u ranks are no multiple of %u pipeline stages",
+                          p->n_ranks, pp);
     tp = tp ? tp : p->n_ranks / pp;
     if (p->pp == 0 && p->n_ranks % tp == 0)
         pp = p->n_ranks / tp;
     if ((uint64_t)tp * pp != p->n_ranks)
-        return td_err_set(err, TD_INVALID, "tensor parallel %u x pipeline parallel %u = %llu ranks, but the group has %u", tp,
-                          pp, (unsigned long long)tp * pp, p->n_ranks);
+        return td_err_set(
+            err, TD_INVALID,
+            "tensor parallel %u x pipeline parallel %u = %llu ranks, but the group has %u", tp, pp,
+            (unsigned long long)tp * pp, p->n_ranks);
     if (pp > model->spec->n_layers)
-        return td_err_set(err, TD_INVALID, "%u pipeline stages for %u layers: expected at most one stage per layer", pp,
-                          model->spec->n_layers);
+        return td_err_set(err, TD_INVALID,
+                          "%u pipeline stages for %u layers: expected at most one stage per layer",
+                          pp, model->spec->n_layers);
     if (p->block_tokens == 0 || 64 % p->block_tokens)
-        return td_err_set(err, TD_INVALID, "KV blocks of %u tokens: expected a power of two up to 64", p->block_tokens);
+        return td_err_set(err, TD_INVALID,
+                          "KV blocks of %u tokens: expected a power of two up to 64",
+                          p->block_tokens);
     if (p->max_num_seqs == 0 || p->max_batched_tokens == 0)
-        return td_err_set(err, TD_INVALID, "max-num-seqs %u and max-num-batched-tokens %u: expected at least 1 each",
+        return td_err_set(err, TD_INVALID,
+                          "max-num-seqs %u and max-num-batched-tokens %u: expected at least 1 each",
                           p->max_num_seqs, p->max_batched_tokens);
     if (p->max_model_len > model->spec->max_positions)
-        return td_err_set(err, TD_INVALID, "max-model-len %u: the model has %u positions", p->max_model_len,
-                          model->spec->max_positions);
+        return td_err_set(err, TD_INVALID, "max-model-len %u: the model has %u positions",
+                          p->max_model_len, model->spec->max_positions);
     for (uint32_t i = 0; p->share && i < p->n_ranks; i++)
         if (p->share[i] == 0)
             return td_err_set(err, TD_INVALID, "rank %u has a share of 0: expected more", i);
@@ -353,7 +377,8 @@ static enum td_status check_params(const struct td_plan_model *model, const stru
     plan->pp = pp;
     plan->block_tokens = p->block_tokens;
     plan->max_num_seqs = p->max_num_seqs;
-    plan->max_batched_tokens = p->max_batched_tokens > p->max_num_seqs ? p->max_batched_tokens : p->max_num_seqs;
+    plan->max_batched_tokens =
+        p->max_batched_tokens > p->max_num_seqs ? p->max_batched_tokens : p->max_num_seqs;
     plan->kv_dtype = p->kv_dtype;
     plan->max_model_len = p->max_model_len ? p->max_model_len : model->spec->max_positions;
     return TD_OK;
@@ -399,7 +424,8 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
         r->kv_bytes_per_token += 2 * kv_heads * s->head_dim * kv_elem_bytes;
     }
     if (r->stage == 0) {
-        r->weight_bytes += vocab_bytes(model, r->vocab_end - r->vocab_begin) + (size_t)s->d_model * sizeof(float);
+        r->weight_bytes +=
+            vocab_bytes(model, r->vocab_end - r->vocab_begin) + (size_t)s->d_model * sizeof(float);
         if (r->tp_index > 0)
             r->replicated_bytes += (size_t)s->d_model * sizeof(float);
     }
@@ -408,7 +434,8 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
 }
 
 /* Blocks that every rank can hold; at most what max_num_seqs full sequences need. */
-static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *plan, struct td_err *err)
+static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *plan,
+                              struct td_err *err)
 {
     uint64_t per_seq = (plan->max_model_len + plan->block_tokens - 1) / plan->block_tokens;
     uint64_t n_blocks = per_seq * plan->max_num_seqs;
@@ -421,7 +448,8 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
 
         if (r->memory_bytes && need + p->kv_bytes > r->memory_bytes)
             return td_err_set(err, TD_TOO_LARGE,
-                              "rank %u needs %zu bytes of weights, %zu of buffers and %llu of KV, and has %llu: use more ranks, "
+                              "rank %u needs %zu bytes of weights, %zu of buffers and %llu of KV, "
+                              "and has %llu: use more ranks, "
                               "or less memory per rank",
                               i, r->weight_bytes, r->buffer_bytes, (unsigned long long)p->kv_bytes,
                               (unsigned long long)r->memory_bytes);
@@ -437,19 +465,21 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
 
         if (p->max_model_len || fits < plan->block_tokens)
             return td_err_set(err, TD_TOO_LARGE,
-                              "a context of %u tokens does not fit: rank %u has room for %llu tokens of KV (%zu bytes each)",
+                              "a context of %u tokens does not fit: rank %u has room for %llu "
+                              "tokens of KV (%zu bytes each)",
                               plan->max_model_len, tightest, (unsigned long long)fits,
                               plan->rank[tightest].kv_bytes_per_token);
         plan->max_model_len = (uint32_t)fits;
     }
     plan->n_blocks = n_blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)n_blocks;
     for (uint32_t i = 0; i < plan->n_ranks; i++)
-        plan->rank[i].kv_bytes = plan->rank[i].kv_bytes_per_token * plan->block_tokens * plan->n_blocks;
+        plan->rank[i].kv_bytes =
+            plan->rank[i].kv_bytes_per_token * plan->block_tokens * plan->n_blocks;
     return TD_OK;
 }
 
-enum td_status td_plan_make(const struct td_plan_model *model, const struct td_plan_params *params, struct td_plan *plan,
-                            struct td_err *err)
+enum td_status td_plan_make(const struct td_plan_model *model, const struct td_plan_params *params,
+                            struct td_plan *plan, struct td_err *err)
 {
     uint32_t first[TD_PLAN_MAX_RANKS + 1];
     uint32_t vocab_units = ceil_div(model->spec->n_vocab, TD_PLAN_VOCAB_UNIT);
@@ -473,13 +503,18 @@ enum td_status td_plan_make(const struct td_plan_model *model, const struct td_p
         r->layer_begin = first[r->stage];
         r->layer_end = first[r->stage + 1];
         if (r->stage == 0) {
-            r->vocab_begin = td_plan_deal(vocab_units, share, plan->tp, r->tp_index) * TD_PLAN_VOCAB_UNIT;
-            r->vocab_end = td_plan_deal(vocab_units, share, plan->tp, r->tp_index + 1) * TD_PLAN_VOCAB_UNIT;
-            r->vocab_begin = r->vocab_begin > model->spec->n_vocab ? model->spec->n_vocab : r->vocab_begin;
-            r->vocab_end = r->vocab_end > model->spec->n_vocab ? model->spec->n_vocab : r->vocab_end;
+            r->vocab_begin =
+                td_plan_deal(vocab_units, share, plan->tp, r->tp_index) * TD_PLAN_VOCAB_UNIT;
+            r->vocab_end =
+                td_plan_deal(vocab_units, share, plan->tp, r->tp_index + 1) * TD_PLAN_VOCAB_UNIT;
+            r->vocab_begin =
+                r->vocab_begin > model->spec->n_vocab ? model->spec->n_vocab : r->vocab_begin;
+            r->vocab_end =
+                r->vocab_end > model->spec->n_vocab ? model->spec->n_vocab : r->vocab_end;
         }
     }
-    plan->model_bytes = vocab_bytes(model, model->spec->n_vocab) + (size_t)model->spec->d_model * sizeof(float);
+    plan->model_bytes =
+        vocab_bytes(model, model->spec->n_vocab) + (size_t)model->spec->d_model * sizeof(float);
     for (uint32_t l = 0; l < model->spec->n_layers; l++) {
         size_t norms, bytes = layer_bytes(model, l, &norms);
 

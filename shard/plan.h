@@ -27,7 +27,8 @@ struct td_plan_model {
 };
 
 /* Fills it from an open checkpoint, which must outlive the model. */
-enum td_status td_plan_model_read(const struct td_checkpoint *ck, struct td_plan_model *model, struct td_err *err);
+enum td_status td_plan_model_read(const struct td_checkpoint *ck, struct td_plan_model *model,
+                                  struct td_err *err);
 
 struct td_plan_params {
     uint32_t n_ranks;
@@ -41,7 +42,8 @@ struct td_plan_params {
     uint32_t max_model_len; /* tokens of one sequence; 0: the model's, or what fits */
     uint32_t max_num_seqs;
     uint32_t max_batched_tokens;
-    uint64_t kv_bytes; /* per rank for KV; 0: up to max_num_seqs full sequences within 90 % of what is free */
+    uint64_t
+        kv_bytes; /* per rank for KV; 0: up to max_num_seqs full sequences within 90 % of what is free */
 };
 
 /* A sum's leaves over columns: the last leaf may be shorter. */
@@ -71,7 +73,8 @@ struct td_plan_rank {
     size_t kv_bytes;
     size_t kv_bytes_per_token;
     size_t buffer_bytes; /* activations of one step */
-    size_t exchanged_bytes_per_token; /* sent in a decode step of one row; the embedding row is counted apart */
+    size_t
+        exchanged_bytes_per_token; /* sent in a decode step of one row; the embedding row is counted apart */
 };
 
 struct td_plan {
@@ -83,21 +86,22 @@ struct td_plan {
     uint32_t max_num_seqs;
     uint32_t max_batched_tokens;
     enum td_dtype kv_dtype;
-    size_t embed_bytes_per_token; /* sent in a decode step of one row by the owner of the token's embedding row */
+    size_t
+        embed_bytes_per_token; /* sent in a decode step of one row by the owner of the token's embedding row */
     struct td_plan_rank rank[TD_PLAN_MAX_RANKS];
 };
 
 /* Makes the plan. TD_INVALID names an impossible layout, TD_TOO_LARGE says what does not fit and how much is missing. */
-enum td_status td_plan_make(const struct td_plan_model *model, const struct td_plan_params *params, struct td_plan *plan,
-                            struct td_err *err);
+enum td_status td_plan_make(const struct td_plan_model *model, const struct td_plan_params *params,
+                            struct td_plan *plan, struct td_err *err);
 
 /* Leaves of a sum over n_cols columns whose weights come in blocks of `unit` columns: at most TD_PLAN_MAX_LEAVES. */
 struct td_plan_leaves td_plan_cut(uint32_t n_cols, uint32_t unit);
 struct td_plan_leaves td_plan_attn_leaves(const struct td_plan_model *model, uint32_t layer);
 struct td_plan_leaves td_plan_ffn_leaves(const struct td_plan_model *model, uint32_t layer);
 /* The slice of `rank` in `layer` (of its stage). */
-struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank,
-                                   uint32_t layer);
+struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_plan_model *model,
+                                   uint32_t rank, uint32_t layer);
 /* First unit of part i when n units are dealt out over the shares: cumulative rounding, so parts are runs and the last ends
  * at n. `i` may equal n_shares. */
 uint32_t td_plan_deal(uint32_t n, const uint64_t *share, uint32_t n_shares, uint32_t i);
@@ -109,10 +113,13 @@ struct td_plan_widths {
     size_t own_parts; /* of this rank */
     size_t all_parts; /* of all ranks of the stage */
 };
-struct td_plan_widths td_plan_widths(const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank);
+struct td_plan_widths td_plan_widths(const struct td_plan *plan, const struct td_plan_model *model,
+                                     uint32_t rank);
 
 /* The plan as a table for people, or as one JSON object. */
-enum td_status td_plan_print(const struct td_plan *plan, const struct td_plan_model *model, struct td_bytes *out);
-enum td_status td_plan_print_json(const struct td_plan *plan, const struct td_plan_model *model, struct td_bytes *out);
+enum td_status td_plan_print(const struct td_plan *plan, const struct td_plan_model *model,
+                             struct td_bytes *out);
+enum td_status td_plan_print_json(const struct td_plan *plan, const struct td_plan_model *model,
+                                  struct td_bytes *out);
 
 #endif

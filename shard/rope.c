@@ -16,7 +16,8 @@ static double llama3(const struct td_rope_spec *r, double freq)
         return freq;
     if (wavelength > r->original_max_positions / r->low_freq_factor)
         return freq / r->factor;
-    blend = (r->original_max_positions / wavelength - r->low_freq_factor) / (r->high_freq_factor - r->low_freq_factor);
+    blend = (r->original_max_positions / wavelength - r->low_freq_factor) /
+            (r->high_freq_factor - r->low_freq_factor);
     return (1.0 - blend) * freq / r->factor + blend * freq;
 }
 

@@ -9,7 +9,8 @@
 static enum td_status open_groups(struct td_shard *s, struct td_err *err)
 {
     const struct td_plan *plan = s->p.plan;
-    enum td_status st = td_comm_split(s->p.world, (int)s->me->stage, (int)s->me->tp_index, &s->tp, err);
+    enum td_status st =
+        td_comm_split(s->p.world, (int)s->me->stage, (int)s->me->tp_index, &s->tp, err);
 
     if (!st && plan->pp > 1)
         st = td_comm_split(s->p.world, 0, (int)s->rank, &s->pipe, err);
@@ -33,8 +34,8 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
     s->rows.first_block = calloc(rows, sizeof(uint32_t));
     s->rows.owner = calloc(rows, sizeof(uint32_t));
     s->rows.id = calloc(rows, sizeof(uint32_t));
-    if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->freq || !s->counts || !s->rows.position ||
-        !s->rows.first_block || !s->rows.owner || !s->rows.id)
+    if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->freq || !s->counts ||
+        !s->rows.position || !s->rows.first_block || !s->rows.owner || !s->rows.id)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the layout of %u layers", n);
     td_rope_frequencies(spec, s->freq, &s->rope_scale);
     for (uint32_t i = 0; i < n; i++) {
@@ -47,8 +48,8 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
         for (uint32_t h = 0; h < heads; h++)
             s->kv_of_head[i][h] = (slice->head_begin + h) / group - slice->kv_begin;
         for (uint32_t r = 0; r < plan->tp; r++) {
-            struct td_plan_slice other =
-                td_plan_slice(plan, s->p.model, s->me->stage * plan->tp + r, s->me->layer_begin + i);
+            struct td_plan_slice other = td_plan_slice(
+                plan, s->p.model, s->me->stage * plan->tp + r, s->me->layer_begin + i);
 
             s->attn_runs[i * plan->tp + r] = other.attn_run;
             s->ffn_runs[i * plan->tp + r] = other.ffn_run;
@@ -96,7 +97,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
         b->bytes = floats * sizeof(float);
         b->memory = td_kern_alloc(s->p.kern, b->bytes);
         if (!b->memory)
-            return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of step buffers", b->bytes);
+            return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of step buffers",
+                              b->bytes);
         floats = 0;
         for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++) {
             *all_buffers[i].at = all_buffers[i].floats ? b->memory + floats : NULL;
@@ -106,7 +108,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     return TD_OK;
 }
 
-enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **out, struct td_err *err)
+enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **out,
+                             struct td_err *err)
 {
     struct td_shard *s = calloc(1, sizeof *s);
     enum td_status st;
@@ -118,8 +121,9 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
     s->me = &params->plan->rank[s->rank];
     /* Groups first: opening them is collective, and a rank that cannot load must not leave the others waiting in it. */
     st = open_groups(s, err);
-    st = st ? st : td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model, s->rank, params->progress,
-                         params->user, err);
+    st = st ? st
+            : td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model,
+                              s->rank, params->progress, params->user, err);
     st = st ? st : td_kv_open(&s->kv, params->kern, params->plan, params->model, s->rank, err);
     st = st ? st : open_layout(s, err);
     st = st ? st : open_buffers(s, err);

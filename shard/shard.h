@@ -15,23 +15,24 @@
 struct td_shard;
 
 struct td_shard_params {
-    const struct td_checkpoint *ck;   /* borrows until close */
+    const struct td_checkpoint *ck;    /* borrows until close */
     const struct td_plan_model *model; /* borrows until close */
-    const struct td_plan *plan;       /* borrows until close; equal on all ranks */
-    struct td_kern *kern;             /* borrows */
-    struct td_comm *world;            /* borrows; its rank is the plan's rank */
-    td_weights_progress_fn *progress; /* may be NULL */
+    const struct td_plan *plan;        /* borrows until close; equal on all ranks */
+    struct td_kern *kern;              /* borrows */
+    struct td_comm *world;             /* borrows; its rank is the plan's rank */
+    td_weights_progress_fn *progress;  /* may be NULL */
     void *user;
 };
 
 /* Collective. Loads this rank's slice and opens its groups. */
-enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **shard, struct td_err *err);
+enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **shard,
+                             struct td_err *err);
 void td_shard_close(struct td_shard *shard); /* NULL is legal */
 
 /* Runs one TD_STEP_RUN step on every rank. On rank 0, *logits points to [td_step_n_logits x n_vocab] (rows in the order of the
  * step), borrowed until the next step; NULL elsewhere. At most max_num_seqs rows may want logits. */
-enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step, const float **logits,
-                             struct td_err *err);
+enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step,
+                             const float **logits, struct td_err *err);
 
 struct td_shard_stats {
     size_t weight_bytes; /* from the allocator */

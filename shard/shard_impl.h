@@ -42,7 +42,7 @@ struct td_shard {
     struct td_kv kv;
     struct td_shard_buffers buf;
     struct td_shard_rows rows;
-    uint32_t **kv_of_head;        /* [n_layers][heads of the slice] */
+    uint32_t **kv_of_head;         /* [n_layers][heads of the slice] */
     struct td_leaf_run *attn_runs; /* [n_layers x tp] leaves of every rank of the stage */
     struct td_leaf_run *ffn_runs;
     double *freq; /* [head_dim / 2] */

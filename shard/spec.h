@@ -24,7 +24,7 @@ enum td_layer_kind {
 enum td_rope_scaling { TD_ROPE_NONE, TD_ROPE_LINEAR, TD_ROPE_LLAMA3, TD_ROPE_YARN };
 
 struct td_rope_spec {
-    double theta;                  /* base of the frequencies */
+    double theta; /* base of the frequencies */
     enum td_rope_scaling scaling;
     double factor;                 /* linear, llama3, yarn */
     double low_freq_factor;        /* llama3 */
@@ -33,8 +33,9 @@ struct td_rope_spec {
     double beta_fast;              /* yarn, default 32 */
     double beta_slow;              /* yarn, default 1 */
     double attention_factor;       /* yarn; 0: 0.1 ln(factor) + 1 */
-    bool interleaved;              /* pairs (2i, 2i+1), as GGUF's llama files; else (i, i + head_dim/2) */
-    const float *freq_factors;     /* [head_dim/2] divisors from GGUF's rope_freqs.weight; NULL when absent;
+    bool interleaved; /* pairs (2i, 2i+1), as GGUF's llama files; else (i, i + head_dim/2) */
+    const float
+        *freq_factors; /* [head_dim/2] divisors from GGUF's rope_freqs.weight; NULL when absent;
                                       borrows from the checkpoint */
 };
 

@@ -35,7 +35,8 @@ struct td_step {
     uint32_t kind;   /* enum td_step_kind */
     uint64_t number; /* every rank runs the same number in the same order */
     uint64_t hash;   /* XXH3-64 over the encoded content, checked by every rank */
-    uint64_t n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
+    uint64_t
+        n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
     uint32_t n_rows, n_seqs, n_table;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */
@@ -43,12 +44,13 @@ struct td_step {
     uint32_t *table;                        /* [cap_table] block ids */
 };
 
-enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t cap_seqs, uint32_t cap_table,
-                            struct td_err *err);
+enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t cap_seqs,
+                            uint32_t cap_table, struct td_err *err);
 void td_step_close(struct td_step *step);
 void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number);
 /* Appends a sequence with its block table; false when a cap is reached. Its rows follow by td_step_add_row. */
-bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks, uint32_t state_slot);
+bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
+                     uint32_t state_slot);
 bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, enum td_want want);
 uint32_t td_step_n_logits(const struct td_step *step); /* rows that want logits */
 
@@ -56,6 +58,7 @@ uint32_t td_step_n_logits(const struct td_step *step); /* rows that want logits 
 size_t td_step_encoded_bytes(const struct td_step *step);
 size_t td_step_max_bytes(const struct td_step *step); /* of any step with these caps */
 void td_step_encode(struct td_step *step, void *out); /* also sets step->hash */
-enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes, struct td_err *err);
+enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes,
+                              struct td_err *err);
 
 #endif

@@ -30,11 +30,12 @@ struct slice {
 };
 
 static void shape_of(const struct slice *s, enum td_dtype dtype, struct td_matrix_shape *shape,
-                               uint32_t leaf_end[TD_PLAN_MAX_LEAVES])
+                     uint32_t leaf_end[TD_PLAN_MAX_LEAVES])
 {
     struct td_leaf_run parts[TD_TREE_MAX_PARTS];
 
-    *shape = (struct td_matrix_shape){.dtype = dtype, .n_rows = s->n_rows, .n_cols = s->n_cols, .leaf_end = leaf_end};
+    *shape = (struct td_matrix_shape){
+        .dtype = dtype, .n_rows = s->n_rows, .n_cols = s->n_cols, .leaf_end = leaf_end};
     shape->n_leaves = s->run.end - s->run.begin;
     for (uint32_t i = 0; i < shape->n_leaves; i++) {
         uint32_t end = (s->run.begin + i + 1) * s->leaves.leaf_cols;
@@ -81,7 +82,8 @@ static enum td_status load_matrix(struct loader *l, const struct slice *s, struc
     return TD_OK;
 }
 
-static enum td_status load_norm(struct loader *l, enum td_role role, uint32_t layer, size_t n, float **out)
+static enum td_status load_norm(struct loader *l, enum td_role role, uint32_t layer, size_t n,
+                                float **out)
 {
     struct td_tensor t;
     enum td_status s = td_checkpoint_weight(l->ck, role, layer, &t, l->err);
@@ -117,8 +119,11 @@ static enum td_status load_layer(struct loader *l, uint32_t layer, struct td_lay
         {TD_ROLE_GATE, types->gate, p->ff_begin, nff, &w->gate},
         {TD_ROLE_UP, types->up, p->ff_begin, nff, &w->up},
     };
-    struct slice o = {TD_ROLE_O, layer, 0, d, q0, nq, td_plan_attn_leaves(l->model, layer), p->attn_run};
-    struct slice down = {TD_ROLE_DOWN, layer, 0, d, p->ff_begin, nff, td_plan_ffn_leaves(l->model, layer), p->ffn_run};
+    struct slice o = {TD_ROLE_O,  layer, 0, d, q0, nq, td_plan_attn_leaves(l->model, layer),
+                      p->attn_run};
+    struct slice down = {
+        TD_ROLE_DOWN, layer, 0, d, p->ff_begin, nff, td_plan_ffn_leaves(l->model, layer),
+        p->ffn_run};
     enum td_status s = load_norm(l, TD_ROLE_ATTN_NORM, layer, d, &w->attn_norm);
 
     s = s ? s : load_norm(l, TD_ROLE_FFN_NORM, layer, d, &w->ffn_norm);
@@ -127,9 +132,11 @@ static enum td_status load_layer(struct loader *l, uint32_t layer, struct td_lay
         s = s ? s : load_norm(l, TD_ROLE_K_NORM, layer, hd, &w->k_norm);
     }
     for (size_t i = 0; !s && i < sizeof by_rows / sizeof by_rows[0]; i++) {
-        struct td_plan_leaves leaves = td_plan_cut(d, (uint32_t)td_dtype_info(by_rows[i].type)->block_elems);
-        struct slice slice = {by_rows[i].role, layer, by_rows[i].row0, by_rows[i].n_rows, 0, d, leaves,
-                              {0, leaves.n_leaves}};
+        struct td_plan_leaves leaves =
+            td_plan_cut(d, (uint32_t)td_dtype_info(by_rows[i].type)->block_elems);
+        struct slice slice = {
+            by_rows[i].role,     layer, by_rows[i].row0, by_rows[i].n_rows, 0, d, leaves,
+            {0, leaves.n_leaves}};
 
         s = load_matrix(l, &slice, by_rows[i].out);
     }
@@ -141,8 +148,10 @@ static enum td_status load_vocab(struct loader *l, const struct td_plan_rank *r)
 {
     const struct td_spec *spec = l->model->spec;
     uint32_t d = spec->d_model, n = r->vocab_end - r->vocab_begin;
-    struct td_plan_leaves embed = td_plan_cut(d, (uint32_t)td_dtype_info(l->model->embed)->block_elems);
-    struct td_plan_leaves head = td_plan_cut(d, (uint32_t)td_dtype_info(l->model->head)->block_elems);
+    struct td_plan_leaves embed =
+        td_plan_cut(d, (uint32_t)td_dtype_info(l->model->embed)->block_elems);
+    struct td_plan_leaves head =
+        td_plan_cut(d, (uint32_t)td_dtype_info(l->model->head)->block_elems);
     struct slice e = {TD_ROLE_EMBED, 0, r->vocab_begin, n, 0, d, embed, {0, embed.n_leaves}};
     struct slice h = {TD_ROLE_HEAD, 0, r->vocab_begin, n, 0, d, head, {0, head.n_leaves}};
     enum td_status s = load_norm(l, TD_ROLE_FINAL_NORM, 0, d, &l->w->final_norm);
@@ -157,20 +166,29 @@ static enum td_status load_vocab(struct loader *l, const struct td_plan_rank *r)
     return load_matrix(l, &h, &l->w->head);
 }
 
-enum td_status td_weights_load(struct td_weights *w, struct td_kern *kern, const struct td_checkpoint *ck,
-                               const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank,
+enum td_status td_weights_load(struct td_weights *w, struct td_kern *kern,
+                               const struct td_checkpoint *ck, const struct td_plan *plan,
+                               const struct td_plan_model *model, uint32_t rank,
                                td_weights_progress_fn *progress, void *user, struct td_err *err)
 {
     const struct td_plan_rank *r = &plan->rank[rank];
     const struct td_spec *spec = model->spec;
-    struct loader l = {.w = w, .ck = ck, .model = model, .total = r->weight_bytes, .progress = progress, .user = user,
+    struct loader l = {.w = w,
+                       .ck = ck,
+                       .model = model,
+                       .total = r->weight_bytes,
+                       .progress = progress,
+                       .user = user,
                        .err = err};
-    size_t n_norm = (r->stage == 0 ? spec->d_model : 0) + (size_t)(r->layer_end - r->layer_begin) *
-                                                             (2 * (size_t)spec->d_model +
-                                                              (spec->qk_norm ? 2 * (size_t)spec->head_dim : 0));
+    size_t n_norm =
+        (r->stage == 0 ? spec->d_model : 0) +
+        (size_t)(r->layer_end - r->layer_begin) *
+            (2 * (size_t)spec->d_model + (spec->qk_norm ? 2 * (size_t)spec->head_dim : 0));
     enum td_status s = TD_OK;
 
-    *w = (struct td_weights){.kern = kern, .layer_begin = r->layer_begin, .n_layers = r->layer_end - r->layer_begin,
+    *w = (struct td_weights){.kern = kern,
+                             .layer_begin = r->layer_begin,
+                             .n_layers = r->layer_end - r->layer_begin,
                              .norm_bytes = n_norm * sizeof(float)};
     w->layer = calloc(w->n_layers, sizeof *w->layer);
     w->norms = td_kern_alloc(kern, w->norm_bytes);

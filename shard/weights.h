@@ -20,11 +20,11 @@ struct td_layer_weights {
 };
 
 struct td_weights {
-    struct td_kern *kern;     /* borrows */
-    struct td_matrix *embed;  /* [vocab slice x d_model]; stage 0 */
-    struct td_matrix *head;   /* the same matrix when tied */
-    float *final_norm;        /* [d_model]; stage 0 */
-    float *norms;             /* owns all norm vectors */
+    struct td_kern *kern;    /* borrows */
+    struct td_matrix *embed; /* [vocab slice x d_model]; stage 0 */
+    struct td_matrix *head;  /* the same matrix when tied */
+    float *final_norm;       /* [d_model]; stage 0 */
+    float *norms;            /* owns all norm vectors */
     size_t norm_bytes;
     uint32_t layer_begin, n_layers;
     struct td_layer_weights *layer; /* [n_layers], from layer_begin */
@@ -34,8 +34,9 @@ struct td_weights {
 typedef void td_weights_progress_fn(size_t done_bytes, size_t total_bytes, void *user);
 
 /* Packs the slices of `rank` straight from the mapped files and gives the read pages back. TD_NO_MEMORY, TD_UNSUPPORTED. */
-enum td_status td_weights_load(struct td_weights *w, struct td_kern *kern, const struct td_checkpoint *ck,
-                               const struct td_plan *plan, const struct td_plan_model *model, uint32_t rank,
+enum td_status td_weights_load(struct td_weights *w, struct td_kern *kern,
+                               const struct td_checkpoint *ck, const struct td_plan *plan,
+                               const struct td_plan_model *model, uint32_t rank,
                                td_weights_progress_fn *progress, void *user, struct td_err *err);
 void td_weights_unload(struct td_weights *w);
 /* Bytes held, from the allocator. */

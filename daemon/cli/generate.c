@@ -27,7 +27,8 @@ struct generation {
     struct td_engine *engine;
     struct td_step step;
     struct td_request request;
-    uint32_t n_wanted; /* tokens to keep; the engine makes one more, so that the last one's logits exist */
+    uint32_t
+        n_wanted; /* tokens to keep; the engine makes one more, so that the last one's logits exist */
     struct td_detok detok;
     struct td_stop *stop;
     struct td_bytes text;
@@ -114,7 +115,8 @@ static enum td_status read_prompt(struct generation *g, struct td_ids *ids)
     }
     if (!o->prompt) {
         s = td_config_read_file(o->prompt_file ? o->prompt_file : "/dev/stdin",
-                                o->prompt_file ? "--prompt-file" : "standard input", MAX_PROMPT_BYTES, &buffer, g->err);
+                                o->prompt_file ? "--prompt-file" : "standard input",
+                                MAX_PROMPT_BYTES, &buffer, g->err);
         text = td_bytes_str(&buffer);
     }
     if (!s && o->chat) {
@@ -146,7 +148,8 @@ static enum td_status prepare(struct generation *g)
     if (s)
         goto done;
     if (ids.len + 2 > plan->max_model_len) {
-        s = td_err_set(g->err, TD_TOO_LARGE, "a prompt of %zu tokens: the context holds %u with the answer", ids.len,
+        s = td_err_set(g->err, TD_TOO_LARGE,
+                       "a prompt of %zu tokens: the context holds %u with the answer", ids.len,
                        plan->max_model_len);
         goto done;
     }
@@ -158,7 +161,8 @@ static enum td_status prepare(struct generation *g)
         goto done;
     }
     if (o->stop.n > TD_REQUEST_MAX_STOPS) {
-        s = td_err_set(g->err, TD_INVALID, "%u stop strings: expected at most %d", o->stop.n, TD_REQUEST_MAX_STOPS);
+        s = td_err_set(g->err, TD_INVALID, "%u stop strings: expected at most %d", o->stop.n,
+                       TD_REQUEST_MAX_STOPS);
         goto done;
     }
     for (uint32_t i = 0; i < o->stop.n; i++)
@@ -249,8 +253,8 @@ struct rank_report {
 };
 
 /* Collective: the decode steps' bytes are those after the prefill, which followers count by steps of one row. */
-static enum td_status gather_reports(struct td_spmd *s, uint64_t decode_exchanged, struct rank_report *all,
-                                     struct td_err *err)
+static enum td_status gather_reports(struct td_spmd *s, uint64_t decode_exchanged,
+                                     struct rank_report *all, struct td_err *err)
 {
     struct td_shard_stats stats;
     struct rank_report mine;
@@ -279,10 +283,10 @@ static json_t *logprobs_json(const struct generation *g)
         json_t *top = json_array();
 
         for (uint32_t k = 0; k < g->out[i].n_top; k++)
-            json_array_append_new(top, json_pack("{s:I,s:f}", "id", (json_int_t)g->out[i].top[k].id, "logprob",
-                                                 (double)g->out[i].top[k].logprob));
-        json_array_append_new(all, json_pack("{s:I,s:f,s:o}", "id", (json_int_t)g->out[i].id, "logprob",
-                                             (double)g->out[i].logprob, "top", top));
+            json_array_append_new(top, json_pack("{s:I,s:f}", "id", (json_int_t)g->out[i].top[k].id,
+                                                 "logprob", (double)g->out[i].top[k].logprob));
+        json_array_append_new(all, json_pack("{s:I,s:f,s:o}", "id", (json_int_t)g->out[i].id,
+                                             "logprob", (double)g->out[i].logprob, "top", top));
     }
     return all;
 }
@@ -291,7 +295,8 @@ static void print_json(const struct generation *g, const struct rank_report *rep
 {
     const struct td_spmd *s = g->spmd;
     json_t *ids = json_array(), *ranks = json_array(), *prompt = json_array(), *root;
-    uint32_t n_decode = g->n_out; /* decode steps: one per kept token, the last one's row included */
+    uint32_t n_decode =
+        g->n_out; /* decode steps: one per kept token, the last one's row included */
     char hex[17];
 
     snprintf(hex, sizeof hex, "%016llx", (unsigned long long)hash);
@@ -301,20 +306,24 @@ static void print_json(const struct generation *g, const struct rank_report *rep
         json_array_append_new(prompt, json_integer(g->request.prompt[i]));
     for (uint32_t r = 0; r < s->size; r++)
         json_array_append_new(
-            ranks, json_pack("{s:I,s:s,s:s,s:I,s:I,s:I,s:I,s:f,s:f}", "rank", (json_int_t)r, "host", s->facts[r].host,
-                             "device", s->facts[r].device, "threads", (json_int_t)s->facts[r].n_threads, "weight_bytes",
-                             (json_int_t)reports[r].weight_bytes, "kv_bytes", (json_int_t)reports[r].kv_bytes,
-                             "buffer_bytes", (json_int_t)reports[r].buffer_bytes, "exchanged_bytes_per_token",
-                             n_decode ? (double)reports[r].decode_exchanged_bytes / n_decode : 0.0, "wait_seconds",
-                             (double)reports[r].wait_ns * 1e-9));
-    root = json_pack("{s:o,s:o,s:o,s:s,s:s,s:{s:f,s:f,s:f,s:f},s:{s:I,s:I},s:o}", "prompt_ids", prompt, "ids", ids, "text",
-                     text_json(&g->text), "finish_reason", g->finish == TD_FINISH_STOP ? "stop" : "length", "logits_hash",
-                     hex, "timings", "load_seconds", (double)s->load_ns * 1e-9, "prompt_seconds",
-                     (double)(g->first_ns - g->start_ns) * 1e-9, "decode_seconds",
-                     (double)(g->last_ns - g->first_ns) * 1e-9, "decode_tokens_per_second",
-                     g->n_out > 1 ? (double)(g->n_out - 1) / ((double)(g->last_ns - g->first_ns) * 1e-9) : 0.0, "layout",
-                     "tensor_parallel", (json_int_t)s->node.plan->tp, "pipeline_parallel", (json_int_t)s->node.plan->pp,
-                     "ranks", ranks);
+            ranks, json_pack("{s:I,s:s,s:s,s:I,s:I,s:I,s:I,s:f,s:f}", "rank", (json_int_t)r, "host",
+                             s->facts[r].host, "device", s->facts[r].device, "threads",
+                             (json_int_t)s->facts[r].n_threads, "weight_bytes",
+                             (json_int_t)reports[r].weight_bytes, "kv_bytes",
+                             (json_int_t)reports[r].kv_bytes, "buffer_bytes",
+                             (json_int_t)reports[r].buffer_bytes, "exchanged_bytes_per_token",
+                             n_decode ? (double)reports[r].decode_exchanged_bytes / n_decode : 0.0,
+                             "wait_seconds", (double)reports[r].wait_ns * 1e-9));
+    root = json_pack(
+        "{s:o,s:o,s:o,s:s,s:s,s:{s:f,s:f,s:f,s:f},s:{s:I,s:I},s:o}", "prompt_ids", prompt, "ids",
+        ids, "text", text_json(&g->text), "finish_reason",
+        g->finish == TD_FINISH_STOP ? "stop" : "length", "logits_hash", hex, "timings",
+        "load_seconds", (double)s->load_ns * 1e-9, "prompt_seconds",
+        (double)(g->first_ns - g->start_ns) * 1e-9, "decode_seconds",
+        (double)(g->last_ns - g->first_ns) * 1e-9, "decode_tokens_per_second",
+        g->n_out > 1 ? (double)(g->n_out - 1) / ((double)(g->last_ns - g->first_ns) * 1e-9) : 0.0,
+        "layout", "tensor_parallel", (json_int_t)s->node.plan->tp, "pipeline_parallel",
+        (json_int_t)s->node.plan->pp, "ranks", ranks);
     if (root && g->opts->logprobs >= 0)
         json_object_set_new(root, "logprobs", logprobs_json(g));
     json_dumpf(root, stdout, JSON_COMPACT);
@@ -345,7 +354,8 @@ static enum td_status follow(struct td_spmd *s, uint64_t *decode_exchanged, stru
 
     do {
         st = td_node_follow(&s->node, err);
-        if (!st && !prefilled && s->node.step.kind == TD_STEP_RUN && td_step_n_logits(&s->node.step)) {
+        if (!st && !prefilled && s->node.step.kind == TD_STEP_RUN &&
+            td_step_n_logits(&s->node.step)) {
             td_shard_stats(s->node.shard, &stats);
             at_first_token = stats.exchanged_bytes;
             prefilled = true;

@@ -18,11 +18,13 @@ int td_cmd_plan(const struct td_options *opts)
     enum td_status s;
 
     if (!n_ranks) {
-        uint32_t tp = (uint32_t)opts->tensor_parallel_size, pp = (uint32_t)opts->pipeline_parallel_size;
+        uint32_t tp = (uint32_t)opts->tensor_parallel_size,
+                 pp = (uint32_t)opts->pipeline_parallel_size;
 
         n_ranks = (tp ? tp : opts->shares.n && !pp ? opts->shares.n : 1) * (pp ? pp : 1);
     }
-    s = model && plan ? td_checkpoint_open(opts->model, &ck, &err) : td_err_set(&err, TD_NO_MEMORY, "no memory to plan");
+    s = model && plan ? td_checkpoint_open(opts->model, &ck, &err)
+                      : td_err_set(&err, TD_NO_MEMORY, "no memory to plan");
     s = s ? s : td_plan_model_read(ck, model, &err);
     if (!s && opts->memory_bytes && n_ranks <= TD_PLAN_MAX_RANKS) {
         memory = calloc(n_ranks, sizeof *memory);

@@ -14,8 +14,10 @@ static void show_load(size_t done, size_t total, void *user)
 
 void td_spmd_node_params(const struct td_options *opts, struct td_node_params *out)
 {
-    static const char *const isa[] = {
-        [TD_ISA_AUTO] = NULL, [TD_ISA_REF] = "ref", [TD_ISA_AVX2] = "avx2", [TD_ISA_AVX512] = "avx512"};
+    static const char *const isa[] = {[TD_ISA_AUTO] = NULL,
+                                      [TD_ISA_REF] = "ref",
+                                      [TD_ISA_AVX2] = "avx2",
+                                      [TD_ISA_AVX512] = "avx512"};
 
     *out = (struct td_node_params){.n_threads = (uint32_t)opts->threads,
                                    .isa = isa[opts->cpu_isa],
@@ -37,12 +39,13 @@ static enum td_dtype kv_dtype(const struct td_options *opts, const struct td_spe
     }
 }
 
-enum td_status td_spmd_plan_params(const struct td_options *opts, const struct td_spec *spec, uint32_t n_ranks,
-                                   const uint64_t *memory_of_rank, uint64_t *share, struct td_plan_params *out,
-                                   struct td_err *err)
+enum td_status td_spmd_plan_params(const struct td_options *opts, const struct td_spec *spec,
+                                   uint32_t n_ranks, const uint64_t *memory_of_rank,
+                                   uint64_t *share, struct td_plan_params *out, struct td_err *err)
 {
     if (opts->shares.n && opts->shares.n != n_ranks)
-        return td_err_set(err, TD_INVALID, "--shares has %u numbers, the group has %u ranks", opts->shares.n, n_ranks);
+        return td_err_set(err, TD_INVALID, "--shares has %u numbers, the group has %u ranks",
+                          opts->shares.n, n_ranks);
     for (uint32_t i = 0; i < opts->shares.n; i++)
         share[i] = opts->shares.share[i];
     *out = (struct td_plan_params){.n_ranks = n_ranks,
@@ -67,15 +70,18 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     enum td_status st;
 
     memset(s, 0, sizeof *s);
-    st = td_comm_mpi_launched() ? td_comm_mpi_open(&s->world, err) : td_comm_self_open(&s->world, err);
+    st = td_comm_mpi_launched() ? td_comm_mpi_open(&s->world, err)
+                                : td_comm_self_open(&s->world, err);
     if (st)
         return st;
     s->rank = td_comm_rank(s->world);
     s->size = td_comm_size(s->world);
     td_term_init(&s->term, stderr);
     if (opts->ranks && opts->ranks != (int64_t)s->size) {
-        st = td_err_set(err, TD_INVALID, "--ranks %lld, but the job has %u: start it as 'mpirun -n %lld tensord ...'",
-                        (long long)opts->ranks, s->size, (long long)opts->ranks);
+        st =
+            td_err_set(err, TD_INVALID,
+                       "--ranks %lld, but the job has %u: start it as 'mpirun -n %lld tensord ...'",
+                       (long long)opts->ranks, s->size, (long long)opts->ranks);
         goto fail;
     }
     td_spmd_node_params(opts, &node);
@@ -88,11 +94,14 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     s->facts = calloc(s->size, sizeof *s->facts);
     memory = calloc(s->size, sizeof *memory);
     share = calloc(s->size, sizeof *share);
-    st = s->facts && memory && share ? TD_OK : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
+    st = s->facts && memory && share
+             ? TD_OK
+             : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
     st = st ? st : td_node_gather(&s->node, s->facts, err);
     for (uint32_t r = 0; !st && r < s->size; r++)
         memory[r] = s->facts[r].memory_bytes;
-    st = st ? st : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
+    st = st ? st
+            : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
     st = st ? st : td_node_load(&s->node, &plan, err);
     free(memory);
     free(share);

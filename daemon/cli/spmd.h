@@ -21,9 +21,9 @@ struct td_spmd {
 /* Fills what the options say of the node and of the plan. The arrays of the plan params are borrowed from `facts`' reader:
  * td_spmd_plan_params writes shares and memory into `share` and `memory` ([n] each). */
 void td_spmd_node_params(const struct td_options *opts, struct td_node_params *out);
-enum td_status td_spmd_plan_params(const struct td_options *opts, const struct td_spec *spec, uint32_t n_ranks,
-                                   const uint64_t *memory_of_rank, uint64_t *share, struct td_plan_params *out,
-                                   struct td_err *err);
+enum td_status td_spmd_plan_params(const struct td_options *opts, const struct td_spec *spec,
+                                   uint32_t n_ranks, const uint64_t *memory_of_rank,
+                                   uint64_t *share, struct td_plan_params *out, struct td_err *err);
 
 /* Opens and loads on every rank. On failure everything is closed and the error is the same on all ranks that could agree. */
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);

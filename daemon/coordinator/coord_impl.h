@@ -29,7 +29,7 @@ struct td_job {
 
 /* A worker's place in the group. */
 struct member {
-    struct td_member public; /* must stay first: td_coord_status copies */
+    struct td_member public;       /* must stay first: td_coord_status copies */
     struct td_grpc_stream *stream; /* NULL: not attached */
     uint64_t cookie;
 };
@@ -45,7 +45,7 @@ struct td_coord {
     struct td_err last_error;
     uint32_t generation, n_restarts, n_failures; /* failures in a row before a group was ready */
     uint64_t relaunch_at_ns;                     /* 0: none due */
-    bool launched; /* a launcher's group is alive or not yet seen to have ended */
+    bool launched;  /* a launcher's group is alive or not yet seen to have ended */
     bool was_ready; /* this generation */
 
     uint32_t n_ranks;
@@ -64,7 +64,7 @@ struct td_coord {
     uint64_t next_id;
     uint64_t n_requests, n_failed, n_finished;
     uint32_t n_running, n_waiting, kv_blocks_used;
-    uint64_t prompt_tokens, generated_tokens;         /* of all generations */
+    uint64_t prompt_tokens, generated_tokens;           /* of all generations */
     uint64_t last_prompt_tokens, last_generated_tokens; /* as rank 0 last said */
 
     struct {
@@ -87,7 +87,8 @@ void td_job_fail_all(struct td_coord *c, const struct td_err *err);
 uint32_t td_job_cancel_all(struct td_coord *c, const struct td_err *err);
 
 /* group.c */
-enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r, struct td_err *err);
+enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r,
+                                    struct td_err *err);
 void td_group_send_cancel(struct td_coord *c, uint64_t request_id);
 void td_group_send_all_drain(struct td_coord *c);
 void td_group_tick(struct td_coord *c, uint64_t now_ns);

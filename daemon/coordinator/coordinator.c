@@ -11,7 +11,8 @@ enum { TICK_MS = 50 };
 
 const char *td_group_state_name(enum td_group_state state)
 {
-    static const char *const names[] = {"no group", "launching", "loading", "ready", "draining", "lost", "failed"};
+    static const char *const names[] = {"no group", "launching", "loading", "ready",
+                                        "draining", "lost",      "failed"};
 
     return names[state];
 }
@@ -49,7 +50,8 @@ void td_coord_set_state(struct td_coord *c, enum td_group_state state)
         c->on_ready[i].fn(c->told_ready, c->on_ready[i].user);
 }
 
-enum td_status td_coord_find_model(struct td_coord *c, struct td_str name, struct td_served **served, struct td_err *err)
+enum td_status td_coord_find_model(struct td_coord *c, struct td_str name,
+                                   struct td_served **served, struct td_err *err)
 {
     if (!c->served)
         return td_err_set(err, TD_UNAVAILABLE, "no model is loaded");
@@ -67,29 +69,31 @@ void td_coord_status(struct td_coord *c, struct td_coord_status *out)
 {
     for (uint32_t i = 0; i < c->n_ranks; i++)
         c->published[i] = c->members[i].public;
-    *out = (struct td_coord_status){.state = c->draining && c->state == TD_GROUP_READY ? TD_GROUP_DRAINING : c->state,
-                                    .generation = c->generation,
-                                    .n_restarts = c->n_restarts,
-                                    .n_ranks = c->n_ranks,
-                                    .members = c->published,
-                                    .plan = c->load ? c->plan : NULL,
-                                    .served = c->served,
-                                    .n_running = c->n_running,
-                                    .n_waiting = c->n_waiting,
-                                    .n_open = c->n_open,
-                                    .kv_blocks_used = c->kv_blocks_used,
-                                    .prompt_tokens = c->prompt_tokens,
-                                    .generated_tokens = c->generated_tokens,
-                                    .n_requests = c->n_requests,
-                                    .n_failed = c->n_failed,
-                                    .start_ns = c->start_ns,
-                                    .last_error = c->last_error.cause};
+    *out = (struct td_coord_status){
+        .state = c->draining && c->state == TD_GROUP_READY ? TD_GROUP_DRAINING : c->state,
+        .generation = c->generation,
+        .n_restarts = c->n_restarts,
+        .n_ranks = c->n_ranks,
+        .members = c->published,
+        .plan = c->load ? c->plan : NULL,
+        .served = c->served,
+        .n_running = c->n_running,
+        .n_waiting = c->n_waiting,
+        .n_open = c->n_open,
+        .kv_blocks_used = c->kv_blocks_used,
+        .prompt_tokens = c->prompt_tokens,
+        .generated_tokens = c->generated_tokens,
+        .n_requests = c->n_requests,
+        .n_failed = c->n_failed,
+        .start_ns = c->start_ns,
+        .last_error = c->last_error.cause};
 }
 
 /* ---- operator's actions ---- */
 
-enum td_status td_coord_plan(struct td_coord *c, const char *path, uint32_t n_ranks, const struct td_plan_params *wish,
-                             struct td_bytes *text, struct td_bytes *json, struct td_err *err)
+enum td_status td_coord_plan(struct td_coord *c, const char *path, uint32_t n_ranks,
+                             const struct td_plan_params *wish, struct td_bytes *text,
+                             struct td_bytes *json, struct td_err *err)
 {
     struct td_checkpoint *ck = NULL;
     struct td_plan_model *model = calloc(1, sizeof *model);
@@ -127,7 +131,8 @@ void td_coord_load_finished(struct td_coord *c, const struct td_err *err)
 
     c->load_done = NULL;
     if (done)
-        done(err ? err->status : TD_OK, err, uv_hrtime() - c->load_start_ns, c->generation, c->load_user);
+        done(err ? err->status : TD_OK, err, uv_hrtime() - c->load_start_ns, c->generation,
+             c->load_user);
 }
 
 /* Opening a model reads files, so it happens on the pool. */
@@ -167,19 +172,22 @@ static void load_opened(uv_work_t *work, int status)
     free(l);
 }
 
-void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load, td_coord_done_fn *done, void *user)
+void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load,
+                         td_coord_done_fn *done, void *user)
 {
     struct load_work *l = NULL;
     struct td_err err;
     enum td_dtype kv_dtype = TD_F16;
 
     if (c->served || c->load_done)
-        td_err_set(&err, TD_BUSY, "'%s' is loaded or being loaded: unload it first", c->served ? c->served->names[0] : "a model");
+        td_err_set(&err, TD_BUSY, "'%s' is loaded or being loaded: unload it first",
+                   c->served ? c->served->names[0] : "a model");
     else if (!load->path || !load->path[0])
         td_err_set(&err, TD_INVALID, "model_path is empty");
     else if (load->kv_dtype && load->kv_dtype[0] && strcmp(load->kv_dtype, "auto") != 0 &&
              !td_dtype_from_name(load->kv_dtype, &kv_dtype))
-        td_err_set(&err, TD_INVALID, "kv_dtype '%.32s': expected auto, f32, bf16 or fp16", load->kv_dtype);
+        td_err_set(&err, TD_INVALID, "kv_dtype '%.32s': expected auto, f32, bf16 or fp16",
+                   load->kv_dtype);
     else if (!(l = calloc(1, sizeof *l)) || !(l->path = strdup(load->path)))
         td_err_set(&err, TD_NO_MEMORY, "no memory to load a model");
     if (!l || !l->path) {
@@ -195,7 +203,8 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load, t
     c->p.wish.max_model_len = load->max_model_len;
     if (load->max_num_seqs)
         c->p.wish.max_num_seqs = load->max_num_seqs;
-    c->p.kv_dtype_auto = !load->kv_dtype || !load->kv_dtype[0] || strcmp(load->kv_dtype, "auto") == 0;
+    c->p.kv_dtype_auto =
+        !load->kv_dtype || !load->kv_dtype[0] || strcmp(load->kv_dtype, "auto") == 0;
     c->p.wish.kv_dtype = kv_dtype;
     c->load_done = done;
     c->load_user = user;
@@ -203,7 +212,8 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load, t
     uv_queue_work(c->p.loop, &l->work, load_run, load_opened);
 }
 
-void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done_fn *done, void *user)
+void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done_fn *done,
+                           void *user)
 {
     struct td_served *served;
     struct td_err err, gone;
@@ -269,7 +279,8 @@ static void on_tick(uv_timer_t *timer)
         drain_finished(c);
 }
 
-enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **out, struct td_err *err)
+enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **out,
+                             struct td_err *err)
 {
     struct td_coord *c = calloc(1, sizeof *c);
     enum td_status s = TD_OK;
@@ -282,7 +293,8 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
     c->start_ns = uv_hrtime();
     td_arena_init(&c->arena, 0, 0);
     if (params->model)
-        s = td_served_open(params->model, params->names, params->n_names, params->verify, &c->served, err);
+        s = td_served_open(params->model, params->names, params->n_names, params->verify,
+                           &c->served, err);
     if (!s && params->n_ranks) {
         c->members = calloc(params->n_ranks, sizeof *c->members);
         c->published = calloc(params->n_ranks, sizeof *c->published);

@@ -11,8 +11,8 @@ static const uint64_t SECOND = 1000000000u;
 
 /* ---- to the workers ---- */
 
-static enum td_status send_to(struct td_coord *c, struct member *m, td_wire_coordinator_message *message,
-                              struct td_err *err)
+static enum td_status send_to(struct td_coord *c, struct member *m,
+                              td_wire_coordinator_message *message, struct td_err *err)
 {
     enum td_status s;
 
@@ -24,9 +24,11 @@ static enum td_status send_to(struct td_coord *c, struct member *m, td_wire_coor
     return s ? s : td_grpc_stream_send(m->stream, td_bytes_str(&c->packed), err);
 }
 
-#define MESSAGE(name) td_wire_coordinator_message name = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT
+#define MESSAGE(name)                                                                              \
+    td_wire_coordinator_message name = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT
 
-enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r, struct td_err *err)
+enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r,
+                                    struct td_err *err)
 {
     Tensord__Worker__V1__Wake wake = TENSORD__WORKER__V1__WAKE__INIT;
     enum td_status s = TD_OK;
@@ -41,7 +43,8 @@ enum td_status td_group_send_submit(struct td_coord *c, const struct td_request 
     if (s)
         return s;
     wake.n_submits = ++c->n_submits;
-    for (uint32_t i = 1; i < c->n_ranks; i++) { /* a rank that cannot be told is lost, and noticed as such */
+    for (uint32_t i = 1; i < c->n_ranks;
+         i++) { /* a rank that cannot be told is lost, and noticed as such */
         m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE;
         m.wake = &wake;
         (void)send_to(c, &c->members[i], &m, NULL);
@@ -125,7 +128,8 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
     if (c->state == TD_GROUP_LOST || c->state == TD_GROUP_FAILED)
         return;
     c->last_error = *err;
-    td_log_error("group lost generation=%u error=\"%s\"", c->generation, td_err_format(err, text, sizeof text));
+    td_log_error("group lost generation=%u error=\"%s\"", c->generation,
+                 td_err_format(err, text, sizeof text));
     c->n_failures = c->was_ready ? 0 : c->n_failures + 1;
     c->was_ready = false;
     c->n_running = c->n_waiting = c->kv_blocks_used = 0;
@@ -188,7 +192,8 @@ void td_group_tick(struct td_coord *c, uint64_t now)
         relaunch(c);
     if (c->state == TD_GROUP_LAUNCHING && c->launched && !td_group_all_attached(c) &&
         now - c->load_start_ns > c->p.launch_limit_ns) {
-        td_err_set(&err, TD_PEER_TIMED_OUT, "not all workers registered within %llu s of their launch",
+        td_err_set(&err, TD_PEER_TIMED_OUT,
+                   "not all workers registered within %llu s of their launch",
                    (unsigned long long)(c->p.launch_limit_ns / SECOND));
         td_group_lose(c, &err);
     }
@@ -196,7 +201,8 @@ void td_group_tick(struct td_coord *c, uint64_t now)
         const struct member *m = &c->members[i];
 
         if (m->stream && now - m->public.heartbeat_ns > c->p.dead_ns) {
-            td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i, m->public.host,
+            td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i,
+                       m->public.host,
                        (unsigned long long)((now - m->public.heartbeat_ns) / 1000000u));
             td_group_lose(c, &err);
             return;
@@ -226,44 +232,52 @@ static enum td_status size_group(struct td_coord *c, uint32_t n, struct td_err *
     return TD_OK;
 }
 
-static enum td_status check_register(struct td_coord *c, const td_wire_worker_message *m, struct td_err *err)
+static enum td_status check_register(struct td_coord *c, const td_wire_worker_message *m,
+                                     struct td_err *err)
 {
     const Tensord__Worker__V1__Register *r = m->register_;
     enum td_status s;
 
     if (strcmp(r->version, TD_VERSION) != 0)
-        return td_err_set(err, TD_PEER_MISMATCH, "worker on %.60s has tensord %.30s, the coordinator has %s", r->host,
+        return td_err_set(err, TD_PEER_MISMATCH,
+                          "worker on %.60s has tensord %.30s, the coordinator has %s", r->host,
                           r->version, TD_VERSION);
     if (c->p.launcher.start && m->generation != c->generation)
-        return td_err_set(err, TD_PEER_MISMATCH, "worker on %.60s belongs to generation %u, expected %u", r->host,
+        return td_err_set(err, TD_PEER_MISMATCH,
+                          "worker on %.60s belongs to generation %u, expected %u", r->host,
                           m->generation, c->generation);
     if (r->world_size == 0 || r->world_size > TD_PLAN_MAX_RANKS || r->world_rank >= r->world_size)
-        return td_err_set(err, TD_PEER_PROTOCOL, "worker on %.60s says it is rank %u of %u", r->host, r->world_rank,
-                          r->world_size);
+        return td_err_set(err, TD_PEER_PROTOCOL, "worker on %.60s says it is rank %u of %u",
+                          r->host, r->world_rank, r->world_size);
     if (c->state == TD_GROUP_FAILED)
-        return td_err_set(err, TD_UNAVAILABLE, "the group was given up: %.250s", c->last_error.cause);
+        return td_err_set(err, TD_UNAVAILABLE, "the group was given up: %.250s",
+                          c->last_error.cause);
     if (c->n_ranks == 0) {
         s = size_group(c, r->world_size, err);
         if (s)
             return s;
     }
     if (r->world_size != c->n_ranks)
-        return td_err_set(err, TD_PEER_MISMATCH, "worker on %.60s belongs to a job of %u ranks, expected %u", r->host,
+        return td_err_set(err, TD_PEER_MISMATCH,
+                          "worker on %.60s belongs to a job of %u ranks, expected %u", r->host,
                           r->world_size, c->n_ranks);
     if (c->members[r->world_rank].stream)
-        return td_err_set(err, TD_PEER_MISMATCH, "rank %u is already here, from process %lld on %s", r->world_rank,
-                          (long long)c->members[r->world_rank].public.pid, c->members[r->world_rank].public.host);
+        return td_err_set(err, TD_PEER_MISMATCH, "rank %u is already here, from process %lld on %s",
+                          r->world_rank, (long long)c->members[r->world_rank].public.pid,
+                          c->members[r->world_rank].public.host);
     return TD_OK;
 }
 
-static void on_register(struct td_coord *c, struct td_grpc_stream *stream, const td_wire_worker_message *message)
+static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
+                        const td_wire_worker_message *message)
 {
     const Tensord__Worker__V1__Register *r = message->register_;
     struct member *m;
     struct td_err err;
 
     if (check_register(c, message, &err)) {
-        td_log_warn("worker refused remote=%s error=\"%s\"", td_grpc_serve_remote(stream), err.cause);
+        td_log_warn("worker refused remote=%s error=\"%s\"", td_grpc_serve_remote(stream),
+                    err.cause);
         td_grpc_stream_fail(stream, &err);
         return;
     }
@@ -280,7 +294,8 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream, const
     snprintf(m->public.numerics, sizeof m->public.numerics, "%s",
              r->n_numerics_classes ? r->numerics_classes[0] : "");
     td_grpc_stream_set_user(stream, m);
-    td_log_debug("worker registered rank=%u host=%s pid=%lld", r->world_rank, m->public.host, (long long)r->pid);
+    td_log_debug("worker registered rank=%u host=%s pid=%lld", r->world_rank, m->public.host,
+                 (long long)r->pid);
     if (c->state == TD_GROUP_LOST || c->state == TD_GROUP_NONE) {
         td_coord_set_state(c, TD_GROUP_LAUNCHING);
         c->load_start_ns = uv_hrtime();
@@ -320,9 +335,10 @@ static enum td_status check_numerics(const struct td_coord *c, struct td_err *er
 {
     for (uint32_t i = 1; i < c->n_ranks; i++)
         if (strcmp(c->members[i].public.numerics, c->members[0].public.numerics) != 0)
-            return td_err_set(err, TD_PEER_MISMATCH, "rank %u on %s computes in class '%s', rank 0 on %s in '%s'", i,
-                              c->members[i].public.host, c->members[i].public.numerics, c->members[0].public.host,
-                              c->members[0].public.numerics);
+            return td_err_set(err, TD_PEER_MISMATCH,
+                              "rank %u on %s computes in class '%s', rank 0 on %s in '%s'", i,
+                              c->members[i].public.host, c->members[i].public.numerics,
+                              c->members[0].public.host, c->members[0].public.numerics);
     return TD_OK;
 }
 
@@ -351,7 +367,8 @@ void td_group_plan_and_load(struct td_coord *c)
 
         m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_ASSIGN;
         m.assign = td_wire_assign_make(c->load, i, &c->arena);
-        s = m.assign ? send_to(c, &c->members[i], &m, &err) : td_err_set(&err, TD_NO_MEMORY, "no memory for a plan");
+        s = m.assign ? send_to(c, &c->members[i], &m, &err)
+                     : td_err_set(&err, TD_NO_MEMORY, "no memory for a plan");
         td_arena_rewind(&c->arena);
     }
     for (uint32_t i = 0; !s && i < c->n_ranks; i++) {
@@ -379,13 +396,15 @@ static void on_ready(struct td_coord *c, struct member *m, const Tensord__Worker
         return;
     c->was_ready = true;
     c->n_failures = 0;
-    td_log_info("group ready generation=%u ranks=%u tp=%u pp=%u load_ms=%llu", c->generation, c->n_ranks, c->plan->tp,
-                c->plan->pp, (unsigned long long)((uv_hrtime() - c->load_start_ns) / 1000000u));
+    td_log_info("group ready generation=%u ranks=%u tp=%u pp=%u load_ms=%llu", c->generation,
+                c->n_ranks, c->plan->tp, c->plan->pp,
+                (unsigned long long)((uv_hrtime() - c->load_start_ns) / 1000000u));
     td_coord_set_state(c, TD_GROUP_READY);
     td_coord_load_finished(c, NULL);
 }
 
-static void on_heartbeat(struct td_coord *c, struct member *m, const Tensord__Worker__V1__Heartbeat *h)
+static void on_heartbeat(struct td_coord *c, struct member *m,
+                         const Tensord__Worker__V1__Heartbeat *h)
 {
     m->public.exchanged_bytes = h->exchanged_bytes;
     m->public.n_steps = h->n_steps;
@@ -396,9 +415,11 @@ static void on_heartbeat(struct td_coord *c, struct member *m, const Tensord__Wo
     c->n_running = h->n_running;
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
-    c->prompt_tokens += h->prompt_tokens - (h->prompt_tokens < c->last_prompt_tokens ? 0 : c->last_prompt_tokens);
+    c->prompt_tokens +=
+        h->prompt_tokens - (h->prompt_tokens < c->last_prompt_tokens ? 0 : c->last_prompt_tokens);
     c->generated_tokens +=
-        h->generated_tokens - (h->generated_tokens < c->last_generated_tokens ? 0 : c->last_generated_tokens);
+        h->generated_tokens -
+        (h->generated_tokens < c->last_generated_tokens ? 0 : c->last_generated_tokens);
     c->last_prompt_tokens = h->prompt_tokens;
     c->last_generated_tokens = h->generated_tokens;
 }
@@ -426,7 +447,8 @@ static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_er
     return TD_OK;
 }
 
-static void on_member_message(struct td_coord *c, struct member *m, const td_wire_worker_message *message)
+static void on_member_message(struct td_coord *c, struct member *m,
+                              const td_wire_worker_message *message)
 {
     struct td_err err;
 
@@ -446,7 +468,8 @@ static void on_member_message(struct td_coord *c, struct member *m, const td_wir
         on_tokens(c, message->tokens);
         break;
     case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_FAILED:
-        td_err_set(&err, (enum td_status)message->failed->status, "rank %u on %s: %.*s", m->public.rank, m->public.host,
+        td_err_set(&err, (enum td_status)message->failed->status, "rank %u on %s: %.*s",
+                   m->public.rank, m->public.host,
                    (int)(message->failed->text.len < 240 ? message->failed->text.len : 240),
                    (const char *)message->failed->text.data);
         td_group_lose(c, &err);
@@ -465,7 +488,8 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
     struct td_err err;
 
     td_grpc_stream_ack(s, bytes.len);
-    if (td_rpc_unpack(&tensord__worker__v1__worker_message__descriptor, bytes, MAX_MESSAGE_BYTES, &raw, &err)) {
+    if (td_rpc_unpack(&tensord__worker__v1__worker_message__descriptor, bytes, MAX_MESSAGE_BYTES,
+                      &raw, &err)) {
         td_grpc_stream_fail(s, &err);
         return;
     }
@@ -502,12 +526,13 @@ static void on_close(void *user, struct td_grpc_stream *s, enum td_grpc_code cod
     m->public.lost = true;
     if (c->state == TD_GROUP_NONE)
         return;
-    td_err_set(&err, TD_PEER_LOST, "rank %u on %s (process %lld) closed its control stream", m->public.rank,
-               m->public.host, (long long)m->public.pid);
+    td_err_set(&err, TD_PEER_LOST, "rank %u on %s (process %lld) closed its control stream",
+               m->public.rank, m->public.host, (long long)m->public.pid);
     td_group_lose(c, &err);
 }
 
-void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table, const struct td_auth *cluster_key)
+void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table,
+                            const struct td_auth *cluster_key)
 {
     struct td_grpc_serve_handler handler = {.auth = cluster_key,
                                             .user = c,

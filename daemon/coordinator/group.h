@@ -18,20 +18,20 @@ struct td_group_launcher {
 };
 
 struct td_coord_params {
-    uv_loop_t *loop;           /* borrows */
+    uv_loop_t *loop;            /* borrows */
     struct td_metrics *metrics; /* borrows */
-    const char *model;         /* path; NULL: none until LoadModel */
-    const char *const *names;  /* [n_names] served names; none: the last part of the path */
+    const char *model;          /* path; NULL: none until LoadModel */
+    const char *const *names;   /* [n_names] served names; none: the last part of the path */
     uint32_t n_names;
     bool verify;
-    uint32_t n_ranks;          /* 0: as many as the first worker says */
+    uint32_t n_ranks; /* 0: as many as the first worker says */
     /* What the options wish of the plan: tp, pp, share (borrowed for ever), block_tokens, max_*, kv_bytes. */
     struct td_plan_params wish;
-    bool kv_dtype_auto;        /* wish.kv_dtype is chosen by the model */
+    bool kv_dtype_auto; /* wish.kv_dtype is chosen by the model */
     uint32_t max_queue;
-    uint64_t op_limit_ns;      /* of one exchange */
-    uint64_t dead_ns;          /* silence after which a rank counts as lost; 0: 1.5 s */
-    uint64_t launch_limit_ns;  /* from launch to all registered; 0: 60 s */
+    uint64_t op_limit_ns;     /* of one exchange */
+    uint64_t dead_ns;         /* silence after which a rank counts as lost; 0: 1.5 s */
+    uint64_t launch_limit_ns; /* from launch to all registered; 0: 60 s */
     struct td_group_launcher launcher;
     /* The group is given up for good: before it was ever ready, or after too many failures. NULL is legal. */
     void (*on_failed)(const struct td_err *err, void *user);
@@ -39,9 +39,11 @@ struct td_coord_params {
 };
 
 /* Opens the model (reads headers and the tokenizer: blocks). */
-enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **c, struct td_err *err);
+enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **c,
+                             struct td_err *err);
 /* Serves the workers' control stream on `table`. */
-void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table, const struct td_auth *cluster_key);
+void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table,
+                            const struct td_auth *cluster_key);
 /* Launches the first group, or waits for one to dial in. */
 enum td_status td_coord_start(struct td_coord *c, struct td_err *err);
 /* From the launcher: its group has ended; `err` says how, with the last lines it printed. */

@@ -72,16 +72,19 @@ static void end(struct td_job *j, struct td_job_event *event)
     free_job(j);
 }
 
-enum td_status td_coord_submit(struct td_coord *c, struct td_served *served, struct td_request *request, bool raw_text,
-                               td_job_event_fn *on_event, void *user, struct td_job **out, struct td_err *err)
+enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
+                               struct td_request *request, bool raw_text, td_job_event_fn *on_event,
+                               void *user, struct td_job **out, struct td_err *err)
 {
     struct td_job *j;
     enum td_status s;
 
     if (served != c->served || c->state != TD_GROUP_READY)
-        return td_err_set(err, TD_UNAVAILABLE, "the model is not ready: %s", td_group_state_name(c->state));
+        return td_err_set(err, TD_UNAVAILABLE, "the model is not ready: %s",
+                          td_group_state_name(c->state));
     if (c->n_open >= c->p.max_queue + c->plan->max_num_seqs)
-        return td_err_set(err, TD_BUSY, "%u requests are open: expected at most %u, try again later", c->n_open,
+        return td_err_set(err, TD_BUSY,
+                          "%u requests are open: expected at most %u, try again later", c->n_open,
                           c->p.max_queue + c->plan->max_num_seqs);
     if (request->max_tokens == 0)
         request->max_tokens = UINT32_MAX;
@@ -93,7 +96,8 @@ enum td_status td_coord_submit(struct td_coord *c, struct td_served *served, str
         return td_err_set(err, TD_NO_MEMORY, "no memory for a request");
     j->c = c;
     request->id = ++c->next_id;
-    s = td_ending_init(&j->ending, request, served->spec->eos_ids, served->spec->n_eos, served->tok, err);
+    s = td_ending_init(&j->ending, request, served->spec->eos_ids, served->spec->n_eos, served->tok,
+                       err);
     s = s ? s : td_group_send_submit(c, request, err);
     if (s) {
         td_ending_deinit(&j->ending);
@@ -138,9 +142,11 @@ uint64_t td_job_seed(const struct td_job *j)
 static enum td_status show(struct td_job *j, const struct td_token_event *event)
 {
     enum td_finish verdict;
-    enum td_status s = td_ending_judge(&j->ending, event->token.id, j->n_output, &verdict, &j->text);
+    enum td_status s =
+        td_ending_judge(&j->ending, event->token.id, j->n_output, &verdict, &j->text);
 
-    if (!s && j->raw_text && td_tokenizer_is_special(j->served->tok, event->token.id) && event->finish != TD_FINISH_STOP)
+    if (!s && j->raw_text && td_tokenizer_is_special(j->served->tok, event->token.id) &&
+        event->finish != TD_FINISH_STOP)
         s = td_bytes_append_str(&j->text, td_tokenizer_piece(j->served->tok, event->token.id));
     return s;
 }
@@ -148,7 +154,8 @@ static enum td_status show(struct td_job *j, const struct td_token_event *event)
 void td_job_token(struct td_coord *c, const struct td_token_event *event)
 {
     struct td_job *j = find(c, event->request_id);
-    struct td_job_event out = {.finish = event->finish, .error = event->error, .index = event->index};
+    struct td_job_event out = {
+        .finish = event->finish, .error = event->error, .index = event->index};
     struct td_err err;
     enum td_status s = TD_OK;
 

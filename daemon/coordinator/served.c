@@ -52,8 +52,8 @@ static char *name_of(const char *path)
     return name;
 }
 
-enum td_status td_served_open(const char *path, const char *const *names, uint32_t n_names, bool verify,
-                              struct td_served **out, struct td_err *err)
+enum td_status td_served_open(const char *path, const char *const *names, uint32_t n_names,
+                              bool verify, struct td_served **out, struct td_err *err)
 {
     struct td_served *s = calloc(1, sizeof *s);
     enum td_status st;
@@ -68,7 +68,9 @@ enum td_status td_served_open(const char *path, const char *const *names, uint32
     if (n_names == 0)
         s->names[s->n_names++] = name_of(path);
     s->plan_model = calloc(1, sizeof *s->plan_model);
-    st = s->path && s->names[0] && s->plan_model ? TD_OK : td_err_set(err, TD_NO_MEMORY, "no memory for a model");
+    st = s->path && s->names[0] && s->plan_model
+             ? TD_OK
+             : td_err_set(err, TD_NO_MEMORY, "no memory for a model");
     st = st ? st : td_checkpoint_open(path, &s->ck, err);
     st = st ? st : td_plan_model_read(s->ck, s->plan_model, err);
     st = st ? st : td_checkpoint_hash(s->ck, verify, s->hash, err);
@@ -79,7 +81,8 @@ enum td_status td_served_open(const char *path, const char *const *names, uint32
     }
     s->spec = td_checkpoint_spec(s->ck);
     if (td_tokenizer_n_vocab(s->tok) > s->spec->n_vocab) {
-        st = td_err_set(err, TD_CORRUPT, "the tokenizer of '%s' has %u ids, its embedding has %u rows", path,
+        st = td_err_set(err, TD_CORRUPT,
+                        "the tokenizer of '%s' has %u ids, its embedding has %u rows", path,
                         td_tokenizer_n_vocab(s->tok), s->spec->n_vocab);
         td_served_release(s);
         return st;
@@ -130,10 +133,11 @@ static void encode_run(uv_work_t *work)
 
     if (!e->what.messages)
         e->status = td_tokenizer_encode(s->tok, e->what.text,
-                                        TD_ENCODE_SPECIAL | (e->what.with_bos ? TD_ENCODE_BOS : 0), &e->ids, &e->err);
+                                        TD_ENCODE_SPECIAL | (e->what.with_bos ? TD_ENCODE_BOS : 0),
+                                        &e->ids, &e->err);
     else if (s->chat)
-        e->status = td_chat_encode(s->chat, s->tok, e->what.messages, e->what.n_messages, e->what.add_generation_prompt,
-                                   &e->ids, &e->err);
+        e->status = td_chat_encode(s->chat, s->tok, e->what.messages, e->what.n_messages,
+                                   e->what.add_generation_prompt, &e->ids, &e->err);
     else {
         e->err = s->chat_err;
         e->status = s->chat_err.status;
@@ -152,8 +156,8 @@ static void encode_done(uv_work_t *work, int status)
     free(e);
 }
 
-enum td_status td_coord_encode(struct td_coord *c, const struct td_coord_encode *what, td_coord_encode_fn *done, void *user,
-                               struct td_err *err)
+enum td_status td_coord_encode(struct td_coord *c, const struct td_coord_encode *what,
+                               td_coord_encode_fn *done, void *user, struct td_err *err)
 {
     struct encode_work *e = calloc(1, sizeof *e);
 

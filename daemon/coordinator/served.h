@@ -6,7 +6,7 @@
 
 /* Reads headers, hashes and builds the tokenizer: blocks; any thread. No names: the last part of the path. On success *out is
  * owned (td_served_release). */
-enum td_status td_served_open(const char *path, const char *const *names, uint32_t n_names, bool verify,
-                              struct td_served **out, struct td_err *err);
+enum td_status td_served_open(const char *path, const char *const *names, uint32_t n_names,
+                              bool verify, struct td_served **out, struct td_err *err);
 
 #endif

@@ -31,12 +31,12 @@ struct td_compute {
 
     /* Compute thread only. */
     struct td_node node;
-    struct td_engine *engine; /* rank 0 */
-    struct td_tokenizer *tok; /* rank 0; NULL when the model has none */
-    struct td_step step;      /* rank 0 */
+    struct td_engine *engine;     /* rank 0 */
+    struct td_tokenizer *tok;     /* rank 0; NULL when the model has none */
+    struct td_step step;          /* rank 0 */
     struct td_compute_load *load; /* being served */
     struct td_compute_load *next; /* to be served after it */
-    uint64_t n_submits; /* rank 0: taken in; others: heard of */
+    uint64_t n_submits;           /* rank 0: taken in; others: heard of */
     uint64_t reported_bytes;
     bool stop, exit;
     struct td_err err;
@@ -51,7 +51,8 @@ static bool queue_push(struct queue *q, const void *item)
         if (!items)
             return false;
         for (size_t i = 0; i < q->n; i++)
-            memcpy(items + i * q->item_bytes, q->items + (q->head + i) % q->cap * q->item_bytes, q->item_bytes);
+            memcpy(items + i * q->item_bytes, q->items + (q->head + i) % q->cap * q->item_bytes,
+                   q->item_bytes);
         free(q->items);
         q->items = items;
         q->cap = cap;
@@ -111,7 +112,8 @@ static void tell_kind(struct td_compute *c, enum td_compute_kind kind)
 
 static void on_token(const struct td_token_event *token, void *user)
 {
-    struct td_compute_event event = {.kind = TD_COMPUTE_TOKEN, .token = *token, .request_id = token->request_id};
+    struct td_compute_event event = {
+        .kind = TD_COMPUTE_TOKEN, .token = *token, .request_id = token->request_id};
 
     if (token->error)
         event.err = *token->error;
@@ -121,7 +123,8 @@ static void on_token(const struct td_token_event *token, void *user)
 static void on_progress(size_t done, size_t total, void *user)
 {
     struct td_compute *c = user;
-    struct td_compute_event event = {.kind = TD_COMPUTE_PROGRESS, .done_bytes = done, .total_bytes = total};
+    struct td_compute_event event = {
+        .kind = TD_COMPUTE_PROGRESS, .done_bytes = done, .total_bytes = total};
 
     if (done < total && done < c->reported_bytes + PROGRESS_BYTES)
         return;
@@ -166,8 +169,10 @@ static void obey(struct td_compute *c, struct td_compute_command *command)
         break;
     case TD_COMPUTE_SUBMIT:
         c->n_submits = command->number;
-        if (!c->engine || td_engine_submit(c->engine, command->request, td_clock_now_ns(), &c->err)) {
-            struct td_compute_event refused = {.kind = TD_COMPUTE_REFUSED, .request_id = command->request->id};
+        if (!c->engine ||
+            td_engine_submit(c->engine, command->request, td_clock_now_ns(), &c->err)) {
+            struct td_compute_event refused = {.kind = TD_COMPUTE_REFUSED,
+                                               .request_id = command->request->id};
 
             if (c->engine)
                 refused.err = c->err;
@@ -282,7 +287,8 @@ static enum td_status serve_follow(struct td_compute *c)
         obey_all(c, false);
         if (c->node.step.kind == TD_STEP_STOP)
             return TD_OK;
-        while (c->node.step.kind == TD_STEP_IDLE && c->n_submits <= c->node.step.n_submits_seen && !c->stop)
+        while (c->node.step.kind == TD_STEP_IDLE && c->n_submits <= c->node.step.n_submits_seen &&
+               !c->stop)
             obey_all(c, true);
     }
 }
@@ -326,7 +332,8 @@ static enum td_status load_and_serve(struct td_compute *c)
     enum td_status s = td_node_open_model(&c->node, load->path, load->verify, &c->err);
 
     if (!s && load->model_hash[0] && strcmp(load->model_hash, c->node.facts.model_hash) != 0)
-        s = td_err_set(&c->err, TD_PEER_MISMATCH, "'%.120s' has model hash %s on %s, the coordinator's has %s", load->path,
+        s = td_err_set(&c->err, TD_PEER_MISMATCH,
+                       "'%.120s' has model hash %s on %s, the coordinator's has %s", load->path,
                        c->node.facts.model_hash, c->node.facts.host, load->model_hash);
     s = td_node_agree(c->world, s, &c->err);
     s = s ? s : td_node_load(&c->node, &load->plan, &c->err);
@@ -391,8 +398,9 @@ static void *compute_main(void *arg)
     return NULL;
 }
 
-enum td_status td_compute_start(struct td_comm *world, const struct td_node_params *node, td_compute_notify_fn *notify,
-                                void *user, struct td_compute **out, struct td_err *err)
+enum td_status td_compute_start(struct td_comm *world, const struct td_node_params *node,
+                                td_compute_notify_fn *notify, void *user, struct td_compute **out,
+                                struct td_err *err)
 {
     struct td_compute *c = calloc(1, sizeof *c);
 

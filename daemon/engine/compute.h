@@ -12,8 +12,8 @@ struct td_compute;
 
 /* What a group has to load, equal on all ranks. */
 struct td_compute_load {
-    char *path;            /* owned by the command */
-    char model_hash[33];   /* that the files must have; empty: not checked */
+    char *path;          /* owned by the command */
+    char model_hash[33]; /* that the files must have; empty: not checked */
     bool verify;
     struct td_plan_params plan; /* its arrays point to the two below */
     uint64_t share[TD_PLAN_MAX_RANKS];
@@ -45,8 +45,8 @@ enum td_compute_kind {
     TD_COMPUTE_TOKEN,
     TD_COMPUTE_REFUSED, /* a submit failed: err, request_id */
     TD_COMPUTE_UNLOADED,
-    TD_COMPUTE_FAILED,  /* err; the thread has ended */
-    TD_COMPUTE_EXITED   /* the thread has ended as asked */
+    TD_COMPUTE_FAILED, /* err; the thread has ended */
+    TD_COMPUTE_EXITED  /* the thread has ended as asked */
 };
 
 struct td_compute_event {
@@ -71,8 +71,9 @@ struct td_compute_gauges {
 typedef void td_compute_notify_fn(void *user);
 
 /* Starts the thread, which opens the device first. `world` is borrowed until td_compute_close. */
-enum td_status td_compute_start(struct td_comm *world, const struct td_node_params *node, td_compute_notify_fn *notify,
-                                void *user, struct td_compute **compute, struct td_err *err);
+enum td_status td_compute_start(struct td_comm *world, const struct td_node_params *node,
+                                td_compute_notify_fn *notify, void *user,
+                                struct td_compute **compute, struct td_err *err);
 /* Takes the command's contents. Any thread. TD_NO_MEMORY frees them. */
 enum td_status td_compute_post(struct td_compute *c, const struct td_compute_command *command);
 /* The next event in order; false when there is none. Loop thread. */

@@ -84,7 +84,8 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
     return TD_OK;
 }
 
-enum td_status td_node_open_model(struct td_node *node, const char *path, bool verify, struct td_err *err)
+enum td_status td_node_open_model(struct td_node *node, const char *path, bool verify,
+                                  struct td_err *err)
 {
     enum td_status s = td_checkpoint_open(path, &node->ck, err);
 
@@ -267,8 +268,7 @@ enum td_status td_node_follow(struct td_node *node, struct td_err *err)
         s = td_step_decode(&node->step, wire + sizeof bytes, bytes, err);
     if (!s && node->step.number != node->n_steps)
         return td_err_set(err, TD_PEER_MISMATCH, "rank 0 sent step %llu, this rank expected %llu",
-                          (unsigned long long)node->step.number,
-                          (unsigned long long)node->n_steps);
+                          (unsigned long long)node->step.number, (unsigned long long)node->n_steps);
     if (!s && node->step.kind == TD_STEP_RUN)
         s = td_shard_step(node->shard, &node->step, &logits, err);
     if (!s)

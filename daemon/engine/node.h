@@ -46,20 +46,23 @@ struct td_node {
     struct td_step step; /* follower's */
     void *wire;          /* encoded step */
     size_t wire_bytes;
-    uint64_t n_steps; /* completed, so also the number of the next; any thread may read it as a sign of life */
+    uint64_t
+        n_steps; /* completed, so also the number of the next; any thread may read it as a sign of life */
 };
 
 /* Opens the device and fills the facts but for the model's hash. */
-enum td_status td_node_open(struct td_node *node, struct td_comm *world, const struct td_node_params *params,
-                            struct td_err *err);
+enum td_status td_node_open(struct td_node *node, struct td_comm *world,
+                            const struct td_node_params *params, struct td_err *err);
 /* Opens the checkpoint at `path` (headers only) and hashes it, with `verify` every byte. */
-enum td_status td_node_open_model(struct td_node *node, const char *path, bool verify, struct td_err *err);
+enum td_status td_node_open_model(struct td_node *node, const char *path, bool verify,
+                                  struct td_err *err);
 /* Everyone's facts, in rank order, on every rank. `all` [size]. Fails when version, model hash or numerics differ. */
 enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err);
 /* Checks that the facts agree, naming the first rank that differs and what it has. Local. */
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err);
 /* Plans and loads. `plan` params are equal on all ranks. */
-enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan, struct td_err *err);
+enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
+                            struct td_err *err);
 /* Frees the shard and the checkpoint; the device stays. Local. */
 void td_node_unload(struct td_node *node);
 void td_node_close(struct td_node *node);
@@ -68,7 +71,8 @@ void td_node_close(struct td_node *node);
 enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err);
 
 /* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *logits as td_shard_step gives them. */
-enum td_status td_node_lead(struct td_node *node, struct td_step *step, const float **logits, struct td_err *err);
+enum td_status td_node_lead(struct td_node *node, struct td_step *step, const float **logits,
+                            struct td_err *err);
 /* Other ranks: receive one step into node->step and run it when it is TD_STEP_RUN. */
 enum td_status td_node_follow(struct td_node *node, struct td_err *err);
 

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uint64_t number, struct td_arena *arena)
+Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uint64_t number,
+                                                 struct td_arena *arena)
 {
     const struct td_sampling *s = &r->sampling;
     Tensord__Worker__V1__Submit *m = td_arena_alloc(arena, sizeof *m);
@@ -54,7 +55,8 @@ Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uin
     return m;
 }
 
-enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct td_request *r, struct td_err *err)
+enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct td_request *r,
+                                   struct td_err *err)
 {
     const Tensord__Worker__V1__Sampling *s = m->sampling;
 
@@ -62,8 +64,10 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     if (!s || m->n_prompt == 0 || m->n_prompt > UINT32_MAX || m->n_stops > TD_REQUEST_MAX_STOPS ||
         m->n_stop_ids > TD_REQUEST_MAX_STOP_IDS || s->n_bias > TD_SAMPLER_MAX_BIAS || m->n_emitted)
         return td_err_set(err, TD_PEER_PROTOCOL,
-                          "submit of request %llu has %zu prompt ids, %zu stops, %zu stop ids and %zu biases: over a limit",
-                          (unsigned long long)m->request_id, m->n_prompt, m->n_stops, m->n_stop_ids, s ? s->n_bias : 0);
+                          "submit of request %llu has %zu prompt ids, %zu stops, %zu stop ids and "
+                          "%zu biases: over a limit",
+                          (unsigned long long)m->request_id, m->n_prompt, m->n_stops, m->n_stop_ids,
+                          s ? s->n_bias : 0);
     r->prompt = malloc(m->n_prompt * sizeof *r->prompt);
     if (!r->prompt)
         goto no_memory;
@@ -103,10 +107,12 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
 
 no_memory:
     td_request_deinit(r);
-    return td_err_set(err, TD_NO_MEMORY, "no memory for request %llu", (unsigned long long)m->request_id);
+    return td_err_set(err, TD_NO_MEMORY, "no memory for request %llu",
+                      (unsigned long long)m->request_id);
 }
 
-Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event *e, struct td_arena *arena)
+Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event *e,
+                                                    struct td_arena *arena)
 {
     uint32_t n_top = e->has_token ? e->token.n_top : 0;
     Tensord__Worker__V1__TokenEvent *m = td_arena_alloc(arena, sizeof *m);
@@ -139,11 +145,13 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
     return m;
 }
 
-enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m, struct td_token_event *e,
-                                  struct td_err *error, struct td_err *err)
+enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
+                                  struct td_token_event *e, struct td_err *error,
+                                  struct td_err *err)
 {
     if (m->n_top > TD_SAMPLER_MAX_LOGPROBS || (unsigned)m->finish > TD_FINISH_ERROR)
-        return td_err_set(err, TD_PEER_PROTOCOL, "token event of request %llu has %zu alternatives and finish %d",
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "token event of request %llu has %zu alternatives and finish %d",
                           (unsigned long long)m->request_id, m->n_top, (int)m->finish);
     *e = (struct td_token_event){
         .request_id = m->request_id, .index = m->index, .finish = (enum td_finish)m->finish};
@@ -157,13 +165,15 @@ enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m, stru
     }
     if (e->finish == TD_FINISH_ERROR) {
         td_err_set(error, m->error_status ? (enum td_status)m->error_status : TD_INTERNAL, "%.*s",
-                   (int)(m->error_text.len < 300 ? m->error_text.len : 300), (const char *)m->error_text.data);
+                   (int)(m->error_text.len < 300 ? m->error_text.len : 300),
+                   (const char *)m->error_text.data);
         e->error = error;
     }
     return TD_OK;
 }
 
-Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *load, uint32_t rank, struct td_arena *arena)
+Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *load, uint32_t rank,
+                                                 struct td_arena *arena)
 {
     const struct td_plan_params *p = &load->plan;
     Tensord__Worker__V1__Assign *m = td_arena_alloc(arena, sizeof *m);
@@ -201,8 +211,8 @@ Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *l
     return m;
 }
 
-enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m, struct td_compute_load **out,
-                                   struct td_err *err)
+enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
+                                   struct td_compute_load **out, struct td_err *err)
 {
     const struct {
         const char *name;
@@ -213,11 +223,13 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m, struct 
 
     for (size_t i = 0; i < sizeof axes / sizeof axes[0]; i++)
         if (axes[i].value > 1)
-            return td_err_set(err, TD_UNSUPPORTED, "%s parallel size %u: expected 1", axes[i].name, axes[i].value);
+            return td_err_set(err, TD_UNSUPPORTED, "%s parallel size %u: expected 1", axes[i].name,
+                              axes[i].value);
     if (m->group_size == 0 || m->group_size > TD_PLAN_MAX_RANKS || m->n_ranks != m->group_size ||
         strlen(m->model_hash) > 32 || !td_dtype_from_name(m->kv_dtype, &kv_dtype))
-        return td_err_set(err, TD_PEER_PROTOCOL, "assignment of %u ranks with %zu shares and KV type '%.16s'", m->group_size,
-                          m->n_ranks, m->kv_dtype);
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "assignment of %u ranks with %zu shares and KV type '%.16s'",
+                          m->group_size, m->n_ranks, m->kv_dtype);
     load = calloc(1, sizeof *load);
     if (load)
         load->path = strdup(m->model_path);

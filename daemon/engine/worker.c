@@ -70,7 +70,8 @@ static void on_written(uv_write_t *req, int status)
 
     free(req);
     if (status < 0 && status != UV_ECANCELED && !w->ending) {
-        td_err_set(&w->end_err, TD_PEER_LOST, "writing to the coordinator at %s: %s", w->target, uv_strerror(status));
+        td_err_set(&w->end_err, TD_PEER_LOST, "writing to the coordinator at %s: %s", w->target,
+                   uv_strerror(status));
         finish(w, TD_PEER_LOST, &w->end_err);
     }
 }
@@ -274,7 +275,8 @@ static void on_wake(uv_async_t *async)
 
     while (!w->ending && td_compute_take(w->compute, &e)) {
         if (e.kind == TD_COMPUTE_REFUSED) {
-            e.token = (struct td_token_event){.request_id = e.request_id, .finish = TD_FINISH_ERROR, .error = &e.err};
+            e.token = (struct td_token_event){
+                .request_id = e.request_id, .finish = TD_FINISH_ERROR, .error = &e.err};
             e.kind = TD_COMPUTE_TOKEN;
         }
         if (e.kind == TD_COMPUTE_TOKEN) {
@@ -372,10 +374,12 @@ static void on_submit(struct td_worker *w, const Tensord__Worker__V1__Submit *m)
 {
     struct td_request *r = calloc(1, sizeof *r);
     struct td_err err;
-    enum td_status s = r ? td_wire_submit_read(m, r, &err) : td_err_set(&err, TD_NO_MEMORY, "no memory for a request");
+    enum td_status s = r ? td_wire_submit_read(m, r, &err)
+                         : td_err_set(&err, TD_NO_MEMORY, "no memory for a request");
 
     if (!s) {
-        post(w, (struct td_compute_command){.verb = TD_COMPUTE_SUBMIT, .request = r, .number = m->number});
+        post(w, (struct td_compute_command){
+                    .verb = TD_COMPUTE_SUBMIT, .request = r, .number = m->number});
         return;
     }
     free(r);
@@ -392,9 +396,11 @@ static void on_assign(struct td_worker *w, const td_wire_coordinator_message *m)
     w->model_id = m->model_id;
     if (m->adapter_id)
         td_err_set(&err, TD_UNSUPPORTED, "adapter %u: expected none", m->adapter_id);
-    else if (m->assign->rank != td_comm_rank(w->p.world) || m->assign->group_size != td_comm_size(w->p.world))
-        td_err_set(&err, TD_PEER_PROTOCOL, "assigned rank %u of %u, this is rank %u of %u", m->assign->rank,
-                   m->assign->group_size, td_comm_rank(w->p.world), td_comm_size(w->p.world));
+    else if (m->assign->rank != td_comm_rank(w->p.world) ||
+             m->assign->group_size != td_comm_size(w->p.world))
+        td_err_set(&err, TD_PEER_PROTOCOL, "assigned rank %u of %u, this is rank %u of %u",
+                   m->assign->rank, m->assign->group_size, td_comm_rank(w->p.world),
+                   td_comm_size(w->p.world));
     else if (!td_wire_assign_read(m->assign, &w->assigned, &err))
         return;
     tell_failed(w, &err);
@@ -409,7 +415,8 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
     struct td_err err;
 
     td_grpc_stream_ack(s, bytes.len);
-    if (w->ending || td_rpc_unpack(&tensord__worker__v1__coordinator_message__descriptor, bytes, 0, &raw, &err))
+    if (w->ending ||
+        td_rpc_unpack(&tensord__worker__v1__coordinator_message__descriptor, bytes, 0, &raw, &err))
         return;
     m = (td_wire_coordinator_message *)(void *)raw;
     if (m->cookie == w->cookie) /* else meant for another life */
@@ -426,10 +433,12 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
             on_submit(w, m->submit);
             break;
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE:
-            post(w, (struct td_compute_command){.verb = TD_COMPUTE_WAKE, .number = m->wake->n_submits});
+            post(w, (struct td_compute_command){.verb = TD_COMPUTE_WAKE,
+                                                .number = m->wake->n_submits});
             break;
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_CANCEL:
-            post(w, (struct td_compute_command){.verb = TD_COMPUTE_CANCEL, .number = m->cancel->request_id});
+            post(w, (struct td_compute_command){.verb = TD_COMPUTE_CANCEL,
+                                                .number = m->cancel->request_id});
             break;
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_DRAIN: /* drained: the model may go */
             post(w, (struct td_compute_command){.verb = TD_COMPUTE_UNLOAD});
@@ -443,7 +452,8 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
     td_rpc_free(raw);
 }
 
-static void on_stream_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code, struct td_str text)
+static void on_stream_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code,
+                            struct td_str text)
 {
     struct td_worker *w = user;
     struct td_err err;
@@ -453,8 +463,8 @@ static void on_stream_close(void *user, struct td_grpc_stream *s, enum td_grpc_c
     if (w->ending || w->leaving)
         return;
     td_err_set(&err, code == TD_GRPC_UNAVAILABLE ? TD_PEER_LOST : td_grpc_code_to_status(code),
-               "the coordinator at %s ended the control stream: %.*s", w->target, (int)(text.len < 200 ? text.len : 200),
-               text.ptr);
+               "the coordinator at %s ended the control stream: %.*s", w->target,
+               (int)(text.len < 200 ? text.len : 200), text.ptr);
     give_up(w, &err);
 }
 
@@ -470,7 +480,8 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
             finish(w, w->end_status, &w->end_err);
             return;
         }
-        td_err_set(&err, TD_PEER_LOST, "the coordinator at %s is gone: %s", w->target, uv_strerror((int)n));
+        td_err_set(&err, TD_PEER_LOST, "the coordinator at %s is gone: %s", w->target,
+                   uv_strerror((int)n));
         finish(w, TD_PEER_LOST, &err);
         return;
     }
@@ -518,7 +529,8 @@ static void on_connect(uv_connect_t *req, int status)
         return;
     if (status < 0) {
         if (uv_hrtime() - w->start_ns > w->p.connect_limit_ns) {
-            td_err_set(&err, TD_PEER_LOST, "cannot reach the coordinator at %s: %s", w->target, uv_strerror(status));
+            td_err_set(&err, TD_PEER_LOST, "cannot reach the coordinator at %s: %s", w->target,
+                       uv_strerror(status));
             finish(w, TD_PEER_LOST, &err);
             return;
         }
@@ -552,18 +564,21 @@ static void try_connect(uv_timer_t *timer)
     if (rc) {
         struct td_err err;
 
-        td_err_set(&err, TD_IO, "cannot connect to the coordinator at %s: %s", w->target, uv_strerror(rc));
+        td_err_set(&err, TD_IO, "cannot connect to the coordinator at %s: %s", w->target,
+                   uv_strerror(rc));
         finish(w, TD_IO, &err);
     }
 }
 
-static enum td_status resolve(struct td_worker *w, const char *host, uint16_t port, struct td_err *err)
+static enum td_status resolve(struct td_worker *w, const char *host, uint16_t port,
+                              struct td_err *err)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found = NULL;
     char service[8];
     int rc;
 
-    snprintf(w->target, sizeof w->target, strchr(host, ':') ? "[%.255s]:%u" : "%.255s:%u", host, port);
+    snprintf(w->target, sizeof w->target, strchr(host, ':') ? "[%.255s]:%u" : "%.255s:%u", host,
+             port);
     snprintf(service, sizeof service, "%u", port);
     rc = getaddrinfo(host, service, &hints, &found);
     if (rc)
@@ -573,10 +588,11 @@ static enum td_status resolve(struct td_worker *w, const char *host, uint16_t po
     return TD_OK;
 }
 
-enum td_status td_worker_start(const struct td_worker_params *params, td_worker_end_fn *on_end, void *user,
-                               struct td_worker **out, struct td_err *err)
+enum td_status td_worker_start(const struct td_worker_params *params, td_worker_end_fn *on_end,
+                               void *user, struct td_worker **out, struct td_err *err)
 {
-    static const struct td_grpc_callbacks callbacks = {.on_message = on_message, .on_close = on_stream_close};
+    static const struct td_grpc_callbacks callbacks = {.on_message = on_message,
+                                                       .on_close = on_stream_close};
     struct td_grpc_limits limits;
     struct td_worker *w = calloc(1, sizeof *w);
     enum td_status s;
@@ -593,8 +609,9 @@ enum td_status td_worker_start(const struct td_worker_params *params, td_worker_
     limits.max_message_bytes = (size_t)256 << 20; /* prompts of a whole context */
     limits.max_queued_bytes = (size_t)256 << 20;
     s = resolve(w, params->host, params->port, err);
-    if (!s && params->key.len && (td_bytes_append_str(&w->authorization, TD_STR("Bearer ")) ||
-                                  td_bytes_append_str(&w->authorization, params->key)))
+    if (!s && params->key.len &&
+        (td_bytes_append_str(&w->authorization, TD_STR("Bearer ")) ||
+         td_bytes_append_str(&w->authorization, params->key)))
         s = td_err_set(err, TD_NO_MEMORY, "no memory for a worker");
     s = s ? s : td_grpc_client_open(&callbacks, &limits, w, &w->grpc, err);
     if (s)

@@ -11,20 +11,20 @@
 struct td_worker;
 
 struct td_worker_params {
-    uv_loop_t *loop;        /* borrows */
-    struct td_comm *world;  /* borrows */
-    const char *host;       /* of the coordinator; borrows during start */
+    uv_loop_t *loop;       /* borrows */
+    struct td_comm *world; /* borrows */
+    const char *host;      /* of the coordinator; borrows during start */
     uint16_t port;
-    struct td_str key;      /* cluster key; empty: none. Borrows during start */
-    uint32_t generation;    /* which launch of the group this is; 0: not launched by a coordinator */
+    struct td_str key;   /* cluster key; empty: none. Borrows during start */
+    uint32_t generation; /* which launch of the group this is; 0: not launched by a coordinator */
     uint64_t connect_limit_ns; /* how long to try to reach the coordinator */
     struct td_node_params node;
 };
 /* Called once from the loop when the worker has ended: TD_OK after a shutdown that was asked for. All handles are closed. */
 typedef void td_worker_end_fn(enum td_status status, const struct td_err *err, void *user);
 
-enum td_status td_worker_start(const struct td_worker_params *params, td_worker_end_fn *on_end, void *user,
-                               struct td_worker **worker, struct td_err *err);
+enum td_status td_worker_start(const struct td_worker_params *params, td_worker_end_fn *on_end,
+                               void *user, struct td_worker **worker, struct td_err *err);
 /* After on_end. With a failure the compute thread may hang in MPI and is left alone: leave the process then. */
 void td_worker_close(struct td_worker *w);
 

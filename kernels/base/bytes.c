@@ -94,6 +94,7 @@ enum td_status td_bytes_reserve(struct td_bytes *b, size_t extra_bytes)
         return TD_NO_MEMORY;
     b->data = data;
     b->cap = cap;
+    b->data[b->len] = '\0';
     return TD_OK;
 }
 

@@ -34,7 +34,8 @@ struct td_bytes {
 
 void td_bytes_deinit(struct td_bytes *b); /* frees and zeroes, keeps cap_limit */
 void td_bytes_clear(struct td_bytes *b);  /* len = 0, memory kept */
-enum td_status td_bytes_reserve(struct td_bytes *b, size_t extra_bytes); /* TD_NO_MEMORY, TD_TOO_LARGE */
+enum td_status td_bytes_reserve(struct td_bytes *b,
+                                size_t extra_bytes); /* TD_NO_MEMORY, TD_TOO_LARGE */
 enum td_status td_bytes_append(struct td_bytes *b, const void *data, size_t n_bytes);
 enum td_status td_bytes_append_str(struct td_bytes *b, struct td_str s);
 enum td_status td_bytes_appendf(struct td_bytes *b, const char *fmt, ...)

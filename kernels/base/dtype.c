@@ -4,7 +4,7 @@
 #include <strings.h>
 
 static const struct td_dtype_info INFO[TD_N_DTYPES] = {
-    [TD_F32] = {"f32", 1, 4},     [TD_F16] = {"f16", 1, 2},      [TD_BF16] = {"bf16", 1, 2},
+    [TD_F32] = {"f32", 1, 4},     [TD_F16] = {"f16", 1, 2},     [TD_BF16] = {"bf16", 1, 2},
     [TD_Q8_0] = {"q8_0", 32, 34}, [TD_Q4_0] = {"q4_0", 32, 18},
 };
 

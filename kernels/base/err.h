@@ -21,10 +21,10 @@ enum td_status {
     TD_UNAVAILABLE = 108, /* not ready, draining, or the group was lost */
     TD_TIMED_OUT = 109,   /* the request's own deadline passed */
 
-    TD_PEER_LOST = 200,     /* a rank or connection is gone */
+    TD_PEER_LOST = 200,      /* a rank or connection is gone */
     TD_PEER_TIMED_OUT = 201, /* a peer did not answer within the deadline */
-    TD_PEER_PROTOCOL = 202, /* a peer sent what it must not */
-    TD_PEER_MISMATCH = 203, /* version, model hash, key or step differs */
+    TD_PEER_PROTOCOL = 202,  /* a peer sent what it must not */
+    TD_PEER_MISMATCH = 203,  /* version, model hash, key or step differs */
 
     TD_NO_MEMORY = 300,
     TD_IO = 301,     /* the operating system refused */

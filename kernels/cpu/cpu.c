@@ -49,7 +49,8 @@ static bool supports_kv(const struct td_kern *kern, enum td_dtype type)
 /* Anonymous mappings: cleared, aligned, given back to the system when released; huge pages where there are any. */
 static void *alloc(struct td_kern *kern, size_t bytes)
 {
-    void *p = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p =
+        mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     (void)kern;
     if (p == MAP_FAILED)
@@ -72,8 +73,8 @@ static enum td_status sync_cpu(struct td_kern *kern, struct td_err *err)
     return TD_OK;
 }
 
-static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape, struct td_matrix **out,
-                                  struct td_err *err)
+static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape,
+                                  struct td_matrix **out, struct td_err *err)
 {
     struct td_cpu_matrix *m = calloc(1, sizeof *m);
     size_t bytes = td_dtype_row_bytes(shape->dtype, shape->n_cols) * shape->n_rows;
@@ -102,8 +103,8 @@ fail_leaves:
 fail_matrix:
     free(m);
 fail:
-    return td_err_set(err, TD_NO_MEMORY, "no memory for a matrix of %u x %u in %s (%zu bytes)", shape->n_rows,
-                      shape->n_cols, td_dtype_info(shape->dtype)->name, bytes);
+    return td_err_set(err, TD_NO_MEMORY, "no memory for a matrix of %u x %u in %s (%zu bytes)",
+                      shape->n_rows, shape->n_cols, td_dtype_info(shape->dtype)->name, bytes);
 }
 
 static void matrix_close(struct td_kern *kern, struct td_matrix *matrix)
@@ -132,8 +133,8 @@ static void pack_task(void *user, uint32_t task)
                   job->src + (size_t)task * TD_CPU_GROUP * job->stride, job->stride, dst);
 }
 
-static void matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows, const void *src,
-                        size_t stride_bytes)
+static void matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
+                        const void *src, size_t stride_bytes)
 {
     struct pack_job job = {(struct td_cpu_matrix *)m, row0 / TD_CPU_GROUP, src, stride_bytes};
 
@@ -179,15 +180,16 @@ static enum td_status reserve_scratch(struct cpu *cpu, size_t bytes, struct td_e
         return TD_OK;
     p = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
     if (!p)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of quantised activations", bytes);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of quantised activations",
+                          bytes);
     free(cpu->scratch);
     cpu->scratch = p;
     cpu->scratch_bytes = bytes;
     return TD_OK;
 }
 
-static enum td_status matmul(struct td_kern *kern, const struct td_matrix *matrix, const float *x, uint32_t n, float *out,
-                             struct td_err *err)
+static enum td_status matmul(struct td_kern *kern, const struct td_matrix *matrix, const float *x,
+                             uint32_t n, float *out, struct td_err *err)
 {
     struct cpu *cpu = cpu_of(kern);
     struct matmul_job job = {.isa = cpu->isa,
@@ -209,7 +211,8 @@ static enum td_status matmul(struct td_kern *kern, const struct td_matrix *matri
         job.act.q = (int8_t *)(cpu->scratch + blocks * 8);
         td_pool_run(cpu->pool, n, quantise_task, &job);
     }
-    job.groups_per_task = cpu->head.n_threads == 1 ? n_groups : (n_groups * n_blocks + want - 1) / want;
+    job.groups_per_task =
+        cpu->head.n_threads == 1 ? n_groups : (n_groups * n_blocks + want - 1) / want;
     if (job.groups_per_task > n_groups)
         job.groups_per_task = n_groups;
     job.tasks_per_block = (n_groups + job.groups_per_task - 1) / job.groups_per_task;
@@ -217,7 +220,8 @@ static enum td_status matmul(struct td_kern *kern, const struct td_matrix *matri
     return TD_OK;
 }
 
-static void rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n, float *out)
+static void rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
+                 float *out)
 {
     (void)kern;
     for (uint32_t i = 0; i < n; i++)
@@ -242,8 +246,8 @@ static void norm_task(void *user, uint32_t task)
                       job->out + (size_t)task * job->dim);
 }
 
-static void rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n, uint32_t dim, float eps,
-                    float *out)
+static void rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
+                    uint32_t dim, float eps, float *out)
 {
     struct norm_job job = {cpu_of(kern)->isa, x, weight, dim, eps, out};
 
@@ -282,8 +286,8 @@ static void add(struct td_kern *kern, float *x, const float *y, size_t n)
     cpu_of(kern)->isa->add(x, y, n);
 }
 
-static void rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale, const uint32_t *positions,
-                        uint32_t n, float *cos_sin)
+static void rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                        const uint32_t *positions, uint32_t n, float *cos_sin)
 {
     (void)kern;
     for (uint32_t i = 0; i < n; i++)
@@ -296,8 +300,8 @@ static void rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, 
         }
 }
 
-static void rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim, const float *cos_sin,
-                 bool interleaved)
+static void rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
+                 const float *cos_sin, bool interleaved)
 {
     uint32_t half = dim / 2, step = interleaved ? 2 : 1, other = interleaved ? 1 : half;
 
@@ -328,8 +332,8 @@ static void kv_store(enum td_dtype dtype, void *base, size_t at, const float *x,
             half[i] = td_f32_to_bf16(x[i]);
 }
 
-static void kv_write(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows_in, uint32_t n,
-                     const float *k, const float *v)
+static void kv_write(struct td_kern *kern, const struct td_kv_view *kv,
+                     const struct td_kv_rows *rows_in, uint32_t n, const float *k, const float *v)
 {
     (void)kern;
     for (uint32_t i = 0; i < n; i++) {
@@ -337,7 +341,9 @@ static void kv_write(struct td_kern *kern, const struct td_kv_view *kv, const st
         size_t block = rows_in->table[rows_in->first_block[i] + position / kv->block_tokens];
 
         for (uint32_t h = 0; h < kv->n_kv_heads; h++) {
-            size_t at = ((block * kv->n_kv_heads + h) * kv->block_tokens + position % kv->block_tokens) * kv->head_dim;
+            size_t at =
+                ((block * kv->n_kv_heads + h) * kv->block_tokens + position % kv->block_tokens) *
+                kv->head_dim;
             size_t from = ((size_t)i * kv->n_kv_heads + h) * kv->head_dim;
 
             kv_store(kv->dtype, kv->k, at, k + from, kv->head_dim);
@@ -372,8 +378,9 @@ static void attention_task(void *user, uint32_t task)
     job->isa->attend(&a);
 }
 
-static void attention(struct td_kern *kern, const struct td_kv_view *kv, const struct td_kv_rows *rows_in, uint32_t n,
-                      const float *q, uint32_t n_heads, const uint32_t *kv_of_head, float scale, float *out)
+static void attention(struct td_kern *kern, const struct td_kv_view *kv,
+                      const struct td_kv_rows *rows_in, uint32_t n, const float *q,
+                      uint32_t n_heads, const uint32_t *kv_of_head, float scale, float *out)
 {
     struct attention_job job = {cpu_of(kern)->isa, kv, rows_in, q, n_heads, kv_of_head, scale, out};
 
@@ -402,9 +409,11 @@ static const struct td_kern_ops OPS = {
 };
 
 /* Best first. */
-static const struct td_cpu_isa *const ISAS[] = {&td_cpu_isa_avx512, &td_cpu_isa_avx2, &td_cpu_isa_ref};
+static const struct td_cpu_isa *const ISAS[] = {&td_cpu_isa_avx512, &td_cpu_isa_avx2,
+                                                &td_cpu_isa_ref};
 
-static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa, struct td_err *err)
+static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa,
+                                 struct td_err *err)
 {
     for (size_t i = 0; i < sizeof ISAS / sizeof ISAS[0]; i++) {
         if (name && strcasecmp(name, ISAS[i]->name))
@@ -419,10 +428,12 @@ static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa
     return td_err_set(err, TD_INVALID, "instruction set '%s': expected ref, avx2 or avx512", name);
 }
 
-enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern, struct td_err *err)
+enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
+                                struct td_err *err)
 {
     const char *name = params->isa ? params->isa : getenv("TENSORD_CPU_ISA");
-    struct td_pool_params pool = {.n_threads = params->n_threads ? params->n_threads : td_pool_cores(),
+    struct td_pool_params pool = {.n_threads =
+                                      params->n_threads ? params->n_threads : td_pool_cores(),
                                   .first_core = params->first_core,
                                   .pin = params->pin,
                                   .spin_ns = params->spin_ns};

@@ -36,7 +36,8 @@ static inline uint32_t td_cpu_groups(const struct td_matrix *m)
 /* First byte of a group. Groups before the last are full, so each has row_bytes * 32. */
 static inline const uint8_t *td_cpu_group_data(const struct td_cpu_matrix *m, uint32_t group)
 {
-    return m->data + (size_t)group * TD_CPU_GROUP * td_dtype_row_bytes(m->head.dtype, m->head.n_cols);
+    return m->data +
+           (size_t)group * TD_CPU_GROUP * td_dtype_row_bytes(m->head.dtype, m->head.n_cols);
 }
 
 /* Activations of one matmul. The quantised form is filled for the integer types only: per block of 32, scale = max|x| / 127,
@@ -44,9 +45,9 @@ static inline const uint8_t *td_cpu_group_data(const struct td_cpu_matrix *m, ui
 struct td_cpu_act {
     const float *x; /* [n x n_cols] */
     uint32_t n_cols;
-    int8_t *q;      /* [n x n_cols] */
-    float *scale;   /* [n x n_cols / 32] */
-    int32_t *sum;   /* [n x n_cols / 32] */
+    int8_t *q;    /* [n x n_cols] */
+    float *scale; /* [n x n_cols / 32] */
+    int32_t *sum; /* [n x n_cols / 32] */
 };
 
 /* One query head of one row. */
@@ -64,8 +65,8 @@ struct td_cpu_isa {
     const char *name;
     bool (*available)(void);
     /* Rows t0 .. t0 + n - 1 of the activations against one group; `out` is [n_parts x n_total x n_rows]. */
-    void (*matmul)(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act, uint32_t t0, uint32_t n,
-                   uint32_t n_total, float *out);
+    void (*matmul)(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,
+                   uint32_t t0, uint32_t n, uint32_t n_total, float *out);
     void (*quantise)(const struct td_cpu_act *act, uint32_t row);
     void (*rmsnorm)(const float *x, const float *weight, uint32_t dim, float eps, float *out);
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
@@ -78,8 +79,8 @@ extern const struct td_cpu_isa td_cpu_isa_avx2;
 extern const struct td_cpu_isa td_cpu_isa_avx512;
 
 /* Writes source rows (file format) of one group into the packed layout at `dst`. */
-void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride_bytes,
-                   uint8_t *dst);
+void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,
+                   size_t stride_bytes, uint8_t *dst);
 /* Column-wise inverse for one row: out [n_cols] dequantised. */
 void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out);
 

@@ -4,7 +4,8 @@
 #include <string.h>
 
 /* Transposes elements of `size` bytes: lane i's column k goes to dst[k * lanes + i]. */
-static void transpose16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride, uint8_t *dst)
+static void transpose16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
+                        uint8_t *dst)
 {
     for (uint32_t k0 = 0; k0 < n_cols; k0 += 32) { /* one cache line of every row at a time */
         uint32_t k1 = k0 + 32 < n_cols ? k0 + 32 : n_cols;
@@ -18,7 +19,8 @@ static void transpose16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, siz
     }
 }
 
-static void transpose32(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride, uint8_t *dst)
+static void transpose32(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
+                        uint8_t *dst)
 {
     for (uint32_t k0 = 0; k0 < n_cols; k0 += 16) {
         uint32_t k1 = k0 + 16 < n_cols ? k0 + 16 : n_cols;
@@ -32,7 +34,8 @@ static void transpose32(uint32_t n_cols, uint32_t lanes, const uint8_t *src, siz
     }
 }
 
-static void pack_q8_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride, uint8_t *dst)
+static void pack_q8_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
+                      uint8_t *dst)
 {
     for (uint32_t b = 0; b < n_cols / 32; b++, dst += (size_t)lanes * 34)
         for (uint32_t i = 0; i < lanes; i++) {
@@ -51,7 +54,8 @@ static void pack_q8_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_
 
 /* File: byte j holds weight j (low) and weight j + 16 (high). Packed: step j (columns 4j .. 4j+3) low, step j + 4 high: the
  * same pairing, so a block's 16 bytes only move as four words. */
-static void pack_q4_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride, uint8_t *dst)
+static void pack_q4_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
+                      uint8_t *dst)
 {
     for (uint32_t b = 0; b < n_cols / 32; b++, dst += (size_t)lanes * 18)
         for (uint32_t i = 0; i < lanes; i++) {
@@ -63,8 +67,8 @@ static void pack_q4_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_
         }
 }
 
-void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride_bytes,
-                   uint8_t *dst)
+void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,
+                   size_t stride_bytes, uint8_t *dst)
 {
     switch (dtype) {
     case TD_F32:
@@ -119,7 +123,8 @@ void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out)
             const uint8_t *w = p + (size_t)lanes * 2;
 
             for (uint32_t k = 0; k < 32; k++)
-                out[b * 32 + k] = (float)((int)w[((size_t)(k / 4) * lanes + lane) * 4 + k % 4] - 128) * scale;
+                out[b * 32 + k] =
+                    (float)((int)w[((size_t)(k / 4) * lanes + lane) * 4 + k % 4] - 128) * scale;
         }
         break;
     case TD_Q4_0:

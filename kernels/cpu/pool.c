@@ -133,14 +133,16 @@ static void join(struct td_pool *pool, uint32_t n_started)
         pthread_join(pool->threads[i], NULL);
 }
 
-enum td_status td_pool_open(const struct td_pool_params *params, struct td_pool **out, struct td_err *err)
+enum td_status td_pool_open(const struct td_pool_params *params, struct td_pool **out,
+                            struct td_err *err)
 {
     uint32_t n_workers = params->n_threads - 1;
     size_t bytes = (sizeof(struct td_pool) + n_workers * sizeof(pthread_t) + 63) & ~(size_t)63;
     struct td_pool *pool = aligned_alloc(64, bytes);
 
     if (!pool)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a pool of %u threads", params->n_threads);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a pool of %u threads",
+                          params->n_threads);
     memset(pool, 0, bytes);
     pool->n_threads = params->n_threads;
     pool->spin_ns = params->spin_ns;
@@ -155,7 +157,8 @@ enum td_status td_pool_open(const struct td_pool_params *params, struct td_pool 
             free(start);
             join(pool, i);
             free(pool);
-            return td_err_set(err, TD_NO_MEMORY, "cannot start thread %u of %u", i + 2, params->n_threads);
+            return td_err_set(err, TD_NO_MEMORY, "cannot start thread %u of %u", i + 2,
+                              params->n_threads);
         }
     }
     if (pool->pin)

@@ -13,10 +13,12 @@ struct td_pool;
 struct td_pool_params {
     uint32_t n_threads; /* with the caller; >= 1 */
     uint32_t first_core;
-    bool pin; /* thread i, the caller included, is bound to core first_core + i of the affinity mask */
+    bool
+        pin; /* thread i, the caller included, is bound to core first_core + i of the affinity mask */
     uint64_t spin_ns;
 };
-enum td_status td_pool_open(const struct td_pool_params *params, struct td_pool **pool, struct td_err *err);
+enum td_status td_pool_open(const struct td_pool_params *params, struct td_pool **pool,
+                            struct td_err *err);
 void td_pool_close(struct td_pool *pool);
 uint32_t td_pool_threads(const struct td_pool *pool);
 

@@ -30,18 +30,20 @@ static float load_weight(enum td_dtype dtype, const uint8_t *p)
 }
 
 /* One leaf of a float matrix for one row and one token. */
-static float leaf_float(const struct td_cpu_matrix *m, const uint8_t *group, uint32_t lanes, uint32_t lane,
-                        const float *x, uint32_t k0, uint32_t k1)
+static float leaf_float(const struct td_cpu_matrix *m, const uint8_t *group, uint32_t lanes,
+                        uint32_t lane, const float *x, uint32_t k0, uint32_t k1)
 {
     size_t size = td_dtype_info(m->head.dtype)->block_bytes;
     float acc = 0.0f;
 
     for (uint32_t k = k0; k < k1; k++)
-        acc = fmaf(load_weight(m->head.dtype, group + ((size_t)k * lanes + lane) * size), x[k], acc);
+        acc =
+            fmaf(load_weight(m->head.dtype, group + ((size_t)k * lanes + lane) * size), x[k], acc);
     return acc;
 }
 
-static int weight_int(enum td_dtype dtype, const uint8_t *w, uint32_t lanes, uint32_t lane, uint32_t k)
+static int weight_int(enum td_dtype dtype, const uint8_t *w, uint32_t lanes, uint32_t lane,
+                      uint32_t k)
 {
     uint8_t byte;
 
@@ -51,8 +53,9 @@ static int weight_int(enum td_dtype dtype, const uint8_t *w, uint32_t lanes, uin
     return (int)(k < 16 ? byte & 15 : byte >> 4) - 8;
 }
 
-static float leaf_int(const struct td_cpu_matrix *m, const uint8_t *group, uint32_t lanes, uint32_t lane,
-                      const struct td_cpu_act *act, uint32_t t, uint32_t k0, uint32_t k1)
+static float leaf_int(const struct td_cpu_matrix *m, const uint8_t *group, uint32_t lanes,
+                      uint32_t lane, const struct td_cpu_act *act, uint32_t t, uint32_t k0,
+                      uint32_t k1)
 {
     size_t block_bytes = td_dtype_info(m->head.dtype)->block_bytes;
     uint32_t n_blocks = act->n_cols / 32;
@@ -61,7 +64,8 @@ static float leaf_int(const struct td_cpu_matrix *m, const uint8_t *group, uint3
     for (uint32_t b = k0 / 32; b < k1 / 32; b++) {
         const uint8_t *block = group + (size_t)b * lanes * block_bytes;
         const int8_t *q = act->q + (size_t)t * act->n_cols + (size_t)b * 32;
-        float scale = td_f16_to_f32(load16(block + (size_t)lane * 2)) * act->scale[(size_t)t * n_blocks + b];
+        float scale =
+            td_f16_to_f32(load16(block + (size_t)lane * 2)) * act->scale[(size_t)t * n_blocks + b];
         int32_t dot = 0;
 
         for (uint32_t k = 0; k < 32; k++)
@@ -71,8 +75,8 @@ static float leaf_int(const struct td_cpu_matrix *m, const uint8_t *group, uint3
     return acc;
 }
 
-static float part_sum(const struct td_cpu_matrix *m, uint32_t group, uint32_t lane, const struct td_cpu_act *act,
-                      uint32_t t, uint32_t part)
+static float part_sum(const struct td_cpu_matrix *m, uint32_t group, uint32_t lane,
+                      const struct td_cpu_act *act, uint32_t t, uint32_t part)
 {
     const struct td_matrix *h = &m->head;
     uint32_t lanes = td_cpu_lanes(h, group);
@@ -83,7 +87,8 @@ static float part_sum(const struct td_cpu_matrix *m, uint32_t group, uint32_t la
     for (uint32_t leaf = h->part_begin[part]; leaf < h->part_begin[part + 1]; leaf++) {
         uint32_t k0 = leaf ? h->leaf_end[leaf - 1] : 0;
         float sum = td_dtype_info(h->dtype)->block_elems == 1
-                        ? leaf_float(m, data, lanes, lane, act->x + (size_t)t * act->n_cols, k0, h->leaf_end[leaf])
+                        ? leaf_float(m, data, lanes, lane, act->x + (size_t)t * act->n_cols, k0,
+                                     h->leaf_end[leaf])
                         : leaf_int(m, data, lanes, lane, act, t, k0, h->leaf_end[leaf]);
 
         for (uint32_t i = leaf - h->part_begin[part]; i & 1; i >>= 1)
@@ -97,8 +102,8 @@ static float part_sum(const struct td_cpu_matrix *m, uint32_t group, uint32_t la
     return stack[0];
 }
 
-static void matmul(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act, uint32_t t0, uint32_t n,
-                   uint32_t n_total, float *out)
+static void matmul(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,
+                   uint32_t t0, uint32_t n, uint32_t n_total, float *out)
 {
     const struct td_matrix *h = &m->head;
 
@@ -184,7 +189,9 @@ static size_t kv_row(const struct td_cpu_attend *a, uint32_t position)
     const struct td_kv_view *kv = a->kv;
     size_t block = a->blocks[position / kv->block_tokens];
 
-    return ((block * kv->n_kv_heads + a->kv_head) * kv->block_tokens + position % kv->block_tokens) * kv->head_dim;
+    return ((block * kv->n_kv_heads + a->kv_head) * kv->block_tokens +
+            position % kv->block_tokens) *
+           kv->head_dim;
 }
 
 /* A chunk's or a subtree's share of the softmax: sum of exp(s - max), and values weighted by it. */
@@ -194,7 +201,8 @@ struct partial {
     float acc[TD_KERN_MAX_HEAD_DIM];
 };
 
-static void attend_chunk(const struct td_cpu_attend *a, uint32_t begin, uint32_t end, struct partial *p)
+static void attend_chunk(const struct td_cpu_attend *a, uint32_t begin, uint32_t end,
+                         struct partial *p)
 {
     const struct td_kv_view *kv = a->kv;
     float s[TD_KERN_CHUNK_KEYS];
@@ -255,4 +263,5 @@ static void attend(const struct td_cpu_attend *a)
         a->out[d] = stack[0].acc[d] * inverse;
 }
 
-const struct td_cpu_isa td_cpu_isa_ref = {"ref", available, matmul, quantise, rmsnorm, silu_mul, add, attend};
+const struct td_cpu_isa td_cpu_isa_ref = {"ref",   available, matmul, quantise,
+                                          rmsnorm, silu_mul,  add,    attend};

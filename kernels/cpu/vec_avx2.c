@@ -1,4 +1,5 @@
 /* AVX2, FMA, F16C: two registers hold 16 floats. */
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -231,9 +232,18 @@ OP int32_t vi_store_int8(vi x, vi y, int8_t *out)
 
 #include "kernels/cpu/vec_body.h"
 
-static bool available(void)
+/* CPUID leaf 1, ECX bit 29: not every compiler's __builtin_cpu_supports knows it by name. */
+static bool has_f16c(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned eax, ebx, ecx, edx;
+
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 
-const struct td_cpu_isa td_cpu_isa_avx2 = {"avx2", available, matmul, quantise, rmsnorm, silu_mul, add, attend};
+static bool available(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+const struct td_cpu_isa td_cpu_isa_avx2 = {"avx2",  available, matmul, quantise,
+                                           rmsnorm, silu_mul,  add,    attend};

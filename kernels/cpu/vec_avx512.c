@@ -180,5 +180,5 @@ static bool available(void)
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 }
 
-const struct td_cpu_isa td_cpu_isa_avx512 = {"avx512",  available, matmul, quantise, rmsnorm,
-                                             silu_mul, add,       attend};
+const struct td_cpu_isa td_cpu_isa_avx512 = {"avx512", available, matmul, quantise,
+                                             rmsnorm,  silu_mul,  add,    attend};

@@ -84,8 +84,8 @@ INLINE vi load_words(const uint8_t *p, uint32_t n)
 /* ---- matmul ---- */
 
 /* Leaf sums of one tile: `n_tokens` tokens x 32 rows. Constant n_tokens and dtype; lanes is the constant 32 for full groups. */
-INLINE void leaf_float(enum td_dtype dtype, int n_tokens, uint32_t lanes, const uint8_t *w, const float *x, size_t ldx,
-                       uint32_t n_k, vf acc[][2])
+INLINE void leaf_float(enum td_dtype dtype, int n_tokens, uint32_t lanes, const uint8_t *w,
+                       const float *x, size_t ldx, uint32_t n_k, vf acc[][2])
 {
     const size_t size = dtype == TD_F32 ? 4 : 2;
     const uint32_t lo = lanes < 16 ? lanes : 16, hi = lanes - lo;
@@ -105,8 +105,9 @@ INLINE void leaf_float(enum td_dtype dtype, int n_tokens, uint32_t lanes, const 
     }
 }
 
-INLINE void leaf_int(enum td_dtype dtype, int n_tokens, uint32_t lanes, const uint8_t *w, const struct td_cpu_act *act,
-                     uint32_t t0, uint32_t k0, uint32_t n_k, vf acc[][2])
+INLINE void leaf_int(enum td_dtype dtype, int n_tokens, uint32_t lanes, const uint8_t *w,
+                     const struct td_cpu_act *act, uint32_t t0, uint32_t k0, uint32_t n_k,
+                     vf acc[][2])
 {
     const uint32_t n_blocks = act->n_cols / 32, b0 = k0 / 32;
     const uint32_t lo = lanes < 16 ? lanes : 16, hi = lanes - lo;
@@ -166,12 +167,16 @@ INLINE void leaf_int(enum td_dtype dtype, int n_tokens, uint32_t lanes, const ui
 }
 
 /* All parts of one tile, with the leaves joined as a binary counter. */
-INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct td_cpu_matrix *m, uint32_t group,
-                 const struct td_cpu_act *act, uint32_t t0, uint32_t n_total, float *out)
+INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct td_cpu_matrix *m,
+                 uint32_t group, const struct td_cpu_act *act, uint32_t t0, uint32_t n_total,
+                 float *out)
 {
     const struct td_matrix *h = &m->head;
     const size_t block = dtype == TD_Q8_0 || dtype == TD_Q4_0 ? 32 : 1;
-    const size_t block_bytes = dtype == TD_F32 ? 4 : dtype == TD_Q8_0 ? 34 : dtype == TD_Q4_0 ? 18 : 2;
+    const size_t block_bytes = dtype == TD_F32    ? 4
+                               : dtype == TD_Q8_0 ? 34
+                               : dtype == TD_Q4_0 ? 18
+                                                  : 2;
     const uint8_t *w = td_cpu_group_data(m, group);
     vf acc[8][2], stack[TD_CPU_MAX_LEVELS][8][2];
     uint32_t k0 = 0;
@@ -183,7 +188,8 @@ INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct
             uint32_t n_k = h->leaf_end[leaf] - k0;
 
             if (block == 1)
-                leaf_float(dtype, n_tokens, lanes, w, act->x + (size_t)t0 * act->n_cols + k0, act->n_cols, n_k, acc);
+                leaf_float(dtype, n_tokens, lanes, w, act->x + (size_t)t0 * act->n_cols + k0,
+                           act->n_cols, n_k, acc);
             else
                 leaf_int(dtype, n_tokens, lanes, w, act, t0, k0, n_k, acc);
             for (uint32_t i = leaf - h->part_begin[p]; i & 1; i >>= 1) {
@@ -206,7 +212,8 @@ INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct
                 for (int j = 0; j < 2; j++)
                     stack[depth - 2][t][j] = vf_add(stack[depth - 2][t][j], stack[depth - 1][t][j]);
         for (int t = 0; t < n_tokens; t++) {
-            float *row = out + ((size_t)p * n_total + t0 + (uint32_t)t) * h->n_rows + (size_t)group * TD_CPU_GROUP;
+            float *row = out + ((size_t)p * n_total + t0 + (uint32_t)t) * h->n_rows +
+                         (size_t)group * TD_CPU_GROUP;
 
             store_part(row, stack[0][t][0], lanes);
             if (lanes > 16)
@@ -216,8 +223,9 @@ INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct
 }
 
 /* Rows t0 .. t0 + n - 1 in tiles of at most `max_tile` tokens, split evenly (16 = 6 + 5 + 5). */
-INLINE void tiles(enum td_dtype dtype, uint32_t max_tile, uint32_t lanes, const struct td_cpu_matrix *m, uint32_t group,
-                  const struct td_cpu_act *act, uint32_t t0, uint32_t n, uint32_t n_total, float *out)
+INLINE void tiles(enum td_dtype dtype, uint32_t max_tile, uint32_t lanes,
+                  const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,
+                  uint32_t t0, uint32_t n, uint32_t n_total, float *out)
 {
     uint32_t n_tiles = (n + max_tile - 1) / max_tile;
 
@@ -225,9 +233,9 @@ INLINE void tiles(enum td_dtype dtype, uint32_t max_tile, uint32_t lanes, const 
         uint32_t n_tokens = n / n_tiles + (i < n % n_tiles);
 
         switch (n_tokens) {
-#define TILE(T)                                                                                                        \
-    case T:                                                                                                            \
-        tile(dtype, T, lanes, m, group, act, t0, n_total, out);                                                        \
+#define TILE(T)                                                                                    \
+    case T:                                                                                        \
+        tile(dtype, T, lanes, m, group, act, t0, n_total, out);                                    \
         break
             TILE(1);
             TILE(2);
@@ -249,17 +257,17 @@ INLINE void tiles(enum td_dtype dtype, uint32_t max_tile, uint32_t lanes, const 
     }
 }
 
-#define MATMUL(name, dtype, max_tile)                                                                                  \
-    static void name(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act, uint32_t t0,         \
-                     uint32_t n, uint32_t n_total, float *out)                                                         \
-    {                                                                                                                  \
-        uint32_t lanes = td_cpu_lanes(&m->head, group);                                                                \
-                                                                                                                       \
-        if (lanes == TD_CPU_GROUP)                                                                                     \
-            tiles(dtype, max_tile, TD_CPU_GROUP, m, group, act, t0, n, n_total, out);                                  \
-        else                                                                                                           \
-            for (uint32_t t = 0; t < n; t++)                                                                           \
-                tile(dtype, 1, lanes, m, group, act, t0 + t, n_total, out);                                            \
+#define MATMUL(name, dtype, max_tile)                                                              \
+    static void name(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,  \
+                     uint32_t t0, uint32_t n, uint32_t n_total, float *out)                        \
+    {                                                                                              \
+        uint32_t lanes = td_cpu_lanes(&m->head, group);                                            \
+                                                                                                   \
+        if (lanes == TD_CPU_GROUP)                                                                 \
+            tiles(dtype, max_tile, TD_CPU_GROUP, m, group, act, t0, n, n_total, out);              \
+        else                                                                                       \
+            for (uint32_t t = 0; t < n; t++)                                                       \
+                tile(dtype, 1, lanes, m, group, act, t0 + t, n_total, out);                        \
     }
 MATMUL(matmul_f32, TD_F32, TD_TILE_FLOAT)
 MATMUL(matmul_f16, TD_F16, TD_TILE_FLOAT)
@@ -267,11 +275,12 @@ MATMUL(matmul_bf16, TD_BF16, TD_TILE_FLOAT)
 MATMUL(matmul_q8_0, TD_Q8_0, TD_TILE_INT)
 MATMUL(matmul_q4_0, TD_Q4_0, TD_TILE_INT)
 
-static void matmul(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act, uint32_t t0, uint32_t n,
-                   uint32_t n_total, float *out)
+static void matmul(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,
+                   uint32_t t0, uint32_t n, uint32_t n_total, float *out)
 {
-    static void (*const by_type[TD_N_DTYPES])(const struct td_cpu_matrix *, uint32_t, const struct td_cpu_act *,
-                                              uint32_t, uint32_t, uint32_t, float *) = {
+    static void (*const by_type[TD_N_DTYPES])(const struct td_cpu_matrix *, uint32_t,
+                                              const struct td_cpu_act *, uint32_t, uint32_t,
+                                              uint32_t, float *) = {
         [TD_F32] = matmul_f32,   [TD_F16] = matmul_f16,   [TD_BF16] = matmul_bf16,
         [TD_Q8_0] = matmul_q8_0, [TD_Q4_0] = matmul_q4_0,
     };
@@ -291,9 +300,10 @@ static void quantise(const struct td_cpu_act *act, uint32_t row)
         float max = vf_reduce_max(vf_max(vf_abs(x0), vf_abs(x1)));
         vf inverse = vf_set1(max > 0.0f ? 127.0f / max : 0.0f);
 
-        act->sum[(size_t)row * n_blocks + b] = vi_store_int8(
-            vi_from_finite(vf_round(vf_mul(x0, inverse))), vi_from_finite(vf_round(vf_mul(x1, inverse))),
-            act->q + (size_t)row * act->n_cols + (size_t)b * 32);
+        act->sum[(size_t)row * n_blocks + b] =
+            vi_store_int8(vi_from_finite(vf_round(vf_mul(x0, inverse))),
+                          vi_from_finite(vf_round(vf_mul(x1, inverse))),
+                          act->q + (size_t)row * act->n_cols + (size_t)b * 32);
         act->scale[(size_t)row * n_blocks + b] = max / 127.0f;
     }
 }
@@ -340,7 +350,8 @@ struct partial {
 };
 
 /* Byte address of one token's row in a cache. */
-INLINE const uint8_t *kv_row(const struct td_cpu_attend *a, const void *base, size_t size, uint32_t position)
+INLINE const uint8_t *kv_row(const struct td_cpu_attend *a, const void *base, size_t size,
+                             uint32_t position)
 {
     const struct td_kv_view *kv = a->kv;
     size_t block = a->blocks[position / kv->block_tokens];
@@ -350,8 +361,8 @@ INLINE const uint8_t *kv_row(const struct td_cpu_attend *a, const void *base, si
                                        kv->head_dim * size;
 }
 
-INLINE void attend_chunk(enum td_dtype dtype, const struct td_cpu_attend *a, const float *q, uint32_t begin, uint32_t end,
-                         struct partial *p)
+INLINE void attend_chunk(enum td_dtype dtype, const struct td_cpu_attend *a, const float *q,
+                         uint32_t begin, uint32_t end, struct partial *p)
 {
     const size_t size = dtype == TD_F32 ? 4 : 2;
     const uint32_t dim = a->kv->head_dim;
@@ -384,7 +395,8 @@ INLINE void attend_chunk(enum td_dtype dtype, const struct td_cpu_attend *a, con
         vf e = vf_set1(s[j - begin]);
 
         for (uint32_t d = 0; d < dim; d += 16)
-            vf_store(p->acc + d, vf_fma(e, load_as(dtype, v + d * size, dim - d), vf_load(p->acc + d)));
+            vf_store(p->acc + d,
+                     vf_fma(e, load_as(dtype, v + d * size, dim - d), vf_load(p->acc + d)));
     }
 }
 

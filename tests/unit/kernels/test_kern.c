@@ -55,7 +55,8 @@ static uint8_t *random_weights(enum td_dtype dtype, uint32_t rows, uint32_t cols
                 v[k] = rnd_float();
                 memcpy(p + k * 4, &v[k], 4);
             } else if (dtype == TD_F16 || dtype == TD_BF16) {
-                uint16_t h = dtype == TD_F16 ? td_f32_to_f16(rnd_float()) : td_f32_to_bf16(rnd_float());
+                uint16_t h =
+                    dtype == TD_F16 ? td_f32_to_f16(rnd_float()) : td_f32_to_bf16(rnd_float());
 
                 v[k] = dtype == TD_F16 ? td_f16_to_f32(h) : td_bf16_to_f32(h);
                 memcpy(p + k * 2, &h, 2);
@@ -71,7 +72,8 @@ static uint8_t *random_weights(enum td_dtype dtype, uint32_t rows, uint32_t cols
                 } else {
                     if (k % 32 < 16)
                         b[2 + k % 16] = (uint8_t)rnd();
-                    v[k] = (float)((k % 32 < 16 ? b[2 + k % 16] & 15 : b[2 + k % 16] >> 4) - 8) * td_f16_to_f32(h);
+                    v[k] = (float)((k % 32 < 16 ? b[2 + k % 16] & 15 : b[2 + k % 16] >> 4) - 8) *
+                           td_f16_to_f32(h);
                 }
             }
         }
@@ -85,7 +87,8 @@ struct product {
     uint32_t n_parts, part_begin[TD_KERN_MAX_PARTS + 1];
 };
 
-static float *multiply(struct td_kern *kern, const struct product *p, const uint8_t *file, const float *x)
+static float *multiply(struct td_kern *kern, const struct product *p, const uint8_t *file,
+                       const float *x)
 {
     struct td_matrix_shape shape = {.dtype = p->dtype,
                                     .n_rows = p->rows,
@@ -99,8 +102,9 @@ static float *multiply(struct td_kern *kern, const struct product *p, const uint
 
     memcpy(shape.part_begin, p->part_begin, sizeof shape.part_begin);
     assert_int_equal(td_kern_matrix_open(kern, &shape, &m, &err), TD_OK);
-    assert_int_equal(td_kern_matrix_pack(kern, m, 0, p->rows, file, td_dtype_row_bytes(p->dtype, p->cols), &err),
-                     TD_OK);
+    assert_int_equal(
+        td_kern_matrix_pack(kern, m, 0, p->rows, file, td_dtype_row_bytes(p->dtype, p->cols), &err),
+        TD_OK);
     assert_int_equal(td_kern_matmul(kern, m, x, p->n, out, &err), TD_OK);
     td_kern_matrix_close(kern, m);
     assert_int_equal(td_kern_weight_bytes(kern), 0);
@@ -239,9 +243,11 @@ static void test_kern_rows_give_the_stored_weights(void **state)
         struct td_err err;
 
         assert_int_equal(td_kern_matrix_open(kern, &shape, &m, &err), TD_OK);
-        assert_int_equal(td_kern_matrix_bytes(m), td_dtype_row_bytes((enum td_dtype)dtype, 64) * 45);
-        assert_int_equal(
-            td_kern_matrix_pack(kern, m, 0, 45, file, td_dtype_row_bytes((enum td_dtype)dtype, 64), &err), TD_OK);
+        assert_int_equal(td_kern_matrix_bytes(m),
+                         td_dtype_row_bytes((enum td_dtype)dtype, 64) * 45);
+        assert_int_equal(td_kern_matrix_pack(kern, m, 0, 45, file,
+                                             td_dtype_row_bytes((enum td_dtype)dtype, 64), &err),
+                         TD_OK);
         assert_int_equal(td_kern_rows(kern, m, ids, 3, out, &err), TD_OK);
         for (int i = 0; i < 3; i++)
             assert_memory_equal(out + i * 64, values + ids[i] * 64, 64 * sizeof *out);
@@ -313,7 +319,8 @@ static void test_kern_rope_rotates_as_float64_does(void **state)
     for (int interleaved = 0; interleaved < 2; interleaved++) {
         for (int i = 0; i < N * HEADS * DIM; i++)
             y[i] = x[i] = rnd_float();
-        assert_int_equal(td_kern_rope_angles(kern, freq, DIM, 1.0, positions, N, angles, &err), TD_OK);
+        assert_int_equal(td_kern_rope_angles(kern, freq, DIM, 1.0, positions, N, angles, &err),
+                         TD_OK);
         assert_int_equal(td_kern_rope(kern, y, N, HEADS, DIM, angles, interleaved, &err), TD_OK);
         for (int i = 0; i < N * HEADS; i++)
             for (int j = 0; j < DIM / 2; j++) {
@@ -342,7 +349,8 @@ static void test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa
         uint32_t dim = dims[round % 5], n = lengths[round % 7], type = (uint32_t)round % 3;
         uint32_t table[BLOCKS], first[333], positions[333];
         size_t row = (size_t)KV_HEADS * dim;
-        float *k = malloc(n * row * 4), *v = malloc(n * row * 4), *q = malloc((size_t)HEADS * dim * 4);
+        float *k = malloc(n * row * 4), *v = malloc(n * row * 4),
+              *q = malloc((size_t)HEADS * dim * 4);
         float *out[3] = {NULL, NULL, NULL};
 
         for (uint32_t i = 0; i < BLOCKS; i++)
@@ -360,7 +368,8 @@ static void test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa
         for (int i = 0; i < 3; i++) {
             struct td_kern *kern = open_isa(ISAS[i], 1);
             struct td_kv_view kv = {types[type], NULL, NULL, BLOCKS, KV_HEADS, BLOCK, dim};
-            struct td_kv_rows rows = {positions, first, table}, last = {positions + n - 1, first, table};
+            struct td_kv_rows rows = {positions, first, table},
+                              last = {positions + n - 1, first, table};
             size_t bytes = (size_t)BLOCKS * BLOCK * row * 4;
             struct td_err err;
 
@@ -371,7 +380,8 @@ static void test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa
             out[i] = malloc((size_t)HEADS * dim * 4);
             assert_int_equal(td_kern_kv_write(kern, &kv, &rows, n, k, v, &err), TD_OK);
             assert_int_equal(
-                td_kern_attention(kern, &kv, &last, 1, q, HEADS, kv_of_head, 0.5f, out[i], &err), TD_OK);
+                td_kern_attention(kern, &kv, &last, 1, q, HEADS, kv_of_head, 0.5f, out[i], &err),
+                TD_OK);
             assert_memory_equal(out[i], out[0], (size_t)HEADS * dim * 4);
             td_kern_free(kern, kv.k, bytes);
             td_kern_free(kern, kv.v, bytes);
@@ -393,7 +403,8 @@ static void test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa
 
                 for (uint32_t j = 0; j < n; j++)
                     want += exp(s[j] - max) / sum * v[j * row + kv_of_head[h] * dim + d];
-                assert_true(fabs(out[0][h * dim + d] - want) < error[type] * (1.0 + sqrt((double)dim) / 4.0));
+                assert_true(fabs(out[0][h * dim + d] - want) <
+                            error[type] * (1.0 + sqrt((double)dim) / 4.0));
             }
         }
         for (int i = 0; i < 3; i++)

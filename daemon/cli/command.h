@@ -10,8 +10,10 @@
 
 /* X(name, TD_FOR_ bit, one line of help), in the order of --help. */
 #define TD_COMMANDS(X)                                                                             \
+    X(worker, TD_FOR_WORKER, "be a rank of a group that a coordinator leads")                      \
     X(generate, TD_FOR_GENERATE, "answer one prompt without a network service")                    \
     X(plan, TD_FOR_PLAN, "print who would hold what, without loading")                             \
+    X(perplexity, TD_FOR_PERPLEXITY, "measure how well the model foretells a text")                 \
     X(tokenize, TD_FOR_TOKENIZE, "turn a text into token ids")                                     \
     X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")
 

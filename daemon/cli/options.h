@@ -89,6 +89,7 @@ struct td_options {
     int64_t tensor_parallel_size; /* 0: not said */
     int64_t pipeline_parallel_size;
     const char *hostfile;
+    bool no_launch; /* wait for a group that somebody else starts */
     struct td_option_shares shares;
     int cpu_isa;                    /* enum td_option_isa */
     int64_t threads;                /* per rank; 0: cores of the host / its ranks */
@@ -109,7 +110,8 @@ struct td_options {
     struct td_option_address coordinator;
     struct td_option_list api_key; /* with the lines of --api-key-file */
     const char *api_key_file;
-    const char *cluster_key_file;
+    const char *cluster_key_file; /* "-": one line of standard input */
+    int64_t generation;           /* which launch of the group a worker belongs to; 0: none of serve's */
     const char *ssl_certfile;
     const char *ssl_keyfile;
     bool insecure;

@@ -1,0 +1,63 @@
+#include "daemon/cli/rank.h"
+
+#include "comm/comm_mpi.h"
+#include "daemon/cli/spmd.h"
+
+#include <string.h>
+
+enum td_status td_rank_open_world(struct td_comm **world, struct td_err *err)
+{
+    return td_comm_mpi_launched() ? td_comm_mpi_open(world, err) : td_comm_self_open(world, err);
+}
+
+enum td_status td_rank_share_dial(struct td_comm *world, enum td_status status,
+                                  struct td_rank_dial *dial, struct td_err *err)
+{
+    status = td_node_agree(world, status, err);
+    return status ? status : td_comm_bcast(world, 0, dial, sizeof *dial, err);
+}
+
+void td_rank_worker_params(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
+                           uint32_t generation, const struct td_options *opts,
+                           struct td_worker_params *out)
+{
+    *out = (struct td_worker_params){.loop = loop,
+                                     .world = world,
+                                     .host = dial->host,
+                                     .port = dial->port,
+                                     .key = {dial->key, dial->key_bytes},
+                                     .generation = generation,
+                                     .connect_limit_ns = 30000000000u};
+    td_spmd_node_params(opts, &out->node);
+}
+
+struct ended {
+    enum td_status status;
+    struct td_err *err;
+};
+
+static void on_end(enum td_status status, const struct td_err *err, void *user)
+{
+    struct ended *e = user;
+
+    e->status = status;
+    if (status && err)
+        *e->err = *err;
+}
+
+enum td_status td_rank_run(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
+                           uint32_t generation, const struct td_options *opts, struct td_err *err)
+{
+    struct ended ended = {TD_OK, err};
+    struct td_worker_params params;
+    struct td_worker *worker;
+    enum td_status s;
+
+    td_rank_worker_params(loop, world, dial, generation, opts, &params);
+    s = td_worker_start(&params, on_end, &ended, &worker, err);
+    if (s)
+        return s;
+    uv_run(loop, UV_RUN_DEFAULT);
+    td_worker_close(worker);
+    return ended.status;
+}

@@ -1,0 +1,497 @@
+/* `tensord serve`: the coordinator with its APIs. Three forms: it launches its group with mpirun (the default), a group dials
+ * in (--no-launch), or it is itself one MPI job, of which rank 0 coordinates on its own loop. */
+#include "comm/comm_mpi.h"
+#include "daemon/api/grpc_serve.h"
+#include "daemon/api/listener.h"
+#include "daemon/api/metrics.h"
+#include "daemon/api/tls.h"
+#include "daemon/cli/command.h"
+#include "daemon/cli/config.h"
+#include "daemon/cli/rank.h"
+#include "daemon/cli/spmd.h"
+#include "daemon/coordinator/cluster_service.h"
+#include "daemon/coordinator/coord_metrics.h"
+#include "daemon/coordinator/group.h"
+#include "daemon/coordinator/health_service.h"
+#include "daemon/coordinator/inference_service.h"
+#include "daemon/coordinator/launch.h"
+#include "daemon/coordinator/openai_service.h"
+#include "daemon/log.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum { WATCH_MS = 100, STOP_LIMIT_MS = 5000 };
+
+struct server {
+    const struct td_options *opts;
+    uv_loop_t loop;
+    uv_signal_t signals[2];
+    uv_timer_t watch; /* load progress; while stopping, whether all is gone */
+    bool stopping, pool_closed;
+    uint64_t stop_ns;
+    int exit_status;
+    struct td_term term;
+    enum td_group_state shown;
+
+    struct td_auth api_keys, cluster_key;
+    struct td_rank_dial dial; /* how workers reach this process, and their key */
+    char dial_address[300];   /* "host:port" */
+    char model[4096];         /* absolute, since workers may run elsewhere */
+    struct td_tls *tls;
+    struct td_route_table *routes;
+    struct td_grpc_serve_table *rpc; /* public */
+    struct td_grpc_serve_table
+        *control_rpc; /* of the workers' own listener; NULL: they use the public one */
+    struct td_conn_pool *pool;
+    struct td_listener *listener, *control;
+    struct td_metrics *metrics;
+    struct td_coord *coord;
+    struct td_coord_metrics *coord_metrics;
+    struct td_launch *launch;
+    struct td_openai_service *openai;
+    struct td_inference_service *inference;
+    struct td_cluster_service *cluster;
+    struct td_health_service *health;
+    uint64_t share[TD_PLAN_MAX_RANKS];
+
+    struct td_comm *world;    /* one job: this rank's; NULL else */
+    struct td_worker *worker; /* one job: rank 0's own */
+    bool worker_ended;
+};
+
+/* ---- stopping ---- */
+
+static void on_pool_closed(void *user)
+{
+    struct server *s = user;
+
+    s->pool_closed = true;
+    uv_close((uv_handle_t *)&s->watch, NULL);
+    for (int i = 0; i < 2; i++)
+        uv_close((uv_handle_t *)&s->signals[i], NULL);
+}
+
+static void stop(struct server *s, int exit_status)
+{
+    if (s->stopping)
+        return;
+    s->stopping = true;
+    s->exit_status = exit_status;
+    s->stop_ns = uv_hrtime();
+    td_coord_stop(s->coord);
+    td_listener_close(s->listener);
+    td_listener_close(s->control);
+    td_conn_pool_drain(s->pool);
+}
+
+/* Closes the pool when everything has ended by itself, or its time is up. */
+static void watch_stop(struct server *s)
+{
+    bool late = uv_hrtime() - s->stop_ns > (uint64_t)STOP_LIMIT_MS * 1000000u;
+    bool workers_gone = !s->launch && (!s->worker || s->worker_ended);
+
+    if (s->launch && late)
+        td_launch_stop(s->launch);
+    if (!workers_gone && !late)
+        return;
+    if (s->launch || (td_conn_pool_count(s->pool) && !late))
+        return;
+    uv_timer_stop(&s->watch);
+    td_conn_pool_close(s->pool, on_pool_closed, s);
+}
+
+static void on_signal(uv_signal_t *signal, int number)
+{
+    struct server *s = signal->data;
+
+    if (s->stopping && s->launch) { /* the second one: now */
+        td_launch_stop(s->launch);
+        return;
+    }
+    td_log_info("stopping signal=%d", number);
+    stop(s, TD_EXIT_OK);
+}
+
+/* ---- the group's processes ---- */
+
+static void on_launch_end(const struct td_launch_end *end, void *user)
+{
+    struct server *s = user;
+    struct td_err err;
+
+    td_launch_describe(end, TD_PEER_LOST, &err);
+    td_launch_close(s->launch);
+    s->launch = NULL;
+    if (!s->stopping)
+        td_coord_launch_ended(s->coord, &err);
+}
+
+static enum td_status launch_start(void *user, uint32_t generation, struct td_err *err)
+{
+    static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
+                                      [TD_ISA_REF] = "ref",
+                                      [TD_ISA_AVX2] = "avx2",
+                                      [TD_ISA_AVX512] = "avx512"};
+    struct server *s = user;
+    const struct td_options *o = s->opts;
+    char threads[32], memory[32];
+    const char *args[] = {"--threads",
+                          threads,
+                          "--cpu-isa",
+                          isa[o->cpu_isa],
+                          o->memory_bytes ? "--memory-bytes" : NULL,
+                          memory,
+                          NULL};
+    struct td_launch_params p = {.loop = &s->loop,
+                                 .n_ranks = (uint32_t)o->ranks,
+                                 .threads = (uint32_t)o->threads,
+                                 .hostfile = o->hostfile,
+                                 .coordinator = s->dial_address,
+                                 .cluster_key = {s->dial.key, s->dial.key_bytes},
+                                 .generation = generation,
+                                 .worker_args = args};
+
+    snprintf(threads, sizeof threads, "%lld", (long long)o->threads);
+    snprintf(memory, sizeof memory, "%llu", (unsigned long long)o->memory_bytes);
+    if (p.n_ranks == 0) {
+        uint32_t tp = (uint32_t)o->tensor_parallel_size, pp = (uint32_t)o->pipeline_parallel_size;
+
+        p.n_ranks = tp || pp ? (tp ? tp : 1) * (pp ? pp : 1) : o->shares.n ? o->shares.n : 1;
+    }
+    return td_launch_start(&p, on_launch_end, s, &s->launch, err);
+}
+
+static void launch_stop(void *user)
+{
+    struct server *s = user;
+
+    if (s->launch)
+        td_launch_stop(s->launch);
+}
+
+static void on_worker_end(enum td_status status, const struct td_err *err, void *user)
+{
+    struct server *s = user;
+
+    s->worker_ended = true;
+    if (status && !s->stopping) {
+        td_log_error("rank 0 ended error=\"%s\"", err->cause);
+        stop(s, TD_EXIT_FAILURE);
+    }
+}
+
+static void on_group_failed(const struct td_err *err, void *user)
+{
+    char text[600];
+
+    fprintf(stderr, "tensord serve: %s\n", td_err_format(err, text, sizeof text));
+    stop(user, TD_EXIT_FAILURE);
+}
+
+/* ---- telling people ---- */
+
+static void show_ready(struct server *s, const struct td_coord_status *status)
+{
+    td_term_end(&s->term);
+    printf("serving %s at %s://%s  (%u rank%s: tensor parallel %u x pipeline parallel %u, context "
+           "%u tokens)\n",
+           status->served->names[0], s->tls ? "https" : "http", td_listener_address(s->listener),
+           status->n_ranks, status->n_ranks == 1 ? "" : "s", status->plan->tp, status->plan->pp,
+           status->plan->max_model_len);
+    fflush(stdout);
+}
+
+static void on_watch(uv_timer_t *timer)
+{
+    struct server *s = timer->data;
+    struct td_coord_status status;
+    uint64_t done = 0, total = 0;
+
+    if (s->stopping) {
+        watch_stop(s);
+        return;
+    }
+    td_coord_status(s->coord, &status);
+    if (status.state == TD_GROUP_LOADING) {
+        for (uint32_t i = 0; i < status.n_ranks; i++) {
+            done += status.members[i].load_done_bytes;
+            total += status.members[i].load_total_bytes;
+        }
+        if (total)
+            td_term_progress(&s->term, "loading", done, total, "B");
+    }
+    if (status.state == TD_GROUP_READY && s->shown != TD_GROUP_READY)
+        show_ready(s, &status);
+    s->shown = status.state;
+}
+
+/* ---- keys ---- */
+
+static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
+                               struct td_err *err)
+{
+    struct server *s = user;
+
+    (void)key;
+    if (s->dial.key_bytes)
+        return td_err_set(err, TD_INVALID,
+                          "--cluster-key-file: line %zu holds a second key, expected one", line);
+    if (strlen(value) > sizeof s->dial.key)
+        return td_err_set(err, TD_INVALID, "--cluster-key-file: the key is longer than %zu bytes",
+                          sizeof s->dial.key);
+    s->dial.key_bytes = (uint32_t)strlen(value);
+    memcpy(s->dial.key, value, s->dial.key_bytes);
+    return TD_OK;
+}
+
+/* The workers' key: from its file, else drawn for groups that we start; a group that dials in needs the file. */
+static enum td_status open_keys(struct server *s, struct td_err *err)
+{
+    const struct td_options *o = s->opts;
+    unsigned char random[24];
+    enum td_status st = TD_OK;
+
+    for (uint32_t i = 0; !st && i < o->api_key.n; i++)
+        st = td_auth_add(&s->api_keys, td_str_from(o->api_key.items[i]), err);
+    if (!st && o->cluster_key_file) {
+        st = td_config_read_keys(o->cluster_key_file, "--cluster-key-file", take_key, s, err);
+    } else if (!st && !o->no_launch) {
+        if (getrandom(random, sizeof random, 0) != sizeof random)
+            return td_err_set(err, TD_IO, "the system gave no random bytes for a key");
+        for (size_t i = 0; i < sizeof random; i++)
+            s->dial.key_bytes += (uint32_t)sprintf(s->dial.key + 2 * i, "%02x", random[i]);
+    } else if (!st) {
+        td_log_warn("workers need no key: --cluster-key-file is not set");
+    }
+    if (!st && s->dial.key_bytes)
+        st = td_auth_add(&s->cluster_key, (struct td_str){s->dial.key, s->dial.key_bytes}, err);
+    return st;
+}
+
+/* ---- listening ---- */
+
+/* Workers have a listener of their own where --control-host says so, and where the public one speaks TLS only. */
+static bool has_own_control(const struct server *s)
+{
+    const char *host = s->opts->control_host;
+
+    return s->tls || (host && strcmp(host, s->opts->host) != 0);
+}
+
+static enum td_status open_listeners(struct server *s, struct td_err *err)
+{
+    const struct td_options *o = s->opts;
+    struct td_listener_config public = {
+        .host = o->host,
+        .port = (uint16_t)o->port,
+        .service = {.tls = s->tls, .routes = s->routes, .rpc = s->rpc}};
+    bool own = has_own_control(s), wildcard;
+    const char *host = own ? (o->control_host ? o->control_host : "127.0.0.1") : o->host;
+    struct td_listener_config control = {.host = host, .service = {.rpc = s->control_rpc}};
+    enum td_status st = td_listener_open(s->pool, &s->loop, &public, &s->listener, err);
+
+    if (!st && own) {
+        control.port = o->control_host ? td_listener_port(s->listener) : 0;
+        if (o->control_host && strcmp(o->control_host, o->host) == 0)
+            control.port = 0;
+        st = td_listener_open(s->pool, &s->loop, &control, &s->control, err);
+    }
+    if (st)
+        return st;
+    if (o->no_launch && !s->dial.key_bytes &&
+        !td_listener_is_loopback(own ? s->control : s->listener) && !o->insecure)
+        return td_err_set(
+            err, TD_INVALID,
+            "workers could dial in to %s without a key: give --cluster-key-file, or --insecure",
+            host);
+    wildcard = strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
+    if (wildcard && o->hostfile)
+        gethostname(s->dial.host, sizeof s->dial.host - 1);
+    else
+        snprintf(s->dial.host, sizeof s->dial.host, "%s", wildcard ? "127.0.0.1" : host);
+    s->dial.port = td_listener_port(own ? s->control : s->listener);
+    snprintf(s->dial_address, sizeof s->dial_address,
+             strchr(s->dial.host, ':') ? "[%s]:%u" : "%s:%u", s->dial.host, s->dial.port);
+    if (own)
+        td_log_info("workers' control stream at %s", td_listener_address(s->control));
+    return TD_OK;
+}
+
+static enum td_status open_coord(struct server *s, struct td_err *err)
+{
+    const struct td_options *o = s->opts;
+    struct td_coord_params p = {.loop = &s->loop,
+                                .metrics = s->metrics,
+                                .model = s->model,
+                                .names = o->served_model_name.items,
+                                .n_names = o->served_model_name.n,
+                                .verify = o->verify,
+                                .n_ranks = s->world ? td_comm_size(s->world) : (uint32_t)o->ranks,
+                                .kv_dtype_auto = o->kv_cache_dtype == TD_KV_DTYPE_AUTO,
+                                .max_queue = (uint32_t)o->max_queue,
+                                .op_limit_ns = 60000000000u,
+                                .on_failed = on_group_failed,
+                                .user = s};
+    struct td_spec any = {.dtype = TD_F16};
+    enum td_status st = td_spmd_plan_params(o, &any, p.n_ranks ? p.n_ranks : o->shares.n, NULL,
+                                            s->share, &p.wish, err);
+
+    if (st)
+        return st;
+    if (!s->world && !o->no_launch)
+        p.launcher = (struct td_group_launcher){launch_start, launch_stop, s};
+    return td_coord_open(&p, &s->coord, err);
+}
+
+static enum td_status open_services(struct server *s, struct td_err *err)
+{
+    const struct td_auth *api = s->api_keys.n_keys ? &s->api_keys : NULL;
+    struct td_openai_service_params openai = {.coord = s->coord, .routes = s->routes, .auth = api};
+    enum td_status st = td_coord_metrics_open(s->coord, &s->coord_metrics, err);
+
+    st = st ? st : td_openai_service_open(&openai, &s->openai, err);
+    st = st ? st : td_inference_service_open(s->coord, s->rpc, api, &s->inference, err);
+    st = st ? st : td_cluster_service_open(s->coord, s->rpc, api, &s->cluster, err);
+    st = st ? st : td_health_service_open(s->coord, s->rpc, NULL, &s->health, err);
+    if (st)
+        return st;
+    td_grpc_serve_add_reflection(s->rpc, api);
+    td_coord_serve_workers(s->coord, s->control_rpc ? s->control_rpc : s->rpc,
+                           s->cluster_key.n_keys ? &s->cluster_key : NULL);
+    return TD_OK;
+}
+
+/* Prompts of a whole context travel over the control stream. */
+static void message_limits(struct td_grpc_limits *limits)
+{
+    td_grpc_limits_default(limits);
+    limits->max_message_bytes = (size_t)64 << 20;
+    limits->max_queued_bytes = (size_t)256 << 20;
+    limits->max_streams = 1024;
+}
+
+static enum td_status open_server(struct server *s, struct td_err *err)
+{
+    const struct td_options *o = s->opts;
+    struct td_conn_config conn;
+    struct td_grpc_limits limits;
+    enum td_status st = open_keys(s, err);
+
+    if (!realpath(o->model, s->model))
+        snprintf(s->model, sizeof s->model, "%s", o->model); /* opening it will say what is wrong */
+    if (!st && (o->ssl_certfile || o->ssl_keyfile)) {
+        if (!o->ssl_certfile || !o->ssl_keyfile)
+            return td_err_set(err, TD_INVALID,
+                              "--ssl-certfile and --ssl-keyfile go together: one is missing");
+        st = td_tls_open(o->ssl_certfile, o->ssl_keyfile, &s->tls, err);
+    }
+    td_conn_config_default(&conn);
+    message_limits(&limits);
+    st = st ? st : td_metrics_open(&s->metrics, err);
+    st = st ? st : open_coord(s, err);
+    st = st ? st : td_route_table_open(&s->routes, err);
+    st = st ? st : td_grpc_serve_table_open(&limits, &s->rpc, err);
+    if (!st && has_own_control(s))
+        st = td_grpc_serve_table_open(&limits, &s->control_rpc, err);
+    st = st ? st : open_services(s, err);
+    st = st ? st : td_conn_pool_open(&s->loop, &conn, &s->pool, err);
+    return st ? st : open_listeners(s, err);
+}
+
+static void start_watching(struct server *s)
+{
+    static const int numbers[] = {SIGTERM, SIGINT};
+
+    for (int i = 0; i < 2; i++) {
+        uv_signal_init(&s->loop, &s->signals[i]);
+        s->signals[i].data = s;
+        uv_signal_start(&s->signals[i], on_signal, numbers[i]);
+    }
+    uv_timer_init(&s->loop, &s->watch);
+    s->watch.data = s;
+    uv_timer_start(&s->watch, on_watch, WATCH_MS, WATCH_MS);
+}
+
+static void close_server(struct server *s)
+{
+    td_openai_service_close(s->openai);
+    td_inference_service_close(s->inference);
+    td_cluster_service_close(s->cluster);
+    td_health_service_close(s->health);
+    td_coord_metrics_close(s->coord_metrics);
+    td_coord_close(s->coord);
+    td_grpc_serve_table_close(s->control_rpc);
+    td_grpc_serve_table_close(s->rpc);
+    td_route_table_close(s->routes);
+    td_tls_close(s->tls);
+    td_metrics_close(s->metrics);
+}
+
+/* The coordinator's process; in one job also rank 0. */
+static int coordinate(struct server *s)
+{
+    struct td_worker_params worker;
+    struct td_err err;
+    enum td_status st = open_server(s, &err);
+
+    if (s->world) {
+        st = td_rank_share_dial(s->world, st, &s->dial, &err);
+        if (!st) {
+            td_rank_worker_params(&s->loop, s->world, &s->dial, 0, s->opts, &worker);
+            st = td_worker_start(&worker, on_worker_end, s, &s->worker, &err);
+        }
+    }
+    st = st ? st : td_coord_start(s->coord, &err);
+    if (st)
+        return td_command_report(s->opts, &err); /* nothing has been served: the process ends */
+    start_watching(s);
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    if (s->worker && s->worker_ended)
+        td_worker_close(s->worker);
+    close_server(s);
+    uv_loop_close(&s->loop);
+    return s->exit_status;
+}
+
+/* The other ranks of one job. */
+static int follow(struct server *s)
+{
+    struct td_err err;
+    enum td_status st = td_rank_share_dial(s->world, TD_OK, &s->dial, &err);
+
+    st = st ? st : td_rank_run(&s->loop, s->world, &s->dial, 0, s->opts, &err);
+    if (st)
+        td_log_error("rank %u ended error=\"%s\"", td_comm_rank(s->world), err.cause);
+    return st ? TD_EXIT_FAILURE : TD_EXIT_OK;
+}
+
+int td_cmd_serve(const struct td_options *opts)
+{
+    struct server *s = calloc(1, sizeof *s);
+    struct td_err err;
+    int status;
+
+    if (!s) {
+        td_err_set(&err, TD_NO_MEMORY, "no memory for a server");
+        return td_command_report(opts, &err);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    s->opts = opts;
+    uv_loop_init(&s->loop);
+    td_term_init(&s->term, stderr);
+    if (td_comm_mpi_launched() && td_comm_mpi_open(&s->world, &err))
+        return td_command_report(opts, &err);
+    status = s->world && td_comm_rank(s->world) > 0 ? follow(s) : coordinate(s);
+    if (s->world && status) { /* MPI cannot be left in order without the others */
+        fflush(NULL);
+        _exit(status);
+    }
+    td_comm_close(s->world);
+    free(s);
+    return status;
+}

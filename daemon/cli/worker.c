@@ -1,0 +1,76 @@
+/* `tensord worker`: one rank of a group, started by mpirun (by hand, by Slurm or by serve), that dials in to a coordinator. */
+#include "daemon/cli/command.h"
+#include "daemon/cli/config.h"
+#include "daemon/cli/rank.h"
+#include "daemon/log.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
+                               struct td_err *err)
+{
+    struct td_rank_dial *dial = user;
+    size_t len = strlen(value);
+
+    (void)key;
+    if (dial->key_bytes)
+        return td_err_set(err, TD_INVALID,
+                          "--cluster-key-file: line %zu holds a second key, expected one", line);
+    if (len > sizeof dial->key)
+        return td_err_set(err, TD_INVALID,
+                          "--cluster-key-file: a key of %zu bytes, expected at most %zu", len,
+                          sizeof dial->key);
+    memcpy(dial->key, value, len);
+    dial->key_bytes = (uint32_t)len;
+    return TD_OK;
+}
+
+/* Rank 0 only: the others get it over MPI. */
+static enum td_status read_dial(const struct td_options *opts, struct td_rank_dial *dial,
+                                struct td_err *err)
+{
+    const char *file = opts->cluster_key_file;
+
+    snprintf(dial->host, sizeof dial->host, "%s", opts->coordinator.host);
+    dial->port = opts->coordinator.port;
+    if (!file)
+        return TD_OK;
+    return td_config_read_keys(strcmp(file, "-") == 0 ? "/dev/stdin" : file, "--cluster-key-file",
+                               take_key, dial, err);
+}
+
+int td_cmd_worker(const struct td_options *opts)
+{
+    struct td_rank_dial dial = {.port = 0};
+    struct td_comm *world = NULL;
+    struct td_err err;
+    uv_loop_t loop;
+    enum td_status s = td_rank_open_world(&world, &err);
+
+    signal(SIGPIPE, SIG_IGN);
+    if (!s) {
+        s = td_comm_rank(world) == 0 ? read_dial(opts, &dial, &err) : TD_OK;
+        s = td_rank_share_dial(world, s, &dial, &err);
+    }
+    if (!s) {
+        uv_loop_init(&loop);
+        s = td_rank_run(&loop, world, &dial, (uint32_t)opts->generation, opts, &err);
+        if (!s)
+            uv_loop_close(&loop);
+    }
+    if (s) {
+        char text[600];
+
+        /* The compute thread may hang in MPI: nothing of it is waited for or unwound. */
+        fprintf(stderr, "tensord worker: rank %u: %s\n", world ? td_comm_rank(world) : 0,
+                td_err_format(&err, text, sizeof text));
+        fflush(NULL);
+        _exit(TD_EXIT_FAILURE);
+    }
+    td_comm_close(world);
+    return TD_EXIT_OK;
+}

@@ -1,0 +1,126 @@
+#include "daemon/coordinator/coord_metrics.h"
+
+#include "daemon/api/metrics.h"
+#include "daemon/coordinator/coordinator.h"
+
+#include <stdlib.h>
+
+enum value {
+    READY,
+    RANKS,
+    RANKS_READY,
+    RUNNING,
+    WAITING,
+    OPEN,
+    KV_USED,
+    KV_TOTAL,
+    GENERATION,
+    RESTARTS,
+    PROMPT_TOKENS,
+    GENERATED_TOKENS,
+    EXCHANGED,
+    EXCHANGE_WAIT,
+    STEP_TIME,
+    STEPS,
+    WEIGHTS,
+    KV_BYTES,
+    N_VALUES
+};
+
+static const struct {
+    enum td_metrics_kind kind;
+    const char *name, *help;
+} TABLE[N_VALUES] = {
+    [READY] = {TD_METRICS_GAUGE, "tensord_ready",
+               "1 when all ranks are ready and requests are taken"},
+    [RANKS] = {TD_METRICS_GAUGE, "tensord_ranks", "Ranks of the group"},
+    [RANKS_READY] = {TD_METRICS_GAUGE, "tensord_ranks_ready",
+                     "Ranks that are attached and have loaded"},
+    [RUNNING] = {TD_METRICS_GAUGE, "tensord_requests_running", "Requests in the steps"},
+    [WAITING] = {TD_METRICS_GAUGE, "tensord_requests_waiting", "Requests queued at rank 0"},
+    [OPEN] = {TD_METRICS_GAUGE, "tensord_requests_open", "Requests accepted and not ended"},
+    [KV_USED] = {TD_METRICS_GAUGE, "tensord_kv_blocks_used", "KV blocks in use"},
+    [KV_TOTAL] = {TD_METRICS_GAUGE, "tensord_kv_blocks", "KV blocks of the group"},
+    [GENERATION] = {TD_METRICS_GAUGE, "tensord_group_generation", "Launches of the group"},
+    [RESTARTS] = {TD_METRICS_COUNTER, "tensord_group_restarts_total",
+                  "Groups launched after a loss"},
+    [PROMPT_TOKENS] = {TD_METRICS_COUNTER, "tensord_prompt_tokens_total",
+                       "Prompt tokens of requests that got an answer"},
+    [GENERATED_TOKENS] = {TD_METRICS_COUNTER, "tensord_generated_tokens_total", "Tokens generated"},
+    [EXCHANGED] = {TD_METRICS_GAUGE, "tensord_exchanged_bytes",
+                   "Activation bytes that this group's ranks have sent"},
+    [EXCHANGE_WAIT] = {TD_METRICS_GAUGE, "tensord_exchange_seconds",
+                       "Time inside exchanges, over all ranks"},
+    [STEP_TIME] = {TD_METRICS_GAUGE, "tensord_step_seconds", "Time inside steps, rank 0"},
+    [STEPS] = {TD_METRICS_GAUGE, "tensord_steps", "Steps of this group, rank 0"},
+    [WEIGHTS] = {TD_METRICS_GAUGE, "tensord_weight_bytes", "Weight bytes held by all ranks"},
+    [KV_BYTES] = {TD_METRICS_GAUGE, "tensord_kv_bytes", "KV cache bytes held by all ranks"},
+};
+
+struct td_coord_metrics {
+    struct td_coord *c;
+    struct td_metric *series[N_VALUES];
+};
+
+static void refresh(void *user)
+{
+    struct td_coord_metrics *m = user;
+    struct td_coord_status s;
+    double v[N_VALUES] = {0};
+
+    td_coord_status(m->c, &s);
+    v[READY] = td_coord_ready(m->c);
+    v[RANKS] = s.n_ranks;
+    v[RUNNING] = s.n_running;
+    v[WAITING] = s.n_waiting;
+    v[OPEN] = s.n_open;
+    v[KV_USED] = s.kv_blocks_used;
+    v[KV_TOTAL] = s.plan ? s.plan->n_blocks : 0;
+    v[GENERATION] = s.generation;
+    v[RESTARTS] = s.n_restarts;
+    v[PROMPT_TOKENS] = (double)s.prompt_tokens;
+    v[GENERATED_TOKENS] = (double)s.generated_tokens;
+    for (uint32_t i = 0; i < s.n_ranks; i++) {
+        v[RANKS_READY] += s.members[i].attached && s.members[i].loaded;
+        v[EXCHANGED] += (double)s.members[i].exchanged_bytes;
+        v[EXCHANGE_WAIT] += (double)s.members[i].wait_ns * 1e-9;
+        v[WEIGHTS] += (double)s.members[i].weight_bytes;
+        v[KV_BYTES] += (double)s.members[i].kv_bytes;
+    }
+    if (s.n_ranks) {
+        v[STEP_TIME] = (double)s.members[0].step_ns * 1e-9;
+        v[STEPS] = (double)s.members[0].n_steps;
+    }
+    for (int i = 0; i < N_VALUES; i++)
+        if (TABLE[i].kind == TD_METRICS_GAUGE)
+            td_metrics_set(m->series[i], v[i]);
+        else if (v[i] > td_metrics_value(m->series[i]))
+            td_metrics_add(m->series[i], v[i] - td_metrics_value(m->series[i]));
+}
+
+enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics **out,
+                                     struct td_err *err)
+{
+    struct td_coord_metrics *m = calloc(1, sizeof *m);
+    enum td_status s = m ? TD_OK : td_err_set(err, TD_NO_MEMORY, "no memory for metrics");
+
+    for (int i = 0; !s && i < N_VALUES; i++) {
+        struct td_metrics_desc desc = {
+            .kind = TABLE[i].kind, .name = TABLE[i].name, .help = TABLE[i].help};
+
+        s = td_metrics_register(td_coord_metrics(c), &desc, &m->series[i], err);
+    }
+    if (s) {
+        free(m);
+        return s;
+    }
+    m->c = c;
+    td_metrics_set_refresh(td_coord_metrics(c), refresh, m);
+    *out = m;
+    return TD_OK;
+}
+
+void td_coord_metrics_close(struct td_coord_metrics *m)
+{
+    free(m);
+}

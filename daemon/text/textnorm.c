@@ -213,7 +213,8 @@ enum td_status td_textnorm_run(const struct td_textnorm *n, struct td_str text,
             s = unicode_form(stage->kind, text, to);
         }
         if (s)
-            return td_err_set(err, s, "no memory to normalise %zu bytes", text.len);
+            return td_err_set(err, s, "normalising %zu bytes: %s", text.len,
+                              s == TD_TOO_LARGE ? "the result is over the limit" : "no memory");
         text = td_bytes_str(to);
         turn ^= 1;
     }

@@ -198,6 +198,38 @@ static void test_chat_matches_the_goldens_and_refuses_the_rest(void **state)
     assert_int_equal(n_refused, 15);
 }
 
+/* Written by Hugging Face transformers; ships with the repository. */
+static void test_chat_matches_the_shipped_models_goldens(void **state)
+{
+    json_error_t why;
+    json_t *config =
+        json_load_file(TD_SOURCE "/tests/models/tensord-tiny/tokenizer_config.json", 0, &why);
+    json_t *list = json_load_file(TD_SOURCE "/tests/golden/tensord-tiny-chat.json", 0, &why), *item,
+           *m;
+    struct td_chat *chat = open_chat(json_string_value(json_object_get(config, "chat_template")));
+    size_t i, k;
+
+    (void)state;
+    assert_true(json_array_size(list) > 10);
+    json_array_foreach(list, i, item)
+    {
+        json_t *messages = json_object_get(item, "messages");
+        struct td_chat_message list_of[32];
+
+        assert_in_range(json_array_size(messages), 1, 32);
+        json_array_foreach(messages, k, m)
+        {
+            list_of[k] = (struct td_chat_message){get_str(m, "role"), get_str(m, "content")};
+        }
+        check_render(chat, list_of, json_array_size(messages),
+                     json_is_true(json_object_get(item, "add_generation_prompt")), "", "",
+                     get_str(item, "text"));
+    }
+    td_chat_close(chat);
+    json_decref(list);
+    json_decref(config);
+}
+
 static void test_chat_refuses_every_template_with_tools(void **state)
 {
     struct dirent *entry;
@@ -372,6 +404,7 @@ int main(void)
         cmocka_unit_test(test_chat_renders_plain_chatml),
         cmocka_unit_test(test_chat_renders_the_published_variants),
         cmocka_unit_test(test_chat_matches_the_goldens_and_refuses_the_rest),
+        cmocka_unit_test(test_chat_matches_the_shipped_models_goldens),
         cmocka_unit_test(test_chat_refuses_every_template_with_tools),
         cmocka_unit_test(test_chat_refuses_by_name),
         cmocka_unit_test(test_chat_bounds_what_a_template_may_write),

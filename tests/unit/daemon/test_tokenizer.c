@@ -134,6 +134,36 @@ static void test_tokenizer_matches_llama_cpp_texts(void **state)
     assert_int_equal(n_files, 5);
 }
 
+/* Written by Hugging Face tokenizers; ships with the repository. */
+static void test_tokenizer_matches_the_shipped_models_vectors(void **state)
+{
+    struct td_tokenizer *tok = text_open(TD_SOURCE "/tests/models/tensord-tiny");
+    json_error_t why;
+    json_t *list = json_load_file(TD_SOURCE "/tests/golden/tensord-tiny-tokens.json",
+                                  JSON_ALLOW_NUL, &why),
+           *item, *id;
+    size_t i, k;
+
+    (void)state;
+    assert_true(json_array_size(list) > 80);
+    json_array_foreach(list, i, item)
+    {
+        struct td_str text = {json_string_value(json_object_get(item, "text")),
+                              json_string_length(json_object_get(item, "text"))};
+        uint32_t want[1024];
+
+        assert_in_range(json_array_size(json_object_get(item, "ids")), 0, 1024);
+        json_array_foreach(json_object_get(item, "ids"), k, id)
+        {
+            want[k] = (uint32_t)json_integer_value(id);
+        }
+        text_check_ids(tok, text, TD_ENCODE_SPECIAL, want,
+                       json_array_size(json_object_get(item, "ids")));
+    }
+    json_decref(list);
+    td_tokenizer_close(tok);
+}
+
 static const char bpe_head[] =
     "{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,"
     "\"vocab\":{\"<unk>\":0,\"a\":1,\"b\":2,\"c\":3,\"ab\":4,\"abc\":5,\" "
@@ -488,6 +518,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tokenizer_matches_every_vector),
         cmocka_unit_test(test_tokenizer_matches_llama_cpp_texts),
+        cmocka_unit_test(test_tokenizer_matches_the_shipped_models_vectors),
         cmocka_unit_test(test_tokenizer_joins_pairs_by_rank),
         cmocka_unit_test(test_tokenizer_finds_added_tokens_by_their_flags),
         cmocka_unit_test(test_tokenizer_finds_normalized_tokens_behind_the_normalizer),

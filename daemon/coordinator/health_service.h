@@ -11,8 +11,8 @@ struct td_health_service;
 /* Adds the methods to `table` and subscribes to the coordinator's readiness, which it must outlive (or the coordinator
  * changes it no more). `auth` NULL: open, as probes have no key. */
 enum td_status td_health_service_open(struct td_coord *coord, struct td_grpc_serve_table *table,
-                                      const struct td_auth *auth, struct td_health_service **service,
-                                      struct td_err *err);
+                                      const struct td_auth *auth,
+                                      struct td_health_service **service, struct td_err *err);
 /* After the last connection was closed. NULL is legal. */
 void td_health_service_close(struct td_health_service *service);
 

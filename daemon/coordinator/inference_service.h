@@ -11,8 +11,8 @@ struct td_inference_service;
 /* Adds the methods to `table` and registers the metrics (td_coord_metrics). `coord` and `auth` (NULL: open) are
  * borrowed until close. */
 enum td_status td_inference_service_open(struct td_coord *coord, struct td_grpc_serve_table *table,
-                                         const struct td_auth *auth, struct td_inference_service **service,
-                                         struct td_err *err);
+                                         const struct td_auth *auth,
+                                         struct td_inference_service **service, struct td_err *err);
 /* After the last connection was closed. NULL is legal. */
 void td_inference_service_close(struct td_inference_service *service);
 

@@ -22,13 +22,14 @@ enum { TD_LAUNCH_PORT_BASE = 47100, TD_LAUNCH_OOB_PORTS = 16, TD_LAUNCH_RANK_POR
 
 /* Everything is borrowed during td_launch_start only. */
 struct td_launch_params {
-    uv_loop_t *loop;         /* borrows until td_launch_close's end */
-    const char *program;     /* what the ranks run, on every host; NULL: this program */
-    const char *mpirun;      /* name (looked up in PATH) or path; NULL: "mpirun" */
-    uint32_t n_ranks;        /* > 0 */
-    uint32_t threads;        /* compute threads per rank, 0: cores / ranks. Decides whether ranks are bound to cores */
-    const char *hostfile;    /* NULL: all ranks on this host */
-    const char *coordinator; /* "host:port" that the workers dial */
+    uv_loop_t *loop;     /* borrows until td_launch_close's end */
+    const char *program; /* what the ranks run, on every host; NULL: this program */
+    const char *mpirun;  /* name (looked up in PATH) or path; NULL: "mpirun" */
+    uint32_t n_ranks;    /* > 0 */
+    uint32_t
+        threads; /* compute threads per rank, 0: cores / ranks. Decides whether ranks are bound to cores */
+    const char *hostfile;      /* NULL: all ranks on this host */
+    const char *coordinator;   /* "host:port" that the workers dial */
     struct td_str cluster_key; /* one line, goes over stdin to rank 0; empty: none */
     uint32_t generation;
     const char *const *worker_args; /* more arguments of the worker, ends with NULL; may be NULL */
@@ -51,8 +52,8 @@ typedef void td_launch_end_fn(const struct td_launch_end *end, void *user);
  *     program worker --coordinator HOST:PORT --generation G [--cluster-key-file -] worker_args...
  * and "-" means that the key is the first line of rank 0's stdin. An MCA choice that the environment holds
  * (OMPI_MCA_<name>) is left as the user set it. */
-enum td_status td_launch_start(const struct td_launch_params *params, td_launch_end_fn *on_end, void *user,
-                               struct td_launch **launch, struct td_err *err);
+enum td_status td_launch_start(const struct td_launch_params *params, td_launch_end_fn *on_end,
+                               void *user, struct td_launch **launch, struct td_err *err);
 /* The fence: kills mpirun, and with it every rank on every host. on_end follows. Again, or late, it does nothing. */
 void td_launch_stop(struct td_launch *l);
 /* Frees; before the end it stops first, and on_end is not called any more. Legal inside on_end; NULL is legal. */
@@ -60,6 +61,7 @@ void td_launch_close(struct td_launch *l);
 int td_launch_pid(const struct td_launch *l); /* of mpirun */
 
 /* "mpirun was killed by signal 9 (Killed): <lines>" as an error of `status`. Returns it. */
-enum td_status td_launch_describe(const struct td_launch_end *end, enum td_status status, struct td_err *err);
+enum td_status td_launch_describe(const struct td_launch_end *end, enum td_status status,
+                                  struct td_err *err);
 
 #endif

@@ -13,7 +13,8 @@
     X(worker, TD_FOR_WORKER, "be a rank of a group that a coordinator leads")                      \
     X(generate, TD_FOR_GENERATE, "answer one prompt without a network service")                    \
     X(plan, TD_FOR_PLAN, "print who would hold what, without loading")                             \
-    X(perplexity, TD_FOR_PERPLEXITY, "measure how well the model foretells a text")                 \
+    X(perplexity, TD_FOR_PERPLEXITY, "measure how well the model foretells a text")                \
+    X(bench, TD_FOR_BENCH, "measure speed and the share of the memory bandwidth")                  \
     X(tokenize, TD_FOR_TOKENIZE, "turn a text into token ids")                                     \
     X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")
 

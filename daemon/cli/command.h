@@ -16,7 +16,9 @@
     X(perplexity, TD_FOR_PERPLEXITY, "measure how well the model foretells a text")                \
     X(bench, TD_FOR_BENCH, "measure speed and the share of the memory bandwidth")                  \
     X(tokenize, TD_FOR_TOKENIZE, "turn a text into token ids")                                     \
-    X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")
+    X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")                                    \
+    X(status, TD_FOR_STATUS, "show what a running server does, rank by rank")                      \
+    X(chat, TD_FOR_CHAT, "talk to a running server")
 
 /* Exit statuses of the program. */
 enum { TD_EXIT_OK = 0, TD_EXIT_FAILURE = 1, TD_EXIT_USAGE = 2 };

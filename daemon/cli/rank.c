@@ -58,6 +58,7 @@ enum td_status td_rank_run(uv_loop_t *loop, struct td_comm *world, const struct 
     if (s)
         return s;
     uv_run(loop, UV_RUN_DEFAULT);
-    td_worker_close(worker);
+    if (ended.status == TD_OK) /* else the process is about to be left */
+        td_worker_close(worker);
     return ended.status;
 }

@@ -451,7 +451,7 @@ static int coordinate(struct server *s)
         return td_command_report(s->opts, &err); /* nothing has been served: the process ends */
     start_watching(s);
     uv_run(&s->loop, UV_RUN_DEFAULT);
-    if (s->worker && s->worker_ended)
+    if (s->worker && s->worker_ended && s->exit_status == TD_EXIT_OK)
         td_worker_close(s->worker);
     close_server(s);
     uv_loop_close(&s->loop);

@@ -637,10 +637,13 @@ fail:
 
 void td_worker_close(struct td_worker *w)
 {
+    const struct td_compute_command exit_command = {.verb = TD_COMPUTE_EXIT};
+
     if (!w)
         return;
-    if (w->end_status == TD_OK)
-        td_compute_close(w->compute);
+    if (w->end_status != TD_OK) /* its waits were aborted: it ends at once, or after its kernel */
+        (void)td_compute_post(w->compute, &exit_command);
+    td_compute_close(w->compute);
     td_compute_load_free(w->assigned);
     td_bytes_deinit(&w->authorization);
     td_bytes_deinit(&w->packed);

@@ -25,7 +25,8 @@ typedef void td_worker_end_fn(enum td_status status, const struct td_err *err, v
 
 enum td_status td_worker_start(const struct td_worker_params *params, td_worker_end_fn *on_end,
                                void *user, struct td_worker **worker, struct td_err *err);
-/* After on_end. With a failure the compute thread may hang in MPI and is left alone: leave the process then. */
+/* After on_end. Joins the compute thread, which after a failure may still finish a kernel: a process that only wants to be gone
+ * leaves instead. */
 void td_worker_close(struct td_worker *w);
 
 #endif

@@ -292,7 +292,7 @@ static void test_group_refuses_a_worker_with_the_wrong_key(void **state)
         uv_run(&r.loop, UV_RUN_ONCE);
     assert_int_equal(r.worker_status, TD_DENIED);
     assert_false(td_coord_ready(r.coord));
-    /* The compute thread of a failed worker is left alone by td_worker_close, so the rest stays with the process. */
+    teardown(&r);
 }
 
 int main(void)

@@ -42,6 +42,7 @@ struct generation {
     XXH3_state_t *hash;
     uint64_t start_ns, first_ns, last_ns;
     uint64_t decode_exchanged_at; /* activation bytes sent when the first token was there */
+    uint64_t rss_ready_bytes;     /* resident memory when all is loaded and opened */
 };
 
 static bool is_eos(const struct generation *g, uint32_t id)
@@ -247,22 +248,40 @@ static enum td_status run(struct generation *g)
     return s;
 }
 
+/* Resident memory of this process, mapped files included (proc_pid_statm(5)); 0 when unknown. */
+static uint64_t resident_bytes(void)
+{
+    FILE *f = fopen("/proc/self/statm", "r");
+    unsigned long long pages = 0;
+
+    if (!f)
+        return 0;
+    if (fscanf(f, "%*u %llu", &pages) != 1)
+        pages = 0;
+    fclose(f);
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 /* Per rank, gathered at the end. */
 struct rank_report {
-    uint64_t weight_bytes, kv_bytes, buffer_bytes, exchanged_bytes, decode_exchanged_bytes, wait_ns;
+    uint64_t weight_bytes, kv_bytes, buffer_bytes, decode_exchanged_bytes, wait_ns;
+    uint64_t rss_before_bytes; /* resident memory before anything was opened, MPI included */
+    uint64_t rss_ready_bytes;
 };
 
-/* Collective: the decode steps' bytes are those after the prefill, which followers count by steps of one row. */
-static enum td_status gather_reports(struct td_spmd *s, uint64_t decode_exchanged,
+/* Collective: the decode steps' bytes are those after the prefill, which followers count by steps of one row. What only the
+ * caller knows comes in `mine`. */
+static enum td_status gather_reports(struct td_spmd *s, struct rank_report mine,
                                      struct rank_report *all, struct td_err *err)
 {
     struct td_shard_stats stats;
-    struct rank_report mine;
     size_t bytes[TD_PLAN_MAX_RANKS];
 
     td_shard_stats(s->node.shard, &stats);
-    mine = (struct rank_report){stats.weight_bytes,    stats.kv_bytes,   stats.buffer_bytes,
-                                stats.exchanged_bytes, decode_exchanged, stats.wait_ns};
+    mine.weight_bytes = stats.weight_bytes;
+    mine.kv_bytes = stats.kv_bytes;
+    mine.buffer_bytes = stats.buffer_bytes;
+    mine.wait_ns = stats.wait_ns;
     for (uint32_t r = 0; r < s->size; r++)
         bytes[r] = sizeof mine;
     return td_comm_all_gather(s->world, &mine, bytes, all, err);
@@ -306,12 +325,14 @@ static void print_json(const struct generation *g, const struct rank_report *rep
         json_array_append_new(prompt, json_integer(g->request.prompt[i]));
     for (uint32_t r = 0; r < s->size; r++)
         json_array_append_new(
-            ranks, json_pack("{s:I,s:s,s:s,s:I,s:I,s:I,s:I,s:f,s:f}", "rank", (json_int_t)r, "host",
-                             s->facts[r].host, "device", s->facts[r].device, "threads",
+            ranks, json_pack("{s:I,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f}", "rank", (json_int_t)r,
+                             "host", s->facts[r].host, "device", s->facts[r].device, "threads",
                              (json_int_t)s->facts[r].n_threads, "weight_bytes",
                              (json_int_t)reports[r].weight_bytes, "kv_bytes",
                              (json_int_t)reports[r].kv_bytes, "buffer_bytes",
-                             (json_int_t)reports[r].buffer_bytes, "exchanged_bytes_per_token",
+                             (json_int_t)reports[r].buffer_bytes, "rss_before_bytes",
+                             (json_int_t)reports[r].rss_before_bytes, "rss_ready_bytes",
+                             (json_int_t)reports[r].rss_ready_bytes, "exchanged_bytes_per_token",
                              n_decode ? (double)reports[r].decode_exchanged_bytes / n_decode : 0.0,
                              "wait_seconds", (double)reports[r].wait_ns * 1e-9));
     root = json_pack(
@@ -335,6 +356,7 @@ static enum td_status lead(struct generation *g)
 {
     enum td_status s = prepare(g);
 
+    g->rss_ready_bytes = resident_bytes();
     s = s ? s : run(g);
     if (s == TD_OK || s < TD_PEER_LOST) { /* the group is whole: let the others go */
         enum td_status stop = td_spmd_stop(g->spmd, s ? NULL : g->err);
@@ -372,7 +394,7 @@ int td_cmd_generate(const struct td_options *opts)
     struct td_spmd spmd;
     struct generation g = {.opts = opts, .spmd = &spmd, .err = &err};
     struct rank_report *reports = NULL;
-    uint64_t decode_exchanged = 0;
+    struct rank_report mine = {.rss_before_bytes = resident_bytes()};
     struct td_shard_stats stats;
     enum td_status s = td_spmd_open(&spmd, opts, &err);
     bool is_lead;
@@ -383,16 +405,18 @@ int td_cmd_generate(const struct td_options *opts)
     if (is_lead) {
         s = lead(&g);
         td_shard_stats(spmd.node.shard, &stats);
-        decode_exchanged = stats.exchanged_bytes - g.decode_exchanged_at;
+        mine.decode_exchanged_bytes = stats.exchanged_bytes - g.decode_exchanged_at;
+        mine.rss_ready_bytes = g.rss_ready_bytes;
     } else {
-        s = follow(&spmd, &decode_exchanged, &err);
+        mine.rss_ready_bytes = resident_bytes();
+        s = follow(&spmd, &mine.decode_exchanged_bytes, &err);
     }
     if (s < TD_PEER_LOST)
         s = td_node_agree(spmd.world, s, &err);
     reports = calloc(spmd.size, sizeof *reports);
     if (!s && !reports)
         s = td_err_set(&err, TD_NO_MEMORY, "no memory for the report of %u ranks", spmd.size);
-    s = s ? s : gather_reports(&spmd, decode_exchanged, reports, &err);
+    s = s ? s : gather_reports(&spmd, mine, reports, &err);
     if (!s && is_lead) {
         if (opts->json)
             print_json(&g, reports, XXH3_64bits_digest(g.hash));

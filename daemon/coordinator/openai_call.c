@@ -1,0 +1,414 @@
+#include "daemon/coordinator/openai_call.h"
+
+#include "daemon/api/sse.h"
+#include "daemon/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+enum { POOL_BODY_BYTES = 64 * 1024 }; /* a longer body is parsed on the pool */
+
+static void random_words(uint64_t *words, size_t n)
+{
+    size_t done = 0;
+    while (done < n * sizeof(*words)) {
+        ssize_t got = getrandom((char *)words + done, n * sizeof(*words) - done, 0);
+        if (got < 0 && errno != EINTR) {
+            words[0] ^= uv_hrtime(); /* a kernel without getrandom: still different each time */
+            return;
+        }
+        done += got > 0 ? (size_t)got : 0;
+    }
+}
+
+/* ---- The end ---- */
+
+static void free_when_over(struct td_openai_call *call)
+{
+    if (call->http != NULL || call->pending) {
+        return;
+    }
+    for (size_t i = 0; i < call->n_parts; i++) {
+        td_ids_deinit(&call->parts[i].ids);
+        td_bytes_deinit(&call->parts[i].text);
+        free(call->parts[i].tokens);
+    }
+    free(call->parts);
+    free(call->messages);
+    if (call->parsed) {
+        td_openai_request_deinit(&call->request);
+    }
+    td_bytes_deinit(&call->body);
+    td_served_release(call->served);
+    free(call);
+}
+
+static void cancel_jobs(struct td_openai_call *call)
+{
+    for (size_t i = 0; i < call->n_parts; i++) {
+        struct td_job *job = call->parts[i].job;
+        call->parts[i].job = NULL;
+        if (job != NULL) {
+            td_job_cancel(job);
+        }
+    }
+}
+
+static enum td_service_outcome outcome_of(const struct td_openai_error *e)
+{
+    return e->http_status == 429   ? TD_SERVICE_BUSY
+           : e->http_status == 503 ? TD_SERVICE_UNAVAILABLE
+           : e->http_status >= 500 ? TD_SERVICE_FAILED
+                                   : TD_SERVICE_INVALID;
+}
+
+static void count_end(struct td_openai_call *call, enum td_service_outcome outcome)
+{
+    td_service_metrics_end(&call->endpoint->metrics, call->start_ns, outcome);
+}
+
+static void on_client_gone(struct td_http_request *http, void *user)
+{
+    struct td_openai_call *call = user;
+    (void)http;
+    call->http = NULL;
+    cancel_jobs(call);
+    if (!call->failed) { /* else its end was counted already */
+        count_end(call, TD_SERVICE_CANCELLED);
+    }
+    free_when_over(call);
+}
+
+/* Ends the request with call->error: as a whole answer, or as the stream's last event. */
+static void fail(struct td_openai_call *call)
+{
+    cancel_jobs(call);
+    if (call->http == NULL) {
+        return; /* counted when the client went */
+    }
+    count_end(call, outcome_of(&call->error));
+    if (call->streaming) {
+        call->failed = true;
+        if (!td_openai_reply_pump(call)) {
+            return;
+        }
+    } else {
+        td_http_respond_error(call->http, &call->error);
+    }
+    call->http = NULL;
+}
+
+static void fail_with(struct td_openai_call *call, const struct td_err *err)
+{
+    td_openai_error_from(err, &call->error);
+    if (err->status == TD_TOO_LARGE) {
+        call->error.code = "context_length_exceeded";
+        snprintf(call->error.param, sizeof(call->error.param), "%s",
+                 call->endpoint->kind == TD_OPENAI_CHAT ? "messages" : "prompt");
+    }
+    if (call->error.http_status >= 500 && call->http != NULL) {
+        char text[512];
+        td_log_warn("request failed id=%s error=\"%s\"", call->id,
+                    td_err_format(err, text, sizeof(text)));
+    }
+    fail(call);
+}
+
+/* ---- From ids to jobs ---- */
+
+static void on_event(struct td_job *job, const struct td_job_event *event, void *user)
+{
+    struct td_openai_part *part = user;
+    struct td_openai_call *call = part->call;
+    struct td_err err = {0};
+    (void)job;
+    if (event->finish != TD_FINISH_NONE) {
+        part->job = NULL;
+    }
+    td_service_metrics_event(&call->endpoint->metrics, &part->times, event);
+    enum td_status status = td_openai_reply_take(part, event);
+    if (status != TD_OK) {
+        /* The job is in the middle of this call and must not be cancelled here: closing the connection does it. */
+        if (part->job != NULL) {
+            td_http_stream_abort(call->http);
+            return;
+        }
+        td_err_set(&err, status, "no memory for an answer");
+        fail_with(call, &err);
+    } else if (event->finish == TD_FINISH_ERROR) {
+        fail_with(call, event->error);
+    } else if (event->finish == TD_FINISH_CANCELLED) {
+        td_err_set(&err, TD_UNAVAILABLE, "the server ended the request");
+        fail_with(call, &err);
+    } else if (call->streaming) {
+        if (td_openai_reply_pump(call)) {
+            count_end(call, TD_SERVICE_OK);
+            call->http = NULL;
+        }
+    } else {
+        for (size_t i = 0; i < call->n_parts; i++) {
+            if (call->parts[i].finish == TD_FINISH_NONE) {
+                return;
+            }
+        }
+        if (td_openai_reply_respond(call) == TD_OK) {
+            count_end(call, TD_SERVICE_OK);
+            call->http = NULL;
+        } else {
+            td_err_set(&err, TD_NO_MEMORY, "no memory for an answer");
+            fail_with(call, &err);
+        }
+    }
+    free_when_over(call);
+}
+
+static void on_drain(struct td_http_request *http, void *user)
+{
+    struct td_openai_call *call = user;
+    (void)http;
+    if (td_openai_reply_pump(call)) {
+        if (!call->failed) {
+            count_end(call, TD_SERVICE_OK);
+        }
+        call->http = NULL;
+        free_when_over(call);
+    }
+}
+
+static enum td_status submit(struct td_openai_part *part, struct td_err *err)
+{
+    struct td_openai_call *call = part->call;
+    struct td_request r;
+    td_request_init(&r);
+    r.prompt = part->ids.data;
+    r.n_prompt = (uint32_t)part->ids.len;
+    part->ids = (struct td_ids){0};
+    enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
+    if (!call->request.has_seed) {
+        random_words(&r.sampling.seed, 1);
+    }
+    if (status == TD_OK) {
+        status = td_coord_submit(call->endpoint->coord, call->served, &r, false, on_event, part,
+                                 &part->job, err);
+    }
+    if (status != TD_OK) {
+        td_request_deinit(&r);
+    }
+    return status;
+}
+
+static void submit_all(struct td_openai_call *call)
+{
+    struct td_err err = {0};
+    for (size_t i = 0; i < call->n_parts; i++) {
+        call->parts[i].times.start_ns = call->start_ns;
+        if (submit(&call->parts[i], &err) != TD_OK) {
+            if (call->n_parts > 1) {
+                td_err_context(&err, "prompt %zu of %zu", i + 1, call->n_parts);
+            }
+            fail_with(call, &err);
+            return;
+        }
+    }
+    if (call->request.stream) {
+        call->streaming = true;
+        td_sse_begin(call->http, on_drain, call);
+        td_openai_reply_pump(call); /* the role chunks; nothing can be at its end yet */
+    }
+}
+
+/* ---- From text to ids ---- */
+
+static void encode_rest(struct td_openai_call *call);
+
+static void on_encoded(enum td_status status, struct td_ids *ids, const struct td_err *err,
+                       void *user)
+{
+    struct td_openai_call *call = user;
+    call->pending = false;
+    if (call->http != NULL) {
+        if (status == TD_OK) {
+            call->parts[call->n_encoded++].ids = *ids;
+            *ids = (struct td_ids){0};
+            encode_rest(call);
+        } else {
+            fail_with(call, err);
+        }
+    }
+    free_when_over(call);
+}
+
+static enum td_status encode_next(struct td_openai_call *call, struct td_err *err)
+{
+    const struct td_openai_request *request = &call->request;
+    struct td_coord_encode what = {.served = call->served};
+    if (request->kind == TD_OPENAI_CHAT) {
+        what.messages = call->messages;
+        what.n_messages = request->n_messages;
+        what.add_generation_prompt = true;
+    } else {
+        const struct td_openai_prompt *prompt = &request->prompts[call->n_encoded];
+        if (prompt->is_ids) {
+            return td_ids_append_n(&call->parts[call->n_encoded++].ids, prompt->ids,
+                                   prompt->n_ids) == TD_OK
+                       ? TD_OK
+                       : td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %u ids",
+                                    prompt->n_ids);
+        }
+        what.text = prompt->text;
+        what.with_bos = true;
+    }
+    enum td_status status = td_coord_encode(call->endpoint->coord, &what, on_encoded, call, err);
+    call->pending = status == TD_OK;
+    return status;
+}
+
+static void encode_rest(struct td_openai_call *call)
+{
+    struct td_err err = {0};
+    while (call->n_encoded < call->n_parts) {
+        if (encode_next(call, &err) != TD_OK) {
+            fail_with(call, &err);
+            return;
+        }
+        if (call->pending) {
+            return;
+        }
+    }
+    submit_all(call);
+}
+
+/* The templates know the roles of the models; "developer" is OpenAI's newer word for "system". */
+static enum td_status copy_messages(struct td_openai_call *call, struct td_err *err)
+{
+    const struct td_openai_request *request = &call->request;
+    if (call->served->chat == NULL) {
+        td_err_set(err, TD_UNSUPPORTED, "%s", call->served->chat_err.cause);
+        td_err_context(err, "the model '%s' cannot chat", call->served->names[0]);
+        return TD_UNSUPPORTED;
+    }
+    call->messages = calloc(request->n_messages, sizeof(*call->messages));
+    if (call->messages == NULL) {
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu messages", request->n_messages);
+    }
+    for (size_t i = 0; i < request->n_messages; i++) {
+        const struct td_openai_message *m = &request->messages[i];
+        bool is_developer = td_str_eq(m->role, TD_STR("developer"));
+        call->messages[i].role = is_developer ? TD_STR("system") : m->role;
+        call->messages[i].content = m->content;
+    }
+    return TD_OK;
+}
+
+static enum td_status make_parts(struct td_openai_call *call, struct td_err *err)
+{
+    size_t n = call->request.kind == TD_OPENAI_CHAT ? 1 : call->request.n_prompts;
+    call->parts = calloc(n, sizeof(*call->parts));
+    if (call->parts == NULL) {
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu prompts", n);
+    }
+    call->n_parts = n;
+    for (size_t i = 0; i < n; i++) {
+        call->parts[i].call = call;
+        call->parts[i].index = (uint32_t)i;
+    }
+    return call->request.kind == TD_OPENAI_CHAT ? copy_messages(call, err) : TD_OK;
+}
+
+/* ---- From body to request ---- */
+
+static void go_on(struct td_openai_call *call)
+{
+    struct td_err err = {0};
+    if (!call->parsed) {
+        fail(call);
+        return;
+    }
+    enum td_status status =
+        td_coord_find_model(call->endpoint->coord, call->request.model, &call->served, &err);
+    if (status == TD_NOT_FOUND) {
+        char text[512];
+        td_openai_error_set(&call->error, 404, "invalid_request_error", "model_not_found", "model",
+                            "%s", td_err_format(&err, text, sizeof(text)));
+        fail(call);
+        return;
+    }
+    if (status == TD_OK) {
+        td_served_retain(call->served);
+        status = make_parts(call, &err);
+    }
+    if (status != TD_OK) {
+        fail_with(call, &err);
+        return;
+    }
+    encode_rest(call);
+}
+
+static void parse(struct td_openai_call *call, struct td_str body)
+{
+    call->parsed = td_openai_request_parse(call->endpoint->kind, body,
+                                           call->has_defaults ? &call->defaults : NULL,
+                                           &call->request, &call->error) == TD_OK;
+}
+
+static void parse_on_pool(uv_work_t *work)
+{
+    struct td_openai_call *call = work->data;
+    parse(call, td_bytes_str(&call->body));
+}
+
+static void on_parsed(uv_work_t *work, int status)
+{
+    struct td_openai_call *call = work->data;
+    (void)status;
+    call->pending = false;
+    td_bytes_deinit(&call->body);
+    if (call->http != NULL) {
+        go_on(call);
+    }
+    free_when_over(call);
+}
+
+void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_request *http)
+{
+    struct td_openai_call *call = calloc(1, sizeof(*call));
+    struct td_served *served = NULL;
+    uint64_t words[2] = {0, 0};
+    if (call == NULL) {
+        struct td_openai_error e;
+        td_openai_error_from(&(struct td_err){.status = TD_NO_MEMORY}, &e);
+        td_service_metrics_end(&endpoint->metrics, uv_hrtime(), TD_SERVICE_FAILED);
+        td_http_respond_error(http, &e);
+        return;
+    }
+    call->endpoint = endpoint;
+    call->http = http;
+    call->start_ns = uv_hrtime();
+    call->created = (int64_t)time(NULL);
+    random_words(words, 2);
+    td_openai_id(endpoint->kind, words[0], words[1], call->id);
+    td_http_set_header(http, "X-Request-Id", call->id);
+    td_http_on_close(http, on_client_gone, call);
+    /* The sampling defaults are the served model's, whatever name the body holds: there is one model. */
+    if (td_coord_find_model(endpoint->coord, TD_STR(""), &served, NULL) == TD_OK) {
+        call->defaults = served->defaults;
+        call->has_defaults = true;
+    }
+    if (td_http_body(http).len > POOL_BODY_BYTES) {
+        td_http_take_body(http, &call->body);
+        call->work.data = call;
+        call->pending = uv_queue_work(td_coord_loop(endpoint->coord), &call->work, parse_on_pool,
+                                      on_parsed) == 0;
+        if (call->pending) {
+            return;
+        }
+        parse(call, td_bytes_str(&call->body));
+    } else {
+        parse(call, td_http_body(http));
+    }
+    go_on(call);
+    free_when_over(call);
+}

@@ -184,6 +184,12 @@ static void relaunch(struct td_coord *c)
         c->launched = true;
 }
 
+/* Time since `then`, which may have been taken after `now` in the same turn. */
+static uint64_t since(uint64_t now, uint64_t then)
+{
+    return now > then ? now - then : 0;
+}
+
 void td_group_tick(struct td_coord *c, uint64_t now)
 {
     struct td_err err;
@@ -191,7 +197,7 @@ void td_group_tick(struct td_coord *c, uint64_t now)
     if (c->relaunch_at_ns && now >= c->relaunch_at_ns)
         relaunch(c);
     if (c->state == TD_GROUP_LAUNCHING && c->launched && !td_group_all_attached(c) &&
-        now - c->load_start_ns > c->p.launch_limit_ns) {
+        since(now, c->load_start_ns) > c->p.launch_limit_ns) {
         td_err_set(&err, TD_PEER_TIMED_OUT,
                    "not all workers registered within %llu s of their launch",
                    (unsigned long long)(c->p.launch_limit_ns / SECOND));
@@ -200,7 +206,7 @@ void td_group_tick(struct td_coord *c, uint64_t now)
     for (uint32_t i = 0; i < c->n_ranks; i++) {
         const struct member *m = &c->members[i];
 
-        if (m->stream && now - m->public.heartbeat_ns > c->p.dead_ns) {
+        if (m->stream && since(now, m->public.heartbeat_ns) > c->p.dead_ns) {
             td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i,
                        m->public.host,
                        (unsigned long long)((now - m->public.heartbeat_ns) / 1000000u));

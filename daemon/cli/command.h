@@ -10,6 +10,7 @@
 
 /* X(name, TD_FOR_ bit, one line of help), in the order of --help. */
 #define TD_COMMANDS(X)                                                                             \
+    X(serve, TD_FOR_SERVE, "serve a model to HTTP and gRPC clients")                               \
     X(worker, TD_FOR_WORKER, "be a rank of a group that a coordinator leads")                      \
     X(generate, TD_FOR_GENERATE, "answer one prompt without a network service")                    \
     X(plan, TD_FOR_PLAN, "print who would hold what, without loading")                             \

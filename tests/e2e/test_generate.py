@@ -1,0 +1,222 @@
+"""`tensord generate` against references, and the same bits from every layout.
+
+Reference ids come from other programs: float64 numpy for the models in ../shared, Hugging Face transformers for the one
+that ships. Hashes and ids of layouts are compared with those of one process.
+"""
+import json
+import pathlib
+import shutil
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROMPT = "Once upon a time"
+
+HF_260K, HF_3M = "stories260K/hf", "stories3M/hf-bf16-sharded"
+Q8_3M, Q4_3M = "stories3M/gguf/stories3M-Q8_0.gguf", "stories3M/gguf/stories3M-Q4_0.gguf"
+F32_260K, F16_260K, BF16_260K = (f"stories260K/gguf/stories260K-{t}.gguf" for t in ("F32", "F16", "BF16"))
+
+LAYOUTS = {
+    "tp1": (1, ("-tp", "1")),
+    "tp2": (2, ("-tp", "2")),
+    "tp3": (3, ("-tp", "3")),
+    "tp4": (4, ("-tp", "4")),
+    "tp8": (8, ("-tp", "8")),
+    "pp2": (2, ("-pp", "2")),
+    "tp2-pp2": (4, ("-tp", "2", "-pp", "2")),
+    "shares-3-1-1": (3, ("--shares", "3:1:1")),
+}
+# Three models in every layout; the other types of weights where the split is least even, and through a pipeline.
+CASES = [(m, layout) for m in (HF_260K, HF_3M, "tensord-tiny") for layout in LAYOUTS]
+CASES += [(m, layout) for m in (Q8_3M, Q4_3M, F16_260K, BF16_260K) for layout in ("tp8", "tp2-pp2", "shares-3-1-1")]
+
+
+def generate(tensord, model, *args, ranks=0, prompt=PROMPT, n=32):
+    return tensord.json_once("generate", "--model", model, "--prompt", prompt, "--max-tokens", n, "--ignore-eos", *args,
+                             ranks=ranks)
+
+
+@pytest.mark.parametrize("model,reference", [
+    (HF_260K, "stories260K/reference.json"),
+    (F32_260K, "stories260K/reference.json"),
+    (HF_3M, "stories3M/reference-bf16.json"),
+])
+def test_greedy_ids_equal_the_float64_reference(tensord, shared, model, reference):
+    prompts = json.loads((shared / "models" / reference).read_text())["prompts"]
+    assert len(prompts) == 5
+    for p in prompts:
+        out = tensord.json("generate", "--model", shared / "models" / model, "--prompt", p["prompt"], "--max-tokens",
+                           len(p["greedy"]), "--ignore-eos", "--logprobs", "5")
+        assert out["prompt_ids"] == p["prompt_ids"]
+        assert out["ids"] == [g["id"] for g in p["greedy"]]
+        assert out["text"] == p["text"]
+        assert out["finish_reason"] == "length"
+        for mine, theirs in zip(out["logprobs"], p["greedy"], strict=True):
+            assert mine["logprob"] == pytest.approx(theirs["logprob"], abs=0.02)
+            assert [t["logprob"] for t in mine["top"]] == pytest.approx([t[1] for t in theirs["top5"]], abs=0.05)
+
+
+def test_greedy_ids_equal_the_published_text(tensord, shared):
+    published = (shared / "models/stories260K/published-output.md").read_text()
+    out = generate(tensord, shared / "models" / HF_260K, n=200)
+    assert " ".join((PROMPT + out["text"]).split()) in " ".join(published.split())
+
+
+def test_greedy_ids_of_the_shipped_model_equal_transformers(tensord, tiny):
+    golden = json.loads((ROOT / "tests/golden/tensord-tiny.json").read_text())
+    for p in golden["prompts"]:
+        ids = ",".join(map(str, p["prompt_ids"]))
+        out = tensord.json("generate", "--model", tiny, "--prompt-ids", ids, "--max-tokens", len(p["greedy_ids"]),
+                           "--ignore-eos", "--logprobs", "5", "--kv-cache-dtype", "f32")
+        # A tie closer than the other program's own rounding decides nothing, nor what comes after it.
+        clear = [t[0][1] - t[1][1] > 1e-3 for t in p["top5"]]
+        n = clear.index(False) if False in clear else len(clear)
+        assert n > 8
+        assert out["ids"][:n] == p["greedy_ids"][:n]
+        for mine, theirs in zip(out["logprobs"][:n], p["top5"][:n], strict=True):
+            assert [t["logprob"] - mine["top"][0]["logprob"] for t in mine["top"]] == pytest.approx(
+                [t[1] - theirs[0][1] for t in theirs], abs=5e-3)
+
+
+@pytest.mark.parametrize("model,layout", CASES)
+def test_every_layout_gives_the_same_bits_and_splits_the_work(tensord, find_model, model, layout):
+    path = find_model(model)
+    ranks, args = LAYOUTS[layout]
+    alone = generate(tensord, path)
+    out = generate(tensord, path, *args, ranks=ranks)
+    assert out["ids"] == alone["ids"]
+    assert out["logits_hash"] == alone["logits_hash"]
+
+    plan = tensord.json_once("plan", "--model", path, "-n", ranks, *args)
+    assert len(out["ranks"]) == len(plan["per_rank"]) == ranks
+    for have, want in zip(out["ranks"], plan["per_rank"], strict=True):
+        assert have["weight_bytes"] == want["weight_bytes"]
+        assert have["kv_bytes"] == want["kv_bytes"]
+    weights = sum(r["weight_bytes"] for r in out["ranks"])
+    assert weights == plan["model_bytes"] + sum(r["replicated_bytes"] for r in plan["per_rank"])
+    # What is held twice are norms and, where ranks outnumber them, KV heads: far less than the model.
+    assert weights < 1.5 * plan["model_bytes"]
+    sent = sum(r["exchanged_bytes_per_token"] for r in out["ranks"])
+    assert sent == pytest.approx(plan["exchanged_bytes_per_token"], rel=1e-9)
+    assert (sent > 0) == (ranks > 1)
+
+
+@pytest.mark.parametrize("model", [HF_260K, HF_3M, Q4_3M, "tensord-tiny"])
+def test_prompt_chunks_threads_and_pages_do_not_matter(tensord, find_model, model):
+    path = find_model(model)
+    prompt = "Once upon a time there was a little fox who lived near a big river and liked to play in the snow."
+    alone = generate(tensord, path, prompt=prompt, n=16)
+    assert len(alone["prompt_ids"]) > 16
+    for args, ranks in ((("--prefill-chunk", "1"), 0), (("--prefill-chunk", "7"), 0), (("--threads", "3"), 0),
+                        (("--block-size", "1"), 0), (("--block-size", "64", "--max-num-seqs", "1"), 0),
+                        (("--cpu-isa", "ref"), 0), (("-tp", "2", "--prefill-chunk", "3"), 2)):
+        out = generate(tensord, path, *args, ranks=ranks, prompt=prompt, n=16)
+        assert out["ids"] == alone["ids"], args
+        assert out["logits_hash"] == alone["logits_hash"], args
+
+
+# ---- one changed weight ----
+
+
+def flip(model, role, layer, row, col):
+    """Flips the highest fraction bit of one weight of a Hugging Face model, in place."""
+    name = {"q": "self_attn.q_proj", "o": "self_attn.o_proj", "down": "mlp.down_proj", "gate": "mlp.gate_proj"}[role]
+    name = f"model.layers.{layer}.{name}.weight"
+    for path in sorted(model.glob("*.safetensors")):
+        with open(path, "r+b") as f:
+            header_bytes = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(header_bytes))
+            if name not in header:
+                continue
+            tensor = header[name]
+            width = {"F32": 4, "BF16": 2}[tensor["dtype"]]
+            assert row < tensor["shape"][0] and col < tensor["shape"][1]
+            # Little endian: bit 22 of F32 and bit 6 of BF16 lie in the last byte but one.
+            at = (8 + header_bytes + tensor["data_offsets"][0] + (row * tensor["shape"][1] + col) * width + width - 2)
+            f.seek(at)
+            byte = f.read(1)[0]
+            f.seek(at)
+            f.write(bytes([byte ^ 0x40]))
+            return
+    raise AssertionError(f"{model} has no {name}")
+
+
+def owned_weights(rank, head_dim):
+    """(role, layer, row, column) of a weight that only this rank has, one for each kind of split that it takes part in."""
+    found = []
+    for s in rank["slices"]:
+        if s["heads"][1] > s["heads"][0]:
+            found.append(("q", s["layer"], s["heads"][1] * head_dim - 1, 3))  # a row of its last head
+            found.append(("o", s["layer"], 5, s["heads"][0] * head_dim + 1))  # a column of its first
+        if s["ffn"][1] > s["ffn"][0]:
+            found.append(("gate", s["layer"], s["ffn"][0], 7))
+            found.append(("down", s["layer"], 9, s["ffn"][1] - 1))
+    return found
+
+
+@pytest.mark.parametrize("model,head_dim,layout", [
+    (HF_260K, 8, "shares-3-1-1"),
+    (HF_3M, 32, "shares-3-1-1"),
+    (HF_260K, 8, "tp8"),
+])
+def test_one_flipped_weight_of_any_rank_changes_the_hash(tensord, shared, tmp_path, model, head_dim, layout):
+    ranks, args = LAYOUTS[layout]
+    original = shared / "models" / model
+    want = generate(tensord, original, n=2)["logits_hash"]
+    plan = tensord.json_once("plan", "--model", original, "-n", ranks, *args)
+    copy = tmp_path / "model"
+    shutil.copytree(original, copy, copy_function=shutil.copyfile)
+    copy.chmod(0o755)
+    seen = {want}
+    n_owners = 0
+    for rank in plan["per_rank"]:
+        owned = owned_weights(rank, head_dim)
+        if not owned:
+            continue
+        n_owners += 1
+        where = owned[(rank["rank"] * 5 + 1) % len(owned)]
+        flip(copy, *where)
+        split = tensord.json("generate", "--model", copy, "--prompt", PROMPT, "--max-tokens", 2, "--ignore-eos", *args,
+                             ranks=ranks)
+        alone = tensord.json("generate", "--model", copy, "--prompt", PROMPT, "--max-tokens", 2, "--ignore-eos")
+        flip(copy, *where)
+        assert split["logits_hash"] == alone["logits_hash"], where
+        assert split["logits_hash"] not in seen, where
+        seen.add(split["logits_hash"])
+    assert n_owners == ranks
+    assert tensord.json("generate", "--model", copy, "--prompt", PROMPT, "--max-tokens", 2,
+                        "--ignore-eos")["logits_hash"] == want
+
+
+# ---- the command's own behaviour ----
+
+
+def test_max_tokens_stop_strings_and_seeds(tensord, shared):
+    model = shared / "models" / HF_260K
+    text = generate(tensord, model, n=32)["text"]
+    assert "girl" in text
+    stopped = tensord.json("generate", "--model", model, "--prompt", PROMPT, "--stop", "girl", "--max-tokens", 32)
+    assert stopped["text"] == text[:text.index("girl")]
+    assert stopped["finish_reason"] == "stop"
+    draws = [tensord.json("generate", "--model", model, "--prompt", PROMPT, "--temperature", 1, "--seed", seed,
+                          "--max-tokens", 24, ranks=ranks)["ids"] for seed, ranks in ((1, 0), (1, 0), (1, 3), (2, 0))]
+    assert draws[0] == draws[1] == draws[2]
+    assert draws[0] != draws[3]
+
+
+def test_an_answer_ends_at_the_end_token_unless_told(tensord, shared):
+    model = shared / "models" / HF_260K
+    ended = tensord.json("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 500)
+    assert ended["finish_reason"] == "stop"
+    assert ended["ids"][-1] in (1, 2)
+    on = generate(tensord, model, n=len(ended["ids"]) + 4)
+    assert on["ids"][:len(ended["ids"])] == ended["ids"]
+    assert len(on["ids"]) == len(ended["ids"]) + 4
+
+
+def test_plain_output_is_the_text(tensord, shared):
+    model = shared / "models" / HF_3M
+    p = tensord.run("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 32, "--ignore-eos")
+    assert p.returncode == 0
+    assert p.stdout == generate(tensord, model)["text"] + "\n"
+    assert p.stderr.strip().splitlines()[-1].startswith("loading  100 %")

@@ -3,24 +3,16 @@
 #include "daemon/api/sse.h"
 #include "daemon/log.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 
 enum { POOL_BODY_BYTES = 64 * 1024 }; /* a longer body is parsed on the pool */
 
 static void random_words(uint64_t *words, size_t n)
 {
-    size_t done = 0;
-    while (done < n * sizeof(*words)) {
-        ssize_t got = getrandom((char *)words + done, n * sizeof(*words) - done, 0);
-        if (got < 0 && errno != EINTR) {
-            words[0] ^= uv_hrtime(); /* a kernel without getrandom: still different each time */
-            return;
-        }
-        done += got > 0 ? (size_t)got : 0;
+    if (uv_random(NULL, NULL, words, n * sizeof(*words), 0, NULL) != 0) {
+        words[0] ^= uv_hrtime(); /* a system without a source: still different each time */
     }
 }
 

@@ -9,8 +9,11 @@
 #include "daemon/cli/config.h"
 #include "daemon/cli/rank.h"
 #include "daemon/cli/spmd.h"
+#include "daemon/coordinator/cluster_service.h"
 #include "daemon/coordinator/coord_metrics.h"
 #include "daemon/coordinator/group.h"
+#include "daemon/coordinator/health_service.h"
+#include "daemon/coordinator/inference_service.h"
 #include "daemon/coordinator/launch.h"
 #include "daemon/coordinator/openai_service.h"
 #include "daemon/coordinator/status_service.h"
@@ -52,6 +55,9 @@ struct server {
     struct td_coord_metrics *coord_metrics;
     struct td_launch *launch;
     struct td_openai_service *openai;
+    struct td_inference_service *inference;
+    struct td_cluster_service *cluster;
+    struct td_health_service *health;
     uint64_t share[TD_PLAN_MAX_RANKS];
 
     struct td_comm *world;    /* one job: this rank's; NULL else */
@@ -351,6 +357,9 @@ static enum td_status open_services(struct server *s, struct td_err *err)
 
     st = st ? st : td_openai_service_open(&openai, &s->openai, err);
     st = st ? st : td_status_service_open(s->coord, s->routes, api, err);
+    st = st ? st : td_inference_service_open(s->coord, s->rpc, api, &s->inference, err);
+    st = st ? st : td_cluster_service_open(s->coord, s->rpc, api, &s->cluster, err);
+    st = st ? st : td_health_service_open(s->coord, s->rpc, NULL, &s->health, err);
     if (st)
         return st;
     td_grpc_serve_add_reflection(s->rpc, api);
@@ -413,6 +422,9 @@ static void start_watching(struct server *s)
 static void close_server(struct server *s)
 {
     td_openai_service_close(s->openai);
+    td_inference_service_close(s->inference);
+    td_cluster_service_close(s->cluster);
+    td_health_service_close(s->health);
     td_coord_metrics_close(s->coord_metrics);
     td_coord_close(s->coord);
     td_grpc_serve_table_close(s->control_rpc);

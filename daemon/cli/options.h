@@ -111,7 +111,7 @@ struct td_options {
     struct td_option_list api_key; /* with the lines of --api-key-file */
     const char *api_key_file;
     const char *cluster_key_file; /* "-": one line of standard input */
-    int64_t generation;           /* which launch of the group a worker belongs to; 0: none of serve's */
+    int64_t generation; /* which launch of the group a worker belongs to; 0: none of serve's */
     const char *ssl_certfile;
     const char *ssl_keyfile;
     bool insecure;

@@ -79,8 +79,8 @@ static void clean_up(uv_work_t *work)
 
 static void keep_line(struct last_lines *last, const char *text)
 {
-    snprintf(last->text[last->n++ % LAST_LINES], LAST_LINE_BYTES, "%.*s",
-             LAST_LINE_BYTES - 1, text);
+    snprintf(last->text[last->n++ % LAST_LINES], LAST_LINE_BYTES, "%.*s", LAST_LINE_BYTES - 1,
+             text);
 }
 
 /* What a rank said explains more than mpirun's account of its exit. */

@@ -48,8 +48,8 @@ enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint3
 /* One token of one request, or its end. Emitted by the engine in order, exactly one with finish != NONE. */
 struct td_token_event {
     uint64_t request_id;
-    uint32_t index;      /* of the output token, 0 first */
-    bool has_token;      /* false: only the end is told (error, cancel) */
+    uint32_t index; /* of the output token, 0 first */
+    bool has_token; /* false: only the end is told (error, cancel) */
     struct td_sampled token;
     enum td_finish finish;
     const struct td_err *error; /* TD_FINISH_ERROR only; borrowed during the callback */

@@ -22,7 +22,8 @@ static struct td_tokenizer *open_tokenizer(void)
     struct td_tokenizer *tok = NULL;
     struct td_err err = {0};
 
-    if (td_tokenizer_open_json((struct td_str){json, sizeof(json) - 1}, (struct td_str){NULL, 0}, &tok, &err))
+    if (td_tokenizer_open_json((struct td_str){json, sizeof(json) - 1}, (struct td_str){NULL, 0},
+                               &tok, &err))
         fail_msg("%s", err.cause);
     return tok;
 }

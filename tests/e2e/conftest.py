@@ -9,6 +9,8 @@ import subprocess
 
 import pytest
 
+pytest.register_assert_rewrite("serving")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 TINY = ROOT / "tests" / "models" / "tensord-tiny"

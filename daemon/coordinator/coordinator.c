@@ -164,6 +164,7 @@ static void load_opened(uv_work_t *work, int status)
         td_coord_load_finished(c, &l->err);
     } else {
         c->served = l->served;
+        c->draining = c->drain_done != NULL; /* a drain that has ended was of the model before */
         if (td_group_all_attached(c))
             td_group_plan_and_load(c);
     }

@@ -79,9 +79,11 @@ enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
     struct td_job *j;
     enum td_status s;
 
-    if (served != c->served || c->state != TD_GROUP_READY)
+    if (served != c->served || !td_coord_ready(c))
         return td_err_set(err, TD_UNAVAILABLE, "the model is not ready: %s",
-                          td_group_state_name(c->state));
+                          c->draining && c->state == TD_GROUP_READY
+                              ? "the server is draining"
+                              : td_group_state_name(c->state));
     if (c->n_open >= c->p.max_queue + c->plan->max_num_seqs)
         return td_err_set(err, TD_BUSY,
                           "%u requests are open: expected at most %u, try again later", c->n_open,

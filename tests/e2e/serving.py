@@ -376,8 +376,8 @@ class Rpc:
 
     def __init__(self):
         with tempfile.TemporaryDirectory() as d:
-            names = ["inference.proto", "cluster.proto"]
-            subprocess.run(["protoc", f"-I{ROOT / 'proto'}", f"--descriptor_set_out={d}/set", "--include_imports", *names], check=True)
+            names = ["proto/inference.proto", "proto/cluster.proto"]
+            subprocess.run(["protoc", f"-I{ROOT}", f"--descriptor_set_out={d}/set", "--include_imports", *names], check=True, cwd=ROOT)
             self.files = descriptor_pb2.FileDescriptorSet.FromString(pathlib.Path(d, "set").read_bytes())
         self.pool = descriptor_pool.DescriptorPool()
         for file in self.files.file:

@@ -10,14 +10,16 @@
 
 enum { N_PASSES = 3 };
 
-static const size_t LEAST_BYTES = (size_t)256 << 20, MOST_BYTES = (size_t)1 << 30; /* of one host */
+static const size_t LEAST_BYTES = (size_t)256 << 20,
+                    MOST_BYTES = (size_t)512 << 20; /* of one host */
 
 /* When one rank of a host read: the hosts' monotonic clock is one for all its processes. */
 struct pass_time {
     uint64_t start_ns, end_ns, bytes;
 };
 
-/* Twice the last cache, so that little of it is left from the pass before. */
+/* Twice the last cache, so that little of it is left from the pass before; on a machine with a very large one, which others
+ * share there, no more than can be touched at once. */
 static size_t buffer_bytes(uint32_t n_local, uint64_t most)
 {
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);

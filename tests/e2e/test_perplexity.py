@@ -1,0 +1,124 @@
+"""`tensord perplexity` against values that llama.cpp printed and float64 scores, and `tensord bench`'s arithmetic."""
+import json
+import math
+import re
+
+import pytest
+
+TEXT = "text/tinystories-dev.txt"
+HF_260K, HF_3M = "stories260K/hf", "stories3M/hf-bf16-sharded"
+F32_260K = "stories260K/gguf/stories260K-F32.gguf"
+Q8_3M, Q4_3M = "stories3M/gguf/stories3M-Q8_0.gguf", "stories3M/gguf/stories3M-Q4_0.gguf"
+
+# Model, file of that type in its perplexity.md, bound in percent. The BF16 shards of stories3M are measured against the F32
+# file that they were rounded from; their own value is not listed.
+LISTED = [
+    (F32_260K, "stories260K-F32.gguf", 0.02),
+    (HF_260K, "stories260K-F32.gguf", 0.02),
+    ("stories260K/gguf/stories260K-F16.gguf", "stories260K-F16.gguf", 0.1),
+    ("stories260K/gguf/stories260K-BF16.gguf", "stories260K-BF16.gguf", 0.1),
+    (HF_3M, "(F32, 12.7 MB, not kept)", 0.1),
+    (Q8_3M, "stories3M-Q8_0.gguf", 0.2),
+    (Q4_3M, "stories3M-Q4_0.gguf", 0.2),
+]
+
+
+def listed(shared, model, name):
+    """(perplexity, error) of a row of the model's perplexity.md."""
+    table = (shared / "models" / model.split("/")[0] / "perplexity.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+    return tuple(map(float, re.search(r"([0-9.]+) \+/- ([0-9.]+)", row).groups()))
+
+
+def perplexity(tensord, shared, model, *args, ranks=0):
+    return tensord.json_once("perplexity", "--model", shared / "models" / model, "--file", shared / TEXT, *args,
+                             ranks=ranks)
+
+
+@pytest.mark.parametrize("model,row,percent", LISTED)
+def test_perplexity_is_the_listed_one(tensord, shared, model, row, percent):
+    value, error = listed(shared, model, row)
+    out = perplexity(tensord, shared, model, "--context", 256)
+    assert out["perplexity"] == pytest.approx(value, rel=percent / 100)
+    assert out["error"] == pytest.approx(error, rel=0.01)
+    assert out["scored_tokens"] == out["windows"] * 127
+    assert out["tokens"] == out["windows"] * 256
+
+
+@pytest.mark.parametrize("model", [HF_260K, HF_3M, Q4_3M])
+def test_three_ranks_give_the_same_bits(tensord, shared, model):
+    alone = perplexity(tensord, shared, model, "--context", 256)
+    for args, ranks in ((("--shares", "3:1:1"), 3), (("-pp", "3", "--prefill-chunk", "50"), 3)):
+        out = perplexity(tensord, shared, model, "--context", 256, *args, ranks=ranks)
+        for name in ("perplexity", "error", "mean_nll"):
+            assert out[name] == alone[name], (name, args)
+
+
+@pytest.mark.parametrize("model,reference", [(HF_260K, "stories260K/reference.json"),
+                                             (HF_3M, "stories3M/reference-bf16.json")])
+def test_every_score_is_that_of_the_float64_reference(tensord, shared, model, reference):
+    forced = json.loads((shared / "models" / reference).read_text())["teacher_forced"]
+    n = len(forced["ids"])
+    # The reference keeps keys and values unrounded. Its scores have six decimals.
+    out = perplexity(tensord, shared, model, "--rule", "all", "--context", n, "--verbose", "--kv-cache-dtype", "f32")
+    assert out["scored_tokens"] == len(out["nll"])
+    assert out["nll"][:n - 1] == pytest.approx(forced["nll"], abs=1e-4)
+    assert sum(out["nll"][:n - 1]) / (n - 1) == pytest.approx(forced["mean_nll"], abs=5e-6)
+    assert out["perplexity"] == pytest.approx(math.exp(sum(out["nll"]) / len(out["nll"])), rel=1e-12)
+
+
+def test_a_text_shorter_than_a_window_is_refused(tensord, shared, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("Once upon a time there was a little fox.")
+    p = tensord.run("perplexity", "--model", shared / "models" / HF_260K, "--file", text, "--context", 256)
+    assert p.returncode == 1
+    assert "expected at least 256, one window of --context" in p.stderr
+    out = tensord.json("perplexity", "--model", shared / "models" / HF_260K, "--file", text, "--rule", "all")
+    assert out["windows"] == 1 and out["scored_tokens"] == out["tokens"] - 1
+
+
+def test_plain_output_names_value_error_and_speed(tensord, shared):
+    p = tensord.run("perplexity", "--model", shared / "models" / HF_260K, "--file", shared / TEXT, "--context", 256)
+    out = perplexity(tensord, shared, HF_260K, "--context", 256)
+    assert p.returncode == 0
+    assert p.stdout.startswith(f"perplexity  {out['perplexity']:.4f} +/- {out['error']:.5f}\n")
+    assert re.search(r"^speed +[0-9.]+ tokens/s", p.stdout, re.M)
+    assert p.stderr.strip().splitlines()[-1] == "perplexity  100 %  2048 of 2048 tokens"
+
+
+def test_bench_counts_what_a_token_reads(tensord, shared):
+    path = shared / "models" / F32_260K
+    out = tensord.json("bench", "--model", path, "--prompt-tokens", 64, "--gen-tokens", 16, "--repetitions", 3, ranks=2)
+    plan = tensord.json("plan", "--model", path, "-n", 2)
+    depth = 64 + (16 + 1) / 2
+    # The head is a matrix of its own, so the embedding (512 x 64 in F32) is not read but for one row.
+    weights = sum(r["weight_bytes"] for r in plan["per_rank"]) - 512 * 64 * 4
+    assert out["bytes_read_per_token"]["depth"] == depth
+    assert out["bytes_read_per_token"]["weights"] == weights
+    assert out["bytes_read_per_token"]["kv"] == depth * sum(r["kv_bytes_per_token"] for r in plan["per_rank"])
+    total = out["bytes_read_per_token"]["total"]
+    assert total == out["bytes_read_per_token"]["weights"] + out["bytes_read_per_token"]["kv"]
+    for part, tokens in (("prompt", 64), ("decode", 16)):
+        speed = out[part]
+        mean = sum(speed["runs"]) / 3
+        assert speed["tokens"] == tokens and len(speed["runs"]) == 3 and min(speed["runs"]) > 0
+        assert speed["tokens_per_second"] == pytest.approx(mean)
+        assert speed["spread"] == pytest.approx(math.sqrt(sum((r - mean) ** 2 for r in speed["runs"]) / 2))
+    memory = out["memory_bandwidth"]
+    assert memory["used_bytes_per_second"] == pytest.approx(total * out["decode"]["tokens_per_second"])
+    measured = max(memory["before_bytes_per_second"], memory["after_bytes_per_second"])
+    assert measured > 1e8
+    assert memory["share"] == pytest.approx(memory["used_bytes_per_second"] / measured)
+    assert out["exchanged_bytes_per_token"] == plan["exchanged_bytes_per_token"]
+
+
+def test_bench_prints_plain_lines(tensord, shared):
+    p = tensord.run("bench", "--model", shared / "models" / F32_260K, "--gen-tokens", 8, "--repetitions", 2)
+    assert p.returncode == 0
+    # The file has 128 positions: the default prompt gives way.
+    for line in (r"prompt +[0-9.]+ \+/- [0-9.]+ tokens/s \(120 tokens, 2 runs\)",
+                 r"decode +[0-9.]+ \+/- [0-9.]+ tokens/s \(8 tokens, 2 runs\)",
+                 r"reads +[0-9.]+ [KM]iB per token: [0-9.]+ [KM]iB of weights, ",
+                 r"bandwidth +[0-9.]+ GB/s of [0-9.]+ GB/s measured: [0-9]+ %"):
+        assert re.search("^" + line, p.stdout, re.M), line
+    assert "\r" not in p.stderr and "measuring  100 %" in p.stderr

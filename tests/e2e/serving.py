@@ -147,11 +147,11 @@ class Process:
     def note_shm(self):
         self.seen_shm |= shm_files(self.processes())
 
-    def stop(self, expected=0, timeout=15.0):
-        """Ends it in order and asserts that nothing is left: no process, no shared memory."""
+    def stop(self, expected=0, timeout=15.0, pid=None):
+        """Ends it in order (SIGTERM to it or to `pid`) and asserts that nothing is left: no process, no shared memory."""
         try:
             self.note_shm()
-            self.p.send_signal(signal.SIGTERM)
+            os.kill(pid or self.p.pid, signal.SIGTERM)
             status = self.wait_exit(timeout)
             assert expected is None or status == expected, f"ended with {status}:\n{self.log()[-3000:]}"
             wait_until(lambda: f"processes are left: {self.processes()}", lambda: not self.processes(), 5)
@@ -257,6 +257,47 @@ class Server(Process):
 
     def stream(self, path, body, timeout=60):
         return Stream(self, path, body, timeout)
+
+
+class DialIn(Server):
+    """A coordinator that launches nothing, and the group of `mpirun` that dials in to it."""
+
+    def __init__(self, key_file, ranks=2, *args, model=MODEL):
+        self.key_file = key_file
+        self.groups = []
+        super().__init__("--no-launch", "--ranks", ranks, "--cluster-key-file", key_file, *args, model=model)
+        wait_until(lambda: f"the port is open:\n{self.log()}", self.is_listening, 10)
+
+    def is_listening(self):
+        try:
+            return self.get("/healthz").status == 200
+        except OSError:
+            return False
+
+    def dial(self, ranks=2, key_file=None):
+        argv = ["mpirun", "-n", ranks, TENSORD, "worker", "--coordinator", self.address, "--threads", 1,
+                "--cluster-key-file", key_file or self.key_file]
+        self.groups.append(Process(argv))
+        return self.groups[-1]
+
+    def ranks(self):
+        return {p: a for g in self.groups for p, a in g.ranks().items()}
+
+    def stop(self, expected=0, timeout=15.0, pid=None):
+        for g in self.groups:
+            g.note_shm()
+        super().stop(expected, timeout, pid)
+        for g in self.groups:
+            if g.p.poll() is None or g.processes():
+                status = g.wait_exit(10)
+                assert status == 0, g.log()
+            wait_until(lambda: f"left: {g.processes()}", lambda: not g.processes(), 5)
+            assert not [f for f in g.seen_shm if os.path.exists(f)]
+
+    def kill(self):
+        for g in self.groups:
+            g.kill()
+        super().kill()
 
 
 class Stream:
@@ -454,3 +495,10 @@ def secure(certificate):
             s.wait_ready()
             yield s
             s.stop()
+
+
+@pytest.fixture(scope="session")
+def key_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("keys") / "cluster.key"
+    path.write_text("a-cluster-key-of-the-tests\n")
+    return path

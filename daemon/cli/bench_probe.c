@@ -18,8 +18,8 @@ struct pass_time {
     uint64_t start_ns, end_ns, bytes;
 };
 
-/* Twice the last cache, so that little of it is left from the pass before; on a machine with a very large one, which others
- * share there, no more than can be touched at once. */
+/* Twice the last cache, so that little of it is left from the pass before. At most MOST_BYTES: a virtual machine reports a
+ * cache of which it has only a share. */
 static size_t buffer_bytes(uint32_t n_local, uint64_t most)
 {
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);

@@ -256,13 +256,14 @@ static struct prompt prompt_of(const struct td_inference_call *call)
 static enum td_status encode(struct td_inference_call *call, struct td_err *err)
 {
     const struct prompt p = prompt_of(call);
+    struct td_served *served = NULL;
     enum td_status status =
-        td_coord_find_model(call->service->coord, td_str_from(p.model), &call->served, err);
+        td_coord_find_model(call->service->coord, td_str_from(p.model), &served, err);
     if (status != TD_OK) {
-        call->served = NULL;
         return status;
     }
-    td_served_retain(call->served);
+    call->served = served;
+    td_served_retain(served);
     struct td_coord_encode what = {
         .served = call->served, .text = p.text, .with_bos = !p.no_special_tokens};
     if (p.ids != NULL) {

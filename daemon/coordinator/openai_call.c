@@ -101,7 +101,9 @@ static void fail_with(struct td_openai_call *call, const struct td_err *err)
         snprintf(call->error.param, sizeof(call->error.param), "%s",
                  call->endpoint->kind == TD_OPENAI_CHAT ? "messages" : "prompt");
     }
-    if (call->error.http_status >= 500 && call->http != NULL) {
+    /* Refusals while the group is not ready come by the thousand, and say nothing that its own lines do not. */
+    bool is_refusal = err->status == TD_UNAVAILABLE && !call->streaming;
+    if (call->error.http_status >= 500 && call->http != NULL && !is_refusal) {
         char text[512];
         td_log_warn("request failed id=%s error=\"%s\"", call->id,
                     td_err_format(err, text, sizeof(text)));
@@ -314,13 +316,14 @@ static enum td_status make_parts(struct td_openai_call *call, struct td_err *err
 
 static void go_on(struct td_openai_call *call)
 {
+    struct td_served *served = NULL;
     struct td_err err = {0};
     if (!call->parsed) {
         fail(call);
         return;
     }
     enum td_status status =
-        td_coord_find_model(call->endpoint->coord, call->request.model, &call->served, &err);
+        td_coord_find_model(call->endpoint->coord, call->request.model, &served, &err);
     if (status == TD_NOT_FOUND) {
         char text[512];
         td_openai_error_set(&call->error, 404, "invalid_request_error", "model_not_found", "model",
@@ -329,7 +332,8 @@ static void go_on(struct td_openai_call *call)
         return;
     }
     if (status == TD_OK) {
-        td_served_retain(call->served);
+        call->served = served;
+        td_served_retain(served);
         status = make_parts(call, &err);
     }
     if (status != TD_OK) {

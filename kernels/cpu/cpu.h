@@ -13,6 +13,7 @@
 #define TD_KERNELS_CPU_CPU_H
 
 #include "kernels/kern_ops.h"
+#include "kernels/quant/half.h"
 
 enum { TD_CPU_GROUP = 32, TD_CPU_MAX_LEVELS = 8 };
 
@@ -40,8 +41,8 @@ static inline const uint8_t *td_cpu_group_data(const struct td_cpu_matrix *m, ui
            (size_t)group * TD_CPU_GROUP * td_dtype_row_bytes(m->head.dtype, m->head.n_cols);
 }
 
-/* Activations of one matmul. The quantised form is filled for the integer types only: per block of 32, scale = max|x| / 127,
- * q = nearest(x / scale), sum = sum of q. */
+/* Activations of one matmul. The quantised form is filled for the integer types only: per block of 32, scale =
+ * td_cpu_act_scale(max|x|), q = nearest(x * 127 / max|x|), sum = sum of q. */
 struct td_cpu_act {
     const float *x; /* [n x n_cols] */
     uint32_t n_cols;
@@ -49,6 +50,15 @@ struct td_cpu_act {
     float *scale; /* [n x n_cols / 32] */
     int32_t *sum; /* [n x n_cols / 32] */
 };
+
+/* max / 127, rounded to the 11 significant bits of the F16 scale that a Q8_0 block has in files (so that results follow
+ * those of programs that quantise activations to Q8_0), but with F32's range. */
+static inline float td_cpu_act_scale(float max)
+{
+    uint32_t u = td_half_f32_bits(max / 127.0f);
+
+    return td_half_bits_f32((u + 0xfffu + ((u >> 13) & 1u)) & ~0x1fffu);
+}
 
 /* One query head of one row. */
 struct td_cpu_attend {

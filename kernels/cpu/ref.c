@@ -133,7 +133,7 @@ static void quantise(const struct td_cpu_act *act, uint32_t row)
             q[k] = r == r ? (int8_t)r : 0; /* not a number only after an overflow upstream */
             sum += q[k];
         }
-        act->scale[(size_t)row * n_blocks + b] = max / 127.0f;
+        act->scale[(size_t)row * n_blocks + b] = td_cpu_act_scale(max);
         act->sum[(size_t)row * n_blocks + b] = sum;
     }
 }

@@ -304,7 +304,7 @@ static void quantise(const struct td_cpu_act *act, uint32_t row)
             vi_store_int8(vi_from_finite(vf_round(vf_mul(x0, inverse))),
                           vi_from_finite(vf_round(vf_mul(x1, inverse))),
                           act->q + (size_t)row * act->n_cols + (size_t)b * 32);
-        act->scale[(size_t)row * n_blocks + b] = max / 127.0f;
+        act->scale[(size_t)row * n_blocks + b] = td_cpu_act_scale(max);
     }
 }
 

@@ -2,6 +2,7 @@
 
 #include "daemon/api/conn.h"
 #include "daemon/api/openai.h"
+#include "daemon/log.h"
 #include "kernels/base/clock.h"
 #include "proto/rpc_reflection.h"
 
@@ -128,6 +129,8 @@ static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_st
     td_grpc_stream_metadata(s, "authorization", 0, &authorization);
     td_grpc_stream_metadata(s, "x-api-key", 0, &x_api_key);
     if (handler->auth != NULL && !td_auth_check(handler->auth, authorization, x_api_key)) {
+        td_log_warn("call refused remote=%s method=%s error=\"no key was given, or a wrong one\"",
+                    td_grpc_serve_remote(s), method->path);
         return td_err_set(err, TD_DENIED, "no key was given, or a wrong one");
     }
     if (!method->client_streams) {

@@ -1,5 +1,7 @@
 #include "daemon/api/http1_conn.h"
 
+#include "daemon/log.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -183,6 +185,8 @@ static void check_target(struct td_http_conn *h)
     } else if (req->route->auth != NULL &&
                !td_auth_check(req->route->auth, td_http_header(req, "authorization"),
                               td_http_header(req, "x-api-key"))) {
+        td_log_warn("request refused remote=%s path=%s error=\"no key was given, or a wrong one\"",
+                    td_conn_remote(h->c), req->route->path);
         refuse(h, 401, "invalid_api_key", "No API key was given, or a wrong one.");
         td_http_set_header(req, "WWW-Authenticate", "Bearer");
     }

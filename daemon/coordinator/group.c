@@ -119,6 +119,20 @@ static uint64_t back_off(const struct td_coord *c)
     return ms[n] * 1000000u;
 }
 
+/* True for a LoadModel that fails for what was asked: the model is dropped and the server waits for another one. */
+static bool drop_model(struct td_coord *c, const struct td_err *err)
+{
+    if (!c->load_done || err->status >= TD_PEER_LOST)
+        return false;
+    td_log_warn("model refused path=%s error=\"%s\"", c->served ? c->served->path : "", err->cause);
+    td_compute_load_free(c->load);
+    c->load = NULL;
+    td_served_release(c->served);
+    c->served = NULL;
+    td_coord_load_finished(c, err);
+    return true;
+}
+
 void td_group_lose(struct td_coord *c, const struct td_err *err)
 {
     char text[600];
@@ -142,6 +156,10 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
         td_job_fail_all(c, &told);
     }
     forget_members(c);
+    if (drop_model(c, &c->last_error)) {
+        is_final = false;
+        c->n_failures = 0;
+    }
     if (is_final || c->n_failures >= 5) {
         td_coord_set_state(c, TD_GROUP_FAILED);
         td_coord_load_finished(c, &c->last_error);
@@ -360,6 +378,10 @@ void td_group_plan_and_load(struct td_coord *c)
     if (!s && !(c->load = make_load(c)))
         s = td_err_set(&err, TD_NO_MEMORY, "no memory for a load");
     s = s ? s : td_plan_make(c->served->plan_model, &c->load->plan, c->plan, &err);
+    if (s && drop_model(c, &err)) {
+        td_coord_set_state(c, TD_GROUP_LAUNCHING); /* the workers stay and wait for a model */
+        return;
+    }
     if (!s) {
         c->served->max_model_len = c->plan->max_model_len;
         c->load->plan.tp = c->plan->tp;

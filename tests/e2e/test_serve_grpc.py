@@ -244,6 +244,10 @@ def test_unload_load_and_drain_are_seen_by_watchers(own, rpc):
 
                 code, details = code_of(lambda: rpc.call(channel, "Cluster/LoadModel", model_path="/nonexistent/model"))
                 assert "/nonexistent/model" in details, (code, details)
+                code, details = code_of(lambda: rpc.call(channel, "Cluster/LoadModel", model_path=str(MODEL), max_model_len=10**8))
+                assert "100000000" in details, (code, details)
+                code, details = code_of(lambda: rpc.call(channel, "Cluster/LoadModel", model_path=str(MODEL), tp=7))
+                assert code == grpc.StatusCode.INVALID_ARGUMENT and "7" in details, (code, details)
                 loaded = rpc.call(channel, "Cluster/LoadModel", model_path=str(MODEL), served_name="again", timeout=60)
                 assert loaded.model == "again" and loaded.load_ns > 0
                 wait_until("serving again", lambda: list(seen) == [SERVING, NOT_SERVING, SERVING], 10)

@@ -38,7 +38,8 @@ LONG_STORY = (
     "sat Ruby with three little chicks. They were yellow and soft, and one of them was black. Sara laughed and put "
     "them all into her hat. At home her mother made pancakes, and her grandfather played the violin. Since then the "
     "fox has been their friend, and it visits the farm every Sunday. Oscar and Ida like to hear this story, and "
-    "their father tells it to them when it is cold and snowy and they sit in the kitchen.")
+    "their father tells it to them when it is cold and snowy and they sit in the kitchen. "
+    "Then they eat cookies and sleep well.")
 
 PROMPTS = [
     ("plain", "Once upon a time there was a little fox.", True),

@@ -259,6 +259,7 @@ def test_unload_load_and_drain_are_seen_by_watchers(own, rpc):
                 next(events)
                 drained = pool.submit(rpc.call, channel, "Cluster/Drain", timeout_ns=20 * 10**9)
                 rest = list(events)
+                running.close()
                 assert rest[-1] == "[DONE]", rest[-2:]
                 assert drained.result(20).n_cancelled == 0
                 assert list(seen)[3:] == [NOT_SERVING]

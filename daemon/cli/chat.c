@@ -20,7 +20,8 @@ struct chat {
     json_t *messages;        /* owned; the conversation so far */
     struct td_bytes answer;  /* that is arriving */
     bool is_done, was_cut;   /* [DONE] came; it ended at --max-tokens */
-    bool is_shown;           /* a part of the answer is on the screen */
+    bool is_shown;           /* a part of the answer was written */
+    bool to_terminal;        /* standard output is one */
     struct td_err event_err; /* what an event said; TD_OK: nothing */
 };
 
@@ -73,6 +74,26 @@ static enum td_status find_model(struct chat *c, struct td_err *err)
 
 /* ---- one answer ---- */
 
+/* On a terminal a model's control characters (C0 but tab and line feed, DEL, C1) would be commands: they become U+FFFD. */
+static void show(const struct chat *c, struct td_str text)
+{
+    size_t shown = 0;
+
+    for (size_t i = 0; c->to_terminal && i < text.len; i++) {
+        unsigned char byte = (unsigned char)text.ptr[i];
+        bool c1 = byte == 0xc2 && i + 1 < text.len && (unsigned char)text.ptr[i + 1] < 0xa0;
+
+        if ((byte >= 0x20 && byte != 0x7f && !c1) || byte == '\n' || byte == '\t')
+            continue;
+        fwrite(text.ptr + shown, 1, i - shown, stdout);
+        fputs("\xef\xbf\xbd", stdout);
+        i += c1;
+        shown = i + 1;
+    }
+    fwrite(text.ptr + shown, 1, text.len - shown, stdout);
+    fflush(stdout);
+}
+
 /* td_client_event_fn */
 static bool on_event(struct td_str data, void *user)
 {
@@ -100,8 +121,7 @@ static bool on_event(struct td_str data, void *user)
     if (json_string_length(content) > 0) {
         struct td_str text = {json_string_value(content), json_string_length(content)};
 
-        fwrite(text.ptr, 1, text.len, stdout);
-        fflush(stdout);
+        show(c, text);
         c->is_shown = true;
         if (td_bytes_append_str(&c->answer, text))
             td_err_set(&c->event_err, TD_NO_MEMORY, "no memory for the answer");
@@ -285,8 +305,9 @@ static enum td_status from_terminal(struct chat *c, struct td_err *err)
             json_array_clear(c->messages);
         else if (n > 0 && ask(c, (struct td_str){line, (size_t)n}, err))
             fprintf(stderr, "%s\n",
-                    err->status == TD_CANCELLED ? "(stopped)"
-                                                : td_err_format(err, text, sizeof text));
+                    err->status != TD_CANCELLED ? td_err_format(err, text, sizeof text)
+                    : c->is_shown               ? "(stopped)"
+                                                : "\n(stopped)");
         else if (n > 0 && c->was_cut)
             fprintf(stderr, "(cut at --max-tokens %lld)\n", (long long)c->opts->max_tokens);
     }
@@ -298,7 +319,7 @@ static enum td_status from_terminal(struct chat *c, struct td_err *err)
 
 int td_cmd_chat(const struct td_options *opts)
 {
-    struct chat c = {.opts = opts, .messages = json_array()};
+    struct chat c = {.opts = opts, .messages = json_array(), .to_terminal = isatty(STDOUT_FILENO)};
     struct td_err err;
     enum td_status s = find_model(&c, &err);
 
@@ -306,7 +327,7 @@ int td_cmd_chat(const struct td_options *opts)
         ;
     else if (opts->once)
         s = ask(&c, td_str_from(opts->once), &err);
-    else if (isatty(STDIN_FILENO) && isatty(STDOUT_FILENO))
+    else if (isatty(STDIN_FILENO) && c.to_terminal)
         s = from_terminal(&c, &err);
     else
         s = from_pipe(&c, &err);

@@ -1,14 +1,20 @@
 """The HTTP side with curl: answers, streams, connections, TLS, metrics, and the commands that are clients."""
 
 import concurrent.futures
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import shutil
 import subprocess
+import termios
+import time
 
 import pytest
 from serving import (
-    HAS_CHAT, MODEL, NAME, chunks_of, curl, needs_chat, needs_model, needs_shared, tensord, wait_until,
+    MODEL, NAME, STORIES, TENSORD, Server, chunks_of, curl, needs_chat, needs_model, needs_shared, tensord, wait_until,
 )
 
 pytest_plugins = ["serving"]
@@ -99,12 +105,17 @@ def test_a_chat_with_and_without_stream_is_the_same_text(server, schemas):
     assert chunks[-1]["choices"][0]["finish_reason"] == answer["choices"][0]["finish_reason"]
 
 
-@pytest.mark.skipif(HAS_CHAT, reason="shared: the model at hand has a chat template")
-def test_a_chat_without_a_template_is_refused_with_the_reason(server, schemas):
-    status, _, body = post(server, "/v1/chat/completions", json.dumps({"model": NAME, "messages": [{"role": "user", "content": "hi"}]}))
-    assert status == 400
-    schemas.check("ErrorResponse", json.loads(body))
-    assert "template" in json.loads(body)["error"]["message"]
+@needs_shared
+def test_a_chat_without_a_template_is_refused_with_the_reason(schemas):
+    with Server("-n", 1, "--threads", 1, model=STORIES) as s:
+        s.wait_ready()
+        status, _, body = post(s, "/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": "hi"}]}))
+        assert status == 400
+        schemas.check("ErrorResponse", json.loads(body))
+        assert "template" in json.loads(body)["error"]["message"]
+        p = tensord("chat", "--url", s.url, "--once", "hi")
+        assert p.returncode == 1 and b"template" in p.stderr, p.stderr
+        s.stop()
 
 
 def test_a_connection_is_kept(server):
@@ -242,13 +253,80 @@ def test_chat_once_and_from_a_pipe(server):
     assert p.stdout.decode() == first["content"] + "\n" + again["content"] + "\n"
 
 
+@needs_chat
 def test_chat_tells_the_servers_error(server):
-    if HAS_CHAT:
-        p = tensord("chat", "--url", server.url, "--temperature", 3, "--once", "hi")
-        assert p.returncode == 1 and b"400" in p.stderr and b"temperature" in p.stderr, p.stderr
-    else:
-        p = tensord("chat", "--url", server.url, "--once", "hi")
-        assert p.returncode == 1 and b"template" in p.stderr, p.stderr
+    p = tensord("chat", "--url", server.url, "--temperature", 3, "--once", "hi")
+    assert p.returncode == 1 and b"400" in p.stderr and b"temperature" in p.stderr, p.stderr
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, *argv):
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+        take_terminal = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        self.p = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True, preexec_fn=take_terminal)
+        os.close(slave)
+
+    def read_until(self, end, limit_s=20):
+        seen, stop = b"", time.monotonic() + limit_s
+        while not seen.endswith(end):
+            ready = select.select([self.master], [], [], max(0, stop - time.monotonic()))[0]
+            assert ready, f"{end} did not come: {seen}"
+            seen += os.read(self.master, 65536)
+        return seen.replace(b"\r\n", b"\n").decode()
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def close(self):
+        self.p.kill()
+        self.p.wait()
+        os.close(self.master)
+
+
+@needs_chat
+def test_chat_on_a_terminal(server):
+    t = Terminal(TENSORD, "chat", "--url", server.url, "--max-tokens", "300")
+    try:
+        assert NAME in t.read_until(b"> ")
+        t.type("What is 2 plus 3?\n")
+        answer = lambda: t.read_until(b"\n> ").split("What is 2 plus 3?\n")[-1]
+        first = answer()
+        assert len(first) > len("\n> ")
+        t.type("half a l\u00efne")
+        t.read_until("half a l\u00efne".encode())
+        t.type("\x03")
+        assert "^C" in t.read_until(b"\n> ")
+        t.type("/new\n")
+        t.read_until(b"\n> ")
+        t.type("What is 2 plus 3?\n")
+        assert answer() == first, "/new did not forget, or the line that was given up was sent"
+        t.type("\x04")
+        assert t.p.wait(10) == 0
+    finally:
+        t.close()
+
+
+@needs_chat
+def test_ctrl_c_stops_an_answer(server):
+    t = Terminal(TENSORD, "chat", "--url", server.url, "--max-tokens", "1500", "--temperature", "1.9", "--seed", "3")
+    try:
+        t.read_until(b"> ")
+        for _ in range(5):  # an answer may end by itself before the key is there
+            t.type("Tell me a story.\n")
+            t.read_until(b"story.\r\n")
+            t.type("\x03")
+            if "(stopped)" in t.read_until(b"\n> "):
+                break
+        else:
+            pytest.fail("no answer was stopped")
+        wait_until("the sequence is freed", lambda: server.group()["n_open"] == 0, 5)
+        t.type("\x04")
+        assert t.p.wait(10) == 0
+    finally:
+        t.close()
 
 
 # ---- TLS and keys ----

@@ -45,10 +45,10 @@ struct td_launch {
     uv_timer_t grace; /* for the end of output after the child's */
     struct output out[2];
     uint32_t generation;
-    uint16_t port_base;
     struct td_launch_argv argv;
     char *key; /* the line for stdin */
     char dir[256];
+    int lock; /* on it; -1: none */
     int n_handles;
     int pid;
     bool exited, stopped, closing, ended;
@@ -63,6 +63,9 @@ struct td_launch {
 static void free_launch(struct td_launch *l)
 {
     td_launch_argv_deinit(&l->argv);
+    if (l->lock >= 0) {
+        close(l->lock);
+    }
     if (l->key != NULL) {
         explicit_bzero(l->key, strlen(l->key));
         free(l->key);
@@ -356,11 +359,12 @@ enum td_status td_launch_start(const struct td_launch_params *params, td_launch_
     if (l == NULL) {
         return td_err_set(err, TD_NO_MEMORY, "no memory for a launch");
     }
+    l->lock = -1;
     l->loop = params->loop;
     l->generation = params->generation;
     enum td_status status = copy_key(l, params->cluster_key, err);
     if (status == TD_OK) {
-        status = td_launch_argv_make_dir(params, l->dir, sizeof(l->dir), err);
+        status = td_launch_argv_make_dir(params, l->dir, sizeof(l->dir), &l->lock, err);
     }
     if (status != TD_OK) {
         free_launch(l);

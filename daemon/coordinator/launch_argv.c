@@ -1,29 +1,39 @@
 #include "daemon/coordinator/launch_argv.h"
 
+#include "daemon/coordinator/launch_end.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 extern char **environ;
 
-enum { MAX_ARGS = 128, MAX_DIR_BASE = 48 };
+enum { MAX_ARGS = 128, MAX_DIR_BASE = 48, SWEEP_AGE_S = 60 };
 
 /* ---- The directory ---- */
 
-static bool try_dir(const char *base, char *dir, size_t dir_bytes)
+static bool try_dir(const char *base, char *dir, size_t dir_bytes, int *lock)
 {
     if (base == NULL || base[0] != '/' ||
-        (size_t)snprintf(dir, dir_bytes, "%s/tensord-XXXXXX", base) >= dir_bytes) {
+        (size_t)snprintf(dir, dir_bytes, "%s/" TD_LAUNCH_DIR_NAME "XXXXXX", base) >= dir_bytes ||
+        mkdtemp(dir) == NULL) {
         return false;
     }
-    return mkdtemp(dir) != NULL;
+    *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock >= 0) {
+        flock(*lock, LOCK_EX | LOCK_NB);
+    }
+    td_launch_end_sweep(base, SWEEP_AGE_S);
+    return true;
 }
 
 /* Open MPI puts Unix sockets below the directory, whose paths may have 107 bytes: a long base is passed over. */
@@ -33,18 +43,19 @@ static const char *short_path(const char *path)
 }
 
 enum td_status td_launch_argv_make_dir(const struct td_launch_params *params, char *dir,
-                                       size_t dir_bytes, struct td_err *err)
+                                       size_t dir_bytes, int *lock, struct td_err *err)
 {
     if (params->tmp_base != NULL) {
-        return try_dir(params->tmp_base, dir, dir_bytes)
+        return try_dir(params->tmp_base, dir, dir_bytes, lock)
                    ? TD_OK
                    : td_err_set(err, TD_IO, "cannot make a directory in '%s': %s", params->tmp_base,
                                 strerror(errno));
     }
     /* Other hosts make the same path, and they have no login session of ours. */
     const char *run = params->hostfile == NULL ? short_path(getenv("XDG_RUNTIME_DIR")) : NULL;
-    if (try_dir(run, dir, dir_bytes) || try_dir("/dev/shm", dir, dir_bytes) ||
-        try_dir(short_path(getenv("TMPDIR")), dir, dir_bytes) || try_dir("/tmp", dir, dir_bytes)) {
+    if (try_dir(run, dir, dir_bytes, lock) || try_dir("/dev/shm", dir, dir_bytes, lock) ||
+        try_dir(short_path(getenv("TMPDIR")), dir, dir_bytes, lock) ||
+        try_dir("/tmp", dir, dir_bytes, lock)) {
         return TD_OK;
     }
     return td_err_set(err, TD_IO,

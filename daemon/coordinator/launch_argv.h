@@ -19,10 +19,11 @@ struct td_launch_argv {
     size_t n_env;
 };
 
-/* Makes a fresh directory, readable by us alone, in a short path on memory where there is one. TD_IO names the places
- * tried. */
+/* Makes a fresh directory, readable by us alone, in a short path on memory where there is one, and removes what dead
+ * coordinators left beside it. *lock is a descriptor that shows as long as it is open that the directory is in use.
+ * TD_IO names the places tried. */
 enum td_status td_launch_argv_make_dir(const struct td_launch_params *params, char *dir,
-                                       size_t dir_bytes, struct td_err *err);
+                                       size_t dir_bytes, int *lock, struct td_err *err);
 enum td_status td_launch_argv_init(struct td_launch_argv *argv,
                                    const struct td_launch_params *params, const char *dir,
                                    struct td_err *err);

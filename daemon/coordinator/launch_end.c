@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -108,4 +110,40 @@ void td_launch_end_remove(const char *dir)
         nanosleep(&(struct timespec){.tv_nsec = 10 * 1000000L}, NULL);
     }
     td_log_warn("a launch's directory cannot be removed dir=%s error=\"%s\"", dir, strerror(errno));
+}
+
+static bool is_stale(int fd, int min_age_s)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
+           time(NULL) - st.st_ctime >= min_age_s && flock(fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+void td_launch_end_sweep(const char *base, int min_age_s)
+{
+    DIR *d = opendir(base);
+    if (d == NULL) {
+        return;
+    }
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        char path[512];
+        char mark[544];
+        pid_t pid;
+        if (strncmp(e->d_name, TD_LAUNCH_DIR_NAME, strlen(TD_LAUNCH_DIR_NAME)) != 0 ||
+            strlen(e->d_name) != strlen(TD_LAUNCH_DIR_NAME) + 6 ||
+            (size_t)snprintf(path, sizeof(path), "%s/%s", base, e->d_name) >= sizeof(path)) {
+            continue;
+        }
+        int fd = openat(dirfd(d), e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0) {
+            continue;
+        }
+        snprintf(mark, sizeof(mark), TD_LAUNCH_MARK "=%s", path);
+        if (is_stale(fd, min_age_s) && find_marked(mark, &pid, 1) == 0) {
+            td_log_info("removing what a dead coordinator left dir=%s", path);
+            td_launch_end_remove(path);
+        }
+        close(fd);
+    }
+    closedir(d);
 }

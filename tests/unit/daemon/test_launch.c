@@ -1,6 +1,7 @@
 #include "../check.h"
 
 #include "daemon/coordinator/launch.h"
+#include "daemon/coordinator/launch_end.h"
 #include "daemon/log.h"
 
 #include <dirent.h>
@@ -8,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -138,7 +140,7 @@ static bool find_dir(struct fixture *f, char *out, size_t cap)
     for (struct dirent *e; !found && (e = readdir(d)) != NULL;) {
         found = strncmp(e->d_name, "tensord-", 8) == 0;
         if (found && out != NULL) {
-            snprintf(out, cap, "%s/%s", f->tmp, e->d_name);
+            snprintf(out, cap, "%s/%.32s", f->tmp, e->d_name);
         }
     }
     closedir(d);
@@ -338,6 +340,33 @@ static void test_launch_kills_what_outlives_mpirun(void **state)
     td_launch_close(f->launch);
 }
 
+static void test_launch_removes_what_dead_coordinators_left(void **state)
+{
+    struct fixture *f = *state;
+    char old[128];
+    char used[128];
+    char file[160];
+    /* Directories cannot be aged (their change time is the kernel's), so all of these are young and must stay. */
+    snprintf(old, sizeof(old), "%s/tensord-abcdef", f->tmp);
+    snprintf(used, sizeof(used), "%s/tensord-longername", f->tmp);
+    snprintf(file, sizeof(file), "%s/vader_segment", old);
+    assert_int_equal(mkdir(old, 0700), 0);
+    assert_int_equal(mkdir(used, 0700), 0);
+    write_file(file, "x", 0600);
+    td_launch_end_sweep(f->tmp, 60);
+    assert_int_equal(access(file, F_OK), 0);
+    /* One that somebody holds stays, whatever its age. */
+    int fd = open(old, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    td_launch_end_sweep(f->tmp, 0);
+    assert_int_equal(access(file, F_OK), 0);
+    close(fd);
+    td_launch_end_sweep(f->tmp, 0);
+    assert_int_not_equal(access(old, F_OK), 0);
+    assert_int_equal(access(used, F_OK), 0);
+    assert_int_equal(rmdir(used), 0);
+}
+
 static void test_launch_leaves_choices_that_the_user_made(void **state)
 {
     struct fixture *f = *state;
@@ -407,6 +436,7 @@ int main(void)
         TEST(test_launch_ends_the_others_when_a_rank_is_killed),
         TEST(test_launch_closed_early_cleans_up_and_is_silent),
         TEST(test_launch_kills_what_outlives_mpirun),
+        TEST(test_launch_removes_what_dead_coordinators_left),
         TEST(test_launch_leaves_choices_that_the_user_made),
         TEST(test_launch_refuses_what_cannot_start),
     };

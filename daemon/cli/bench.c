@@ -349,6 +349,5 @@ int td_cmd_bench(const struct td_options *asked)
     free(b.blocks);
     free(b.prompt_tps);
     free(b.decode_tps);
-    td_spmd_close(&spmd, s != TD_OK);
-    return !s ? TD_EXIT_OK : is_lead ? td_command_report(&opts, &err) : TD_EXIT_FAILURE;
+    return td_spmd_end(&spmd, &opts, s, &err);
 }

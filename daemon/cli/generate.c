@@ -432,6 +432,5 @@ int td_cmd_generate(const struct td_options *opts)
     td_tokenizer_close(g.tok);
     XXH3_freeState(g.hash);
     free(g.out);
-    td_spmd_close(&spmd, s != TD_OK);
-    return !s ? TD_EXIT_OK : is_lead ? td_command_report(opts, &err) : TD_EXIT_FAILURE;
+    return td_spmd_end(&spmd, opts, s, &err);
 }

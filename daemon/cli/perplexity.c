@@ -294,6 +294,5 @@ int td_cmd_perplexity(const struct td_options *asked)
     free(m.blocks);
     free(m.nll);
     td_ids_deinit(&m.ids);
-    td_spmd_close(&spmd, s != TD_OK);
-    return !s ? TD_EXIT_OK : is_lead ? td_command_report(&opts, &err) : TD_EXIT_FAILURE;
+    return td_spmd_end(&spmd, &opts, s, &err);
 }

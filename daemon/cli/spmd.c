@@ -1,6 +1,7 @@
 #include "daemon/cli/spmd.h"
 
 #include "comm/comm_mpi.h"
+#include "daemon/cli/command.h"
 #include "kernels/base/clock.h"
 
 #include <stdio.h>
@@ -130,6 +131,17 @@ void td_spmd_close(struct td_spmd *s, bool failed)
         td_comm_abort(s->world);
     td_comm_close(s->world);
     memset(s, 0, sizeof *s);
+}
+
+int td_spmd_end(struct td_spmd *s, const struct td_options *opts, enum td_status status,
+                const struct td_err *err)
+{
+    int code = !status ? TD_EXIT_OK : s->rank == 0 ? td_command_report(opts, err) : TD_EXIT_FAILURE;
+
+    if (status && status < TD_PEER_LOST) /* the group is whole */
+        (void)td_comm_barrier(s->world, NULL);
+    td_spmd_close(s, status != TD_OK);
+    return code;
 }
 
 enum td_status td_spmd_follow(struct td_spmd *s, struct td_err *err)

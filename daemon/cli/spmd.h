@@ -31,6 +31,10 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
 enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err);
 /* After a failure that the ranks could not agree on, `failed` leaves the others to the launcher. */
 void td_spmd_close(struct td_spmd *s, bool failed);
+/* The end of a command on every rank, with the status that the ranks agreed on: rank 0 reports an error, all close. Nobody
+ * leaves before that, since a launcher kills the rest as soon as one rank has failed. Returns the exit status. */
+int td_spmd_end(struct td_spmd *s, const struct td_options *opts, enum td_status status,
+                const struct td_err *err);
 /* The other ranks' whole life: follows until TD_STEP_STOP. */
 enum td_status td_spmd_follow(struct td_spmd *s, struct td_err *err);
 

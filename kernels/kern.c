@@ -79,6 +79,9 @@ static enum td_status check_shape(const struct td_kern *kern, const struct td_ma
         return td_err_set(err, TD_INVALID,
                           "matrix of %u rows, %u columns, %u leaves, %u parts: none may be 0",
                           s->n_rows, s->n_cols, s->n_leaves, s->n_parts);
+    if (s->n_leaves > TD_KERN_MAX_LEAVES)
+        return td_err_set(err, TD_TOO_LARGE, "matrix of %u leaves: expected at most %d",
+                          s->n_leaves, TD_KERN_MAX_LEAVES);
     for (uint32_t i = 0; i < s->n_leaves; i++) {
         if (s->leaf_end[i] <= before || s->leaf_end[i] % block)
             return td_err_set(err, TD_INVALID,

@@ -17,7 +17,12 @@
 struct td_kern;   /* one device with its threads or streams */
 struct td_matrix; /* weights in the device's packed layout */
 
-enum { TD_KERN_CHUNK_KEYS = 64, TD_KERN_MAX_HEAD_DIM = 256, TD_KERN_MAX_PARTS = 12 };
+enum {
+    TD_KERN_CHUNK_KEYS = 64,
+    TD_KERN_MAX_HEAD_DIM = 256,
+    TD_KERN_MAX_PARTS = 12,
+    TD_KERN_MAX_LEAVES = 128
+};
 
 struct td_kern_cpu_params {
     uint32_t n_threads;  /* 0: one per core of the process's affinity mask */
@@ -27,6 +32,7 @@ struct td_kern_cpu_params {
         spin_ns;     /* how long an idle thread spins before it sleeps; 0 where ranks share cores */
     const char *isa; /* "ref", "avx2", "avx512"; NULL: TENSORD_CPU_ISA, else the best */
 };
+/* Sets the calling thread's floating-point environment to the default, which the bits of every result rely on. */
 enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
                                 struct td_err *err);
 void td_kern_close(struct td_kern *kern); /* NULL is legal; every matrix is closed before */

@@ -3,6 +3,7 @@
 #include "kernels/cpu/mathf.h"
 #include "kernels/cpu/pool.h"
 
+#include <fenv.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -445,6 +446,8 @@ enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct 
     s = choose_isa(name && name[0] ? name : NULL, &cpu->isa, err);
     if (s)
         goto fail;
+    /* Nearest, subnormals kept: a library may have set this thread otherwise, and the pool's inherit from it. */
+    fesetenv(FE_DFL_ENV);
     s = td_pool_open(&pool, &cpu->pool, err);
     if (s)
         goto fail;

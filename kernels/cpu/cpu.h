@@ -15,7 +15,11 @@
 #include "kernels/kern_ops.h"
 #include "kernels/quant/half.h"
 
-enum { TD_CPU_GROUP = 32, TD_CPU_MAX_LEVELS = 8 };
+enum {
+    TD_CPU_GROUP = 32,
+    TD_CPU_MAX_LEVELS = 8,  /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
+    TD_CPU_MAX_CHUNKS = 25, /* the same over the chunks of 2^30 keys */
+};
 
 struct td_cpu_matrix {
     struct td_matrix head;
@@ -41,8 +45,9 @@ static inline const uint8_t *td_cpu_group_data(const struct td_cpu_matrix *m, ui
            (size_t)group * TD_CPU_GROUP * td_dtype_row_bytes(m->head.dtype, m->head.n_cols);
 }
 
-/* Activations of one matmul. The quantised form is filled for the integer types only: per block of 32, scale =
- * td_cpu_act_scale(max|x|), q = nearest(x * 127 / max|x|), sum = sum of q. */
+/* Activations of one matmul. The quantised form is filled for the integer types only: per block of 32, max|x| is
+ * the largest in the order of the bits (so NaN is above infinity), scale = td_cpu_act_scale(max|x|), q = nearest(x *
+ * td_cpu_act_inverse(max|x|)) and 0 for NaN, sum = sum of q. */
 struct td_cpu_act {
     const float *x; /* [n x n_cols] */
     uint32_t n_cols;
@@ -51,12 +56,21 @@ struct td_cpu_act {
     int32_t *sum; /* [n x n_cols / 32] */
 };
 
+/* 127 / max; 0, so that every q is 0, for a block without a value worth the name: there 127 / max could be infinite. */
+static inline float td_cpu_act_inverse(float max)
+{
+    return max > 0x1p-100f ? 127.0f / max : 0.0f;
+}
+
 /* max / 127, rounded to the 11 significant bits of the F16 scale that a Q8_0 block has in files (so that results follow
- * those of programs that quantise activations to Q8_0), but with F32's range. */
+ * those of programs that quantise activations to Q8_0), but with F32's range. Infinity and NaN, which an overflow upstream
+ * leaves, stay: the sums are NaN then. */
 static inline float td_cpu_act_scale(float max)
 {
     uint32_t u = td_half_f32_bits(max / 127.0f);
 
+    if (u >= 0x7f800000u)
+        return max;
     return td_half_bits_f32((u + 0xfffu + ((u >> 13) & 1u)) & ~0x1fffu);
 }
 

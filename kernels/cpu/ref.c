@@ -121,19 +121,23 @@ static void quantise(const struct td_cpu_act *act, uint32_t row)
     for (uint32_t b = 0; b < n_blocks; b++) {
         const float *x = act->x + (size_t)row * act->n_cols + (size_t)b * 32;
         int8_t *q = act->q + (size_t)row * act->n_cols + (size_t)b * 32;
-        float max = 0.0f, inverse;
+        uint32_t max = 0;
         int32_t sum = 0;
+        float inverse;
 
-        for (int k = 0; k < 32; k++)
-            max = fabsf(x[k]) > max ? fabsf(x[k]) : max;
-        inverse = max > 0.0f ? 127.0f / max : 0.0f;
+        for (int k = 0; k < 32; k++) {
+            uint32_t bits = td_half_f32_bits(fabsf(x[k]));
+
+            max = bits > max ? bits : max;
+        }
+        inverse = td_cpu_act_inverse(td_half_bits_f32(max));
         for (int k = 0; k < 32; k++) {
             float r = rintf(x[k] * inverse);
 
-            q[k] = r == r ? (int8_t)r : 0; /* not a number only after an overflow upstream */
+            q[k] = r == r ? (int8_t)r : 0;
             sum += q[k];
         }
-        act->scale[(size_t)row * n_blocks + b] = td_cpu_act_scale(max);
+        act->scale[(size_t)row * n_blocks + b] = td_cpu_act_scale(td_half_bits_f32(max));
         act->sum[(size_t)row * n_blocks + b] = sum;
     }
 }
@@ -244,7 +248,7 @@ static void join(struct partial *left, const struct partial *right, uint32_t dim
 
 static void attend(const struct td_cpu_attend *a)
 {
-    struct partial stack[24];
+    struct partial stack[TD_CPU_MAX_CHUNKS];
     uint32_t depth = 0, n_keys = a->position + 1, dim = a->kv->head_dim;
     float inverse;
 

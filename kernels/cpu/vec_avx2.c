@@ -102,13 +102,20 @@ OP vf vf_round(vf x)
                 _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
-OP float vf_reduce_max(vf x)
+OP __m256i max_bits(vf x)
 {
-    __m256 e = _mm256_max_ps(x.a, x.b);
-    __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    return _mm256_max_epi32(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b));
+}
 
-    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+/* The largest of all lanes, none of them negative, in the order of the bits: NaN is above infinity. */
+OP float vf_max_bits(vf x, vf y)
+{
+    __m256i e = _mm256_max_epi32(max_bits(x), max_bits(y));
+    __m128i q = _mm_max_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+
+    q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(q));
 }
 
 /* Halves joined until one lane is left: (l, l + 8), (l, l + 4), (l, l + 2), (0, 1). */

@@ -1,4 +1,6 @@
 /* AVX-512 (F, BW, DQ, VL, VNNI): one register holds 16 floats. */
+#include "kernels/quant/half.h"
+
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -83,9 +85,12 @@ OP vf vf_round(vf a)
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-OP float vf_reduce_max(vf a)
+/* The largest of all lanes, none of them negative, in the order of the bits: NaN is above infinity. */
+OP float vf_max_bits(vf a, vf b)
 {
-    return _mm512_reduce_max_ps(a);
+    __m512i m = _mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b));
+
+    return td_half_bits_f32((uint32_t)_mm512_reduce_max_epi32(m));
 }
 
 /* Halves joined until one lane is left: (l, l + 8), (l, l + 4), (l, l + 2), (0, 1). */

@@ -215,7 +215,7 @@ INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct
             float *row = out + ((size_t)p * n_total + t0 + (uint32_t)t) * h->n_rows +
                          (size_t)group * TD_CPU_GROUP;
 
-            store_part(row, stack[0][t][0], lanes);
+            store_part(row, stack[0][t][0], lanes < 16 ? lanes : 16);
             if (lanes > 16)
                 store_part(row + 16, stack[0][t][1], lanes - 16);
         }
@@ -297,8 +297,8 @@ static void quantise(const struct td_cpu_act *act, uint32_t row)
     for (uint32_t b = 0; b < n_blocks; b++) {
         const float *x = act->x + (size_t)row * act->n_cols + (size_t)b * 32;
         vf x0 = vf_load(x), x1 = vf_load(x + 16);
-        float max = vf_reduce_max(vf_max(vf_abs(x0), vf_abs(x1)));
-        vf inverse = vf_set1(max > 0.0f ? 127.0f / max : 0.0f);
+        float max = vf_max_bits(vf_abs(x0), vf_abs(x1));
+        vf inverse = vf_set1(td_cpu_act_inverse(max));
 
         act->sum[(size_t)row * n_blocks + b] =
             vi_store_int8(vi_from_finite(vf_round(vf_mul(x0, inverse))),
@@ -414,7 +414,7 @@ static void join(struct partial *left, const struct partial *right, uint32_t dim
 
 INLINE void attend_as(enum td_dtype dtype, const struct td_cpu_attend *a)
 {
-    struct partial stack[24];
+    struct partial stack[TD_CPU_MAX_CHUNKS];
     float q[TD_KERN_MAX_HEAD_DIM];
     uint32_t depth = 0, n_keys = a->position + 1, dim = a->kv->head_dim, c = 0;
     vf inverse;

@@ -222,6 +222,57 @@ static void test_kern_matmul_parts_join_to_the_whole(void **state)
     td_kern_close(kern);
 }
 
+/* Blocks of activations that overflowed upstream, or that are too small to be scaled. */
+static void test_kern_matmul_agrees_on_every_isa_for_activations_at_the_edge(void **state)
+{
+    static const float special[] = {NAN,    INFINITY, -INFINITY, 1e-45f,
+                                    1e-38f, 3e-37f,   1e-20f,    3e38f};
+    enum { N = 24, COLS = 96, ROWS = 33 };
+    struct product p = {.rows = ROWS, .cols = COLS, .n = N, .n_leaves = 3, .n_parts = 1};
+    float x[N * COLS], values[ROWS * COLS];
+
+    (void)state;
+    seed = 77;
+    for (uint32_t i = 0; i < 3; i++)
+        p.leaf_end[i] = (i + 1) * 32;
+    p.part_begin[1] = 3;
+    for (uint32_t t = 0; t < N; t++)
+        for (uint32_t k = 0; k < COLS; k++) {
+            float s = special[t % 8];
+
+            /* Whole blocks of it, one among ordinary values, one among zeros. */
+            x[t * COLS + k] = t < 8              ? s * (isfinite(s) ? rnd_float() : 1.0f)
+                              : k % 32 == t % 32 ? s
+                              : t < 16           ? rnd_float()
+                                                 : 0.0f;
+        }
+    for (int dtype = 0; dtype < TD_N_DTYPES; dtype++) {
+        uint8_t *file = random_weights((enum td_dtype)dtype, ROWS, COLS, values);
+        float *ref = NULL;
+
+        p.dtype = (enum td_dtype)dtype;
+        for (int i = 0; i < 3; i++) {
+            struct td_kern *kern = open_isa(ISAS[i], 1);
+            float *out = kern ? multiply(kern, &p, file, x) : NULL;
+
+            for (uint32_t at = 0; out && at < N * ROWS; at++) {
+                if (i > 0) /* the bits of a NaN are not promised */
+                    assert_true((isnan(out[at]) && isnan(ref[at])) ||
+                                memcmp(&out[at], &ref[at], sizeof *out) == 0);
+                else if (isnan(special[at / ROWS % 8]))
+                    assert_true(isnan(out[at])); /* it is not lost on the way */
+            }
+            if (i == 0)
+                ref = out;
+            else
+                free(out);
+            td_kern_close(kern);
+        }
+        free(ref);
+        free(file);
+    }
+}
+
 static void test_kern_rows_give_the_stored_weights(void **state)
 {
     struct td_kern *kern = open_isa(NULL, 1);
@@ -444,6 +495,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kern_matmul_is_close_to_float64_and_equal_on_every_isa),
         cmocka_unit_test(test_kern_matmul_parts_join_to_the_whole),
+        cmocka_unit_test(test_kern_matmul_agrees_on_every_isa_for_activations_at_the_edge),
         cmocka_unit_test(test_kern_rows_give_the_stored_weights),
         cmocka_unit_test(test_kern_row_operations_are_close_to_float64_and_equal_on_every_isa),
         cmocka_unit_test(test_kern_rope_rotates_as_float64_does),

@@ -30,6 +30,10 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
                 err, TD_UNSUPPORTED,
                 "layer %u of '%s' is a %s layer: only attention layers have memory here", l,
                 model->name, kind_name(model->spec->layer_kind[l]));
+    if (model->spec->head_dim > TD_KERN_MAX_HEAD_DIM)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "'%s' has heads of %u dimensions: %s computes up to %d", model->name,
+                          model->spec->head_dim, td_kern_name(kern), TD_KERN_MAX_HEAD_DIM);
     if (!td_kern_supports_kv(kern, plan->kv_dtype))
         return td_err_set(err, TD_UNSUPPORTED, "%s has no KV cache of type %s", td_kern_name(kern),
                           td_dtype_info(plan->kv_dtype)->name);

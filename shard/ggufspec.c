@@ -1,5 +1,6 @@
 #include "shard/ggufspec.h"
 
+#include "shard/detmath.h"
 #include "shard/gguf.h"
 
 #include <inttypes.h>
@@ -254,7 +255,7 @@ static enum td_status read_rope(const struct reader *r, struct td_spec *spec)
                               extrapolation, log_multiplier);
         if (attention != 1)
             rope->attention_factor =
-                attention * (rope->factor > 1 ? 0.1 * log(rope->factor) + 1 : 1);
+                attention * (rope->factor > 1 ? 0.1 * td_detmath_log(rope->factor) + 1 : 1);
     } else if (attention != 1) {
         return td_err_set(r->err, TD_UNSUPPORTED,
                           "RoPE attention factor %g without YaRN is not built", attention);

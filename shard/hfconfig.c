@@ -1,5 +1,6 @@
 #include "shard/hfconfig.h"
 
+#include "shard/detmath.h"
 #include "shard/jsonfile.h"
 
 #include <inttypes.h>
@@ -200,7 +201,7 @@ static enum td_status refuse_windows(const json_t *config, const struct td_spec 
 /* 0.1 m ln(factor) + 1, as the YaRN paper (arXiv 2309.00071) recommends. */
 static double yarn_scale(double factor, double m)
 {
-    return factor > 1 ? 0.1 * m * log(factor) + 1 : 1;
+    return factor > 1 ? 0.1 * m * td_detmath_log(factor) + 1 : 1;
 }
 
 static enum td_status read_yarn(const json_t *scaling, struct td_spec *spec, struct td_err *err)

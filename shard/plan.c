@@ -453,9 +453,9 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
                               "or less memory per rank",
                               i, r->weight_bytes, r->buffer_bytes, (unsigned long long)p->kv_bytes,
                               (unsigned long long)r->memory_bytes);
-        if (!room && r->memory_bytes)
-            room = (r->memory_bytes - need) / 10 * 9;
-        if (room && block_bytes && room / block_bytes < n_blocks) {
+        if (!room) /* without a bound, as much as can be counted */
+            room = r->memory_bytes ? (r->memory_bytes - need) / 10 * 9 : SIZE_MAX / 4;
+        if (block_bytes && room / block_bytes < n_blocks) {
             n_blocks = room / block_bytes;
             tightest = i;
         }

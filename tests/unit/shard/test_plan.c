@@ -430,6 +430,34 @@ static void test_plan_shortens_a_context_only_where_nobody_asked_for_it(void **s
     assert_non_null(strstr(err.cause, "896"));
 }
 
+static void test_plan_gives_kv_no_more_than_there_is(void **state)
+{
+    const struct td_plan_rank *r = &fixture.plan.rank[0];
+    uint64_t need;
+    struct td_err err;
+
+    (void)state;
+    set_llama(&fixture);
+    make(&fixture);
+    need = r->weight_bytes + r->buffer_bytes;
+    fixture.params.memory_bytes = fixture.memory;
+    for (uint32_t spare = 0; spare < 12; spare++) { /* all but nothing is left: not "no bound" */
+        fixture.memory[0] = need + spare;
+        assert_int_equal(td_plan_make(&fixture.model, &fixture.params, &fixture.plan, &err),
+                         TD_TOO_LARGE);
+        assert_non_null(strstr(err.cause, "does not fit"));
+    }
+    /* Memory unknown and sizes beyond any machine: what is counted still fits in a size. */
+    fixture.params.memory_bytes = NULL;
+    fixture.spec.max_positions = 1 << 30;
+    fixture.spec.n_heads = fixture.spec.n_kv_heads = 1 << 14;
+    fixture.params.max_num_seqs = 1 << 16;
+    make(&fixture);
+    assert_true(fixture.plan.n_blocks > 0);
+    assert_true(r->kv_bytes / fixture.plan.n_blocks ==
+                r->kv_bytes_per_token * fixture.plan.block_tokens);
+}
+
 static void expect_refusal(enum td_status status, const char *const *words)
 {
     struct td_err err = {0};
@@ -534,6 +562,7 @@ int main(void)
         cmocka_unit_test(test_plan_repeats_kv_heads_where_ranks_outnumber_them),
         cmocka_unit_test(test_plan_leaves_ranks_without_leaves_where_there_are_too_few),
         cmocka_unit_test(test_plan_shortens_a_context_only_where_nobody_asked_for_it),
+        cmocka_unit_test(test_plan_gives_kv_no_more_than_there_is),
         cmocka_unit_test(test_plan_refuses_by_name_what_cannot_be),
         cmocka_unit_test(test_plan_deal_is_monotone_and_ends_at_n),
         cmocka_unit_test(test_plan_prints_what_it_says),

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const double MAX_SHARE = 9007199254740992.0; /* 2^53: every integer up to it is exact */
+
 Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uint64_t number,
                                                  struct td_arena *arena)
 {
@@ -79,6 +81,14 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     r->ignore_eos = m->ignore_eos;
     r->include_stop = m->include_stop;
     for (size_t i = 0; i < m->n_stops; i++) {
+        if (m->stops[i].len == 0 || m->stops[i].len > TD_REQUEST_MAX_STOP_BYTES) {
+            td_request_deinit(r);
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "submit of request %llu has a stop string of %zu bytes, expected 1 "
+                              "to %d",
+                              (unsigned long long)m->request_id, m->stops[i].len,
+                              TD_REQUEST_MAX_STOP_BYTES);
+        }
         r->stops[i] = malloc(m->stops[i].len + 1);
         if (!r->stops[i])
             goto no_memory;
@@ -230,6 +240,11 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "assignment of %u ranks with %zu shares and KV type '%.16s'",
                           m->group_size, m->n_ranks, m->kv_dtype);
+    for (uint32_t i = 0; i < m->group_size; i++)
+        if (!(m->ranks[i]->share >= 0.0 && m->ranks[i]->share <= MAX_SHARE))
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "assignment gives rank %u the share %g, expected 0 to %g", i,
+                              m->ranks[i]->share, MAX_SHARE);
     load = calloc(1, sizeof *load);
     if (load)
         load->path = strdup(m->model_path);
@@ -252,7 +267,7 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
                                          .kv_bytes = m->kv_bytes};
     for (uint32_t i = 0; i < m->group_size; i++) {
         load->memory[i] = m->ranks[i]->memory_bytes;
-        load->share[i] = m->ranks[i]->share > 0.0 ? (uint64_t)m->ranks[i]->share : 0;
+        load->share[i] = (uint64_t)m->ranks[i]->share;
         if (load->memory[i])
             load->plan.memory_bytes = load->memory;
         if (load->share[i])

@@ -1,0 +1,185 @@
+/* Control messages: there and back through their bytes, and what a peer must not send. */
+#include "daemon/engine/wire.h"
+
+#include "proto/rpc.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* `m` through its bytes; owned (td_rpc_free). */
+static void *through_bytes(const ProtobufCMessage *m)
+{
+    struct td_bytes bytes = {0};
+    ProtobufCMessage *out = NULL;
+
+    assert_int_equal(td_rpc_pack(m, &bytes, NULL), TD_OK);
+    assert_int_equal(td_rpc_unpack(m->descriptor, td_bytes_str(&bytes), 0, &out, NULL), TD_OK);
+    td_bytes_deinit(&bytes);
+    return out;
+}
+
+static void make_request(struct td_request *r)
+{
+    static const uint32_t prompt[] = {5, 0, 7};
+
+    td_request_init(r);
+    r->id = 77;
+    r->prompt = malloc(sizeof prompt);
+    assert_non_null(r->prompt);
+    memcpy(r->prompt, prompt, sizeof prompt);
+    r->n_prompt = 3;
+    r->stops[0] = strdup("\n\n");
+    r->stop_bytes[0] = 2;
+    r->n_stops = 1;
+    r->stop_ids[0] = 9;
+    r->n_stop_ids = 1;
+    r->sampling.seed = UINT64_MAX;
+    r->sampling.temperature = 0.5f;
+    r->sampling.n_bias = 1;
+    r->sampling.bias[0] = (struct td_logit_bias){3, -1.5f};
+}
+
+static void test_wire_submit_comes_back_equal(void **state)
+{
+    struct td_request r, back;
+    struct td_arena arena;
+    Tensord__Worker__V1__Submit *m;
+
+    (void)state;
+    make_request(&r);
+    td_arena_init(&arena, 0, 0);
+    m = through_bytes(&td_wire_submit_make(&r, 4, &arena)->base);
+    assert_int_equal(m->number, 4);
+    assert_int_equal(td_wire_submit_read(m, &back, NULL), TD_OK);
+    assert_int_equal(back.id, 77);
+    assert_int_equal(back.n_prompt, 3);
+    assert_memory_equal(back.prompt, r.prompt, 3 * sizeof *r.prompt);
+    assert_int_equal(back.n_stops, 1);
+    assert_string_equal(back.stops[0], "\n\n");
+    assert_int_equal(back.stop_bytes[0], 2);
+    assert_int_equal(back.stop_ids[0], 9);
+    assert_true(back.sampling.seed == UINT64_MAX);
+    assert_true(back.sampling.temperature == 0.5f);
+    assert_int_equal(back.sampling.bias[0].id, 3);
+    assert_true(back.sampling.bias[0].bias == -1.5f);
+    td_request_deinit(&back);
+    td_rpc_free(&m->base);
+    td_arena_deinit(&arena);
+    td_request_deinit(&r);
+}
+
+static void test_wire_refuses_a_stop_string_that_is_empty_or_too_long(void **state)
+{
+    static char text[TD_REQUEST_MAX_STOP_BYTES + 2];
+    const size_t bytes[] = {0, TD_REQUEST_MAX_STOP_BYTES + 1};
+    struct td_request r, back;
+    struct td_arena arena;
+
+    (void)state;
+    make_request(&r);
+    memset(text, 'x', sizeof text - 1);
+    free(r.stops[0]);
+    r.stops[0] = strdup(text);
+    td_arena_init(&arena, 0, 0);
+    for (size_t i = 0; i < 2; i++) {
+        struct td_err err = {0};
+        Tensord__Worker__V1__Submit *m;
+
+        r.stop_bytes[0] = bytes[i];
+        m = through_bytes(&td_wire_submit_make(&r, 1, &arena)->base);
+        assert_int_equal(td_wire_submit_read(m, &back, &err), TD_PEER_PROTOCOL);
+        assert_non_null(strstr(err.cause, i == 0 ? "0 bytes" : "257 bytes"));
+        td_rpc_free(&m->base);
+    }
+    td_arena_deinit(&arena);
+    td_request_deinit(&r);
+}
+
+static void test_wire_assign_comes_back_equal(void **state)
+{
+    char path[] = "/a model";
+    struct td_compute_load load = {.path = path, .plan = {.n_ranks = 2, .tp = 2, .pp = 1}};
+    struct td_compute_load *back = NULL;
+    Tensord__Worker__V1__Assign *m;
+    struct td_arena arena;
+
+    (void)state;
+    load.share[0] = 3;
+    load.share[1] = 1;
+    load.plan.share = load.share;
+    load.plan.kv_bytes = 12345;
+    td_arena_init(&arena, 0, 0);
+    m = through_bytes(&td_wire_assign_make(&load, 1, &arena)->base);
+    assert_int_equal(m->rank, 1);
+    assert_int_equal(td_wire_assign_read(m, &back, NULL), TD_OK);
+    assert_string_equal(back->path, "/a model");
+    assert_int_equal(back->plan.n_ranks, 2);
+    assert_int_equal(back->plan.kv_bytes, 12345);
+    assert_non_null(back->plan.share);
+    assert_int_equal(back->plan.share[0], 3);
+    assert_int_equal(back->plan.share[1], 1);
+    td_compute_load_free(back);
+    td_rpc_free(&m->base);
+    td_arena_deinit(&arena);
+}
+
+static void test_wire_refuses_a_share_that_is_no_count(void **state)
+{
+    const double bad[] = {-1.0, 1e300, INFINITY, NAN};
+    char path[] = "/m";
+    struct td_compute_load load = {.path = path, .plan = {.n_ranks = 2, .tp = 2, .pp = 1}};
+    struct td_arena arena;
+
+    (void)state;
+    td_arena_init(&arena, 0, 0);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        Tensord__Worker__V1__Assign *m = td_wire_assign_make(&load, 0, &arena);
+        struct td_compute_load *back = NULL;
+        struct td_err err = {0};
+
+        m->ranks[1]->share = bad[i];
+        assert_int_equal(td_wire_assign_read(m, &back, &err), TD_PEER_PROTOCOL);
+        assert_non_null(strstr(err.cause, "rank 1"));
+        assert_null(back);
+    }
+    td_arena_deinit(&arena);
+}
+
+static void test_wire_error_event_carries_its_text(void **state)
+{
+    struct td_token_event e = {.request_id = 6, .finish = TD_FINISH_ERROR}, back;
+    struct td_err error, text = {0};
+    Tensord__Worker__V1__TokenEvent *m;
+    struct td_arena arena;
+
+    (void)state;
+    td_err_set(&error, TD_DEVICE, "the device is gone");
+    e.error = &error;
+    td_arena_init(&arena, 0, 0);
+    m = through_bytes(&td_wire_token_make(&e, &arena)->base);
+    assert_int_equal(td_wire_token_read(m, &back, &text, NULL), TD_OK);
+    assert_false(back.has_token);
+    assert_ptr_equal(back.error, &text);
+    assert_int_equal(text.status, TD_DEVICE);
+    assert_string_equal(text.cause, "the device is gone");
+    td_rpc_free(&m->base);
+    td_arena_deinit(&arena);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_wire_submit_comes_back_equal),
+        cmocka_unit_test(test_wire_refuses_a_stop_string_that_is_empty_or_too_long),
+        cmocka_unit_test(test_wire_assign_comes_back_equal),
+        cmocka_unit_test(test_wire_refuses_a_share_that_is_no_count),
+        cmocka_unit_test(test_wire_error_event_carries_its_text),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

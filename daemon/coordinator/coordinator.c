@@ -77,7 +77,7 @@ void td_coord_status(struct td_coord *c, struct td_coord_status *out)
         .members = c->published,
         .plan = c->load ? c->plan : NULL,
         .served = c->served,
-        .n_running = c->n_running,
+        .n_running = c->n_running < c->n_open ? c->n_running : c->n_open,
         .n_waiting = c->n_waiting,
         .n_open = c->n_open,
         .kv_blocks_used = c->kv_blocks_used,

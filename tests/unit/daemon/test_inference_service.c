@@ -1,0 +1,310 @@
+#include "fake_coord.h"
+
+#include "daemon/coordinator/inference_call.h"
+#include "daemon/log.h"
+
+/* One client and one server connection in memory; the server's calls go to Generate's callbacks, as grpc_serve.c passes
+ * them on. */
+struct fixture {
+    uv_loop_t loop;
+    struct td_coord *coord;
+    struct td_inference_service service;
+    struct td_grpc *client, *server;
+    struct td_grpc_stream *s; /* the client's */
+    size_t n_events;
+    bool is_right; /* every event had the next index */
+    struct td_bytes text;
+    int n_closes;
+    enum td_grpc_code code;
+    char message[256];
+    uint64_t seed;
+};
+
+static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_str path,
+                              struct td_err *err)
+{
+    struct fixture *f = user;
+    (void)path;
+    td_grpc_stream_set_unary(s);
+    return td_inference_call_open_generate(&f->service, s, err);
+}
+
+static void on_server_message(void *user, struct td_grpc_stream *s, struct td_str message)
+{
+    td_inference_call_message(&((struct fixture *)user)->service, s, message);
+}
+
+static void on_server_drain(void *user, struct td_grpc_stream *s)
+{
+    td_inference_generate_drain(&((struct fixture *)user)->service, s);
+}
+
+static void on_server_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code,
+                            struct td_str text)
+{
+    (void)text;
+    td_inference_call_closed(&((struct fixture *)user)->service, s, code);
+}
+
+static void on_client_message(void *user, struct td_grpc_stream *s, struct td_str message)
+{
+    struct fixture *f = user;
+    ProtobufCMessage *m;
+    td_grpc_stream_ack(s, message.len);
+    assert_int_equal(td_rpc_unpack(&tensord__v1__generate_event__descriptor, message, 0, &m, NULL),
+                     TD_OK);
+    const Tensord__V1__GenerateEvent *event = (const void *)m;
+    f->is_right = f->is_right && event->index == f->n_events;
+    f->n_events++;
+    assert_int_equal(td_bytes_append_str(&f->text, td_rpc_str(event->text)), TD_OK);
+    if (event->usage != NULL) {
+        f->seed = event->usage->seed;
+        assert_int_equal(event->usage->completion_tokens, f->n_events);
+    }
+    td_rpc_free(m);
+}
+
+static void on_client_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code,
+                            struct td_str text)
+{
+    struct fixture *f = user;
+    (void)s;
+    f->n_closes++;
+    f->code = code;
+    snprintf(f->message, sizeof(f->message), "%.*s", (int)text.len, text.len > 0 ? text.ptr : "");
+}
+
+static int setup(void **state)
+{
+    static const struct td_grpc_callbacks server = {.on_call = on_call,
+                                                    .on_message = on_server_message,
+                                                    .on_drain = on_server_drain,
+                                                    .on_close = on_server_close};
+    static const struct td_grpc_callbacks client = {.on_message = on_client_message,
+                                                    .on_close = on_client_close};
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct td_grpc_limits limits;
+    td_log_set_level(TD_LOG_ERROR);
+    assert_int_equal(uv_loop_init(&f->loop), 0);
+    f->coord = fake_coord_current = fake_coord_open(&f->loop);
+    f->service.coord = f->coord;
+    assert_int_equal(td_service_metrics_init(&f->service.metrics, f->coord->metrics, "g", NULL),
+                     TD_OK);
+    td_grpc_limits_default(&limits);
+    limits.max_queued_bytes = 2000;
+    limits.drain_mark_bytes = 500;
+    limits.window_bytes = 65535;
+    assert_int_equal(td_grpc_server_open(&server, &limits, f, &f->server, NULL), TD_OK);
+    assert_int_equal(td_grpc_client_open(&client, &limits, f, &f->client, NULL), TD_OK);
+    f->is_right = true;
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    td_grpc_close(f->client);
+    td_grpc_close(f->server);
+    td_bytes_deinit(&f->text);
+    fake_coord_close(f->coord);
+    assert_int_equal(uv_loop_close(&f->loop), 0);
+    td_log_set_level(TD_LOG_INFO);
+    free(f);
+    return 0;
+}
+
+static size_t move(struct td_grpc *from, struct td_grpc *to)
+{
+    char buf[1000];
+    size_t n = td_grpc_pull(from, buf, sizeof(buf));
+    if (n > 0) {
+        assert_int_equal(td_grpc_feed(to, 1, buf, n, NULL), TD_OK);
+    }
+    return n;
+}
+
+static void pump(struct fixture *f)
+{
+    while (move(f->client, f->server) + move(f->server, f->client) > 0) {
+    }
+}
+
+static void call(struct fixture *f, const Tensord__V1__GenerateRequest *m)
+{
+    struct td_bytes packed = {0};
+    const struct td_grpc_call_params params = {.path = TD_STR("/tensord.v1.Inference/Generate")};
+    assert_int_equal(td_grpc_client_call(f->client, 1, &params, &f->s, NULL), TD_OK);
+    assert_int_equal(td_rpc_pack(&m->base, &packed, NULL), TD_OK);
+    assert_int_equal(td_grpc_stream_send(f->s, td_bytes_str(&packed), NULL), TD_OK);
+    td_grpc_stream_half_close(f->s);
+    td_bytes_deinit(&packed);
+    pump(f);
+}
+
+static Tensord__V1__GenerateRequest text_request(void)
+{
+    Tensord__V1__GenerateRequest m = TENSORD__V1__GENERATE_REQUEST__INIT;
+    m.prompt_case = TENSORD__V1__GENERATE_REQUEST__PROMPT_TEXT;
+    m.text = td_rpc_data(TD_STR("hello"));
+    return m;
+}
+
+static struct td_job *begin(struct fixture *f)
+{
+    Tensord__V1__GenerateRequest m = text_request();
+    call(f, &m);
+    fake_coord_encoded(f->coord, 3);
+    assert_int_equal(f->coord->n_jobs, 1);
+    assert_int_equal(f->coord->jobs[0]->request.max_tokens, 0); /* all that the context holds */
+    return f->coord->jobs[0];
+}
+
+static void test_inference_service_keeps_what_a_slow_client_does_not_take(void **state)
+{
+    struct fixture *f = *state;
+    struct td_job *job = begin(f);
+    for (int i = 0; i < 2000; i++) { /* the client takes nothing meanwhile */
+        fake_coord_emit(job, "0123456789", TD_FINISH_NONE, NULL);
+    }
+    uint64_t seed = td_job_seed(job);
+    fake_coord_emit(job, "end", TD_FINISH_STOP, NULL);
+    pump(f);
+    assert_int_equal(f->n_events, 2001);
+    assert_true(f->is_right);
+    assert_int_equal(f->text.len, 20003);
+    assert_memory_equal(f->text.data + 20000, "end", 3);
+    assert_int_equal(f->seed, seed);
+    assert_int_equal(f->n_closes, 1);
+    assert_int_equal(f->code, TD_GRPC_OK);
+}
+
+static void test_inference_service_tells_a_loss_after_what_was_generated(void **state)
+{
+    struct fixture *f = *state;
+    struct td_err err = {0};
+    struct td_job *job = begin(f);
+    for (int i = 0; i < 500; i++) {
+        fake_coord_emit(job, "0123456789", TD_FINISH_NONE, NULL);
+    }
+    td_err_set(&err, TD_PEER_LOST, "rank 1 is gone");
+    fake_coord_emit(job, "", TD_FINISH_ERROR, &err);
+    pump(f);
+    assert_int_equal(f->n_events, 500);
+    assert_int_equal(f->code, TD_GRPC_UNAVAILABLE);
+    assert_string_equal(f->message, "rank 1 is gone");
+}
+
+static void test_inference_service_frees_the_job_of_a_client_that_cancels(void **state)
+{
+    struct fixture *f = *state;
+    struct td_job *job = begin(f);
+    fake_coord_emit(job, "x", TD_FINISH_NONE, NULL);
+    td_grpc_stream_cancel(f->s);
+    pump(f);
+    assert_int_equal(f->coord->n_cancelled, 1);
+}
+
+static void test_inference_service_survives_a_cancel_while_the_text_is_encoded(void **state)
+{
+    struct fixture *f = *state;
+    Tensord__V1__GenerateRequest m = text_request();
+    call(f, &m);
+    td_grpc_stream_cancel(f->s);
+    pump(f);
+    fake_coord_encoded(f->coord, 3);
+    assert_int_equal(f->coord->n_jobs, 0);
+}
+
+static void test_inference_service_unpacks_long_messages_elsewhere(void **state)
+{
+    struct fixture *f = *state;
+    static char text[200000];
+    Tensord__V1__GenerateRequest m = text_request();
+    memset(text, 'a', sizeof(text));
+    m.text = td_rpc_data((struct td_str){text, sizeof(text)});
+    td_grpc_close(f->client); /* one with room for the message */
+    static const struct td_grpc_callbacks client = {.on_message = on_client_message,
+                                                    .on_close = on_client_close};
+    assert_int_equal(td_grpc_client_open(&client, NULL, f, &f->client, NULL), TD_OK);
+    call(f, &m);
+    uv_run(&f->loop, UV_RUN_DEFAULT);
+    assert_int_equal(f->coord->n_encodes, 1);
+    assert_int_equal(f->coord->encodes[0].what.text.len, sizeof(text));
+    fake_coord_encoded(f->coord, 100);
+    pump(f);
+    assert_int_equal(f->code, TD_GRPC_OUT_OF_RANGE);
+}
+
+static void check_refused(struct fixture *f, const Tensord__V1__GenerateRequest *m,
+                          enum td_grpc_code code, const char *words)
+{
+    int before = f->n_closes;
+    call(f, m);
+    if (f->coord->n_encodes > 0) {
+        fake_coord_encoded(f->coord, 3);
+    }
+    pump(f);
+    assert_int_equal(f->n_closes, before + 1);
+    assert_int_equal(f->code, code);
+    assert_non_null(strstr(f->message, words));
+}
+
+static void test_inference_service_refuses_what_is_wrong_by_name(void **state)
+{
+    struct fixture *f = *state;
+    static char other[] = "other";
+    static char long_id[200];
+    Tensord__V1__GenerateRequest m = TENSORD__V1__GENERATE_REQUEST__INIT;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "expected text, token_ids or chat");
+    m = text_request();
+    m.model = other;
+    check_refused(f, &m, TD_GRPC_NOT_FOUND, "only 'm'");
+    m = text_request();
+    m.has_max_tokens_case = TENSORD__V1__GENERATE_REQUEST__HAS_MAX_TOKENS_MAX_TOKENS;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "max_tokens is 0");
+    m = text_request();
+    memset(long_id, 'r', sizeof(long_id) - 1);
+    m.request_id = long_id;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "request_id has 199 bytes");
+    m = text_request();
+    ProtobufCBinaryData stops[17];
+    for (int i = 0; i < 17; i++) {
+        stops[i] = td_rpc_data(TD_STR("stop"));
+    }
+    m.n_stop = 17;
+    m.stop = stops;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "17 stop strings");
+    m.n_stop = 1;
+    stops[0] = td_rpc_data(TD_STR(""));
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "stop[0] has 0 bytes");
+    Tensord__V1__Sampling sampling = TENSORD__V1__SAMPLING__INIT;
+    m = text_request();
+    m.sampling = &sampling;
+    sampling.has_n_logprobs_case = TENSORD__V1__SAMPLING__HAS_N_LOGPROBS_N_LOGPROBS;
+    sampling.n_logprobs = 21;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "n_logprobs is 21");
+    Tensord__V1__ChatPrompt chat = TENSORD__V1__CHAT_PROMPT__INIT;
+    m = text_request();
+    m.prompt_case = TENSORD__V1__GENERATE_REQUEST__PROMPT_CHAT;
+    m.chat = &chat;
+    check_refused(f, &m, TD_GRPC_UNIMPLEMENTED, "there is no template");
+    f->coord->max_jobs = 0;
+    m = text_request();
+    check_refused(f, &m, TD_GRPC_RESOURCE_EXHAUSTED, "requests are open");
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_inference_service_keeps_what_a_slow_client_does_not_take),
+        TEST(test_inference_service_tells_a_loss_after_what_was_generated),
+        TEST(test_inference_service_frees_the_job_of_a_client_that_cancels),
+        TEST(test_inference_service_survives_a_cancel_while_the_text_is_encoded),
+        TEST(test_inference_service_unpacks_long_messages_elsewhere),
+        TEST(test_inference_service_refuses_what_is_wrong_by_name),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,337 @@
+#include "api_server.h"
+#include "fake_coord.h"
+
+#include "daemon/coordinator/openai_service.h"
+
+static struct td_auth keys;
+static struct td_route_table *routes;
+static struct td_coord *coord;
+static struct td_openai_service *service;
+static struct api_server *server;
+static atomic_int n_jobs, n_encodes, n_cancelled;
+static size_t encode_ids; /* what encode_one answers */
+static char answer[1 << 20];
+
+static int setup(void **state)
+{
+    (void)state;
+    struct td_conn_config config;
+    struct td_err err = {0};
+    td_log_set_level(TD_LOG_ERROR);
+    td_conn_config_default(&config);
+    config.sndbuf_bytes = 4096;
+    config.write_queue_bytes = 4096;
+    memset(&keys, 0, sizeof(keys));
+    assert_int_equal(td_auth_add(&keys, TD_STR("k"), &err), TD_OK);
+    assert_int_equal(td_route_table_open(&routes, &err), TD_OK);
+    coord = fake_coord_current = fake_coord_open(NULL);
+    const struct td_openai_service_params params = {
+        .coord = coord, .routes = routes, .auth = &keys};
+    assert_int_equal(td_openai_service_open(&params, &service, &err), TD_OK);
+    const struct td_conn_service serve = {.routes = routes};
+    server = api_server_start(&config, &serve);
+    coord->loop = &server->loop;
+    encode_ids = 3;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    api_server_stop(server);
+    td_openai_service_close(service);
+    td_route_table_close(routes);
+    fake_coord_close(coord);
+    td_log_set_level(TD_LOG_INFO);
+    return 0;
+}
+
+/* ---- On the loop thread ---- */
+
+static void look(struct api_server *s)
+{
+    (void)s;
+    atomic_store(&n_jobs, (int)coord->n_jobs);
+    atomic_store(&n_encodes, (int)coord->n_encodes);
+    atomic_store(&n_cancelled, (int)coord->n_cancelled);
+}
+
+static void encode_one(struct api_server *s)
+{
+    (void)s;
+    fake_coord_encoded(coord, encode_ids);
+}
+
+static void one_token_each(struct api_server *s)
+{
+    (void)s;
+    for (size_t i = 0; i < coord->n_jobs; i++) {
+        if (!coord->jobs[i]->ended) {
+            fake_coord_emit(coord->jobs[i], i % 2 == 0 ? "ab" : "\xc3\xa9", TD_FINISH_NONE, NULL);
+        }
+    }
+}
+
+static void end_all(struct api_server *s)
+{
+    (void)s;
+    for (size_t i = 0; i < coord->n_jobs; i++) {
+        if (!coord->jobs[i]->ended) {
+            fake_coord_emit(coord->jobs[i], "!", TD_FINISH_LENGTH, NULL);
+        }
+    }
+}
+
+static void lose_first(struct api_server *s)
+{
+    struct td_err err = {0};
+    (void)s;
+    td_err_set(&err, TD_PEER_LOST, "rank 1 is gone");
+    fake_coord_emit(coord->jobs[0], "", TD_FINISH_ERROR, &err);
+}
+
+static void many_tokens(struct api_server *s)
+{
+    (void)s;
+    for (int i = 0; i < 20000; i++) {
+        fake_coord_emit(coord->jobs[0], "0123456789", TD_FINISH_NONE, NULL);
+    }
+    fake_coord_emit(coord->jobs[0], "end", TD_FINISH_STOP, NULL);
+}
+
+static void get_ready(struct api_server *s)
+{
+    (void)s;
+    coord->ready = true;
+}
+
+/* ---- On the test's thread ---- */
+
+static bool wait_for(atomic_int *value, int wanted)
+{
+    for (uint64_t end = api_now_ms() + 5000; api_now_ms() < end; usleep(1000)) {
+        api_server_call(server, look);
+        if (atomic_load(value) == wanted) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int ask(const char *path, const char *body)
+{
+    char head[256];
+    int fd = api_dial(server);
+    snprintf(head, sizeof(head),
+             "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\nConnection: close\r\n"
+             "Content-Length: %zu\r\n\r\n",
+             path, strlen(body));
+    api_send_text(fd, head);
+    api_send_text(fd, body);
+    answer[0] = '\0';
+    return fd;
+}
+
+static const char *finish(int fd)
+{
+    assert_true(api_recv(fd, answer, sizeof(answer), NULL, 5000));
+    close(fd);
+    return answer;
+}
+
+static size_t count(const char *text, const char *needle)
+{
+    size_t n = 0;
+    for (const char *p = text; (p = strstr(p, needle)) != NULL; p += strlen(needle)) {
+        n++;
+    }
+    return n;
+}
+
+static void test_openai_service_answers_several_prompts_as_choices_in_order(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[\"a\",\"b\"],\"logprobs\":1}");
+    assert_true(wait_for(&n_encodes, 1));
+    api_server_call(server, encode_one);
+    assert_true(wait_for(&n_encodes, 1)); /* one after the other */
+    api_server_call(server, encode_one);
+    assert_true(wait_for(&n_jobs, 2));
+    assert_true(coord->jobs[0]->request.sampling.seed != coord->jobs[1]->request.sampling.seed);
+    assert_int_equal(coord->jobs[0]->request.max_tokens, 16);
+    api_server_call(server, one_token_each);
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 200);
+    const char *first = strstr(answer, "\"index\":0,\"text\":\"ab!\"");
+    const char *second = strstr(answer, "\"index\":1,\"text\":\"\xc3\xa9!\"");
+    assert_non_null(first);
+    assert_non_null(second);
+    assert_true(first < second);
+    assert_non_null(strstr(answer, "\"prompt_tokens\":6,\"completion_tokens\":4"));
+    assert_int_equal(count(answer, "\"token_logprobs\":[-0.5,-0.5]"), 2);
+}
+
+static void test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[1,2],\"stream\":true,\"max_tokens\":20001}");
+    assert_true(wait_for(&n_jobs, 1));
+    api_server_call(server, many_tokens); /* nobody reads yet */
+    static char text[8 << 20];
+    text[0] = '\0';
+    assert_true(api_recv(fd, text, sizeof(text), NULL, 20000));
+    close(fd);
+    assert_int_equal(count(text, "0123456789"), 20000);
+    assert_non_null(strstr(text, "end\",\"logprobs\":null,\"finish_reason\":null"));
+    assert_int_equal(count(text, "\"finish_reason\":\"stop\""), 1);
+    assert_non_null(strstr(text, "data: [DONE]\n\n"));
+    assert_true(count(text, "data: ") < 10000);
+}
+
+static void test_openai_service_tells_a_loss_in_mid_stream_and_ends(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[[1],[2]],\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 2));
+    api_server_call(server, one_token_each);
+    api_server_call(server, lose_first);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 200);
+    assert_int_equal(count(answer, "data: {\"error\":{"), 1);
+    assert_non_null(strstr(answer, "rank 1 is gone"));
+    assert_null(strstr(answer, "[DONE]"));
+    assert_non_null(strstr(answer, "\r\n0\r\n\r\n")); /* ended, not cut */
+    assert_int_equal(coord->n_cancelled, 1);          /* the other one */
+}
+
+static void test_openai_service_tells_a_loss_before_the_answer_as_503(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[1]}");
+    assert_true(wait_for(&n_jobs, 1));
+    api_server_call(server, one_token_each);
+    api_server_call(server, lose_first);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 503);
+    assert_non_null(strstr(answer, "Retry-After: 1"));
+}
+
+static void test_openai_service_frees_jobs_of_a_client_that_left(void **state)
+{
+    (void)state;
+    int whole = ask("/v1/completions", "{\"prompt\":[[1],[2]]}");
+    int stream = ask("/v1/completions", "{\"prompt\":[3],\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 3));
+    close(whole);
+    assert_true(wait_for(&n_cancelled, 2));
+    close(stream);
+    assert_true(wait_for(&n_cancelled, 3));
+}
+
+static void test_openai_service_survives_a_client_that_left_while_its_text_was_encoded(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":\"text\"}");
+    assert_true(wait_for(&n_encodes, 1));
+    close(fd);
+    assert_true(api_wait_conns(server, 0));
+    api_server_call(server, encode_one);
+    assert_true(wait_for(&n_jobs, 0));
+}
+
+static void test_openai_service_takes_back_what_was_submitted_when_the_queue_is_full(void **state)
+{
+    (void)state;
+    coord->max_jobs = 1;
+    int fd = ask("/v1/completions", "{\"prompt\":[[1],[2]]}");
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 429);
+    assert_non_null(strstr(answer, "prompt 2 of 2"));
+    assert_int_equal(coord->n_cancelled, 1);
+}
+
+static void test_openai_service_says_that_a_prompt_is_too_long(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":\"long\"}");
+    assert_true(wait_for(&n_encodes, 1));
+    encode_ids = 100;
+    api_server_call(server, encode_one);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 400);
+    assert_non_null(strstr(answer, "\"code\":\"context_length_exceeded\""));
+}
+
+static void test_openai_service_parses_long_bodies_elsewhere(void **state)
+{
+    (void)state;
+    static char body[200000];
+    int n = snprintf(body, sizeof(body), "{\"prompt\":[1],\"user\":\"");
+    memset(body + n, 'u', 150000);
+    snprintf(body + n + 150000, 16, "\"}");
+    int fd = ask("/v1/completions", body);
+    assert_true(wait_for(&n_jobs, 1));
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 200);
+    body[n + 150000] = '\0'; /* the string has no end */
+    finish(ask("/v1/completions", body));
+    assert_int_equal(api_status_of(answer), 400);
+}
+
+static void test_openai_service_refuses_chat_without_template_and_unknown_models(void **state)
+{
+    (void)state;
+    finish(ask("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}"));
+    assert_int_equal(api_status_of(answer), 400);
+    assert_non_null(strstr(answer, "there is no template"));
+    finish(ask("/v1/completions", "{\"prompt\":[1],\"model\":\"other\"}"));
+    assert_int_equal(api_status_of(answer), 404);
+    assert_non_null(strstr(answer, "\"code\":\"model_not_found\""));
+}
+
+static const char *get(const char *path, const char *header)
+{
+    static char request[256];
+    snprintf(request, sizeof(request), "GET %s HTTP/1.1\r\nHost: x\r\n%sConnection: close\r\n\r\n",
+             path, header);
+    return api_exchange(server, request, strlen(request));
+}
+
+static void test_openai_service_probes_are_open_and_models_are_not(void **state)
+{
+    (void)state;
+    assert_int_equal(api_status_of(get("/healthz", "")), 200);
+    assert_int_equal(api_status_of(get("/metrics", "")), 200);
+    assert_int_equal(api_status_of(get("/", "")), 200);
+    const char *red = get("/readyz", "");
+    assert_int_equal(api_status_of(red), 503);
+    assert_non_null(strstr(red, "\"state\":\"loading\""));
+    api_server_call(server, get_ready);
+    assert_int_equal(api_status_of(get("/readyz", "")), 200);
+    assert_int_equal(api_status_of(get("/v1/models", "")), 401);
+    assert_non_null(strstr(get("/v1/models", "X-Api-Key: k\r\n"), "\"id\":\"m\""));
+    assert_int_equal(api_status_of(get("/v1/models/m", "X-Api-Key: k\r\n")), 200);
+    assert_int_equal(api_status_of(get("/v1/models/n", "X-Api-Key: k\r\n")), 404);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_openai_service_answers_several_prompts_as_choices_in_order),
+        TEST(test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks),
+        TEST(test_openai_service_tells_a_loss_in_mid_stream_and_ends),
+        TEST(test_openai_service_tells_a_loss_before_the_answer_as_503),
+        TEST(test_openai_service_frees_jobs_of_a_client_that_left),
+        TEST(test_openai_service_survives_a_client_that_left_while_its_text_was_encoded),
+        TEST(test_openai_service_takes_back_what_was_submitted_when_the_queue_is_full),
+        TEST(test_openai_service_says_that_a_prompt_is_too_long),
+        TEST(test_openai_service_parses_long_bodies_elsewhere),
+        TEST(test_openai_service_refuses_chat_without_template_and_unknown_models),
+        TEST(test_openai_service_probes_are_open_and_models_are_not),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -28,6 +28,7 @@ struct td_compute {
     atomic_bool has_commands; /* down is not empty: read without the lock between steps */
     pthread_mutex_t gauge_lock;
     struct td_compute_gauges gauges;
+    struct td_node_facts facts; /* a copy, for the other thread */
 
     /* Compute thread only. */
     struct td_node node;
@@ -158,6 +159,24 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
     pthread_mutex_unlock(&c->gauge_lock);
 }
 
+/* What the other thread is told of the device and of the model that was loaded; without one, what has gone. */
+static void publish(struct td_compute *c, uint64_t load_ns)
+{
+    const struct td_plan *plan = c->node.plan;
+
+    pthread_mutex_lock(&c->gauge_lock);
+    c->facts = c->node.facts;
+    c->gauges.load_ns = load_ns;
+    if (plan) {
+        c->gauges.place = plan->rank[td_comm_rank(c->world)];
+        c->gauges.kv_block_tokens = plan->block_tokens;
+        c->gauges.max_model_len = plan->max_model_len;
+    }
+    if (!c->engine)
+        c->gauges.n_running = c->gauges.n_waiting = c->gauges.kv_blocks_used = 0;
+    pthread_mutex_unlock(&c->gauge_lock);
+}
+
 /* One command on the compute thread. */
 static void obey(struct td_compute *c, struct td_compute_command *command)
 {
@@ -188,8 +207,8 @@ static void obey(struct td_compute *c, struct td_compute_command *command)
     case TD_COMPUTE_WAKE:
         c->n_submits = command->number > c->n_submits ? command->number : c->n_submits;
         break;
-    case TD_COMPUTE_UNLOAD:
-        c->stop = true;
+    case TD_COMPUTE_UNLOAD: /* without a model it means nothing, least of all for the next one */
+        c->stop = c->stop || c->load || c->next;
         break;
     case TD_COMPUTE_EXIT:
         c->stop = c->exit = true;
@@ -239,7 +258,9 @@ static bool linger(struct td_compute *c)
 
 static enum td_status serve_lead(struct td_compute *c)
 {
-    bool followers_sleep = false, owns_cores = td_comm_size(c->world) > 1 && c->node.owns_cores;
+    bool owns_cores = td_comm_size(c->world) > 1 && c->node.owns_cores;
+    uint64_t told =
+        UINT64_MAX; /* submits that the followers sleep on; UINT64_MAX: they are awake */
     enum td_status s;
 
     while (!c->stop) {
@@ -250,19 +271,20 @@ static enum td_status serve_lead(struct td_compute *c)
         if (c->stop)
             break;
         if (!td_engine_plan_step(c->engine, &c->step)) {
-            if (td_comm_size(c->world) > 1 && !followers_sleep) {
+            /* A submit wakes them even when it gives no step, because it was refused or cancelled at once. */
+            if (td_comm_size(c->world) > 1 && told != c->n_submits) {
                 if (owns_cores && linger(c))
                     continue;
                 s = lead_kind(c, TD_STEP_IDLE);
                 if (s)
                     return s;
-                followers_sleep = true;
+                told = c->step.n_submits_seen;
             }
             refresh_gauges(c, 0);
             obey_all(c, true);
             continue;
         }
-        followers_sleep = false;
+        told = UINT64_MAX;
         start = td_clock_now_ns();
         s = td_node_lead(&c->node, &c->step, &logits, &c->err);
         s = s ? s : td_engine_complete_step(c->engine, &c->step, logits, &c->err);
@@ -329,7 +351,10 @@ static enum td_status load_and_serve(struct td_compute *c)
     const struct td_compute_load *load = c->load;
     bool is_lead = td_comm_rank(c->world) == 0;
     uint64_t start = td_clock_now_ns();
-    enum td_status s = td_node_open_model(&c->node, load->path, load->verify, &c->err);
+    enum td_status s;
+
+    c->reported_bytes = 0;
+    s = td_node_open_model(&c->node, load->path, load->verify, &c->err);
 
     if (!s && load->model_hash[0] && strcmp(load->model_hash, c->node.facts.model_hash) != 0)
         s = td_err_set(&c->err, TD_PEER_MISMATCH,
@@ -344,7 +369,7 @@ static enum td_status load_and_serve(struct td_compute *c)
         return s;
     td_shard_set_deadline(c->node.shard, load->op_limit_ns);
     c->n_submits = 0;
-    c->gauges.load_ns = td_clock_now_ns() - start;
+    publish(c, td_clock_now_ns() - start);
     refresh_gauges(c, 0);
     tell_kind(c, TD_COMPUTE_LOADED);
     s = is_lead ? serve_lead(c) : serve_follow(c);
@@ -366,6 +391,7 @@ static void unload(struct td_compute *c, enum td_status status)
     td_compute_load_free(c->load);
     c->load = NULL;
     td_node_unload(&c->node);
+    publish(c, 0);
 }
 
 static void *compute_main(void *arg)
@@ -376,8 +402,10 @@ static void *compute_main(void *arg)
     c->node_params.progress = on_progress;
     c->node_params.user = c;
     s = td_node_open(&c->node, c->world, &c->node_params, &c->err);
-    if (!s)
+    if (!s) {
+        publish(c, 0);
         tell_kind(c, TD_COMPUTE_DEVICE);
+    }
     while (!s && !c->exit) {
         c->stop = false;
         while (!c->next && !c->exit)
@@ -463,14 +491,13 @@ void td_compute_gauges(const struct td_compute *c, struct td_compute_gauges *out
     pthread_mutex_unlock(lock);
 }
 
-const struct td_node_facts *td_compute_facts(const struct td_compute *c)
+void td_compute_facts(const struct td_compute *c, struct td_node_facts *out)
 {
-    return &c->node.facts;
-}
+    pthread_mutex_t *lock = (pthread_mutex_t *)&c->gauge_lock;
 
-const struct td_plan *td_compute_plan(const struct td_compute *c)
-{
-    return c->node.plan;
+    pthread_mutex_lock(lock);
+    *out = c->facts;
+    pthread_mutex_unlock(lock);
 }
 
 void td_compute_abort(struct td_compute *c)

@@ -65,6 +65,9 @@ struct td_compute_gauges {
     uint64_t prompt_tokens, generated_tokens;
     size_t weight_bytes, kv_bytes, buffer_bytes;
     uint64_t load_ns;
+    /* Of the plan, from TD_COMPUTE_LOADED on. */
+    uint32_t kv_block_tokens, max_model_len;
+    struct td_plan_rank place; /* this rank's */
 };
 
 /* Called on the compute thread when there is something to take; must only wake the loop. */
@@ -79,9 +82,8 @@ enum td_status td_compute_post(struct td_compute *c, const struct td_compute_com
 /* The next event in order; false when there is none. Loop thread. */
 bool td_compute_take(struct td_compute *c, struct td_compute_event *event);
 void td_compute_gauges(const struct td_compute *c, struct td_compute_gauges *out);
-/* Valid from TD_COMPUTE_DEVICE, and the plan from TD_COMPUTE_LOADED, until the thread unloads. */
-const struct td_node_facts *td_compute_facts(const struct td_compute *c);
-const struct td_plan *td_compute_plan(const struct td_compute *c);
+/* Valid from TD_COMPUTE_DEVICE, with the model's hash from TD_COMPUTE_LOADED. Any thread. */
+void td_compute_facts(const struct td_compute *c, struct td_node_facts *out);
 /* Ends every wait inside the group's operations. Any thread. */
 void td_compute_abort(struct td_compute *c);
 /* Joins the thread, which must have been told to exit or have failed, and frees. */

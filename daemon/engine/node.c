@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/pool.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,28 +27,64 @@ static uint64_t available_memory(void)
     return (uint64_t)kib * 1024;
 }
 
+/* Whose cores the affinity masks of a host's ranks name. */
+enum masks { MASKS_APART, MASKS_EQUAL, MASKS_MIXED };
+
+/* A launcher that binds gives every rank cores of its own. One that does not, or a container with fewer cores than the
+ * machine, leaves all ranks the same ones. Collective over the host's ranks. */
+static enum td_status compare_masks(struct td_comm *host, enum masks *out, struct td_err *err)
+{
+    uint32_t n = td_comm_size(host);
+    size_t bytes[TD_PLAN_MAX_RANKS];
+    cpu_set_t mine, both, *all = calloc(n, sizeof *all);
+    bool apart = true, equal = true;
+    enum td_status s;
+
+    if (!all)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the cores of %u ranks", n);
+    CPU_ZERO(&mine);
+    (void)sched_getaffinity(0, sizeof mine, &mine); /* on failure nobody's cores: not apart */
+    for (uint32_t r = 0; r < n; r++)
+        bytes[r] = sizeof mine;
+    s = td_comm_all_gather(host, &mine, bytes, all, err);
+    for (uint32_t r = 0; !s && r < n; r++)
+        for (uint32_t q = 0; q < r; q++) { /* all pairs, so that every rank comes to the same */
+            CPU_AND(&both, &all[r], &all[q]);
+            apart = apart && CPU_COUNT(&both) == 0 && CPU_COUNT(&all[q]) > 0;
+            equal = equal && CPU_EQUAL(&all[r], &all[q]);
+        }
+    *out = apart ? MASKS_APART : equal ? MASKS_EQUAL : MASKS_MIXED;
+    free(all);
+    return s;
+}
+
 static enum td_status open_device(struct td_node *node, struct td_err *err)
 {
     const struct td_node_params *p = &node->params;
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
     uint32_t cores = td_pool_cores(), local_size, local_rank;
-    bool bound =
-        online > 0 && cores < (uint32_t)online; /* by the launcher: these cores are ours alone */
     struct td_kern_cpu_params kern = {.isa = p->isa};
     struct td_comm *host = NULL;
+    enum masks masks = MASKS_MIXED;
+    bool bound;
     uint64_t memory;
     enum td_status s = td_comm_split_host(node->world, &host, err);
 
-    if (s)
+    s = s ? s : compare_masks(host, &masks, err);
+    if (s) {
+        td_comm_close(host);
         return s;
+    }
     local_size = td_comm_size(host);
     local_rank = td_comm_rank(host);
     td_comm_close(host);
+    bound = masks == MASKS_APART;
     kern.n_threads = p->n_threads ? p->n_threads : bound ? cores : cores / local_size;
     kern.n_threads = kern.n_threads ? kern.n_threads : 1;
     kern.first_core = bound ? 0 : local_rank * kern.n_threads;
     /* Ranks spin and pin their threads only where every thread has a core of its own. */
-    kern.pin = bound ? kern.n_threads <= cores : local_size * kern.n_threads <= cores;
+    kern.pin = bound                  ? kern.n_threads <= cores
+               : masks == MASKS_EQUAL ? local_size * kern.n_threads <= cores
+                                      : false;
     node->owns_cores = kern.pin;
     kern.spin_ns = kern.pin ? 2000000 : 0;
     td_comm_set_spin(node->world, kern.spin_ns);
@@ -136,6 +173,7 @@ enum td_status td_node_agree(struct td_comm *world, enum td_status status, struc
     } mine = {.status = (int32_t)status}, *all;
     uint32_t n = td_comm_size(world), me = td_comm_rank(world);
     size_t bytes[TD_PLAN_MAX_RANKS];
+    struct td_err lost;
     enum td_status s;
 
     if (n == 1)
@@ -147,13 +185,14 @@ enum td_status td_node_agree(struct td_comm *world, enum td_status status, struc
         td_err_format(err, mine.cause, sizeof mine.cause);
     for (uint32_t r = 0; r < n; r++)
         bytes[r] = sizeof mine;
-    s = td_comm_all_gather(world, &mine, bytes, all, err);
-    for (uint32_t r = 0; !s && r < n; r++)
-        if (all[r].status) {
+    s = td_comm_all_gather(world, &mine, bytes, all, status ? &lost : err);
+    if (s && status) /* what went wrong here says more than that the others are gone */
+        s = status;
+    else if (!s)
+        for (uint32_t r = 0; !s && r < n; r++) {
             s = (enum td_status)all[r].status;
-            if (r == me)
-                break;
-            td_err_set(err, s, "rank %u: %.300s", r, all[r].cause);
+            if (s && r != me)
+                td_err_set(err, s, "rank %u: %.300s", r, all[r].cause);
         }
     free(all);
     return s;
@@ -168,7 +207,6 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
                                     .world = node->world,
                                     .progress = node->params.progress,
                                     .user = node->params.user};
-    uint32_t table;
     enum td_status s;
 
     node->plan = calloc(1, sizeof *node->plan);
@@ -177,12 +215,9 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
     s = td_plan_make(node->model, plan, node->plan, err);
     if (s)
         return s;
-    table =
-        node->plan->max_num_seqs *
-        ((node->plan->max_model_len + node->plan->block_tokens - 1) / node->plan->block_tokens + 1);
     shard.plan = node->plan;
-    s = td_step_open(&node->step, node->plan->max_batched_tokens, node->plan->max_num_seqs, table,
-                     err);
+    s = td_step_open(&node->step, node->plan->max_batched_tokens, node->plan->max_num_seqs,
+                     node->plan->n_blocks, err); /* no step names a block twice */
     if (!s) {
         node->wire_bytes = td_step_max_bytes(&node->step) + sizeof(uint64_t);
         node->wire_bytes = node->wire_bytes < HEAD_BYTES ? HEAD_BYTES : node->wire_bytes;
@@ -234,6 +269,9 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step, const fl
         uint64_t bytes = td_step_encoded_bytes(step);
         uint8_t *wire = node->wire;
 
+        if (bytes > node->wire_bytes - sizeof bytes)
+            return td_err_set(err, TD_TOO_LARGE, "a step of %llu bytes: expected at most %zu",
+                              (unsigned long long)bytes, node->wire_bytes - sizeof bytes);
         memcpy(wire, &bytes, sizeof bytes);
         td_step_encode(step, wire + sizeof bytes);
         s = td_comm_bcast(node->world, 0, wire, HEAD_BYTES, err);

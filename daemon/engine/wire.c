@@ -128,8 +128,11 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
     Tensord__Worker__V1__TokenEvent *m = td_arena_alloc(arena, sizeof *m);
     Tensord__Worker__V1__TokenLogprob **top = td_arena_alloc(arena, n_top * sizeof(void *));
     Tensord__Worker__V1__TokenLogprob *tops = td_arena_alloc(arena, n_top * sizeof *tops);
+    /* Copied: the event is gone when the messages of one turn are sent together. */
+    struct td_str text = td_str_from(e->error ? e->error->cause : "");
+    char *error = td_arena_strndup(arena, text.ptr, text.len);
 
-    if (!m || !top || !tops)
+    if (!m || !top || !tops || !error)
         return NULL;
     tensord__worker__v1__token_event__init(m);
     m->request_id = e->request_id;
@@ -150,7 +153,7 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
     }
     if (e->error) {
         m->error_status = (uint32_t)e->error->status;
-        m->error_text = td_rpc_data(td_str_from(e->error->cause));
+        m->error_text = td_rpc_data((struct td_str){error, text.len});
     }
     return m;
 }

@@ -13,7 +13,8 @@
 typedef Tensord__Worker__V1__WorkerMessage td_wire_worker_message;
 typedef Tensord__Worker__V1__CoordinatorMessage td_wire_coordinator_message;
 
-/* The messages' parts live in `arena`, and borrow from their source. NULL: no memory. */
+/* The messages' parts live in `arena`. A submit and an assignment borrow from their source; a token borrows nothing.
+ * NULL: no memory. */
 Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uint64_t number,
                                                  struct td_arena *arena);
 /* Checks every count; on success `r` owns copies. */

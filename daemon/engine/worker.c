@@ -81,17 +81,25 @@ static void pump(struct td_worker *w)
     while (w->connected && !w->ending && td_grpc_wants_write(w->grpc)) {
         struct write_req *req = malloc(sizeof *req + READ_BYTES);
         uv_buf_t buf;
+        struct td_err err;
         size_t n;
+        int rc;
 
         if (!req)
-            return;
+            return; /* the next heartbeat tries again */
         n = td_grpc_pull(w->grpc, req->data, READ_BYTES);
         req->req.data = w;
         buf = uv_buf_init(req->data, (unsigned)n);
-        if (n == 0 || uv_write(&req->req, (uv_stream_t *)&w->tcp, &buf, 1, on_written)) {
-            free(req);
-            return;
+        rc = n ? uv_write(&req->req, (uv_stream_t *)&w->tcp, &buf, 1, on_written) : 0;
+        if (n && !rc)
+            continue;
+        free(req);
+        if (rc) {
+            td_err_set(&err, TD_PEER_LOST, "writing to the coordinator at %s: %s", w->target,
+                       uv_strerror(rc));
+            give_up(w, &err);
         }
+        return;
     }
 }
 
@@ -103,8 +111,8 @@ static void send_message(struct td_worker *w, td_wire_worker_message *m)
     m->generation = w->p.generation;
     m->model_id = w->model_id;
     m->cookie = w->cookie;
-    if (w->stream && !td_rpc_pack(&m->base, &w->packed, &err) &&
-        td_grpc_stream_send(w->stream, td_bytes_str(&w->packed), &err))
+    if (w->stream && (td_rpc_pack(&m->base, &w->packed, &err) ||
+                      td_grpc_stream_send(w->stream, td_bytes_str(&w->packed), &err)))
         give_up(w, &err);
     td_arena_rewind(&w->arena);
     pump(w);
@@ -145,23 +153,24 @@ static void finish(struct td_worker *w, enum td_status status, const struct td_e
 
 static void register_now(struct td_worker *w)
 {
-    const struct td_node_facts *f = td_compute_facts(w->compute);
+    struct td_node_facts f;
     Tensord__Worker__V1__Register r = TENSORD__WORKER__V1__REGISTER__INIT;
-    char *numerics[] = {(char *)f->numerics};
+    char *numerics[] = {f.numerics};
     MESSAGE(m);
 
     if (!w->device_ready || !w->stream || w->registered)
         return;
-    r.version = (char *)f->version;
+    td_compute_facts(w->compute, &f);
+    r.version = f.version;
     r.world_rank = td_comm_rank(w->p.world);
     r.world_size = td_comm_size(w->p.world);
-    r.host = (char *)f->host;
-    r.pid = f->pid;
+    r.host = f.host;
+    r.pid = f.pid;
     r.device_kind = TENSORD__WORKER__V1__DEVICE_KIND__DEVICE_KIND_CPU;
-    r.device_name = (char *)f->device;
-    r.memory_total_bytes = f->memory_bytes;
-    r.memory_free_bytes = f->memory_bytes;
-    r.n_cores = f->n_cores;
+    r.device_name = f.device;
+    r.memory_total_bytes = f.memory_bytes;
+    r.memory_free_bytes = f.memory_bytes;
+    r.n_cores = f.n_cores;
     r.n_numerics_classes = 1;
     r.numerics_classes = numerics;
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_REGISTER;
@@ -185,27 +194,27 @@ static uint64_t resident_bytes(void)
 
 static void tell_ready(struct td_worker *w)
 {
-    const struct td_plan *plan = td_compute_plan(w->compute);
-    const struct td_plan_rank *r = &plan->rank[td_comm_rank(w->p.world)];
     Tensord__Worker__V1__Ready ready = TENSORD__WORKER__V1__READY__INIT;
     struct td_compute_gauges g;
+    struct td_node_facts f;
     MESSAGE(m);
 
     td_compute_gauges(w->compute, &g);
+    td_compute_facts(w->compute, &f);
     ready.weight_bytes = g.weight_bytes;
     ready.kv_bytes = g.kv_bytes;
-    ready.kv_blocks = plan->n_blocks;
-    ready.kv_block_tokens = plan->block_tokens;
-    ready.max_model_len = plan->max_model_len;
+    ready.kv_blocks = g.kv_blocks;
+    ready.kv_block_tokens = g.kv_block_tokens;
+    ready.max_model_len = g.max_model_len;
     ready.resident_bytes = resident_bytes();
     ready.load_ns = g.load_ns;
-    ready.stage = r->stage;
-    ready.tp_rank = r->tp_index;
-    ready.first_layer = r->layer_begin;
-    ready.n_layers = r->layer_end - r->layer_begin;
+    ready.stage = g.place.stage;
+    ready.tp_rank = g.place.tp_index;
+    ready.first_layer = g.place.layer_begin;
+    ready.n_layers = g.place.layer_end - g.place.layer_begin;
     ready.transport = (char *)td_comm_transport(w->p.world);
-    ready.model_hash = (char *)td_compute_facts(w->compute)->model_hash;
-    ready.numerics_class = (char *)td_compute_facts(w->compute)->numerics;
+    ready.model_hash = f.model_hash;
+    ready.numerics_class = f.numerics;
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_READY;
     m.ready = &ready;
     send_message(w, &m);
@@ -281,7 +290,12 @@ static void on_wake(uv_async_t *async)
         }
         if (e.kind == TD_COMPUTE_TOKEN) {
             tokens[n] = td_wire_token_make(&e.token, &w->arena);
-            n += tokens[n] != NULL;
+            if (!tokens[n]) { /* a token that is not told would leave its request open for ever */
+                td_err_set(&e.err, TD_NO_MEMORY, "no memory for the tokens of a step");
+                give_up(w, &e.err);
+                break;
+            }
+            n++;
             if (n == MAX_EVENTS) {
                 tell_tokens(w, tokens, n);
                 n = 0;
@@ -415,9 +429,13 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
     struct td_err err;
 
     td_grpc_stream_ack(s, bytes.len);
-    if (w->ending ||
-        td_rpc_unpack(&tensord__worker__v1__coordinator_message__descriptor, bytes, 0, &raw, &err))
+    if (w->ending)
         return;
+    if (td_rpc_unpack(&tensord__worker__v1__coordinator_message__descriptor, bytes, 0, &raw,
+                      &err)) {
+        give_up(w, &err);
+        return;
+    }
     m = (td_wire_coordinator_message *)(void *)raw;
     if (m->cookie == w->cookie) /* else meant for another life */
         switch (m->body_case) {
@@ -555,6 +573,10 @@ static void try_connect(uv_timer_t *timer)
     struct td_worker *w = timer->data;
     int rc;
 
+    if (w->leaving) { /* the compute thread failed meanwhile */
+        finish(w, w->end_status, &w->end_err);
+        return;
+    }
     uv_tcp_init(w->p.loop, &w->tcp);
     w->tcp.data = w;
     w->tcp_open = true;

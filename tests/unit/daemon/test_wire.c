@@ -154,14 +154,17 @@ static void test_wire_error_event_carries_its_text(void **state)
 {
     struct td_token_event e = {.request_id = 6, .finish = TD_FINISH_ERROR}, back;
     struct td_err error, text = {0};
-    Tensord__Worker__V1__TokenEvent *m;
+    Tensord__Worker__V1__TokenEvent *made, *m;
     struct td_arena arena;
 
     (void)state;
     td_err_set(&error, TD_DEVICE, "the device is gone");
     e.error = &error;
     td_arena_init(&arena, 0, 0);
-    m = through_bytes(&td_wire_token_make(&e, &arena)->base);
+    made = td_wire_token_make(&e, &arena);
+    assert_non_null(made);
+    td_err_set(&error, TD_INTERNAL, "the next event of this turn");
+    m = through_bytes(&made->base);
     assert_int_equal(td_wire_token_read(m, &back, &text, NULL), TD_OK);
     assert_false(back.has_token);
     assert_ptr_equal(back.error, &text);

@@ -148,15 +148,15 @@ class Process:
         self.seen_shm |= shm_files(self.processes())
 
     def stop(self, expected=0, timeout=15.0, pid=None):
-        """Ends it in order (SIGTERM to it or to `pid`) and asserts that nothing is left: no process, no shared memory."""
+        """Ends it in order (SIGTERM to it or to `pid`) and asserts that nothing is left: no process, no shared memory, no folder."""
         try:
             self.note_shm()
             os.kill(pid or self.p.pid, signal.SIGTERM)
             status = self.wait_exit(timeout)
             assert expected is None or status == expected, f"ended with {status}:\n{self.log()[-3000:]}"
             wait_until(lambda: f"processes are left: {self.processes()}", lambda: not self.processes(), 5)
-            left = [f for f in self.seen_shm if os.path.exists(f.removesuffix(" (deleted)"))]
-            assert not left, f"shared memory is left: {left}"
+            left = [f for f in self.seen_shm | set(re.findall(r" dir=(\S+)", self.log())) if os.path.exists(f)]
+            assert not left, f"files are left: {left}"
         finally:
             self.kill()
 

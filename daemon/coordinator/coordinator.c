@@ -55,12 +55,11 @@ enum td_status td_coord_find_model(struct td_coord *c, struct td_str name,
 {
     if (!c->served)
         return td_err_set(err, TD_UNAVAILABLE, "no model is loaded");
-    *served = c->served;
-    if (name.len == 0)
-        return TD_OK;
     for (uint32_t i = 0; i < c->served->n_names; i++)
-        if (td_str_eq(name, td_str_from(c->served->names[i])))
+        if (name.len == 0 || td_str_eq(name, td_str_from(c->served->names[i]))) {
+            *served = c->served;
             return TD_OK;
+        }
     return td_err_set(err, TD_NOT_FOUND, "the model '%.*s' does not exist: this server has '%s'",
                       (int)(name.len < 100 ? name.len : 100), name.ptr, c->served->names[0]);
 }

@@ -126,8 +126,7 @@ static const char *const spm_tokens[] = {"<unk>",
                                          "a",
                                          "b",
                                          "ab",
-                                         "\xE2\x96\x81"
-                                         "ab",
+                                         "\xE2\x96\x81\x61\x62", /* with "ab" */
                                          "[X]",
                                          "ba"};
 static const int32_t spm_types[] = {2, 3, 3, 6, 1, 1, 1, 1, 1, 4, 1};

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
@@ -43,9 +44,20 @@ static enum td_status read_dial(const struct td_options *opts, struct td_rank_di
                                take_key, dial, err);
 }
 
+/* A group that nobody numbered draws a number, so that the ranks of two jobs that dial in at once are told apart. */
+static enum td_status share_generation(struct td_comm *world, uint32_t *generation,
+                                       struct td_err *err)
+{
+    if (*generation == 0 && td_comm_rank(world) == 0 &&
+        getrandom(generation, sizeof *generation, 0) != sizeof *generation)
+        *generation = (uint32_t)getpid();
+    return td_comm_bcast(world, 0, generation, sizeof *generation, err);
+}
+
 int td_cmd_worker(const struct td_options *opts)
 {
     struct td_rank_dial dial = {.port = 0};
+    uint32_t generation = (uint32_t)opts->generation;
     struct td_comm *world = NULL;
     struct td_err err;
     uv_loop_t loop;
@@ -55,10 +67,11 @@ int td_cmd_worker(const struct td_options *opts)
     if (!s) {
         s = td_comm_rank(world) == 0 ? read_dial(opts, &dial, &err) : TD_OK;
         s = td_rank_share_dial(world, s, &dial, &err);
+        s = s ? s : share_generation(world, &generation, &err);
     }
     if (!s) {
         uv_loop_init(&loop);
-        s = td_rank_run(&loop, world, &dial, (uint32_t)opts->generation, opts, &err);
+        s = td_rank_run(&loop, world, &dial, generation, opts, &err);
         if (!s)
             uv_loop_close(&loop);
     }

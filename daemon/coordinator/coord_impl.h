@@ -32,7 +32,10 @@ struct member {
     struct td_member public;       /* must stay first: td_coord_status copies */
     struct td_grpc_stream *stream; /* NULL: not attached */
     uint64_t cookie;
+    uint32_t generation; /* of its job, as it says */
 };
+
+struct load_work;
 
 struct td_coord {
     struct td_coord_params p;
@@ -47,6 +50,8 @@ struct td_coord {
     uint64_t relaunch_at_ns;                     /* 0: none due */
     bool launched;  /* a launcher's group is alive or not yet seen to have ended */
     bool was_ready; /* this generation */
+    bool stopping;
+    uint64_t last_tick_ns;
 
     uint32_t n_ranks;
     struct member *members;      /* [n_ranks], by world rank */
@@ -77,6 +82,7 @@ struct td_coord {
     /* A drain or load that somebody waits for. */
     td_coord_done_fn *drain_done, *load_done;
     void *drain_user, *load_user;
+    struct load_work *load_work; /* of the load that load_done waits for, while the pool has it */
     uint64_t drain_until_ns, drain_finished_at, drain_cancelled;
     bool draining;
 };

@@ -129,6 +129,7 @@ void td_coord_load_finished(struct td_coord *c, const struct td_err *err)
     td_coord_done_fn *done = c->load_done;
 
     c->load_done = NULL;
+    c->load_work = NULL;
     if (done)
         done(err ? err->status : TD_OK, err, uv_hrtime() - c->load_start_ns, c->generation,
              c->load_user);
@@ -159,9 +160,14 @@ static void load_opened(uv_work_t *work, int status)
 
     if (status == UV_ECANCELED)
         l->status = td_err_set(&l->err, TD_CANCELLED, "the server is stopping");
-    if (l->status) {
+    if (c->load_work !=
+        l) { /* it was answered meanwhile: the group was lost, or the server stops */
+        if (!l->status)
+            td_served_release(l->served);
+    } else if (l->status) {
         td_coord_load_finished(c, &l->err);
     } else {
+        c->load_work = NULL;
         c->served = l->served;
         c->draining = c->drain_done != NULL; /* a drain that has ended was of the model before */
         if (td_group_all_attached(c))
@@ -208,6 +214,7 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load,
     c->p.wish.kv_dtype = kv_dtype;
     c->load_done = done;
     c->load_user = user;
+    c->load_work = l;
     c->load_start_ns = uv_hrtime();
     uv_queue_work(c->p.loop, &l->work, load_run, load_opened);
 }
@@ -228,6 +235,8 @@ void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done
     td_err_set(&gone, TD_UNAVAILABLE, "the model was unloaded");
     n = td_job_cancel_all(c, &gone);
     td_group_send_all_drain(c);
+    td_compute_load_free(c->load);
+    c->load = NULL;
     c->served = NULL;
     td_served_release(served);
     td_coord_set_state(c, TD_GROUP_LAUNCHING); /* workers are here and wait for a model */
@@ -255,7 +264,9 @@ void td_coord_drain(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *d
     td_coord_set_state(c, c->state); /* tells that it is not ready any more */
     c->drain_done = done;
     c->drain_user = user;
-    c->drain_until_ns = timeout_ns ? uv_hrtime() + timeout_ns : UINT64_MAX;
+    c->drain_until_ns = UINT64_MAX;
+    if (timeout_ns && timeout_ns < UINT64_MAX - uv_hrtime())
+        c->drain_until_ns = uv_hrtime() + timeout_ns;
     c->drain_finished_at = c->n_finished;
     c->drain_cancelled = 0;
 }
@@ -317,6 +328,7 @@ enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
     uv_timer_init(c->p.loop, &c->timer);
     c->timer.data = c;
     c->timer_open = true;
+    c->last_tick_ns = uv_hrtime();
     uv_timer_start(&c->timer, on_tick, TICK_MS, TICK_MS);
     c->load_start_ns = uv_hrtime();
     if (!c->p.launcher.start)
@@ -331,9 +343,12 @@ enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
 
 void td_coord_stop(struct td_coord *c)
 {
+    /* Ranks that start or load hear nothing yet. */
+    bool deaf = c->state == TD_GROUP_LOADING || !td_group_all_attached(c);
     struct td_err err;
 
     td_err_set(&err, TD_UNAVAILABLE, "the server is stopping");
+    c->stopping = true;
     td_job_fail_all(c, &err);
     c->relaunch_at_ns = 0;
     td_coord_load_finished(c, &err);
@@ -341,6 +356,8 @@ void td_coord_stop(struct td_coord *c)
         drain_finished(c);
     td_coord_set_state(c, TD_GROUP_NONE);
     td_group_shutdown(c, "the server is stopping");
+    if (deaf && c->launched && c->p.launcher.stop)
+        c->p.launcher.stop(c->p.launcher.user);
     if (c->timer_open)
         uv_close((uv_handle_t *)&c->timer, NULL);
     c->timer_open = false;

@@ -1,5 +1,6 @@
 /* The coordinator as the APIs see it: the served model, open jobs, the group's state, and the operator's actions.
- * Loop thread only, nothing blocks; every callback comes from the loop and never from inside the call that started it.
+ * Loop thread only, nothing blocks; callbacks of encoding and of jobs come from the loop and never from inside the call
+ * that started them.
  * Knows no HTTP and no gRPC: services (openai_service, inference_service, cluster_service) stand on top of it. */
 #ifndef TD_DAEMON_COORDINATOR_COORDINATOR_H
 #define TD_DAEMON_COORDINATOR_COORDINATOR_H
@@ -150,6 +151,7 @@ struct td_coord_load {
     uint32_t max_model_len, max_num_seqs; /* 0: default */
     const char *kv_dtype;                 /* NULL or "": auto */
 };
+/* The end of an action, once. What is refused or done at once ends before the call that started it returns. */
 typedef void td_coord_done_fn(enum td_status status, const struct td_err *err, uint64_t a,
                               uint64_t b, void *user);
 /* Plans without loading. Reads headers: may block briefly. */

@@ -75,6 +75,8 @@ void td_group_send_all_drain(struct td_coord *c)
         m.drain = &drain;
         (void)send_to(c, &c->members[i], &m, NULL);
         c->members[i].public.loaded = false;
+        c->members[i].public.weight_bytes = c->members[i].public.kv_bytes = 0;
+        c->members[i].public.load_done_bytes = c->members[i].public.load_total_bytes = 0;
     }
 }
 
@@ -119,10 +121,11 @@ static uint64_t back_off(const struct td_coord *c)
     return ms[n] * 1000000u;
 }
 
-/* True for a LoadModel that fails for what was asked: the model is dropped and the server waits for another one. */
+/* True while somebody waits for a LoadModel: whatever its ranks failed for, it is answered, the model is dropped and the server
+ * waits for another one. A model that no group can load must not use up the launches. */
 static bool drop_model(struct td_coord *c, const struct td_err *err)
 {
-    if (!c->load_done || err->status >= TD_PEER_LOST)
+    if (!c->load_done)
         return false;
     td_log_warn("model refused path=%s error=\"%s\"", c->served ? c->served->path : "", err->cause);
     td_compute_load_free(c->load);
@@ -210,8 +213,13 @@ static uint64_t since(uint64_t now, uint64_t then)
 
 void td_group_tick(struct td_coord *c, uint64_t now)
 {
+    bool was_away = since(now, c->last_tick_ns) > c->p.dead_ns / 2;
     struct td_err err;
 
+    /* When this process was stopped or starved itself, heartbeats lie unread: nobody is silent yet. */
+    for (uint32_t i = 0; was_away && i < c->n_ranks; i++)
+        c->members[i].public.heartbeat_ns = now;
+    c->last_tick_ns = now;
     if (c->relaunch_at_ns && now >= c->relaunch_at_ns)
         relaunch(c);
     if (c->state == TD_GROUP_LAUNCHING && c->launched && !td_group_all_attached(c) &&
@@ -273,6 +281,8 @@ static enum td_status check_register(struct td_coord *c, const td_wire_worker_me
     if (r->world_size == 0 || r->world_size > TD_PLAN_MAX_RANKS || r->world_rank >= r->world_size)
         return td_err_set(err, TD_PEER_PROTOCOL, "worker on %.60s says it is rank %u of %u",
                           r->host, r->world_rank, r->world_size);
+    if (c->stopping)
+        return td_err_set(err, TD_UNAVAILABLE, "the server is stopping");
     if (c->state == TD_GROUP_FAILED)
         return td_err_set(err, TD_UNAVAILABLE, "the group was given up: %.250s",
                           c->last_error.cause);
@@ -289,6 +299,13 @@ static enum td_status check_register(struct td_coord *c, const td_wire_worker_me
         return td_err_set(err, TD_PEER_MISMATCH, "rank %u is already here, from process %lld on %s",
                           r->world_rank, (long long)c->members[r->world_rank].public.pid,
                           c->members[r->world_rank].public.host);
+    for (uint32_t i = 0; i < c->n_ranks; i++)
+        if (c->members[i].stream && c->members[i].generation != m->generation)
+            return td_err_set(err, TD_PEER_MISMATCH,
+                              "worker on %.60s is of job %u, rank %u on %s, which is here already, "
+                              "of job %u",
+                              r->host, m->generation, i, c->members[i].public.host,
+                              c->members[i].generation);
     return TD_OK;
 }
 
@@ -306,7 +323,8 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
         return;
     }
     m = &c->members[r->world_rank];
-    *m = (struct member){.stream = stream, .cookie = message->cookie};
+    *m = (struct member){
+        .stream = stream, .cookie = message->cookie, .generation = message->generation};
     m->public = (struct td_member){.rank = r->world_rank,
                                    .pid = r->pid,
                                    .attached = true,

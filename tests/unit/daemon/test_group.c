@@ -280,6 +280,52 @@ static void test_group_unloads_loads_again_and_drains(void **state)
     teardown(&r);
 }
 
+static void test_group_stops_while_a_model_is_being_opened(void **state)
+{
+    struct td_coord_load load = {.path = MODEL, .served_name = "hf"};
+    struct rig r;
+
+    (void)state;
+    if (no_model())
+        skip();
+    setup(&r, "secret");
+    wait_ready(&r);
+    td_coord_unload_model(r.coord, TD_STR("hf"), on_unloaded, &r);
+    td_coord_load_model(r.coord, &load, on_loaded, &r); /* on the pool now */
+    teardown(&r);
+    assert_true(r.loaded);
+    assert_int_equal(r.load_status, TD_UNAVAILABLE);
+    assert_int_equal(r.worker_status, TD_OK);
+}
+
+/* A LoadModel that its ranks fail at, not for what was asked: answered, and the group is not used up by it. */
+static void test_group_answers_a_load_whose_worker_is_lost(void **state)
+{
+    struct td_coord_load load = {.path = MODEL, .served_name = "hf"};
+    struct td_coord_status status;
+    struct rig r;
+
+    (void)state;
+    if (no_model())
+        skip();
+    setup(&r, "secret");
+    wait_ready(&r);
+    td_coord_unload_model(r.coord, TD_STR("hf"), on_unloaded, &r);
+    td_coord_load_model(r.coord, &load, on_loaded, &r);
+    do {
+        uv_run(&r.loop, UV_RUN_ONCE);
+        td_coord_status(r.coord, &status);
+    } while (status.state != TD_GROUP_LOADING);
+    td_comm_abort(r.world);
+    uv_sleep(2000); /* and the coordinator was away meanwhile: nobody is silent for that */
+    while (!r.loaded && !td_coord_ready(r.coord))
+        uv_run(&r.loop, UV_RUN_ONCE);
+    td_coord_status(r.coord, &status);
+    assert_true(r.loaded);
+    assert_true(r.load_status == TD_OK ? status.served != NULL : status.served == NULL);
+    teardown(&r);
+}
+
 static void test_group_refuses_a_worker_with_the_wrong_key(void **state)
 {
     struct rig r;
@@ -301,6 +347,8 @@ int main(void)
         cmocka_unit_test(test_group_of_one_gives_the_published_text),
         cmocka_unit_test(test_group_cancelled_job_tells_nothing_more_and_frees_its_sequence),
         cmocka_unit_test(test_group_unloads_loads_again_and_drains),
+        cmocka_unit_test(test_group_stops_while_a_model_is_being_opened),
+        cmocka_unit_test(test_group_answers_a_load_whose_worker_is_lost),
         cmocka_unit_test(test_group_refuses_a_worker_with_the_wrong_key),
     };
 

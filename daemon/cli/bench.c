@@ -323,7 +323,7 @@ static enum td_status run(struct bench *b, const cpu_set_t *cores)
 int td_cmd_bench(const struct td_options *asked)
 {
     struct td_err err;
-    struct td_spmd spmd;
+    struct td_spmd spmd = {0};
     struct td_options opts = *asked; /* borrows all that `asked` owns */
     struct bench b = {.opts = &opts, .spmd = &spmd, .err = &err};
     enum td_status s = size_run(&opts, &err);
@@ -337,7 +337,7 @@ int td_cmd_bench(const struct td_options *asked)
     b.n_runs = (uint32_t)opts.repetitions;
     s = s ? s : td_spmd_open(&spmd, &opts, &err);
     if (s)
-        return td_command_report(&opts, &err);
+        return td_spmd_end(&spmd, &opts, s, &err);
     is_lead = spmd.rank == 0;
     s = run(&b, &cores);
     if (!s && is_lead && opts.json)

@@ -391,7 +391,7 @@ static enum td_status follow(struct td_spmd *s, uint64_t *decode_exchanged, stru
 int td_cmd_generate(const struct td_options *opts)
 {
     struct td_err err;
-    struct td_spmd spmd;
+    struct td_spmd spmd = {0};
     struct generation g = {.opts = opts, .spmd = &spmd, .err = &err};
     struct rank_report *reports = NULL;
     struct rank_report mine = {.rss_before_bytes = resident_bytes()};
@@ -400,7 +400,7 @@ int td_cmd_generate(const struct td_options *opts)
     bool is_lead;
 
     if (s)
-        return td_command_report(opts, &err);
+        return td_spmd_end(&spmd, opts, s, &err);
     is_lead = spmd.rank == 0;
     if (is_lead) {
         s = lead(&g);

@@ -271,17 +271,15 @@ static enum td_status size_run(struct td_options *opts, uint32_t *context, struc
 int td_cmd_perplexity(const struct td_options *asked)
 {
     struct td_err err;
-    struct td_spmd spmd;
+    struct td_spmd spmd = {0};
     struct td_options opts = *asked; /* borrows all that `asked` owns */
     struct measurement m = {.opts = &opts, .spmd = &spmd, .err = &err};
     enum td_status s = size_run(&opts, &m.context, &err);
     bool is_lead;
 
+    s = s ? s : td_spmd_open(&spmd, &opts, &err);
     if (s)
-        return td_command_report(&opts, &err);
-    s = td_spmd_open(&spmd, &opts, &err);
-    if (s)
-        return td_command_report(&opts, &err);
+        return td_spmd_end(&spmd, &opts, s, &err);
     is_lead = spmd.rank == 0;
     s = is_lead ? lead(&m) : td_spmd_follow(&spmd, &err);
     if (s < TD_PEER_LOST)

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const uint64_t LEAVE_LIMIT_NS = 5000000000u;
+
 static void show_load(size_t done, size_t total, void *user)
 {
     td_term_progress(user, "loading", done, total, "B");
@@ -83,7 +85,7 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
             td_err_set(err, TD_INVALID,
                        "--ranks %lld, but the job has %u: start it as 'mpirun -n %lld tensord ...'",
                        (long long)opts->ranks, s->size, (long long)opts->ranks);
-        goto fail;
+        return st;
     }
     td_spmd_node_params(opts, &node);
     node.progress = s->rank == 0 ? show_load : NULL;
@@ -91,7 +93,7 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     st = td_node_open(&s->node, s->world, &node, err);
     st = st ? st : td_node_open_model(&s->node, opts->model, opts->verify, err);
     if (st)
-        goto fail;
+        return st;
     s->facts = calloc(s->size, sizeof *s->facts);
     memory = calloc(s->size, sizeof *memory);
     share = calloc(s->size, sizeof *share);
@@ -107,11 +109,6 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     free(memory);
     free(share);
     s->load_ns = td_clock_now_ns() - start;
-    if (!st)
-        return TD_OK;
-
-fail:
-    td_spmd_close(s, true);
     return st;
 }
 
@@ -136,10 +133,17 @@ void td_spmd_close(struct td_spmd *s, bool failed)
 int td_spmd_end(struct td_spmd *s, const struct td_options *opts, enum td_status status,
                 const struct td_err *err)
 {
-    int code = !status ? TD_EXIT_OK : s->rank == 0 ? td_command_report(opts, err) : TD_EXIT_FAILURE;
+    bool whole = status < TD_PEER_LOST || status == TD_PEER_MISMATCH; /* all know the same */
+    int code = TD_EXIT_OK;
 
-    if (status && status < TD_PEER_LOST) /* the group is whole */
+    if (!s->world && td_comm_mpi_launched() && !td_comm_mpi_open(&s->world, NULL))
+        s->rank = td_comm_rank(s->world); /* it failed before anything was opened */
+    if (status)
+        code = s->rank == 0 || !whole ? td_command_report(opts, err) : TD_EXIT_FAILURE;
+    if (status && whole && s->world) {
+        td_comm_set_deadline(s->world, LEAVE_LIMIT_NS);
         (void)td_comm_barrier(s->world, NULL);
+    }
     td_spmd_close(s, status != TD_OK);
     return code;
 }

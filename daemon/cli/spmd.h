@@ -25,14 +25,15 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
                                    uint32_t n_ranks, const uint64_t *memory_of_rank,
                                    uint64_t *share, struct td_plan_params *out, struct td_err *err);
 
-/* Opens and loads on every rank. On failure everything is closed and the error is the same on all ranks that could agree. */
+/* Opens and loads on every rank. The error is the same on all ranks that could agree; td_spmd_end follows in any case. */
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
 /* Rank 0: lets the followers go. */
 enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err);
 /* After a failure that the ranks could not agree on, `failed` leaves the others to the launcher. */
 void td_spmd_close(struct td_spmd *s, bool failed);
-/* The end of a command on every rank, with the status that the ranks agreed on: rank 0 reports an error, all close. Nobody
- * leaves before that, since a launcher kills the rest as soon as one rank has failed. Returns the exit status. */
+/* The end of a command on every rank, with the status that the ranks agreed on, or that each came to alike before `s` (zero then)
+ * was opened: rank 0 reports an error, all close. Nobody leaves before that, since a launcher kills the rest as soon as one rank
+ * has failed. What one rank alone suffers, it reports itself. Returns the exit status. */
 int td_spmd_end(struct td_spmd *s, const struct td_options *opts, enum td_status status,
                 const struct td_err *err);
 /* The other ranks' whole life: follows until TD_STEP_STOP. */

@@ -64,9 +64,34 @@ int td_tokimpl_byte_token(struct td_str text)
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
+/* One id, one text and one kind: else text that is nobody's could become the id of a control token. A token that is there
+ * already, *again, is no error. */
+static enum td_status check_added_once(const struct td_tokenizer *tok,
+                                       const struct td_addtok *token, bool *again,
+                                       struct td_err *err)
+{
+    *again = false;
+    if (!(td_vocab_flags(&tok->vocab, token->id) & TD_VOCAB_ADDED))
+        return TD_OK;
+    for (uint32_t i = 0; i < tok->n_added; i++) {
+        const struct td_addtok *other = &tok->added[i];
+
+        if (other->id != token->id)
+            continue;
+        *again = true;
+        if (other->special != token->special ||
+            !td_str_eq(td_bytes_str(&other->content), td_bytes_str(&token->content)))
+            return td_err_set(err, TD_CORRUPT,
+                              "two added tokens have the id %u: '%.60s' and '%.60s', which differ",
+                              token->id, other->content.data, token->content.data);
+    }
+    return TD_OK;
+}
+
 enum td_status td_tokimpl_add_token(struct td_tokenizer *tok, struct td_addtok *token,
                                     struct td_str piece, struct td_err *err)
 {
+    bool again;
     unsigned flags = TD_VOCAB_ADDED | (token->special ? TD_VOCAB_SPECIAL : 0);
     struct td_str content = td_bytes_str(&token->content);
     enum td_status s;
@@ -75,6 +100,13 @@ enum td_status td_tokimpl_add_token(struct td_tokenizer *tok, struct td_addtok *
         s = td_err_set(err, TD_UNSUPPORTED, "added token %u has %zu bytes, expected 1 to %d",
                        token->id, content.len, TD_ADDTOK_MAX_BYTES);
         goto fail;
+    }
+    s = check_added_once(tok, token, &again, err);
+    if (s)
+        goto fail;
+    if (again) {
+        td_bytes_deinit(&token->content);
+        return TD_OK;
     }
     if (td_vocab_flags(&tok->vocab, token->id) & TD_VOCAB_PRESENT)
         s = td_vocab_amend(&tok->vocab, token->id, piece, flags, err);

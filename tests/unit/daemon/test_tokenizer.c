@@ -400,6 +400,13 @@ static void test_tokenizer_refuses_broken_files(void **state)
     check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\",1]]}}",
                   TD_CORRUPT, "merge rule 0");
     check_refused(WITH("\"added_tokens\":[{\"id\":1}]"), TD_CORRUPT, "added_tokens");
+    /* Else plain text "b" would become the control token "<x>". */
+    check_refused(WITH("\"added_tokens\":[{\"id\":1,\"content\":\"<x>\",\"special\":true},"
+                       "{\"id\":1,\"content\":\"b\"}]"),
+                  TD_CORRUPT, "two added tokens have the id 1: '<x>' and 'b'");
+    check_refused(WITH("\"added_tokens\":[{\"id\":1,\"content\":\"b\",\"special\":true},"
+                       "{\"id\":1,\"content\":\"b\"}]"),
+                  TD_CORRUPT, "two added tokens have the id 1");
     check_refused(WITH("\"added_tokens\":[{\"id\":1,\"content\":\"b\",\"special\":3}]"), TD_CORRUPT,
                   "flag");
     check_refused(WITH("\"pre_tokenizer\":[]"), TD_CORRUPT, "pre_tokenizer");

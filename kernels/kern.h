@@ -28,9 +28,10 @@ struct td_kern_cpu_params {
     uint32_t n_threads;  /* 0: one per core of the process's affinity mask */
     uint32_t first_core; /* index into the affinity mask; used when `pin` */
     bool pin;            /* bind threads to cores first_core, first_core + 1, ... */
-    uint64_t
-        spin_ns;     /* how long an idle thread spins before it sleeps; 0 where ranks share cores */
-    const char *isa; /* "ref", "avx2", "avx512"; NULL: TENSORD_CPU_ISA, else the best */
+    /* How long an idle thread spins before it sleeps; 0 where ranks share cores. */
+    uint64_t spin_ns;
+    /* "ref", "avx2", "avx512", "auto" (the best there is); NULL: TENSORD_CPU_ISA, else "auto". */
+    const char *isa;
 };
 /* Sets the calling thread's floating-point environment to the default, which the bits of every result rely on. */
 enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,

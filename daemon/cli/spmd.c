@@ -17,7 +17,7 @@ static void show_load(size_t done, size_t total, void *user)
 
 void td_spmd_node_params(const struct td_options *opts, struct td_node_params *out)
 {
-    static const char *const isa[] = {[TD_ISA_AUTO] = NULL,
+    static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
                                       [TD_ISA_REF] = "ref",
                                       [TD_ISA_AVX2] = "avx2",
                                       [TD_ISA_AVX512] = "avx512"};

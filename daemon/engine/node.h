@@ -27,7 +27,7 @@ struct td_node_facts {
 
 struct td_node_params {
     uint32_t n_threads;    /* 0: cores / ranks of the host */
-    const char *isa;       /* NULL: the best */
+    const char *isa;       /* as td_kern_cpu_params has it */
     uint64_t memory_bytes; /* cap; 0: the machine's share */
     td_weights_progress_fn *progress;
     void *user;

@@ -426,7 +426,8 @@ static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa
         if (name)
             return td_err_set(err, TD_UNSUPPORTED, "this processor has no %s", name);
     }
-    return td_err_set(err, TD_INVALID, "instruction set '%s': expected ref, avx2 or avx512", name);
+    return td_err_set(err, TD_INVALID, "instruction set '%s': expected auto, ref, avx2 or avx512",
+                      name);
 }
 
 enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
@@ -443,7 +444,7 @@ enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct 
 
     if (!cpu)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the CPU backend");
-    s = choose_isa(name && name[0] ? name : NULL, &cpu->isa, err);
+    s = choose_isa(name && name[0] && strcasecmp(name, "auto") ? name : NULL, &cpu->isa, err);
     if (s)
         goto fail;
     /* Nearest, subnormals kept: a library may have set this thread otherwise, and the pool's inherit from it. */

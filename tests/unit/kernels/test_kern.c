@@ -466,6 +466,29 @@ static void test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa
     }
 }
 
+static void test_kern_takes_the_instruction_set_that_is_asked_for(void **state)
+{
+    struct td_kern_cpu_params params = {.n_threads = 1};
+    struct td_kern *kern;
+    struct td_err err;
+
+    (void)state;
+    setenv("TENSORD_CPU_ISA", "ref", 1);
+    assert_int_equal(td_kern_cpu_open(&params, &kern, &err), TD_OK);
+    assert_string_equal(td_kern_name(kern), "cpu ref");
+    td_kern_close(kern);
+    setenv("TENSORD_CPU_ISA", "auto", 1);
+    assert_int_equal(td_kern_cpu_open(&params, &kern, &err), TD_OK);
+    td_kern_close(kern);
+    setenv("TENSORD_CPU_ISA", "avx3", 1);
+    assert_int_equal(td_kern_cpu_open(&params, &kern, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "avx3"));
+    params.isa = "auto"; /* what the caller says counts more */
+    assert_int_equal(td_kern_cpu_open(&params, &kern, &err), TD_OK);
+    td_kern_close(kern);
+    unsetenv("TENSORD_CPU_ISA");
+}
+
 static void test_kern_refuses_bad_shapes_by_name(void **state)
 {
     struct td_kern *kern = open_isa(NULL, 1);
@@ -500,6 +523,7 @@ int main(void)
         cmocka_unit_test(test_kern_row_operations_are_close_to_float64_and_equal_on_every_isa),
         cmocka_unit_test(test_kern_rope_rotates_as_float64_does),
         cmocka_unit_test(test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa),
+        cmocka_unit_test(test_kern_takes_the_instruction_set_that_is_asked_for),
         cmocka_unit_test(test_kern_refuses_bad_shapes_by_name),
     };
 

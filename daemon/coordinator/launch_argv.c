@@ -154,14 +154,17 @@ static bool port_is_free(uint16_t port)
     return rc == 0;
 }
 
-/* mpirun listens on every address whatever it is told; so at least on a port that is known. */
+/* mpirun listens on every address whatever it is told; so at least on a port that is known. Each launch begins with the
+ * next one: on a host that was cut off, the daemon of the launch before may still hold its own. */
 static void add_ports(struct builder *b, const struct td_launch_params *p)
 {
     uint16_t base = p->port_base != 0 ? p->port_base : TD_LAUNCH_PORT_BASE;
     for (uint16_t i = 0; i < TD_LAUNCH_OOB_PORTS; i++) {
-        if (port_is_free((uint16_t)(base + i))) {
-            add_mca(b, "oob_tcp_static_ipv4_ports", "%d", base + i);
-            add_mca(b, "oob_tcp_static_ipv6_ports", "%d", base + i);
+        int port = base + (int)((p->generation + i) % TD_LAUNCH_OOB_PORTS);
+
+        if (port_is_free((uint16_t)port)) {
+            add_mca(b, "oob_tcp_static_ipv4_ports", "%d", port);
+            add_mca(b, "oob_tcp_static_ipv6_ports", "%d", port);
             break;
         }
     }

@@ -277,6 +277,14 @@ static void test_group_unloads_loads_again_and_drains(void **state)
         uv_run(&r.loop, UV_RUN_ONCE);
     assert_int_equal(r.finish, TD_FINISH_LENGTH);
     assert_int_equal(r.n_tokens, 20);
+    td_coord_unload_model(r.coord, TD_STR("hf"), on_unloaded, &r);
+    r.loaded = false;
+    td_coord_load_model(r.coord, &load, on_loaded, &r); /* which ends the drain */
+    while (!r.loaded)
+        uv_run(&r.loop, UV_RUN_ONCE);
+    assert_true(td_coord_ready(r.coord));
+    submit(&r, 20);
+    wait_end(&r, 2);
     teardown(&r);
 }
 

@@ -1,9 +1,35 @@
 #include "daemon/cli/rank.h"
 
 #include "comm/comm_mpi.h"
+#include "daemon/cli/config.h"
 #include "daemon/cli/spmd.h"
 
 #include <string.h>
+
+static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
+                               struct td_err *err)
+{
+    struct td_rank_dial *dial = user;
+    size_t len = strlen(value);
+
+    (void)key;
+    if (dial->key_bytes)
+        return td_err_set(err, TD_INVALID,
+                          "--cluster-key-file: line %zu holds a second key, expected one", line);
+    if (len > sizeof dial->key)
+        return td_err_set(err, TD_INVALID,
+                          "--cluster-key-file: a key of %zu bytes, expected at most %zu", len,
+                          sizeof dial->key);
+    memcpy(dial->key, value, len);
+    dial->key_bytes = (uint32_t)len;
+    return TD_OK;
+}
+
+enum td_status td_rank_read_key(const char *path, struct td_rank_dial *dial, struct td_err *err)
+{
+    return td_config_read_keys(strcmp(path, "-") == 0 ? "/dev/stdin" : path, "--cluster-key-file",
+                               take_key, dial, err);
+}
 
 enum td_status td_rank_open_world(struct td_comm **world, struct td_err *err)
 {

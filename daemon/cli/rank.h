@@ -16,6 +16,8 @@ struct td_rank_dial {
     char key[TD_RANK_MAX_KEY];
 };
 
+/* Reads the cluster key, one line of `path` ("-": of standard input), into the dial. TD_INVALID, TD_IO; never shows it. */
+enum td_status td_rank_read_key(const char *path, struct td_rank_dial *dial, struct td_err *err);
 /* The world of this process: MPI where a launcher started it, else a world of one. */
 enum td_status td_rank_open_world(struct td_comm **world, struct td_err *err);
 /* Collective: rank 0's `dial` reaches everyone. `status` of rank 0 travels along, so that its failure ends all. */

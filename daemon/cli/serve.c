@@ -6,7 +6,6 @@
 #include "daemon/api/metrics.h"
 #include "daemon/api/tls.h"
 #include "daemon/cli/command.h"
-#include "daemon/cli/config.h"
 #include "daemon/cli/rank.h"
 #include "daemon/cli/spmd.h"
 #include "daemon/coordinator/cluster_service.h"
@@ -233,23 +232,6 @@ static void on_watch(uv_timer_t *timer)
 
 /* ---- keys ---- */
 
-static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
-                               struct td_err *err)
-{
-    struct server *s = user;
-
-    (void)key;
-    if (s->dial.key_bytes)
-        return td_err_set(err, TD_INVALID,
-                          "--cluster-key-file: line %zu holds a second key, expected one", line);
-    if (strlen(value) > sizeof s->dial.key)
-        return td_err_set(err, TD_INVALID, "--cluster-key-file: the key is longer than %zu bytes",
-                          sizeof s->dial.key);
-    s->dial.key_bytes = (uint32_t)strlen(value);
-    memcpy(s->dial.key, value, s->dial.key_bytes);
-    return TD_OK;
-}
-
 /* The workers' key: from its file, else drawn for groups that we start; a group that dials in needs the file. */
 static enum td_status open_keys(struct server *s, struct td_err *err)
 {
@@ -260,7 +242,7 @@ static enum td_status open_keys(struct server *s, struct td_err *err)
     for (uint32_t i = 0; !st && i < o->api_key.n; i++)
         st = td_auth_add(&s->api_keys, td_str_from(o->api_key.items[i]), err);
     if (!st && o->cluster_key_file) {
-        st = td_config_read_keys(o->cluster_key_file, "--cluster-key-file", take_key, s, err);
+        st = td_rank_read_key(o->cluster_key_file, &s->dial, err);
     } else if (!st && !o->no_launch) {
         if (getrandom(random, sizeof random, 0) != sizeof random)
             return td_err_set(err, TD_IO, "the system gave no random bytes for a key");

@@ -1,47 +1,19 @@
 /* `tensord worker`: one rank of a group, started by mpirun (by hand, by Slurm or by serve), that dials in to a coordinator. */
 #include "daemon/cli/command.h"
-#include "daemon/cli/config.h"
 #include "daemon/cli/rank.h"
-#include "daemon/log.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
-
-static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
-                               struct td_err *err)
-{
-    struct td_rank_dial *dial = user;
-    size_t len = strlen(value);
-
-    (void)key;
-    if (dial->key_bytes)
-        return td_err_set(err, TD_INVALID,
-                          "--cluster-key-file: line %zu holds a second key, expected one", line);
-    if (len > sizeof dial->key)
-        return td_err_set(err, TD_INVALID,
-                          "--cluster-key-file: a key of %zu bytes, expected at most %zu", len,
-                          sizeof dial->key);
-    memcpy(dial->key, value, len);
-    dial->key_bytes = (uint32_t)len;
-    return TD_OK;
-}
 
 /* Rank 0 only: the others get it over MPI. */
 static enum td_status read_dial(const struct td_options *opts, struct td_rank_dial *dial,
                                 struct td_err *err)
 {
-    const char *file = opts->cluster_key_file;
-
     snprintf(dial->host, sizeof dial->host, "%s", opts->coordinator.host);
     dial->port = opts->coordinator.port;
-    if (!file)
-        return TD_OK;
-    return td_config_read_keys(strcmp(file, "-") == 0 ? "/dev/stdin" : file, "--cluster-key-file",
-                               take_key, dial, err);
+    return opts->cluster_key_file ? td_rank_read_key(opts->cluster_key_file, dial, err) : TD_OK;
 }
 
 /* A group that nobody numbered draws a number, so that the ranks of two jobs that dial in at once are told apart. */

@@ -449,7 +449,7 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
         if (r->memory_bytes && need + p->kv_bytes > r->memory_bytes)
             return td_err_set(err, TD_TOO_LARGE,
                               "rank %u needs %zu bytes of weights, %zu of buffers and %llu of KV, "
-                              "and has %llu: use more ranks, or lower "
+                              "and has %llu of memory: use more ranks, or lower "
                               "max-num-batched-tokens or max-num-seqs",
                               i, r->weight_bytes, r->buffer_bytes, (unsigned long long)p->kv_bytes,
                               (unsigned long long)r->memory_bytes);

@@ -10,6 +10,7 @@
 #include "daemon/cli/spmd.h"
 #include "daemon/coordinator/cluster_service.h"
 #include "daemon/coordinator/coord_metrics.h"
+#include "daemon/coordinator/facing.h"
 #include "daemon/coordinator/group.h"
 #include "daemon/coordinator/health_service.h"
 #include "daemon/coordinator/inference_service.h"
@@ -41,6 +42,7 @@ struct server {
     struct td_auth api_keys, cluster_key;
     struct td_rank_dial dial; /* how workers reach this process, and their key */
     char dial_address[300];   /* "host:port" */
+    char control_host[256];   /* where the control stream is served */
     char model[4096];         /* absolute, since workers may run elsewhere */
     struct td_tls *tls;
     struct td_route_table *routes;
@@ -258,12 +260,32 @@ static enum td_status open_keys(struct server *s, struct td_err *err)
 
 /* ---- listening ---- */
 
-/* Workers have a listener of their own where --control-host says so, and where the public one speaks TLS only. */
+static bool is_wildcard(const char *host)
+{
+    return strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
+}
+
+/* Where workers find the control stream: --control-host, else the address that faces the hostfile, else the public one. */
+static enum td_status choose_control_host(struct server *s, struct td_err *err)
+{
+    const struct td_options *o = s->opts;
+
+    if (o->control_host)
+        snprintf(s->control_host, sizeof s->control_host, "%s", o->control_host);
+    else if (o->hostfile && !s->world)
+        return td_facing_address(o->hostfile, s->control_host, sizeof s->control_host, err);
+    else
+        snprintf(s->control_host, sizeof s->control_host, "%s",
+                 is_wildcard(o->host) || s->tls ? "127.0.0.1" : o->host);
+    return TD_OK;
+}
+
+/* Workers have a listener of their own where the public one is at another address or speaks TLS only. */
 static bool has_own_control(const struct server *s)
 {
-    const char *host = s->opts->control_host;
+    const char *host = s->opts->host;
 
-    return s->tls || (host && strcmp(host, s->opts->host) != 0);
+    return s->tls || (strcmp(s->control_host, host) != 0 && !is_wildcard(host));
 }
 
 static enum td_status open_listeners(struct server *s, struct td_err *err)
@@ -273,15 +295,15 @@ static enum td_status open_listeners(struct server *s, struct td_err *err)
         .host = o->host,
         .port = (uint16_t)o->port,
         .service = {.tls = s->tls, .routes = s->routes, .rpc = s->rpc}};
-    bool own = has_own_control(s), wildcard;
-    const char *host = own ? (o->control_host ? o->control_host : "127.0.0.1") : o->host;
-    struct td_listener_config control = {.host = host, .service = {.rpc = s->control_rpc}};
+    struct td_listener_config control = {.host = s->control_host,
+                                         .service = {.rpc = s->control_rpc}};
+    bool own = has_own_control(s);
     enum td_status st = td_listener_open(s->pool, &s->loop, &public, &s->listener, err);
 
-    if (!st && own) {
-        control.port = o->control_host ? td_listener_port(s->listener) : 0;
-        if (o->control_host && strcmp(o->control_host, o->host) == 0)
-            control.port = 0;
+    if (!st && own) { /* the same port where the addresses differ */
+        bool same = is_wildcard(o->host) || strcmp(s->control_host, o->host) == 0;
+
+        control.port = same ? 0 : td_listener_port(s->listener);
         st = td_listener_open(s->pool, &s->loop, &control, &s->control, err);
     }
     if (st)
@@ -291,12 +313,11 @@ static enum td_status open_listeners(struct server *s, struct td_err *err)
         return td_err_set(
             err, TD_INVALID,
             "workers could dial in to %s without a key: give --cluster-key-file, or --insecure",
-            host);
-    wildcard = strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
-    if (wildcard && o->hostfile)
+            s->control_host);
+    if (is_wildcard(s->control_host))
         gethostname(s->dial.host, sizeof s->dial.host - 1);
     else
-        snprintf(s->dial.host, sizeof s->dial.host, "%s", wildcard ? "127.0.0.1" : host);
+        snprintf(s->dial.host, sizeof s->dial.host, "%s", s->control_host);
     s->dial.port = td_listener_port(own ? s->control : s->listener);
     snprintf(s->dial_address, sizeof s->dial_address,
              strchr(s->dial.host, ':') ? "[%s]:%u" : "%s:%u", s->dial.host, s->dial.port);
@@ -376,6 +397,7 @@ static enum td_status open_server(struct server *s, struct td_err *err)
     }
     td_conn_config_default(&conn);
     message_limits(&limits);
+    st = st ? st : choose_control_host(s, err);
     st = st ? st : td_metrics_open(&s->metrics, err);
     st = st ? st : open_coord(s, err);
     st = st ? st : td_route_table_open(&s->routes, err);
@@ -435,8 +457,10 @@ static int coordinate(struct server *s)
         return td_command_report(s->opts, &err); /* nothing has been served: the process ends */
     start_watching(s);
     uv_run(&s->loop, UV_RUN_DEFAULT);
-    if (s->worker && s->worker_ended && s->exit_status == TD_EXIT_OK)
-        td_worker_close(s->worker);
+    if (s->worker && s->exit_status != TD_EXIT_OK)
+        return s
+            ->exit_status; /* its compute thread may still be at work: the process is left as it is */
+    td_worker_close(s->worker);
     close_server(s);
     uv_loop_close(&s->loop);
     return s->exit_status;
@@ -447,6 +471,9 @@ static int follow(struct server *s)
 {
     struct td_err err;
     enum td_status st = td_rank_share_dial(s->world, TD_OK, &s->dial, &err);
+
+    signal(SIGTERM, SIG_IGN); /* rank 0 ends the job in order, and its end ends this one */
+    signal(SIGINT, SIG_IGN);
 
     st = st ? st : td_rank_run(&s->loop, s->world, &s->dial, 0, s->opts, &err);
     if (st)

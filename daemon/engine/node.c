@@ -11,10 +11,25 @@
 /* A step's first message; most steps fit in it. */
 enum { HEAD_BYTES = 4096 };
 
-/* Bytes that new allocations may take on this host (MemAvailable of proc_meminfo(5)), 0 when unknown. */
+/* A number in a file of the control group (cgroups(7), version 2); `absent` when there is none or it says "max". */
+static uint64_t read_number(const char *path, uint64_t absent)
+{
+    FILE *f = fopen(path, "re");
+    unsigned long long v;
+    bool ok = f && fscanf(f, "%llu", &v) == 1;
+
+    if (f)
+        fclose(f);
+    return ok ? v : absent;
+}
+
+/* Bytes that new allocations may take on this host (MemAvailable of proc_meminfo(5)) within its control group's limit,
+ * 0 when unknown. */
 static uint64_t available_memory(void)
 {
-    FILE *f = fopen("/proc/meminfo", "r");
+    uint64_t limit = read_number("/sys/fs/cgroup/memory.max", UINT64_MAX), free_bytes;
+    uint64_t used = read_number("/sys/fs/cgroup/memory.current", 0);
+    FILE *f = fopen("/proc/meminfo", "re");
     char line[128];
     unsigned long long kib = 0;
 
@@ -24,7 +39,9 @@ static uint64_t available_memory(void)
         if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
             break;
     fclose(f);
-    return (uint64_t)kib * 1024;
+    free_bytes = (uint64_t)kib * 1024;
+    limit = limit > used ? limit - used : 1;
+    return free_bytes < limit ? free_bytes : limit;
 }
 
 /* Whose cores the affinity masks of a host's ranks name. */

@@ -224,6 +224,19 @@ static void close_world(struct td_comm_world *world)
 static const struct td_comm_transport mpi_transport = {
     .name = "mpi", .exchange = exchange, .close = close_world};
 
+/* Open MPI's choices that make its start fast (it probes no fabric that is not used here) and let ranks that share cores make
+ * way for each other. What the user or the launcher has set stays; other MPIs do not read these. */
+static void choose_components(void)
+{
+    static const char *const choices[][2] = {{"OMPI_MCA_pml", "ob1"},
+                                             {"OMPI_MCA_btl", "self,vader,tcp"},
+                                             {"OMPI_MCA_osc", "^ucx"},
+                                             {"OMPI_MCA_mpi_yield_when_idle", "1"}};
+
+    for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
+        setenv(choices[i][0], choices[i][1], 0);
+}
+
 static enum td_status initialise(struct td_err *err)
 {
     int flag = 0;
@@ -240,6 +253,7 @@ static enum td_status initialise(struct td_err *err)
     if (flag) {
         MPI_Query_thread(&provided);
     } else {
+        choose_components();
         rc = MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided);
         if (rc != MPI_SUCCESS)
             return td_err_set(err, TD_DEVICE, "MPI_Init_thread failed with code %d", rc);

@@ -18,11 +18,6 @@ const char *td_kern_numerics(const struct td_kern *kern)
     return kern->numerics;
 }
 
-uint32_t td_kern_threads(const struct td_kern *kern)
-{
-    return kern->n_threads;
-}
-
 bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type)
 {
     return kern->ops->supports_matrix(kern, type);
@@ -35,29 +30,19 @@ bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type)
 
 void *td_kern_alloc(struct td_kern *kern, size_t bytes)
 {
-    void *p = kern->ops->alloc(kern, bytes);
-
-    if (p)
-        kern->alloc_bytes += bytes;
-    return p;
+    return kern->ops->alloc(kern, bytes);
 }
 
 void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes)
 {
     if (!ptr)
         return;
-    kern->alloc_bytes -= bytes;
     kern->ops->release(kern, ptr, bytes);
 }
 
 size_t td_kern_weight_bytes(const struct td_kern *kern)
 {
     return kern->weight_bytes;
-}
-
-size_t td_kern_alloc_bytes(const struct td_kern *kern)
-{
-    return kern->alloc_bytes;
 }
 
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
@@ -131,16 +116,6 @@ enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, ui
                           row0 + n_rows, m->n_rows);
     kern->ops->matrix_pack(kern, m, row0, n_rows, src, stride_bytes);
     return TD_OK;
-}
-
-uint32_t td_kern_matrix_rows(const struct td_matrix *m)
-{
-    return m->n_rows;
-}
-
-uint32_t td_kern_matrix_parts(const struct td_matrix *m)
-{
-    return m->n_parts;
 }
 
 size_t td_kern_matrix_bytes(const struct td_matrix *m)

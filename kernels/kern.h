@@ -41,7 +41,6 @@ void td_kern_close(struct td_kern *kern); /* NULL is legal; every matrix is clos
 const char *td_kern_name(const struct td_kern *kern); /* "cpu avx512" */
 const char *
 td_kern_numerics(const struct td_kern *kern); /* numerics class; equal classes give equal bits */
-uint32_t td_kern_threads(const struct td_kern *kern);
 /* Whether matrices of `type` and caches of `type` can be held. */
 bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type);
 bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);
@@ -49,9 +48,8 @@ bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);
 /* Device memory, aligned to 64 bytes and cleared. NULL when there is none left. */
 void *td_kern_alloc(struct td_kern *kern, size_t bytes);
 void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes);
-/* Bytes held by matrices and by td_kern_alloc. */
+/* Bytes held by matrices. */
 size_t td_kern_weight_bytes(const struct td_kern *kern);
-size_t td_kern_alloc_bytes(const struct td_kern *kern);
 /* Waits until everything enqueued so far is done; reports a device failure. */
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err);
 
@@ -78,8 +76,6 @@ void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m);
 enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0,
                                    uint32_t n_rows, const void *src, size_t stride_bytes,
                                    struct td_err *err);
-uint32_t td_kern_matrix_rows(const struct td_matrix *m);
-uint32_t td_kern_matrix_parts(const struct td_matrix *m);
 size_t td_kern_matrix_bytes(const struct td_matrix *m);
 
 /* out [n_parts x n x n_rows] = x [n x n_cols] * m^T, one block of n rows per part. */

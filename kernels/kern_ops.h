@@ -44,7 +44,6 @@ struct td_kern {
     const char *numerics;
     uint32_t n_threads;
     size_t weight_bytes;
-    size_t alloc_bytes;
 };
 
 /* First member of every backend's matrix. The arrays are owned by the matrix. */

@@ -268,5 +268,6 @@ enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, con
                           n_logits * d * sizeof(float), err);
     else
         wanted_rows(&p, s->buf.x, s->buf.head_in);
-    return st ? st : head(&p, n_logits, logits);
+    st = st ? st : head(&p, n_logits, logits);
+    return st ? st : td_kern_sync(s->p.kern, err); /* the host reads them next */
 }

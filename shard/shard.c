@@ -179,10 +179,3 @@ void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)
     if (s->pipe)
         td_comm_set_deadline(s->pipe, op_limit_ns);
 }
-
-void td_shard_abort(struct td_shard *s)
-{
-    td_comm_abort(s->tp);
-    if (s->pipe)
-        td_comm_abort(s->pipe);
-}

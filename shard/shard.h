@@ -43,8 +43,7 @@ struct td_shard_stats {
     uint64_t n_exchanges;
 };
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
-/* Sets the time limit of every exchange (0: none) and ends waiting ones (any thread). */
+/* Sets the time limit of every exchange; 0: none. Aborting the world ends waiting ones. */
 void td_shard_set_deadline(struct td_shard *shard, uint64_t op_limit_ns);
-void td_shard_abort(struct td_shard *shard);
 
 #endif

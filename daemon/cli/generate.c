@@ -185,7 +185,8 @@ static enum td_status prepare(struct generation *g)
     r->sampling.presence_penalty = (float)o->presence_penalty;
     r->sampling.frequency_penalty = (float)o->frequency_penalty;
     r->sampling.seed = td_options_is_set(o, &o->seed) ? (uint64_t)o->seed : td_clock_now_ns();
-    r->sampling.n_logprobs = (int32_t)o->logprobs;
+    /* The JSON object always tells the chosen tokens' own. */
+    r->sampling.n_logprobs = o->json && o->logprobs < 0 ? 0 : (int32_t)o->logprobs;
     s = s ? s : td_request_validate(r, spec->n_vocab, plan->max_model_len, g->err);
 
 done:
@@ -345,7 +346,7 @@ static void print_json(const struct generation *g, const struct rank_report *rep
         g->n_out > 1 ? (double)(g->n_out - 1) / ((double)(g->last_ns - g->first_ns) * 1e-9) : 0.0,
         "layout", "tensor_parallel", (json_int_t)s->node.plan->tp, "pipeline_parallel",
         (json_int_t)s->node.plan->pp, "ranks", ranks);
-    if (root && g->opts->logprobs >= 0)
+    if (root)
         json_object_set_new(root, "logprobs", logprobs_json(g));
     json_dumpf(root, stdout, JSON_COMPACT);
     putchar('\n');
@@ -366,7 +367,7 @@ static enum td_status lead(struct generation *g)
     return s;
 }
 
-/* Steps of one row are decode steps (a prompt's last chunk of one row excepted, which is the first step with logits). */
+/* The first step with logits ends the prefill; what is sent after it is decoding's. */
 static enum td_status follow(struct td_spmd *s, uint64_t *decode_exchanged, struct td_err *err)
 {
     struct td_shard_stats stats;

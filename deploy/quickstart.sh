@@ -211,6 +211,7 @@ if [ $ask = yes ]; then
     ask_question "$url"
 fi
 printf '\nplacement:\n'
+sleep 0.3 # ranks report ten times a second
 "$tensord" status --url "$url"
 cat <<TEXT
 

@@ -270,8 +270,7 @@ struct rank_report {
     uint64_t rss_ready_bytes;
 };
 
-/* Collective: the decode steps' bytes are those after the prefill, which followers count by steps of one row. What only the
- * caller knows comes in `mine`. */
+/* Collective. What only the caller knows, such as the bytes sent after the first token, comes in `mine`. */
 static enum td_status gather_reports(struct td_spmd *s, struct rank_report mine,
                                      struct rank_report *all, struct td_err *err)
 {

@@ -69,8 +69,7 @@ struct td_coord {
     uint64_t next_id;
     uint64_t n_requests, n_failed, n_finished;
     uint32_t n_running, n_waiting, kv_blocks_used;
-    uint64_t prompt_tokens, generated_tokens;           /* of all generations */
-    uint64_t last_prompt_tokens, last_generated_tokens; /* as rank 0 last said */
+    uint64_t prompt_tokens, generated_tokens; /* of requests that got a first token, since start */
 
     struct {
         td_coord_ready_fn *fn;

@@ -150,7 +150,6 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
     c->n_failures = c->was_ready ? 0 : c->n_failures + 1;
     c->was_ready = false;
     c->n_running = c->n_waiting = c->kv_blocks_used = 0;
-    c->last_prompt_tokens = c->last_generated_tokens = 0;
     td_coord_set_state(c, TD_GROUP_LOST);
     {
         struct td_err told;
@@ -461,13 +460,6 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     c->n_running = h->n_running;
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
-    c->prompt_tokens +=
-        h->prompt_tokens - (h->prompt_tokens < c->last_prompt_tokens ? 0 : c->last_prompt_tokens);
-    c->generated_tokens +=
-        h->generated_tokens -
-        (h->generated_tokens < c->last_generated_tokens ? 0 : c->last_generated_tokens);
-    c->last_prompt_tokens = h->prompt_tokens;
-    c->last_generated_tokens = h->generated_tokens;
 }
 
 static void on_tokens(struct td_coord *c, const Tensord__Worker__V1__Tokens *t)

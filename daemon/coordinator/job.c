@@ -168,8 +168,11 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
         out.has_token = true;
         out.token = &event->token;
         j->n_output++;
-        if (!j->first_ns)
+        c->generated_tokens++;
+        if (!j->first_ns) {
             j->first_ns = uv_hrtime();
+            c->prompt_tokens += j->request.n_prompt;
+        }
         s = show(j, event);
     }
     if (!s && event->finish != TD_FINISH_NONE && event->finish != TD_FINISH_ERROR)

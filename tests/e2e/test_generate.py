@@ -198,6 +198,7 @@ def test_max_tokens_stop_strings_and_seeds(tensord, shared):
     stopped = tensord.json("generate", "--model", model, "--prompt", PROMPT, "--stop", "girl", "--max-tokens", 32)
     assert stopped["text"] == text[:text.index("girl")]
     assert stopped["finish_reason"] == "stop"
+    assert [t["id"] for t in stopped["logprobs"]] == stopped["ids"]  # told without being asked for
     draws = [tensord.json("generate", "--model", model, "--prompt", PROMPT, "--temperature", 1, "--seed", seed,
                           "--max-tokens", 24, ranks=ranks)["ids"] for seed, ranks in ((1, 0), (1, 0), (1, 3), (2, 0))]
     assert draws[0] == draws[1] == draws[2]

@@ -53,7 +53,7 @@ enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
 static enum td_status check_shape(const struct td_kern *kern, const struct td_matrix_shape *s,
                                   struct td_err *err)
 {
-    uint32_t block = (uint32_t)td_dtype_info(s->dtype)->block_elems;
+    uint32_t unit = (uint32_t)td_dtype_info(s->dtype)->sum_cols;
     uint32_t before = 0;
 
     if (!td_kern_supports_matrix(kern, s->dtype))
@@ -68,12 +68,16 @@ static enum td_status check_shape(const struct td_kern *kern, const struct td_ma
         return td_err_set(err, TD_TOO_LARGE, "matrix of %u leaves: expected at most %d",
                           s->n_leaves, TD_KERN_MAX_LEAVES);
     for (uint32_t i = 0; i < s->n_leaves; i++) {
-        if (s->leaf_end[i] <= before || s->leaf_end[i] % block)
+        if (s->leaf_end[i] <= before || (s->leaf_end[i] % unit && i + 1 < s->n_leaves))
             return td_err_set(err, TD_INVALID,
                               "leaf %u ends at column %u: expected a multiple of %u past %u", i,
-                              s->leaf_end[i], block, before);
+                              s->leaf_end[i], unit, before);
         before = s->leaf_end[i];
     }
+    if (td_dtype_row_bytes(s->dtype, s->n_cols) == 0)
+        return td_err_set(err, TD_INVALID, "%u columns of type %s: expected a multiple of %zu",
+                          s->n_cols, td_dtype_info(s->dtype)->name,
+                          td_dtype_info(s->dtype)->block_elems);
     if (before != s->n_cols)
         return td_err_set(err, TD_INVALID, "leaves end at column %u of %u", before, s->n_cols);
     for (uint32_t i = 0; i < s->n_parts; i++)
@@ -108,13 +112,16 @@ void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m)
 
 enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0,
                                    uint32_t n_rows, const void *src, size_t stride_bytes,
-                                   struct td_err *err)
+                                   const float *scales, struct td_err *err)
 {
     if (row0 % 32 || n_rows == 0 || row0 > m->n_rows || n_rows > m->n_rows - row0 ||
         (n_rows % 32 && row0 + n_rows != m->n_rows))
         return td_err_set(err, TD_INVALID, "rows %u .. %u of %u: expected whole groups of 32", row0,
                           row0 + n_rows, m->n_rows);
-    kern->ops->matrix_pack(kern, m, row0, n_rows, src, stride_bytes);
+    if ((m->dtype == TD_F8_E4M3) != (scales != NULL))
+        return td_err_set(err, TD_INVALID, "scales %s with a matrix of type %s",
+                          scales ? "came" : "did not come", td_dtype_info(m->dtype)->name);
+    kern->ops->matrix_pack(kern, m, row0, n_rows, src, stride_bytes, scales);
     return TD_OK;
 }
 

@@ -72,10 +72,11 @@ enum td_status td_kern_matrix_open(struct td_kern *kern, const struct td_matrix_
                                    struct td_matrix **m, struct td_err *err);
 void td_kern_matrix_close(struct td_kern *kern, struct td_matrix *m);
 /* Packs rows [row0, row0 + n_rows) from `src`, whose rows lie `stride_bytes` apart and hold the slice's columns in the
- * file's own format (unaligned is fine). Uses all threads. Rows are packed in multiples of 32 from row 0, except the last. */
+ * file's own format (unaligned is fine). Uses all threads. Rows are packed in multiples of 32 from row 0, except the last.
+ * `scales`: for F8_E4M3, one per row and 128 columns [n_rows x ceil(n_cols / 128)]; NULL for every other type. */
 enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0,
                                    uint32_t n_rows, const void *src, size_t stride_bytes,
-                                   struct td_err *err);
+                                   const float *scales, struct td_err *err);
 size_t td_kern_matrix_bytes(const struct td_matrix *m);
 
 /* out [n_parts x n x n_rows] = x [n x n_cols] * m^T, one block of n rows per part. */

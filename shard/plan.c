@@ -18,7 +18,7 @@ static size_t max_size(size_t a, size_t b)
 
 static uint32_t block_of(enum td_dtype type)
 {
-    return (uint32_t)td_dtype_info(type)->block_elems;
+    return (uint32_t)td_dtype_info(type)->sum_cols;
 }
 
 enum td_status td_plan_model_read(const struct td_checkpoint *ck, struct td_plan_model *model,
@@ -156,7 +156,7 @@ struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_p
 
 static size_t matrix_bytes(enum td_dtype type, size_t rows, size_t cols)
 {
-    return rows * td_dtype_row_bytes(type, cols);
+    return rows * td_dtype_held_bytes(type, cols);
 }
 
 /* Bytes of a whole layer: matrices, norms. */

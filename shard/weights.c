@@ -71,7 +71,7 @@ static enum td_status load_matrix(struct loader *l, const struct slice *s, struc
         uint32_t n = s->n_rows - r < step ? s->n_rows - r : step;
         const uint8_t *src = (const uint8_t *)t.data + (size_t)(s->row0 + r) * stride;
 
-        st = td_kern_matrix_pack(l->w->kern, *out, r, n, src + col_offset, stride, l->err);
+        st = td_kern_matrix_pack(l->w->kern, *out, r, n, src + col_offset, stride, NULL, l->err);
         if (st)
             return st;
         td_checkpoint_release(l->ck, src, n * stride);
@@ -133,7 +133,7 @@ static enum td_status load_layer(struct loader *l, uint32_t layer, struct td_lay
     }
     for (size_t i = 0; !s && i < sizeof by_rows / sizeof by_rows[0]; i++) {
         struct td_plan_leaves leaves =
-            td_plan_cut(d, (uint32_t)td_dtype_info(by_rows[i].type)->block_elems);
+            td_plan_cut(d, (uint32_t)td_dtype_info(by_rows[i].type)->sum_cols);
         struct slice slice = {
             by_rows[i].role,     layer, by_rows[i].row0, by_rows[i].n_rows, 0, d, leaves,
             {0, leaves.n_leaves}};
@@ -149,9 +149,8 @@ static enum td_status load_vocab(struct loader *l, const struct td_plan_rank *r)
     const struct td_spec *spec = l->model->spec;
     uint32_t d = spec->d_model, n = r->vocab_end - r->vocab_begin;
     struct td_plan_leaves embed =
-        td_plan_cut(d, (uint32_t)td_dtype_info(l->model->embed)->block_elems);
-    struct td_plan_leaves head =
-        td_plan_cut(d, (uint32_t)td_dtype_info(l->model->head)->block_elems);
+        td_plan_cut(d, (uint32_t)td_dtype_info(l->model->embed)->sum_cols);
+    struct td_plan_leaves head = td_plan_cut(d, (uint32_t)td_dtype_info(l->model->head)->sum_cols);
     struct slice e = {TD_ROLE_EMBED, 0, r->vocab_begin, n, 0, d, embed, {0, embed.n_leaves}};
     struct slice h = {TD_ROLE_HEAD, 0, r->vocab_begin, n, 0, d, head, {0, head.n_leaves}};
     enum td_status s = load_norm(l, TD_ROLE_FINAL_NORM, 0, d, &l->w->final_norm);

@@ -15,11 +15,26 @@
 #include "kernels/kern_ops.h"
 #include "kernels/quant/half.h"
 
+#include <string.h>
+
 enum {
     TD_CPU_GROUP = 32,
     TD_CPU_MAX_LEVELS = 8,  /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
     TD_CPU_MAX_CHUNKS = 25, /* the same over the chunks of 2^30 keys */
 };
+
+struct td_cpu {
+    struct td_kern head;
+    const struct td_cpu_isa *isa;
+    struct td_pool *pool;
+    uint8_t *scratch; /* quantised activations, grown on demand and kept */
+    size_t scratch_bytes;
+};
+
+static inline struct td_cpu *td_cpu_of(struct td_kern *kern)
+{
+    return (struct td_cpu *)kern;
+}
 
 struct td_cpu_matrix {
     struct td_matrix head;
@@ -98,6 +113,20 @@ struct td_cpu_isa {
     void (*attend)(const struct td_cpu_attend *a);
 };
 
+/* Sum of 16 lanes: halves joined until one is left. */
+static inline float td_cpu_fold16(const float *lane)
+{
+    float s[16];
+
+    memcpy(s, lane, sizeof s);
+    for (int half = 8; half; half /= 2)
+        for (int l = 0; l < half; l++)
+            s[l] = s[l] + s[l + half];
+    return s[0];
+}
+
+void td_cpu_attend_ref(const struct td_cpu_attend *a);
+
 extern const struct td_cpu_isa td_cpu_isa_ref;
 extern const struct td_cpu_isa td_cpu_isa_avx2;
 extern const struct td_cpu_isa td_cpu_isa_avx512;
@@ -107,5 +136,25 @@ void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const u
                    size_t stride_bytes, uint8_t *dst);
 /* Column-wise inverse for one row: out [n_cols] dequantised. */
 void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out);
+
+/* The operations of kern_ops.h that have files of their own. */
+enum td_status td_cpu_matmul(struct td_kern *kern, const struct td_matrix *matrix, const float *x,
+                             uint32_t n, float *out, struct td_err *err);
+void td_cpu_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
+                 float *out);
+void td_cpu_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
+                    uint32_t dim, float eps, float *out);
+void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,
+                     float *out);
+void td_cpu_add(struct td_kern *kern, float *x, const float *y, size_t n);
+void td_cpu_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                        const uint32_t *positions, uint32_t n, float *cos_sin);
+void td_cpu_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
+                 const float *cos_sin, bool interleaved);
+void td_cpu_kv_write(struct td_kern *kern, const struct td_kv_view *kv,
+                     const struct td_kv_rows *rows_in, uint32_t n, const float *k, const float *v);
+void td_cpu_attention(struct td_kern *kern, const struct td_kv_view *kv,
+                      const struct td_kv_rows *rows_in, uint32_t n, const float *q,
+                      uint32_t n_heads, const uint32_t *kv_of_head, float scale, float *out);
 
 #endif

@@ -84,7 +84,7 @@ void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const u
     case TD_Q4_0:
         pack_q4_0(n_cols, lanes, src, stride_bytes, dst);
         break;
-    case TD_N_DTYPES:
+    default:
         break;
     }
 }
@@ -139,7 +139,7 @@ void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out)
             }
         }
         break;
-    case TD_N_DTYPES:
+    default:
         break;
     }
 }

@@ -66,7 +66,7 @@ void td_dequant_row(enum td_dtype type, const void *src, float *dst, size_t n_el
         for (size_t i = 0; i < n_elems; i += BLOCK, p += Q4_0_BYTES)
             dequant_q4_0(p, dst + i);
         return;
-    case TD_N_DTYPES:
+    default:
         return;
     }
 }
@@ -141,7 +141,7 @@ void td_quant_row(enum td_dtype type, const float *src, void *dst, size_t n_elem
         for (size_t i = 0; i < n_elems; i += BLOCK, p += Q4_0_BYTES)
             quant_q4_0(src + i, p);
         return;
-    case TD_N_DTYPES:
+    default:
         return;
     }
 }

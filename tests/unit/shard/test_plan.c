@@ -22,7 +22,7 @@ static uint32_t dice(uint32_t n)
 
 static enum td_dtype any_type(uint32_t n_cols)
 {
-    return (enum td_dtype)dice(n_cols % 32 ? TD_Q8_0 : TD_N_DTYPES);
+    return (enum td_dtype)dice(n_cols % 32 ? TD_Q8_0 : TD_Q4_0 + 1);
 }
 
 /* One problem: a model, its ranks, and the plan of them. */

@@ -1,0 +1,92 @@
+/* Operations on rows of activations, spread over the pool where they are worth it. */
+#include "kernels/cpu/cpu.h"
+
+#include "kernels/cpu/mathf.h"
+#include "kernels/cpu/pool.h"
+
+struct norm_job {
+    const struct td_cpu_isa *isa;
+    const float *x, *weight;
+    uint32_t dim;
+    float eps;
+    float *out;
+};
+
+static void norm_task(void *user, uint32_t task)
+{
+    const struct norm_job *job = user;
+
+    job->isa->rmsnorm(job->x + (size_t)task * job->dim, job->weight, job->dim, job->eps,
+                      job->out + (size_t)task * job->dim);
+}
+
+void td_cpu_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
+                    uint32_t dim, float eps, float *out)
+{
+    struct norm_job job = {td_cpu_of(kern)->isa, x, weight, dim, eps, out};
+
+    if ((size_t)n * dim < 16384)
+        for (uint32_t i = 0; i < n; i++)
+            norm_task(&job, i);
+    else
+        td_pool_run(td_cpu_of(kern)->pool, n, norm_task, &job);
+}
+
+struct span_job {
+    const struct td_cpu_isa *isa;
+    const float *a, *b;
+    float *out;
+    size_t n, step;
+};
+
+static void silu_task(void *user, uint32_t task)
+{
+    const struct span_job *job = user;
+    size_t i = task * job->step, n = job->n - i < job->step ? job->n - i : job->step;
+
+    job->isa->silu_mul(job->a + i, job->b + i, n, job->out + i);
+}
+
+void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out)
+{
+    struct span_job job = {td_cpu_of(kern)->isa, gate, up, out, n, n < 16384 ? n : 4096};
+
+    if (n)
+        td_pool_run(td_cpu_of(kern)->pool, (uint32_t)((n + job.step - 1) / job.step), silu_task,
+                    &job);
+}
+
+void td_cpu_add(struct td_kern *kern, float *x, const float *y, size_t n)
+{
+    td_cpu_of(kern)->isa->add(x, y, n);
+}
+
+void td_cpu_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                        const uint32_t *positions, uint32_t n, float *cos_sin)
+{
+    (void)kern;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < dim / 2; j++) {
+            double s, c;
+
+            td_mathf_sincos((double)positions[i] * freq[j], &s, &c);
+            *cos_sin++ = (float)(c * scale);
+            *cos_sin++ = (float)(s * scale);
+        }
+}
+
+void td_cpu_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
+                 const float *cos_sin, bool interleaved)
+{
+    uint32_t half = dim / 2, step = interleaved ? 2 : 1, other = interleaved ? 1 : half;
+
+    (void)kern;
+    for (uint32_t i = 0; i < n; i++, cos_sin += dim)
+        for (uint32_t h = 0; h < n_heads; h++, x += dim)
+            for (uint32_t j = 0; j < half; j++) {
+                float a = x[j * step], b = x[j * step + other];
+
+                x[j * step] = a * cos_sin[2 * j] - b * cos_sin[2 * j + 1];
+                x[j * step + other] = b * cos_sin[2 * j] + a * cos_sin[2 * j + 1];
+            }
+}

@@ -1,11 +1,11 @@
 #include "shard/checkpoint.h"
 
-#include "shard/fp8.h"
 #include "shard/gguf.h"
 #include "shard/ggufspec.h"
 #include "shard/hfconfig.h"
 #include "shard/mapfile.h"
 #include "shard/safetensors.h"
+#include "shard/scales.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -247,7 +247,7 @@ static enum td_status take_scale(struct td_checkpoint *ck, enum td_role role, ui
             return td_err_set(err, TD_UNSUPPORTED,
                               "scale '%s' has type %s; expected F32, BF16 or F16", scale,
                               f.type_name);
-        if ((st = td_fp8_check(&ck->weight[at], &f.view, scale, err)))
+        if ((st = td_scales_check(&ck->weight[at], &f.view, scale, err)))
             return st;
         ck->scale[at] = f.view;
         used[f.index] = true;
@@ -545,13 +545,13 @@ enum td_status td_checkpoint_scales(const struct td_checkpoint *ck, enum td_role
     if (st)
         return st;
     if (t.dtype != TD_F8_E4M3 || row0 > t.dim[0] || n_rows > t.dim[0] - row0 || col0 > t.dim[1] ||
-        n_cols > t.dim[1] - col0 || col0 % TD_FP8_BLOCK)
+        n_cols > t.dim[1] - col0 || col0 % TD_SCALES_BLOCK)
         return td_err_set(err, TD_INVALID,
                           "scales of %s, %zu x %zu of type %s, for %" PRIu32 " rows from %" PRIu32
                           " and %" PRIu32 " columns from %" PRIu32,
                           ROLE[role].title, t.dim[0], t.dim[1], td_dtype_info(t.dtype)->name,
                           n_rows, row0, n_cols, col0);
-    st = td_fp8_scales(&t, &ck->scale[at], row0, n_rows, col0, n_cols, out, err);
+    st = td_scales_spread(&t, &ck->scale[at], row0, n_rows, col0, n_cols, out, err);
     if (st)
         td_err_context(err, "'%s'", td_checkpoint_weight_name(ck, role, layer, name, sizeof name));
     return st;

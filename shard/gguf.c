@@ -813,3 +813,8 @@ const char *td_gguf_type_name(enum td_gguf_type type)
 {
     return VALUE_TYPE[type].name;
 }
+
+size_t td_gguf_type_bytes(enum td_gguf_type type)
+{
+    return VALUE_TYPE[type].bytes;
+}

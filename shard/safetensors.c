@@ -49,6 +49,14 @@ static const struct st_type {
     {"F8_E4M3FNUZ", 8, -1}, {"F8_E5M2FNUZ", 8, -1},
 };
 
+const char *td_safetensors_type_name(enum td_dtype type)
+{
+    for (size_t i = 0; i < sizeof TYPE / sizeof TYPE[0]; i++)
+        if (TYPE[i].dtype == (int)type)
+            return TYPE[i].name;
+    return NULL;
+}
+
 /* ---- one tensor ---- */
 
 static const struct st_type *type_of(const json_t *name)

@@ -1,4 +1,4 @@
-#include "shard/fp8.h"
+#include "shard/scales.h"
 
 #include "kernels/quant/dequant.h"
 
@@ -7,7 +7,7 @@
 
 static size_t blocks_of(size_t n)
 {
-    return (n + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK;
+    return (n + TD_SCALES_BLOCK - 1) / TD_SCALES_BLOCK;
 }
 
 /* Rows and columns of the scales as a matrix; a vector is a column. */
@@ -17,8 +17,8 @@ static void grid_of(const struct td_tensor *scale, size_t *rows, size_t *cols)
     *cols = scale->n_dims > 1 ? scale->dim[1] : 1;
 }
 
-enum td_status td_fp8_check(const struct td_tensor *weight, const struct td_tensor *scale,
-                            const char *name, struct td_err *err)
+enum td_status td_scales_check(const struct td_tensor *weight, const struct td_tensor *scale,
+                               const char *name, struct td_err *err)
 {
     size_t rows = weight->dim[0], cols = weight->dim[1], r, c;
     bool float_type = scale->dtype == TD_F32 || scale->dtype == TD_BF16 || scale->dtype == TD_F16;
@@ -38,19 +38,21 @@ enum td_status td_fp8_check(const struct td_tensor *weight, const struct td_tens
                       blocks_of(cols));
 }
 
-enum td_status td_fp8_scales(const struct td_tensor *weight, const struct td_tensor *scale,
-                             uint32_t row0, uint32_t n_rows, uint32_t col0, uint32_t n_cols,
-                             float *out, struct td_err *err)
+enum td_status td_scales_spread(const struct td_tensor *weight, const struct td_tensor *scale,
+                                uint32_t row0, uint32_t n_rows, uint32_t col0, uint32_t n_cols,
+                                float *out, struct td_err *err)
 {
     size_t width = td_dtype_row_bytes(scale->dtype, 1), n = blocks_of(n_cols), rows, cols;
 
     grid_of(scale, &rows, &cols);
     for (size_t i = 0; i < n_rows; i++) {
         /* With as many scales as rows each row has its own; else the rows share them by 128, or all. */
-        size_t row = rows == 1 ? 0 : rows == weight->dim[0] ? row0 + i : (row0 + i) / TD_FP8_BLOCK;
+        size_t row = rows == 1                ? 0
+                     : rows == weight->dim[0] ? row0 + i
+                                              : (row0 + i) / TD_SCALES_BLOCK;
 
         for (size_t k = 0; k < n; k++) {
-            size_t col = cols == 1 ? 0 : col0 / TD_FP8_BLOCK + k;
+            size_t col = cols == 1 ? 0 : col0 / TD_SCALES_BLOCK + k;
             const char *at = (const char *)scale->data + (row * cols + col) * width;
             float value;
 

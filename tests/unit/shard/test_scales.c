@@ -1,5 +1,5 @@
 /* Scales of FP8 matrices: every granularity spread over rows and blocks of columns, and what does not fit. */
-#include "shard/fp8.h"
+#include "shard/scales.h"
 #include "tests/unit/check.h"
 
 #include <math.h>
@@ -23,7 +23,7 @@ static const float *numbers(void)
     return scale;
 }
 
-static void test_fp8_scales_are_spread_as_their_shape_says(void **state)
+static void test_scales_are_spread_as_their_shape_says(void **state)
 {
     const float *scale = numbers();
     struct td_tensor w = view(NULL, TD_F8_E4M3, 2, ROWS, COLS);
@@ -49,9 +49,9 @@ static void test_fp8_scales_are_spread_as_their_shape_says(void **state)
             float out[ROWS * COL_BLOCKS + 1];
 
             out[n_rows * n] = -7.0f; /* nothing is written behind the end */
-            assert_int_equal(td_fp8_check(&w, &form[f].scale, "s", NULL), TD_OK);
+            assert_int_equal(td_scales_check(&w, &form[f].scale, "s", NULL), TD_OK);
             assert_int_equal(
-                td_fp8_scales(&w, &form[f].scale, row0, n_rows, col0, range[i][3], out, NULL),
+                td_scales_spread(&w, &form[f].scale, row0, n_rows, col0, range[i][3], out, NULL),
                 TD_OK);
             for (uint32_t r = 0; r < n_rows; r++)
                 for (uint32_t c = 0; c < n; c++)
@@ -63,7 +63,7 @@ static void test_fp8_scales_are_spread_as_their_shape_says(void **state)
         }
 }
 
-static void test_fp8_scales_of_sixteen_bits_and_unaligned_are_read(void **state)
+static void test_scales_of_sixteen_bits_and_unaligned_are_read(void **state)
 {
     static const unsigned char bf16[] = {0xff, 0x80, 0x3f, 0x00, 0x40}; /* 1, 2 from byte 1 on */
     static const unsigned char f16[] = {0xff, 0x00, 0x3c, 0x00, 0x40};
@@ -74,13 +74,13 @@ static void test_fp8_scales_of_sixteen_bits_and_unaligned_are_read(void **state)
     for (int i = 0; i < 2; i++) {
         struct td_tensor s = view((i ? f16 : bf16) + 1, i ? TD_F16 : TD_BF16, 2, 2, 1);
 
-        assert_int_equal(td_fp8_check(&w, &s, "s", NULL), TD_OK);
-        assert_int_equal(td_fp8_scales(&w, &s, 0, 2, 0, 16, out, NULL), TD_OK);
+        assert_int_equal(td_scales_check(&w, &s, "s", NULL), TD_OK);
+        assert_int_equal(td_scales_spread(&w, &s, 0, 2, 0, 16, out, NULL), TD_OK);
         assert_true(out[0] == 1.0f && out[1] == 2.0f);
     }
 }
 
-static void test_fp8_refuses_scales_that_do_not_fit(void **state)
+static void test_scales_refuses_scales_that_do_not_fit(void **state)
 {
     const float *scale = numbers();
     struct td_tensor w = view(NULL, TD_F8_E4M3, 2, ROWS, COLS);
@@ -94,22 +94,22 @@ static void test_fp8_refuses_scales_that_do_not_fit(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        assert_int_equal(td_fp8_check(&w, &bad[i], "a.weight_scale", &err), TD_CORRUPT);
+        assert_int_equal(td_scales_check(&w, &bad[i], "a.weight_scale", &err), TD_CORRUPT);
         assert_non_null(strstr(err.cause, "'a.weight_scale'"));
         assert_non_null(strstr(err.cause, "300 x 270"));
     }
-    assert_int_equal(td_fp8_check(&w, &q8, "a.weight_scale", &err), TD_UNSUPPORTED);
+    assert_int_equal(td_scales_check(&w, &q8, "a.weight_scale", &err), TD_UNSUPPORTED);
     one.data = &nan;
-    assert_int_equal(td_fp8_scales(&w, &one, 0, 1, 0, 128, out, &err), TD_CORRUPT);
+    assert_int_equal(td_scales_spread(&w, &one, 0, 1, 0, 128, out, &err), TD_CORRUPT);
     assert_non_null(strstr(err.cause, "expected a finite number"));
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fp8_scales_are_spread_as_their_shape_says),
-        cmocka_unit_test(test_fp8_scales_of_sixteen_bits_and_unaligned_are_read),
-        cmocka_unit_test(test_fp8_refuses_scales_that_do_not_fit),
+        cmocka_unit_test(test_scales_are_spread_as_their_shape_says),
+        cmocka_unit_test(test_scales_of_sixteen_bits_and_unaligned_are_read),
+        cmocka_unit_test(test_scales_refuses_scales_that_do_not_fit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,6 +16,7 @@
 
 struct td_kern;   /* one device with its threads or streams */
 struct td_matrix; /* weights in the device's packed layout */
+struct td_cores_seat;
 
 enum {
     TD_KERN_CHUNK_KEYS = 64,
@@ -26,9 +27,10 @@ enum {
 };
 
 struct td_kern_cpu_params {
-    uint32_t n_threads;  /* 0: one per core of the process's affinity mask */
-    uint32_t first_core; /* index into the affinity mask; used when `pin` */
-    bool pin;            /* bind threads to cores first_core, first_core + 1, ... */
+    uint32_t n_threads; /* 0: one per physical core of the process's affinity mask */
+    /* [n_threads], borrowed for the call: the hardware thread that each is bound to (kernels/cpu/cores.h), the calling thread
+     * first. NULL: nobody is bound. */
+    const struct td_cores_seat *seats;
     /* How long an idle thread spins before it sleeps; 0 where ranks share cores. */
     uint64_t spin_ns;
     /* "ref", "avx2", "avx512", "auto" (the best there is); NULL: TENSORD_CPU_ISA, else "auto". */

@@ -1,5 +1,6 @@
 #include "kernels/cpu/cpu.h"
 
+#include "kernels/cpu/cores.h"
 #include "kernels/cpu/mathf.h"
 #include "kernels/cpu/pool.h"
 
@@ -176,21 +177,33 @@ static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa
                       "instruction set '%s': expected auto, ref, avx2, avx512 or avx512bf16", name);
 }
 
+/* Physical cores that this process may use. */
+static enum td_status count_cores(uint32_t *n, struct td_err *err)
+{
+    struct td_cores *cores;
+    enum td_status s = td_cores_open(NULL, &cores, err);
+
+    if (s)
+        return s;
+    *n = td_cores_count_mine(cores);
+    td_cores_close(cores);
+    return TD_OK;
+}
+
 enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
                                 struct td_err *err)
 {
     const char *name = params->isa ? params->isa : getenv("TENSORD_CPU_ISA");
-    struct td_pool_params pool = {.n_threads =
-                                      params->n_threads ? params->n_threads : td_pool_cores(),
-                                  .first_core = params->first_core,
-                                  .pin = params->pin,
-                                  .spin_ns = params->spin_ns};
+    struct td_pool_params pool = {
+        .n_threads = params->n_threads, .seats = params->seats, .spin_ns = params->spin_ns};
     struct td_cpu *cpu = calloc(1, sizeof *cpu);
     enum td_status s;
 
     if (!cpu)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the CPU backend");
     s = choose_isa(name && name[0] && strcasecmp(name, "auto") ? name : NULL, &cpu->isa, err);
+    if (!s && pool.n_threads == 0)
+        s = count_cores(&pool.n_threads, err);
     if (s)
         goto fail;
     /* Nearest, subnormals kept: a library may have set this thread otherwise, and the pool's inherit from it. */

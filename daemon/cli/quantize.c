@@ -320,7 +320,7 @@ int td_cmd_quantize(const struct td_options *opts)
                                  sizeof *q.items)))
         s = td_err_set(&err, TD_NO_MEMORY, "no memory for the list of tensors");
     if (!s)
-        s = write_gguf(&q, &err);
+        s = q.type == TD_F8_E4M3 ? td_quantize_fp8(&q, &err) : write_gguf(&q, &err);
     td_term_end(&q.term);
     if (!s)
         print_result(&q);

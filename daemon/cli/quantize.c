@@ -228,6 +228,7 @@ static enum td_status write_gguf(struct td_quantize *q, struct td_err *err)
     has_factors = td_ggufspec_freq_factors(spec, scratch, factors) || spec->rope.freq_factors;
     if (spec->rope.freq_factors)
         memcpy(factors, spec->rope.freq_factors, half * sizeof *factors);
+    q->n_tables = has_factors;
     if (has_factors)
         factors_at = td_ggufwrite_tensor(job.w, "rope_freqs.weight", TD_F32, 1, &half);
     s = td_quantize_visit(q, add_tensor, &job, err);
@@ -280,6 +281,7 @@ static void print_result(const struct td_quantize *q)
 
     for (size_t i = 0; i < q->n_items; i++)
         n[q->items[i].convert.type]++;
+    n[TD_F32] += q->n_tables;
     if (q->opts->json) {
         json_t *types = json_object(), *root;
 
@@ -296,7 +298,7 @@ static void print_result(const struct td_quantize *q)
         return;
     }
     printf("%s: %s, %zu tensors (", q->opts->output,
-           td_term_bytes(q->file_bytes, bytes, sizeof bytes), q->n_items);
+           td_term_bytes(q->file_bytes, bytes, sizeof bytes), q->n_items + q->n_tables);
     for (int t = 0; t < TD_N_DTYPES; t++)
         if (n[t]) {
             printf("%s%s %zu", comma, td_dtype_info((enum td_dtype)t)->name, n[t]);

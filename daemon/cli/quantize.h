@@ -29,6 +29,7 @@ struct td_quantize {
     struct td_quantize_item *items; /* [n_items] owned */
     size_t n_items;
     struct td_term term; /* notes and progress */
+    size_t n_tables;     /* tensors of f32 beside the items */
     size_t n_fallbacks;
     uint64_t file_bytes; /* of the result */
 };

@@ -15,6 +15,7 @@ static void close_cpu(struct td_kern *kern)
     struct td_cpu *cpu = td_cpu_of(kern);
 
     td_pool_close(cpu->pool);
+    td_cpu_attention_close(cpu->attention);
     free(cpu->scratch);
     free(cpu);
 }
@@ -28,7 +29,7 @@ static bool supports_matrix(const struct td_kern *kern, enum td_dtype type)
 static bool supports_kv(const struct td_kern *kern, enum td_dtype type)
 {
     (void)kern;
-    return type == TD_F32 || type == TD_F16 || type == TD_BF16;
+    return type <= TD_Q4_0;
 }
 
 /* Anonymous mappings: cleared, aligned, given back to the system when released; huge pages where there are any. */
@@ -143,8 +144,7 @@ static const struct td_kern_ops OPS = {
     .silu_mul = td_cpu_silu_mul,
     .add = td_cpu_add,
     .rope_angles = td_cpu_rope_angles,
-    .rope = td_cpu_rope,
-    .kv_write = td_cpu_kv_write,
+    .rope_kv = td_cpu_rope_kv,
     .attention = td_cpu_attention,
 };
 

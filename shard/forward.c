@@ -118,10 +118,17 @@ static enum td_status attention(struct pass *p, uint32_t i)
     struct td_kern *k = s->p.kern;
     const struct td_spec *spec = s->p.model->spec;
     const struct td_layer_weights *w = &s->weights.layer[i];
-    uint32_t hd = spec->head_dim, tp = s->p.plan->tp;
-    uint32_t heads = w->slice.head_end - w->slice.head_begin,
-             kv_heads = w->slice.kv_end - w->slice.kv_begin;
-    float scale = 1.0f / sqrtf((float)hd);
+    uint32_t tp = s->p.plan->tp, heads = w->slice.head_end - w->slice.head_begin;
+    float scale = 1.0f / sqrtf((float)spec->head_dim);
+    struct td_rope_kv in = {.q = b->q,
+                            .k = b->k,
+                            .v = b->v,
+                            .angles = b->angles,
+                            .q_norm = w->q_norm,
+                            .k_norm = w->k_norm,
+                            .n_heads = heads,
+                            .eps = spec->rms_eps,
+                            .interleaved = spec->rope.interleaved};
     enum td_status st =
         td_kern_rmsnorm(k, b->x, w->attn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
 
@@ -129,20 +136,7 @@ static enum td_status attention(struct pass *p, uint32_t i)
         st = td_kern_matmul(k, w->q, b->h, p->n, b->q, p->err);
         st = st ? st : td_kern_matmul(k, w->k, b->h, p->n, b->k, p->err);
         st = st ? st : td_kern_matmul(k, w->v, b->h, p->n, b->v, p->err);
-        if (w->q_norm) {
-            st = st ? st
-                    : td_kern_rmsnorm(k, b->q, w->q_norm, p->n * heads, hd, spec->rms_eps, b->q,
-                                      p->err);
-            st = st ? st
-                    : td_kern_rmsnorm(k, b->k, w->k_norm, p->n * kv_heads, hd, spec->rms_eps, b->k,
-                                      p->err);
-        }
-        st = st ? st
-                : td_kern_rope(k, b->q, p->n, heads, hd, b->angles, spec->rope.interleaved, p->err);
-        st = st ? st
-                : td_kern_rope(k, b->k, p->n, kv_heads, hd, b->angles, spec->rope.interleaved,
-                               p->err);
-        st = st ? st : td_kern_kv_write(k, &s->kv.layer[i], &p->kv_rows, p->n, b->k, b->v, p->err);
+        st = st ? st : td_kern_rope_kv(k, &s->kv.layer[i], &p->kv_rows, p->n, &in, p->err);
         st = st ? st
                 : td_kern_attention(k, &s->kv.layer[i], &p->kv_rows, p->n, b->q, heads,
                                     s->kv_of_head[i], scale, b->attn, p->err);
@@ -226,9 +220,9 @@ static enum td_status head(struct pass *p, uint32_t n, const float **logits)
 static enum td_status layers(struct pass *p)
 {
     struct td_shard *s = p->s;
-    enum td_status st =
-        td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim, s->rope_scale,
-                            s->rows.position, p->n, s->buf.angles, p->err);
+    enum td_status st = td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim,
+                                            s->rope_scale, s->p.model->spec->rope.interleaved,
+                                            s->rows.position, p->n, s->buf.angles, p->err);
 
     for (uint32_t i = 0; !st && i < s->weights.n_layers; i++) {
         st = attention(p, i);

@@ -83,7 +83,7 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             {&b->v, n * w.kv},
             {&b->gate, n * w.ff},
             {&b->up, n * w.ff},
-            {&b->angles, n * spec->head_dim},
+            {&b->angles, n * 2 * spec->head_dim},
             {&b->parts, w.own_parts * n * d},
             {&b->all_parts, plan->tp > 1 ? w.all_parts * n * d : 0},
             {&b->head_in, first ? seqs * d : 0},

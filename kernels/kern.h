@@ -22,7 +22,8 @@ enum {
     TD_KERN_CHUNK_KEYS = 64,
     TD_KERN_MAX_HEAD_DIM = 256,
     TD_KERN_MAX_PARTS = 12,
-    TD_KERN_MAX_LEAVES = 128
+    TD_KERN_MAX_LEAVES = 128,
+    TD_KERN_MAX_OUTPUTS = 8
 };
 
 struct td_kern_cpu_params {
@@ -81,7 +82,29 @@ enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, ui
                                    const float *scales, struct td_err *err);
 size_t td_kern_matrix_bytes(const struct td_matrix *m);
 
-/* out [n_parts x n x n_rows] = x [n x n_cols] * m^T, one block of n rows per part. */
+/* Rows that a linear step reads, each [n_cols]: x[rows[i]] (x[i] where rows is NULL). Where `add` is there, its row i is added
+ * first, and x keeps the sum (a residual); where `norm` is there, the row is then normalised for the step:
+ * x / sqrt(mean(x^2) + eps) * norm (RMSNorm; Zhang, Sennrich 2019). */
+struct td_kern_input {
+    float *x; /* written only with `add` */
+    const uint32_t *rows;
+    const float *add;  /* [n x n_cols] */
+    const float *norm; /* [n_cols] */
+    float eps;
+};
+/* One result of a linear step. out [n_parts x n x n_rows] = input * m^T, one block of n rows per part; with `gate`, of m's
+ * shape and one part: silu(input * gate^T) * (input * m^T) (SwiGLU, Shazeer 2020). */
+struct td_kern_output {
+    const struct td_matrix *m;
+    const struct td_matrix *gate; /* NULL: none */
+    float *out;
+};
+/* All outputs of the same n input rows, which are read and rounded once for each kind of matrix among them. `out` overlaps no
+ * input. */
+enum td_status td_kern_linear(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                              const struct td_kern_output *outs, uint32_t n_outs,
+                              struct td_err *err);
+/* The step with one output and plain rows: out [n_parts x n x n_rows] = x [n x n_cols] * m^T. */
 enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x,
                               uint32_t n, float *out, struct td_err *err);
 /* out [n x n_cols]: rows `ids` of m, dequantised. */

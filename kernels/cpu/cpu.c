@@ -84,6 +84,7 @@ static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_s
     m->data = alloc(kern, bytes);
     if (!m->data)
         goto fail_leaves;
+    td_pool_place(td_cpu_of(kern)->pool, m->data, bytes);
     *out = &m->head;
     return TD_OK;
 

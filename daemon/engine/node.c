@@ -103,7 +103,7 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
                : masks == MASKS_EQUAL ? local_size * kern.n_threads <= cores
                                       : false;
     node->owns_cores = kern.pin;
-    kern.spin_ns = kern.pin ? 2000000 : 0;
+    kern.spin_ns = node->spin_ns = kern.pin ? 2000000 : 0;
     td_comm_set_spin(node->world, kern.spin_ns);
     s = td_kern_cpu_open(&kern, &node->kern, err);
     if (s)

@@ -41,7 +41,8 @@ struct td_node {
     struct td_kern *kern;
     struct td_shard *shard;
     struct td_node_facts facts;
-    bool owns_cores; /* every thread has a core of its own: spinning harms nobody */
+    bool owns_cores;  /* every thread has a core of its own: spinning harms nobody */
+    uint64_t spin_ns; /* how long the device's threads spin on after a step */
     struct td_node_params params;
     struct td_step step; /* follower's */
     void *wire;          /* encoded step */

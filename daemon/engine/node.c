@@ -1,6 +1,6 @@
 #include "daemon/engine/node.h"
 
-#include "daemon/engine/hostnode->cores.h"
+#include "daemon/engine/hostshare.h"
 #include "daemon/log.h"
 
 #include <stdio.h>

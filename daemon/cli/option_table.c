@@ -13,7 +13,7 @@ enum {
 };
 
 static const char *const dtypes[] = {"auto", NULL};
-static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp16", NULL};
+static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp16", "q8_0", "q4_0", NULL};
 static const char *const isas[] = {"auto", "ref", "avx2", "avx512", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
@@ -175,11 +175,21 @@ static const struct td_option table[] = {
      .preset = "llamacpp",
      .help = "which tokens of a window count: its second half, or all but the first"},
     {"prompt-tokens", NULL, NULL, TD_OPTION_INT, AT(prompt_tokens), TD_FOR_BENCH, .metavar = "N",
-     .min = 1, .max = 1 << 20, .preset = "256", .help = "length of the prompt that is measured"},
+     .min = 1, .max = 1 << 20, .preset = "512", .help = "length of the prompt that is measured"},
     {"gen-tokens", NULL, NULL, TD_OPTION_INT, AT(gen_tokens), TD_FOR_BENCH, .metavar = "N",
-     .min = 1, .max = 1 << 20, .preset = "64", .help = "tokens generated after it"},
+     .min = 1, .max = 1 << 20, .preset = "64",
+     .help = "decode steps of a repetition: tokens after the prompt, per sequence of a batch"},
+    {"batch", NULL, NULL, TD_OPTION_INT, AT(batch), TD_FOR_BENCH, .metavar = "N", .min = 1,
+     .max = 65536, .preset = "16", .help = "sequences of the batched decode"},
+    {"depth", NULL, NULL, TD_OPTION_INT, AT(depth), TD_FOR_BENCH, .metavar = "N", .min = 1,
+     .max = 1 << 24, .preset = "4096",
+     .help = "tokens that stand before the decode at a depth; they are run as a prompt once"},
+    {"cases", NULL, NULL, TD_OPTION_LIST, AT(cases), TD_FOR_BENCH, .metavar = "LIST",
+     .commas = true, .preset_note = "all",
+     .help = "what is measured, separated by commas: decode, prefill, batch, depth, load, first"},
     {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions), TD_FOR_BENCH, .metavar = "N",
-     .min = 1, .max = 1000, .preset = "5", .help = "runs to average over"},
+     .min = 1, .max = 1000, .preset = "5",
+     .help = "runs of each case, of which best and median are shown"},
 
     {"output", NULL, "Quantisation", TD_OPTION_STRING, AT(output), TD_FOR_QUANTIZE,
      .required = TD_FOR_QUANTIZE, .metavar = "PATH",

@@ -65,7 +65,14 @@ struct td_option_ids {
     uint32_t n;
 };
 
-enum td_option_kv_dtype { TD_KV_DTYPE_AUTO, TD_KV_DTYPE_F32, TD_KV_DTYPE_BF16, TD_KV_DTYPE_FP16 };
+enum td_option_kv_dtype {
+    TD_KV_DTYPE_AUTO,
+    TD_KV_DTYPE_F32,
+    TD_KV_DTYPE_BF16,
+    TD_KV_DTYPE_FP16,
+    TD_KV_DTYPE_Q8_0,
+    TD_KV_DTYPE_Q4_0
+};
 enum td_option_isa { TD_ISA_AUTO, TD_ISA_REF, TD_ISA_AVX2, TD_ISA_AVX512 };
 enum td_option_fp8_scales { TD_FP8_SCALES_BLOCK, TD_FP8_SCALES_CHANNEL, TD_FP8_SCALES_TENSOR };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
@@ -147,6 +154,9 @@ struct td_options {
     int rule;        /* enum td_option_rule */
     int64_t prompt_tokens;
     int64_t gen_tokens;
+    int64_t batch;
+    int64_t depth;
+    struct td_option_list cases;
     int64_t repetitions;
 
     /* quantisation */

@@ -155,8 +155,15 @@ def test_a_directory_becomes_what_another_converter_makes_of_it(tensord, shared,
 
 @pytest.mark.parametrize("model,kind", [(HF_260K, "f32"), (HF_3M, "bf16")])
 def test_ids_of_a_llama_directory_stay(tensord, find_model, quantized, model, kind):
-    mine, theirs = generate(tensord, quantized(model, kind)), generate(tensord, find_model(model))
-    assert mine["prompt_ids"] == theirs["prompt_ids"] and mine["ids"] == theirs["ids"]
+    """Up to where two tokens are nearly as likely: a sum in another order decides there."""
+    mine, theirs = (generate(tensord, m, "--logprobs", "2") for m in (quantized(model, kind), find_model(model)))
+    assert mine["prompt_ids"] == theirs["prompt_ids"]
+    clear = [t["top"][0]["logprob"] - t["top"][1]["logprob"] > 0.05 for t in theirs["logprobs"]]
+    n = clear.index(False) if False in clear else len(clear)
+    assert n >= 8
+    assert mine["ids"][:n] == theirs["ids"][:n]
+    for a, b in zip(mine["logprobs"][:n], theirs["logprobs"][:n], strict=True):
+        assert a["logprob"] == pytest.approx(b["logprob"], abs=0.05)
 
 
 # ---- quantised ----

@@ -6,7 +6,6 @@
 #include "daemon/cli/command.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -223,14 +222,14 @@ static enum td_status measure_steps(struct td_bench *b, struct td_bench_limits *
     return s;
 }
 
-static enum td_status measure(struct td_bench *b, const cpu_set_t *cores)
+static enum td_status measure(struct td_bench *b)
 {
     struct td_spmd *spmd = b->spmd;
     struct td_bench_probe_params params = {.world = spmd->world,
                                            .n_threads = spmd->node.facts.n_threads,
                                            .most_memory = spmd->node.facts.memory_bytes / 8,
                                            .idle_ns = 2 * spmd->node.spin_ns,
-                                           .cores = *cores};
+                                           .seats = spmd->node.seats};
     struct td_bench_limits before = {0};
     enum td_status s = td_bench_prepare(b);
 
@@ -259,21 +258,18 @@ int td_cmd_bench(const struct td_options *asked)
     struct td_options opts = *asked; /* borrows all that `asked` owns */
     struct td_bench b = {.opts = asked, .spmd = &spmd, .err = &err};
     enum td_status s;
-    cpu_set_t cores;
     bool is_lead;
 
     if (strcmp(asked->model, "machine") == 0)
         return td_bench_machine(asked);
     s = size_run(&b, &opts);
-    CPU_ZERO(&cores);
-    (void)sched_getaffinity(0, sizeof cores, &cores); /* before the device binds this thread */
     b.opts = &opts;
     s = s ? s : td_spmd_open(&spmd, &opts, &err);
     if (s)
         return td_spmd_end(&spmd, &opts, s, &err);
     is_lead = spmd.rank == 0;
     b.peak = peak_of(spmd.node.model->spec->dtype);
-    s = measure(&b, &cores);
+    s = measure(&b);
     if (!s && is_lead && opts.json)
         s = td_bench_print_json(&b);
     else if (!s && is_lead)

@@ -67,12 +67,13 @@ static void describe(struct machine *m)
 }
 
 /* Everything, the best of a few takes. */
-static enum td_status measure_column(struct td_comm *world, uint32_t n_threads, uint64_t memory,
-                                     const cpu_set_t *cores, struct td_bench_limits *out,
-                                     struct td_err *err)
+static enum td_status measure_column(const struct td_node *node, uint32_t n_threads,
+                                     struct td_bench_limits *out, struct td_err *err)
 {
-    struct td_bench_probe_params params = {
-        .world = world, .n_threads = n_threads, .most_memory = memory, .cores = *cores};
+    struct td_bench_probe_params params = {.world = node->world,
+                                           .n_threads = n_threads,
+                                           .most_memory = node->facts.memory_bytes / 8,
+                                           .seats = node->seats};
     struct td_bench_probe *probe;
     enum td_status s = td_bench_probe_open(&params, &probe, err);
 
@@ -177,10 +178,7 @@ int td_bench_machine(const struct td_options *opts)
     struct machine m = {0};
     enum td_status st = td_comm_mpi_launched() ? td_comm_mpi_open(&s.world, &err)
                                                : td_comm_self_open(&s.world, &err);
-    cpu_set_t cores;
 
-    CPU_ZERO(&cores);
-    (void)sched_getaffinity(0, sizeof cores, &cores); /* before the device binds this thread */
     if (!st) {
         s.rank = td_comm_rank(s.world);
         m.n_ranks = td_comm_size(s.world);
@@ -194,8 +192,7 @@ int td_bench_machine(const struct td_options *opts)
     if (m.facts.n_threads > 1 || m.n_ranks > 1) /* ranks may differ, and all take part in both */
         m.n_threads[m.n_columns++] = m.facts.n_threads;
     for (uint32_t c = 0; !st && c < m.n_columns; c++)
-        st = measure_column(s.world, m.n_threads[c], m.facts.memory_bytes / 8, &cores, &m.limits[c],
-                            &err);
+        st = measure_column(&s.node, m.n_threads[c], &m.limits[c], &err);
     describe(&m);
     if (!st && s.rank == 0 && opts->json)
         st = print_json(&m, &err);

@@ -42,31 +42,11 @@ static size_t buffer_bytes(uint32_t n_local, uint64_t most)
     return most && bytes > most ? (size_t)most : bytes;
 }
 
-/* Opens this rank's threads with the cores that the process was started with, which the device has bound the caller to one
- * of. */
-static enum td_status open_threads(struct td_bench_probe *b, const struct td_bench_probe_params *p,
-                                   struct td_err *err)
-{
-    struct td_probe_params params = {.n_threads = p->n_threads};
-    cpu_set_t mine;
-    bool known = sched_getaffinity(0, sizeof mine, &mine) == 0, freed;
-    enum td_status s;
-
-    params.bytes = buffer_bytes(td_comm_size(b->host), p->most_memory);
-    params.pin = known && CPU_COUNT(&mine) == 1;
-    for (size_t cpu = 0; params.pin && cpu < CPU_SETSIZE && !CPU_ISSET(cpu, &mine); cpu++)
-        params.first_core += CPU_ISSET(cpu, &p->cores) ? 1 : 0;
-    freed = known && sched_setaffinity(0, sizeof p->cores, &p->cores) == 0;
-    s = td_probe_open(&params, &b->probe, err);
-    if (freed)
-        (void)sched_setaffinity(0, sizeof mine, &mine);
-    return s;
-}
-
 enum td_status td_bench_probe_open(const struct td_bench_probe_params *p,
                                    struct td_bench_probe **out, struct td_err *err)
 {
     uint32_t n = td_comm_size(p->world);
+    struct td_probe_params params = {.n_threads = p->n_threads, .seats = p->seats};
     struct td_bench_probe *b = calloc(1, sizeof *b);
     enum td_status s;
 
@@ -82,8 +62,10 @@ enum td_status td_bench_probe_open(const struct td_bench_probe_params *p,
             : td_err_set(err, TD_NO_MEMORY, "no memory to measure %u ranks", n);
     s = td_node_agree(p->world, s, err);
     s = s ? s : td_comm_split_host(p->world, &b->host, err);
-    if (!s)
-        s = td_node_agree(p->world, open_threads(b, p, err), err);
+    if (!s) {
+        params.bytes = buffer_bytes(td_comm_size(b->host), p->most_memory);
+        s = td_node_agree(p->world, td_probe_open(&params, &b->probe, err), err);
+    }
     if (s)
         td_bench_probe_close(b);
     else

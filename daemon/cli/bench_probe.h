@@ -8,19 +8,18 @@
 #include "kernels/base/err.h"
 #include "kernels/cpu/probe_peak.h"
 
-#include <sched.h>
 #include <stdint.h>
 
 struct td_bench_probe;
+struct td_cores_seat;
 
 struct td_bench_probe_params {
     struct td_comm *world; /* borrows until close */
     uint32_t n_threads;    /* of this rank */
     uint64_t most_memory;  /* bytes that this rank may take for it; 0: not known */
     uint64_t idle_ns;      /* how long this rank's own threads spin on after a step */
-    /* That the process was started with. Where the caller is bound to one of them, its probe's threads are bound to that
-     * and the next ones, as the device's are. */
-    cpu_set_t cores;
+    /* [n_threads] that the device's threads are bound to, borrowed for the call; NULL: nobody is bound. */
+    const struct td_cores_seat *seats;
 };
 
 /* Bytes and operations per second, summed over the hosts; 0: not measured, or a host has no instruction for it. */

@@ -99,8 +99,7 @@ static void multiply_piece(void *user, uint32_t task)
 enum td_status td_probe_open(const struct td_probe_params *params, struct td_probe **out,
                              struct td_err *err)
 {
-    struct td_pool_params pool = {
-        .n_threads = params->n_threads, .first_core = params->first_core, .pin = params->pin};
+    struct td_pool_params pool = {.n_threads = params->n_threads, .seats = params->seats};
     struct td_probe *p = calloc(1, sizeof *p);
     enum td_status s;
 

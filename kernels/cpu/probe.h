@@ -7,19 +7,17 @@
 #include "kernels/base/err.h"
 #include "kernels/cpu/probe_peak.h"
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+struct td_cores_seat;
 struct td_probe;
 
 struct td_probe_params {
     uint32_t n_threads; /* with the caller; >= 1 */
     size_t bytes;       /* of the buffer, rounded to 2 MiB; much more than the caches is sensible */
-    /* Bound to the cores first_core .. of the caller's affinity mask, the caller included; else they may run wherever the
-     * caller may. */
-    bool pin;
-    uint32_t first_core;
+    /* [n_threads], borrowed for the call: where each is bound to, the caller first. NULL: they run wherever the caller may. */
+    const struct td_cores_seat *seats;
 };
 
 /* Allocates and touches the buffer. TD_NO_MEMORY. */

@@ -218,27 +218,21 @@ static enum td_status check_head_dim(uint32_t dim, struct td_err *err)
 }
 
 enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim,
-                                   double scale, const uint32_t *positions, uint32_t n,
-                                   float *cos_sin, struct td_err *err)
+                                   double scale, bool interleaved, const uint32_t *positions,
+                                   uint32_t n, float *angles, struct td_err *err)
 {
     enum td_status s = check_head_dim(dim, err);
 
     if (s)
         return s;
-    kern->ops->rope_angles(kern, freq, dim, scale, positions, n, cos_sin);
+    kern->ops->rope_angles(kern, freq, dim, scale, interleaved, positions, n, angles);
     return TD_OK;
 }
 
-enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads,
-                            uint32_t dim, const float *cos_sin, bool interleaved,
-                            struct td_err *err)
+size_t td_kern_kv_bytes(const struct td_kv_view *kv)
 {
-    enum td_status s = check_head_dim(dim, err);
-
-    if (s)
-        return s;
-    kern->ops->rope(kern, x, n, n_heads, dim, cos_sin, interleaved);
-    return TD_OK;
+    return (size_t)kv->n_blocks * kv->n_kv_heads * kv->block_tokens *
+           td_dtype_row_bytes(kv->dtype, kv->head_dim);
 }
 
 static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_view *kv,
@@ -251,6 +245,11 @@ static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_vi
     if (!td_kern_supports_kv(kern, kv->dtype))
         return td_err_set(err, TD_UNSUPPORTED, "%s has no KV cache of type %s", kern->name,
                           td_dtype_info(kv->dtype)->name);
+    if (td_dtype_row_bytes(kv->dtype, kv->head_dim) == 0)
+        return td_err_set(
+            err, TD_UNSUPPORTED,
+            "KV cache of type %s with heads of %u dimensions: expected a multiple of %zu",
+            td_dtype_info(kv->dtype)->name, kv->head_dim, td_dtype_info(kv->dtype)->block_elems);
     if (kv->block_tokens == 0 || TD_KERN_CHUNK_KEYS % kv->block_tokens)
         return td_err_set(err, TD_INVALID, "KV blocks of %u tokens: expected a divisor of %d",
                           kv->block_tokens, TD_KERN_CHUNK_KEYS);
@@ -264,15 +263,15 @@ static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_vi
     return TD_OK;
 }
 
-enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv,
-                                const struct td_kv_rows *rows, uint32_t n, const float *k,
-                                const float *v, struct td_err *err)
+enum td_status td_kern_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
+                               const struct td_kv_rows *rows, uint32_t n,
+                               const struct td_rope_kv *in, struct td_err *err)
 {
     enum td_status s = check_kv(kern, kv, rows, n, err);
 
-    if (s)
+    if (s || n == 0)
         return s;
-    kern->ops->kv_write(kern, kv, rows, n, k, v);
+    kern->ops->rope_kv(kern, kv, rows, n, in);
     return TD_OK;
 }
 
@@ -289,6 +288,7 @@ enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *
         if (kv_of_head[h] >= kv->n_kv_heads)
             return td_err_set(err, TD_INVALID, "head %u uses KV head %u of %u", h, kv_of_head[h],
                               kv->n_kv_heads);
-    kern->ops->attention(kern, kv, rows, n, q, n_heads, kv_of_head, scale, out);
-    return TD_OK;
+    if (n == 0 || n_heads == 0)
+        return TD_OK;
+    return kern->ops->attention(kern, kv, rows, n, q, n_heads, kv_of_head, scale, out, err);
 }

@@ -122,16 +122,16 @@ enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_
 
 /* ---- attention ---- */
 
-/* cos_sin [n x dim/2 x 2] of positions [n] at the angular frequencies freq [dim/2] (radians per token), times `scale`. */
+/* angles [n x 2 x dim] of positions [n] at the angular frequencies freq [dim/2] (radians per token), times `scale`: per row the
+ * cosine of every element, then its sine with the sign that the element's partner gets. `interleaved`: elements 2i and
+ * 2i + 1 are partners, else i and i + dim/2. (RoPE, Su et al. 2021) */
 enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim,
-                                   double scale, const uint32_t *positions, uint32_t n,
-                                   float *cos_sin, struct td_err *err);
-/* Rotates x [n x n_heads x dim] in place (RoPE, Su et al. 2021). `interleaved`: pairs (2i, 2i+1), else (i, i + dim/2). */
-enum td_status td_kern_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads,
-                            uint32_t dim, const float *cos_sin, bool interleaved,
-                            struct td_err *err);
+                                   double scale, bool interleaved, const uint32_t *positions,
+                                   uint32_t n, float *angles, struct td_err *err);
 
-/* One layer's keys and values of this rank in pages: k and v are [n_blocks][n_kv_heads][block_tokens][head_dim]. */
+/* One layer's keys and values of this rank in pages: k and v are [n_blocks][n_kv_heads] blocks of block_tokens tokens each. What
+ * lies where inside a block is the backend's business; only its size is known (td_kern_kv_bytes). Q8_0 and Q4_0 quantise 32
+ * dimensions of one token together, so head_dim is a multiple of 32 for them. */
 struct td_kv_view {
     enum td_dtype dtype;
     void *k;
@@ -147,13 +147,29 @@ struct td_kv_rows {
     const uint32_t *first_block; /* [n] */
     const uint32_t *table;       /* block ids */
 };
-/* Stores k, v [n x n_kv_heads x head_dim] at the rows' positions, rounded to the cache's type. */
-enum td_status td_kern_kv_write(struct td_kern *kern, const struct td_kv_view *kv,
-                                const struct td_kv_rows *rows, uint32_t n, const float *k,
-                                const float *v, struct td_err *err);
+/* Bytes of `k`, and of `v`, of a whole view. 0 where head_dim is no whole number of the type's blocks. */
+size_t td_kern_kv_bytes(const struct td_kv_view *kv);
+
+/* What td_kern_rope_kv makes of one layer's projections. */
+struct td_rope_kv {
+    float *q;            /* [n x n_heads x head_dim], in place */
+    float *k;            /* [n x n_kv_heads x head_dim], overwritten */
+    const float *v;      /* [n x n_kv_heads x head_dim] */
+    const float *angles; /* [n x 2 x head_dim] of td_kern_rope_angles */
+    const float *
+        q_norm; /* [head_dim] weight of an RMSNorm of every query head before the rotation; NULL: none */
+    const float *k_norm; /* [head_dim] the same of every key head */
+    uint32_t n_heads;
+    float eps;        /* of the norms */
+    bool interleaved; /* as the angles were made */
+};
+/* Normalises and rotates q and k, and stores k and v at the rows' positions, rounded to the cache's type. */
+enum td_status td_kern_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
+                               const struct td_kv_rows *rows, uint32_t n,
+                               const struct td_rope_kv *in, struct td_err *err);
 /* out [n x n_heads x head_dim]: each row attends to positions 0 .. its own, read from the cache only. Head h uses the
- * slice's kv head kv_of_head[h]. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by absolute position; the chunks join in a
- * fixed tree by chunk index. */
+ * slice's kv head kv_of_head[h]; neighbours that share one share its reads. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by
+ * absolute position; the chunks join in a fixed tree by chunk index. */
 enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
                                  const struct td_kv_rows *rows, uint32_t n, const float *q,
                                  uint32_t n_heads, const uint32_t *kv_of_head, float scale,

@@ -28,14 +28,13 @@ struct td_kern_ops {
                      float *out);
     void (*add)(struct td_kern *kern, float *x, const float *y, size_t n);
     void (*rope_angles)(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
-                        const uint32_t *positions, uint32_t n, float *cos_sin);
-    void (*rope)(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
-                 const float *cos_sin, bool interleaved);
-    void (*kv_write)(struct td_kern *kern, const struct td_kv_view *kv,
-                     const struct td_kv_rows *rows, uint32_t n, const float *k, const float *v);
-    void (*attention)(struct td_kern *kern, const struct td_kv_view *kv,
-                      const struct td_kv_rows *rows, uint32_t n, const float *q, uint32_t n_heads,
-                      const uint32_t *kv_of_head, float scale, float *out);
+                        bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
+    void (*rope_kv)(struct td_kern *kern, const struct td_kv_view *kv,
+                    const struct td_kv_rows *rows, uint32_t n, const struct td_rope_kv *in);
+    enum td_status (*attention)(struct td_kern *kern, const struct td_kv_view *kv,
+                                const struct td_kv_rows *rows, uint32_t n, const float *q,
+                                uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+                                float *out, struct td_err *err);
 };
 
 /* First member of every backend's handle. */

@@ -11,12 +11,6 @@ static const char *kind_name(enum td_layer_kind kind)
     return names[kind];
 }
 
-static size_t half_bytes(const struct td_kv_view *view)
-{
-    return (size_t)view->n_blocks * view->n_kv_heads * view->block_tokens * view->head_dim *
-           td_dtype_info(view->dtype)->block_bytes;
-}
-
 enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct td_plan *plan,
                           const struct td_plan_model *model, uint32_t rank, struct td_err *err)
 {
@@ -49,7 +43,7 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
                                            .n_kv_heads = slice.kv_end - slice.kv_begin,
                                            .block_tokens = plan->block_tokens,
                                            .head_dim = model->spec->head_dim};
-        kv->bytes += 2 * half_bytes(&kv->layer[i]);
+        kv->bytes += 2 * td_kern_kv_bytes(&kv->layer[i]);
     }
     kv->memory = td_kern_alloc(kern, kv->bytes);
     if (!kv->memory) {
@@ -62,7 +56,7 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
     }
     next = kv->memory;
     for (uint32_t i = 0; i < kv->n_layers; i++) {
-        size_t half = half_bytes(&kv->layer[i]);
+        size_t half = td_kern_kv_bytes(&kv->layer[i]);
 
         kv->layer[i].k = next;
         kv->layer[i].v = next + half;

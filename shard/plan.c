@@ -286,7 +286,7 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     const struct td_plan_rank *r = &plan->rank[rank];
     struct td_plan_widths w = td_plan_widths(plan, model, rank);
     size_t n = plan->max_batched_tokens, d = s->d_model;
-    size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + 2 * w.ff + s->head_dim + w.own_parts * d +
+    size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + w.ff + 2 * s->head_dim + w.own_parts * d +
                          (plan->tp > 1 ? w.all_parts * d : 0));
 
     if (r->stage == 0)
@@ -369,6 +369,12 @@ static enum td_status check_params(const struct td_plan_model *model,
     if (p->max_model_len > model->spec->max_positions)
         return td_err_set(err, TD_INVALID, "max-model-len %u: the model has %u positions",
                           p->max_model_len, model->spec->max_positions);
+    if (td_dtype_row_bytes(p->kv_dtype, model->spec->head_dim) == 0)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "KV cache of type %s: '%s' has heads of %u dimensions, expected a "
+                          "multiple of %zu",
+                          td_dtype_info(p->kv_dtype)->name, model->name, model->spec->head_dim,
+                          td_dtype_info(p->kv_dtype)->block_elems);
     for (uint32_t i = 0; p->share && i < p->n_ranks; i++)
         if (p->share[i] == 0)
             return td_err_set(err, TD_INVALID, "rank %u has a share of 0: expected more", i);
@@ -408,7 +414,7 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
     struct td_plan_rank *r = &plan->rank[rank];
     const struct td_spec *s = model->spec;
     uint32_t group = s->n_heads / s->n_kv_heads;
-    size_t kv_elem_bytes = td_dtype_info(plan->kv_dtype)->block_bytes;
+    size_t kv_row_bytes = td_dtype_row_bytes(plan->kv_dtype, s->head_dim);
 
     for (uint32_t l = r->layer_begin; l < r->layer_end; l++) {
         struct td_plan_slice slice = td_plan_slice(plan, model, rank, l);
@@ -421,7 +427,7 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
         if (kv_heads && slice.head_begin % group) /* the first KV head began on the rank before */
             r->replicated_bytes += matrix_bytes(model->layer[l].k, s->head_dim, s->d_model) +
                                    matrix_bytes(model->layer[l].v, s->head_dim, s->d_model);
-        r->kv_bytes_per_token += 2 * kv_heads * s->head_dim * kv_elem_bytes;
+        r->kv_bytes_per_token += 2 * kv_heads * kv_row_bytes;
     }
     if (r->stage == 0) {
         r->weight_bytes +=

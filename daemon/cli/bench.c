@@ -6,6 +6,7 @@
 #include "daemon/cli/command.h"
 
 #include <math.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -229,7 +230,7 @@ static enum td_status measure(struct td_bench *b)
                                            .n_threads = spmd->node.facts.n_threads,
                                            .most_memory = spmd->node.facts.memory_bytes / 8,
                                            .idle_ns = 2 * spmd->node.spin_ns,
-                                           .seats = spmd->node.seats};
+                                           .cores = &spmd->node.cores};
     struct td_bench_limits before = {0};
     enum td_status s = td_bench_prepare(b);
 

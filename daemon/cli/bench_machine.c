@@ -67,13 +67,12 @@ static void describe(struct machine *m)
 }
 
 /* Everything, the best of a few takes. */
-static enum td_status measure_column(const struct td_node *node, uint32_t n_threads,
+static enum td_status measure_column(struct td_comm *world, uint32_t n_threads, uint64_t memory,
+                                     const struct td_cores_share *cores,
                                      struct td_bench_limits *out, struct td_err *err)
 {
-    struct td_bench_probe_params params = {.world = node->world,
-                                           .n_threads = n_threads,
-                                           .most_memory = node->facts.memory_bytes / 8,
-                                           .seats = node->seats};
+    struct td_bench_probe_params params = {
+        .world = world, .n_threads = n_threads, .most_memory = memory, .cores = cores};
     struct td_bench_probe *probe;
     enum td_status s = td_bench_probe_open(&params, &probe, err);
 
@@ -192,7 +191,8 @@ int td_bench_machine(const struct td_options *opts)
     if (m.facts.n_threads > 1 || m.n_ranks > 1) /* ranks may differ, and all take part in both */
         m.n_threads[m.n_columns++] = m.facts.n_threads;
     for (uint32_t c = 0; !st && c < m.n_columns; c++)
-        st = measure_column(&s.node, m.n_threads[c], &m.limits[c], &err);
+        st = measure_column(s.world, m.n_threads[c], m.facts.memory_bytes / 8, &s.node.cores,
+                            &m.limits[c], &err);
     describe(&m);
     if (!st && s.rank == 0 && opts->json)
         st = print_json(&m, &err);

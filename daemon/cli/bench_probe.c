@@ -42,11 +42,20 @@ static size_t buffer_bytes(uint32_t n_local, uint64_t most)
     return most && bytes > most ? (size_t)most : bytes;
 }
 
+static enum td_status open_threads(struct td_bench_probe *b, const struct td_bench_probe_params *p,
+                                   struct td_err *err)
+{
+    struct td_probe_params params = {.n_threads = p->n_threads,
+                                     .seats = p->cores->seated ? p->cores->seats : NULL};
+
+    params.bytes = buffer_bytes(td_comm_size(b->host), p->most_memory);
+    return td_probe_open(&params, &b->probe, err);
+}
+
 enum td_status td_bench_probe_open(const struct td_bench_probe_params *p,
                                    struct td_bench_probe **out, struct td_err *err)
 {
     uint32_t n = td_comm_size(p->world);
-    struct td_probe_params params = {.n_threads = p->n_threads, .seats = p->seats};
     struct td_bench_probe *b = calloc(1, sizeof *b);
     enum td_status s;
 
@@ -62,10 +71,8 @@ enum td_status td_bench_probe_open(const struct td_bench_probe_params *p,
             : td_err_set(err, TD_NO_MEMORY, "no memory to measure %u ranks", n);
     s = td_node_agree(p->world, s, err);
     s = s ? s : td_comm_split_host(p->world, &b->host, err);
-    if (!s) {
-        params.bytes = buffer_bytes(td_comm_size(b->host), p->most_memory);
-        s = td_node_agree(p->world, td_probe_open(&params, &b->probe, err), err);
-    }
+    if (!s)
+        s = td_node_agree(p->world, open_threads(b, p, err), err);
     if (s)
         td_bench_probe_close(b);
     else

@@ -11,15 +11,13 @@
 #include <stdint.h>
 
 struct td_bench_probe;
-struct td_cores_seat;
 
 struct td_bench_probe_params {
-    struct td_comm *world; /* borrows until close */
-    uint32_t n_threads;    /* of this rank */
-    uint64_t most_memory;  /* bytes that this rank may take for it; 0: not known */
-    uint64_t idle_ns;      /* how long this rank's own threads spin on after a step */
-    /* [n_threads] that the device's threads are bound to, borrowed for the call; NULL: nobody is bound. */
-    const struct td_cores_seat *seats;
+    struct td_comm *world;              /* borrows until close */
+    uint32_t n_threads;                 /* of this rank; at most those of `cores` */
+    uint64_t most_memory;               /* bytes that this rank may take for it; 0: not known */
+    uint64_t idle_ns;                   /* how long this rank's own threads spin on after a step */
+    const struct td_cores_share *cores; /* this rank's, as the device has them */
 };
 
 /* Bytes and operations per second, summed over the hosts; 0: not measured, or a host has no instruction for it. */

@@ -64,7 +64,14 @@ struct td_option_ids {
     uint32_t n;
 };
 
-enum td_option_kv_dtype { TD_KV_DTYPE_AUTO, TD_KV_DTYPE_F32, TD_KV_DTYPE_BF16, TD_KV_DTYPE_FP16 };
+enum td_option_kv_dtype {
+    TD_KV_DTYPE_AUTO,
+    TD_KV_DTYPE_F32,
+    TD_KV_DTYPE_BF16,
+    TD_KV_DTYPE_FP16,
+    TD_KV_DTYPE_Q8_0,
+    TD_KV_DTYPE_Q4_0
+};
 enum td_option_isa { TD_ISA_AUTO, TD_ISA_REF, TD_ISA_AVX2, TD_ISA_AVX512 };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
 

@@ -194,6 +194,7 @@ static void print_text(const struct measurement *m)
            m->n_tokens, m->n_windows, m->context,
            m->opts->rule == TD_RULE_LLAMACPP ? "llamacpp" : "all");
     printf("speed       %.1f tokens/s, %.2f s\n", (double)m->n_tokens / seconds, seconds);
+    printf("kv cache    %s\n", td_dtype_info(m->spmd->node.plan->kv_dtype)->name);
 }
 
 /* Numbers with 17 digits, so that equal text means equal bits. --verbose adds every score. */
@@ -202,13 +203,14 @@ static enum td_status print_json(const struct measurement *m)
     const struct td_plan *plan = m->spmd->node.plan;
     double seconds = (double)m->run_ns * 1e-9;
     json_t *root = json_pack(
-        "{s:f,s:f,s:f,s:s,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:{s:I,s:I}}", "perplexity", m->ppl, "error",
-        m->error, "mean_nll", m->mean_nll, "rule",
+        "{s:f,s:f,s:f,s:s,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:s,s:{s:I,s:I}}", "perplexity", m->ppl,
+        "error", m->error, "mean_nll", m->mean_nll, "rule",
         m->opts->rule == TD_RULE_LLAMACPP ? "llamacpp" : "all", "context", (json_int_t)m->context,
         "windows", (json_int_t)m->n_windows, "tokens", (json_int_t)m->n_tokens, "scored_tokens",
         (json_int_t)m->n_scored, "load_seconds", (double)m->spmd->load_ns * 1e-9, "seconds",
-        seconds, "tokens_per_second", (double)m->n_tokens / seconds, "layout", "tensor_parallel",
-        (json_int_t)plan->tp, "pipeline_parallel", (json_int_t)plan->pp);
+        seconds, "tokens_per_second", (double)m->n_tokens / seconds, "kv_dtype",
+        td_dtype_info(plan->kv_dtype)->name, "layout", "tensor_parallel", (json_int_t)plan->tp,
+        "pipeline_parallel", (json_int_t)plan->pp);
     json_t *nll = m->opts->verbose ? json_array() : NULL;
     bool ok = root && !m->opts->verbose == !nll;
 

@@ -37,6 +37,10 @@ enum td_dtype td_spmd_kv_dtype(const struct td_options *opts, const struct td_sp
         return TD_BF16;
     case TD_KV_DTYPE_FP16:
         return TD_F16;
+    case TD_KV_DTYPE_Q8_0:
+        return TD_Q8_0;
+    case TD_KV_DTYPE_Q4_0:
+        return TD_Q4_0;
     default:
         return spec->dtype == TD_F32 ? TD_F32 : TD_F16;
     }

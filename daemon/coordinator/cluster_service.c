@@ -190,10 +190,11 @@ static enum td_status choose_kv_dtype(const Tensord__V1__PlanRequest *m,
 {
     if (m->kv_dtype[0] != '\0' && strcmp(m->kv_dtype, "auto") != 0) {
         return td_dtype_from_name(m->kv_dtype, out) &&
-                       (*out == TD_F32 || *out == TD_F16 || *out == TD_BF16)
+                       (*out == TD_F32 || *out == TD_F16 || *out == TD_BF16 || *out == TD_Q8_0 ||
+                        *out == TD_Q4_0)
                    ? TD_OK
                    : td_err_set(err, TD_INVALID,
-                                "kv_dtype is '%.32s', expected auto, f32, bf16 or fp16",
+                                "kv_dtype is '%.32s', expected auto, f32, bf16, fp16, q8_0 or q4_0",
                                 m->kv_dtype);
     }
     enum td_dtype model = st->served != NULL ? st->served->spec->dtype : TD_F16;

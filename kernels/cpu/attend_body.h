@@ -1,103 +1,543 @@
-/* Attention of one query head, over the vector of vec_body.h, which includes this file. */
-struct partial {
-    float max;
-    float sum;
-    float acc[TD_KERN_MAX_HEAD_DIM];
+#ifndef TD_KERNELS_CPU_ATTEND_BODY_H
+#define TD_KERNELS_CPU_ATTEND_BODY_H
+
+/* Attention over the vector of vec_body.h, which includes this file: scores with 16 keys across the lanes, values with 16
+ * dimensions, four queries at a time in registers. Every sum is ref_attend.c's, so tiles may be cut anywhere. */
+enum { Q_TILE = 4 };
+
+/* A chunk's keys as 4 runs of 16: run v is keys from[v] .. from[v] + 15 of the block at block[v]. */
+struct keys {
+    const uint8_t *block[4];
+    size_t from[4];
+    size_t tokens; /* per block */
 };
 
-/* Byte address of one token's row in a cache. */
-INLINE const uint8_t *kv_row(const struct td_cpu_attend *a, const void *base, size_t size,
-                             uint32_t position)
+/* Bytes to be asked for ahead of their use: whole blocks, a cache line at a time. */
+struct ahead {
+    const uint8_t *at, *end;
+    const uint8_t *block[4]; /* the next ones */
+    uint32_t n_blocks, next;
+    size_t bytes; /* per block */
+    size_t lines; /* per step of the loop that does the asking */
+};
+
+INLINE void fetch(struct ahead *f)
 {
-    const struct td_kv_view *kv = a->kv;
-    size_t block = a->blocks[position / kv->block_tokens];
-
-    return (const uint8_t *)base + ((block * kv->n_kv_heads + a->kv_head) * kv->block_tokens +
-                                    position % kv->block_tokens) *
-                                       kv->head_dim * size;
-}
-
-INLINE void attend_chunk(enum td_dtype dtype, const struct td_cpu_attend *a, const float *q,
-                         uint32_t begin, uint32_t end, struct partial *p)
-{
-    const size_t size = dtype == TD_F32 ? 4 : 2;
-    const uint32_t dim = a->kv->head_dim;
-    float s[TD_KERN_CHUNK_KEYS] = {0};
-    vf sum = vf_set1(0.0f);
-
-    p->max = -INFINITY;
-    for (uint32_t j = begin; j < end; j++) {
-        const uint8_t *k = kv_row(a, a->kv->k, size, j);
-        vf dot = vf_set1(0.0f);
-
-        for (uint32_t d = 0; d < dim; d += 16)
-            dot = vf_fma(vf_load(q + d), load_as(dtype, k + d * size, dim - d), dot);
-        s[j - begin] = vf_fold(dot) * a->scale;
-        p->max = s[j - begin] > p->max ? s[j - begin] : p->max;
-    }
-    for (uint32_t j = 0; j < end - begin; j += 16) {
-        float e[16] = {0};
-
-        vf_store(e, v_exp(vf_add(vf_load(s + j), vf_set1(-p->max))));
-        memset(s + j, 0, 16 * sizeof *s);
-        memcpy(s + j, e, (end - begin - j < 16 ? end - begin - j : 16) * sizeof *s);
-        sum = vf_add(sum, vf_load(s + j));
-    }
-    p->sum = vf_fold(sum);
-    for (uint32_t d = 0; d < dim; d += 16)
-        vf_store(p->acc + d, vf_set1(0.0f));
-    for (uint32_t j = begin; j < end; j++) {
-        const uint8_t *v = kv_row(a, a->kv->v, size, j);
-        vf e = vf_set1(s[j - begin]);
-
-        for (uint32_t d = 0; d < dim; d += 16)
-            vf_store(p->acc + d,
-                     vf_fma(e, load_as(dtype, v + d * size, dim - d), vf_load(p->acc + d)));
+    for (size_t i = 0; i < f->lines && f->at < f->end; i++) {
+        __builtin_prefetch(f->at);
+        f->at += 64;
+        if (f->at >= f->end && f->next < f->n_blocks) {
+            f->at = f->block[f->next++];
+            f->end = f->at + f->bytes;
+        }
     }
 }
 
-static void join(struct partial *left, const struct partial *right, uint32_t dim)
+INLINE bool is_quantised(enum td_dtype dtype)
 {
-    float max = right->max > left->max ? right->max : left->max;
-    float cl = td_mathf_exp(left->max - max), cr = td_mathf_exp(right->max - max);
-
-    left->max = max;
-    left->sum = fmaf(left->sum, cl, right->sum * cr);
-    for (uint32_t d = 0; d < dim; d += 16)
-        vf_store(left->acc + d, vf_fma(vf_load(left->acc + d), vf_set1(cl),
-                                       vf_mul(vf_load(right->acc + d), vf_set1(cr))));
+    return dtype == TD_Q8_0 || dtype == TD_Q4_0;
 }
 
-INLINE void attend_as(enum td_dtype dtype, const struct td_cpu_attend *a)
+/* Dimension d of 16 keys. */
+INLINE vf load_keys(enum td_dtype dtype, const uint8_t *block, size_t tokens, size_t from, size_t d)
 {
-    struct partial stack[TD_CPU_MAX_CHUNKS];
-    float q[TD_KERN_MAX_HEAD_DIM];
-    uint32_t depth = 0, n_keys = a->position + 1, dim = a->kv->head_dim, c = 0;
-    vf inverse;
+    const size_t block_bytes = dtype == TD_Q8_0 ? 34 : 18;
+    const uint8_t *b = block + d / 32 * tokens * block_bytes;
+    vf scale;
 
-    for (uint32_t d = 0; d < dim; d += 16)
-        vf_store(q + d, load_part(a->q + d, dim - d));
-    do {
-        uint32_t begin = c * TD_KERN_CHUNK_KEYS;
-        uint32_t end = begin + TD_KERN_CHUNK_KEYS < n_keys ? begin + TD_KERN_CHUNK_KEYS : n_keys;
-
-        attend_chunk(dtype, a, q, begin, end, &stack[depth++]);
-        for (uint32_t i = c; i & 1; i >>= 1, depth--)
-            join(&stack[depth - 2], &stack[depth - 1], dim);
-    } while (++c * TD_KERN_CHUNK_KEYS < n_keys);
-    for (; depth > 1; depth--)
-        join(&stack[depth - 2], &stack[depth - 1], dim);
-    inverse = vf_set1(1.0f / stack[0].sum);
-    for (uint32_t d = 0; d < dim; d += 16)
-        store_part(a->out + d, vf_mul(vf_load(stack[0].acc + d), inverse), dim - d);
+    if (dtype == TD_F32)
+        return vf_load((const float *)(const void *)block + d * tokens + from);
+    if (dtype == TD_F16)
+        return vf_load_f16(block + (d * tokens + from) * 2);
+    if (dtype == TD_BF16)
+        return vf_load_bf16(block + (d * tokens + from) * 2);
+    scale = vf_load_f16(b + from * 2);
+    b += tokens * 2;
+    if (dtype == TD_Q8_0)
+        return vf_mul(vf_from_vi(vi_byte(vi_load(b + (d % 32 / 4 * tokens + from) * 4), d % 4)),
+                      scale);
+    return vf_mul(vf_from_vi(vi_nibble(vi_load(b + (d % 16 / 4 * tokens + from) * 4),
+                                       d % 4 * 8 + d % 32 / 16 * 4)),
+                  scale);
 }
 
-static void attend(const struct td_cpu_attend *a)
+/* Dimensions d .. d + 15 of a value; all of them exist. */
+INLINE vf load_values(enum td_dtype dtype, const uint8_t *row, size_t d)
 {
-    if (a->kv->dtype == TD_F32)
-        attend_as(TD_F32, a);
-    else if (a->kv->dtype == TD_F16)
-        attend_as(TD_F16, a);
+    const uint8_t *b = row + d / 32 * (dtype == TD_Q8_0 ? 34 : 18);
+
+    if (!is_quantised(dtype))
+        return load_as(dtype, row + d * (dtype == TD_F32 ? 4 : 2), 16);
+    if (dtype == TD_Q8_0)
+        return vf_mul(vf_load_int8(b + 2 + d % 32), vf_set1_f16(b));
+    return vf_mul(vf_from_vi(vi_nibble(vi_load_bytes(b + 2), d % 32 / 4)), vf_set1_f16(b));
+}
+
+/* s [n_q x 64] of runs v0 .. v0 + n_runs - 1, from q [n_q x dim rounded up to 16]. */
+INLINE void score_tile(enum td_dtype dtype, int n_q, int n_runs, const struct keys *k, uint32_t v0,
+                       const float *q, uint32_t dim, float *s, struct ahead *f)
+{
+    const uint32_t step = is_quantised(dtype) ? 4 : 1, stride = (dim + 15) & ~15u;
+    vf acc[Q_TILE][4];
+
+    for (int i = 0; i < n_q; i++)
+        for (int v = 0; v < n_runs; v++)
+            acc[i][v] = vf_set1(0.0f);
+    for (uint32_t d0 = 0; d0 < dim; d0 += step) {
+        for (uint32_t d = 0; d < step; d++) {
+            vf key[4];
+
+            for (int v = 0; v < n_runs; v++)
+                key[v] = load_keys(dtype, k->block[v0 + (uint32_t)v], k->tokens,
+                                   k->from[v0 + (uint32_t)v], d0 + d);
+            for (int i = 0; i < n_q; i++) {
+                vf x = vf_set1(q[(size_t)i * stride + d0 + d]);
+
+                for (int v = 0; v < n_runs; v++)
+                    acc[i][v] = vf_fma(x, key[v], acc[i][v]);
+            }
+        }
+        fetch(f);
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int v = 0; v < n_runs; v++)
+            vf_store(s + (size_t)i * TD_KERN_CHUNK_KEYS + (v0 + (uint32_t)v) * 16, acc[i][v]);
+}
+
+INLINE void scores_as(enum td_dtype dtype, const struct keys *k, uint32_t n_runs, uint32_t n_q,
+                      const float *q, uint32_t dim, float *s, struct ahead *f)
+{
+    const size_t stride = (dim + 15) & ~(size_t)15;
+
+    for (uint32_t i = 0; i < n_q; i += Q_TILE, q += Q_TILE * stride, s += Q_TILE * 64) {
+        uint32_t v = 0;
+
+        for (; v + TD_ATTEND_VECTORS <= n_runs; v += TD_ATTEND_VECTORS)
+            switch (n_q - i) {
+            case 1:
+                score_tile(dtype, 1, TD_ATTEND_VECTORS, k, v, q, dim, s, f);
+                break;
+            case 2:
+                score_tile(dtype, 2, TD_ATTEND_VECTORS, k, v, q, dim, s, f);
+                break;
+            case 3:
+                score_tile(dtype, 3, TD_ATTEND_VECTORS, k, v, q, dim, s, f);
+                break;
+            default:
+                score_tile(dtype, 4, TD_ATTEND_VECTORS, k, v, q, dim, s, f);
+                break;
+            }
+        for (; v < n_runs; v++)
+            if (n_q - i >= 4)
+                score_tile(dtype, 4, 1, k, v, q, dim, s, f);
+            else
+                for (uint32_t h = 0; h < n_q - i; h++)
+                    score_tile(dtype, 1, 1, k, v, q + h * stride, dim, s + (size_t)h * 64, f);
+    }
+}
+
+static void scores(enum td_dtype dtype, const struct keys *k, uint32_t n_runs, uint32_t n_q,
+                   const float *q, uint32_t dim, float *s, struct ahead *f)
+{
+    switch (dtype) {
+    case TD_F32:
+        scores_as(TD_F32, k, n_runs, n_q, q, dim, s, f);
+        return;
+    case TD_F16:
+        scores_as(TD_F16, k, n_runs, n_q, q, dim, s, f);
+        return;
+    case TD_BF16:
+        scores_as(TD_BF16, k, n_runs, n_q, q, dim, s, f);
+        return;
+    case TD_Q8_0:
+        scores_as(TD_Q8_0, k, n_runs, n_q, q, dim, s, f);
+        return;
+    default:
+        scores_as(TD_Q4_0, k, n_runs, n_q, q, dim, s, f);
+        return;
+    }
+}
+
+/* acc [n_q x stride], dimensions d .. d + 16 * n_vectors - 1, over keys j0 .. j1 - 1 with weights e [n_q x 64]. */
+INLINE void value_tile(enum td_dtype dtype, int n_q, int n_vectors, const uint8_t *const *rows,
+                       uint32_t j0, uint32_t j1, const float *e, uint32_t d, uint32_t stride,
+                       float *acc, struct ahead *f)
+{
+    vf a[Q_TILE][4];
+
+    for (int i = 0; i < n_q; i++)
+        for (int v = 0; v < n_vectors; v++)
+            a[i][v] = j0 ? vf_load(acc + (size_t)i * stride + d + 16 * v) : vf_set1(0.0f);
+    for (uint32_t j = j0; j < j1; j++) {
+        vf value[4];
+
+        for (int v = 0; v < n_vectors; v++)
+            value[v] = load_values(dtype, rows[j], d + 16 * (uint32_t)v);
+        for (int i = 0; i < n_q; i++) {
+            vf x = vf_set1(e[(size_t)i * TD_KERN_CHUNK_KEYS + j]);
+
+            for (int v = 0; v < n_vectors; v++)
+                a[i][v] = vf_fma(x, value[v], a[i][v]);
+        }
+        fetch(f);
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int v = 0; v < n_vectors; v++)
+            vf_store(acc + (size_t)i * stride + d + 16 * v, a[i][v]);
+}
+
+/* All dimensions of up to four queries. */
+INLINE void value_queries(enum td_dtype dtype, uint32_t n_q, const uint8_t *const *rows,
+                          uint32_t j0, uint32_t j1, const float *e, uint32_t dim, uint32_t stride,
+                          float *acc, struct ahead *f)
+{
+    uint32_t d = 0;
+
+    for (; d + 16 * TD_ATTEND_VECTORS <= dim; d += 16 * TD_ATTEND_VECTORS)
+        switch (n_q) {
+        case 1:
+            value_tile(dtype, 1, TD_ATTEND_VECTORS, rows, j0, j1, e, d, stride, acc, f);
+            break;
+        case 2:
+            value_tile(dtype, 2, TD_ATTEND_VECTORS, rows, j0, j1, e, d, stride, acc, f);
+            break;
+        case 3:
+            value_tile(dtype, 3, TD_ATTEND_VECTORS, rows, j0, j1, e, d, stride, acc, f);
+            break;
+        default:
+            value_tile(dtype, 4, TD_ATTEND_VECTORS, rows, j0, j1, e, d, stride, acc, f);
+            break;
+        }
+    for (; d < dim; d += 16)
+        if (n_q == 4)
+            value_tile(dtype, 4, 1, rows, j0, j1, e, d, stride, acc, f);
+        else
+            for (uint32_t i = 0; i < n_q; i++)
+                value_tile(dtype, 1, 1, rows, j0, j1, e + (size_t)i * TD_KERN_CHUNK_KEYS, d, stride,
+                           acc + (size_t)i * stride, f);
+}
+
+/* Query i takes keys 0 .. n_keys[i] - 1 of the chunk: those that all have together, then the rest one by one. */
+INLINE void values_as(enum td_dtype dtype, const uint8_t *const *rows, const uint32_t *n_keys,
+                      uint32_t n_q, const float *e, uint32_t dim, uint32_t stride, float *acc,
+                      struct ahead *f)
+{
+    for (uint32_t i = 0; i < n_q; i += Q_TILE, e += Q_TILE * TD_KERN_CHUNK_KEYS) {
+        uint32_t n = n_q - i < Q_TILE ? n_q - i : Q_TILE, common = n_keys[i];
+
+        for (uint32_t h = 1; h < n; h++)
+            common = n_keys[i + h] < common ? n_keys[i + h] : common;
+        value_queries(dtype, n, rows, 0, common, e, dim, stride, acc + (size_t)i * stride, f);
+        for (uint32_t h = 0; h < n; h++)
+            if (n_keys[i + h] > common)
+                value_queries(dtype, 1, rows, common, n_keys[i + h],
+                              e + (size_t)h * TD_KERN_CHUNK_KEYS, dim, stride,
+                              acc + (size_t)(i + h) * stride, f);
+    }
+}
+
+static void values(enum td_dtype dtype, const uint8_t *const *rows, const uint32_t *n_keys,
+                   uint32_t n_q, const float *e, uint32_t dim, uint32_t stride, float *acc,
+                   struct ahead *f)
+{
+    switch (dtype) {
+    case TD_F32:
+        values_as(TD_F32, rows, n_keys, n_q, e, dim, stride, acc, f);
+        return;
+    case TD_F16:
+        values_as(TD_F16, rows, n_keys, n_q, e, dim, stride, acc, f);
+        return;
+    case TD_BF16:
+        values_as(TD_BF16, rows, n_keys, n_q, e, dim, stride, acc, f);
+        return;
+    case TD_Q8_0:
+        values_as(TD_Q8_0, rows, n_keys, n_q, e, dim, stride, acc, f);
+        return;
+    default:
+        values_as(TD_Q4_0, rows, n_keys, n_q, e, dim, stride, acc, f);
+        return;
+    }
+}
+
+/* Keys as F32 [dim x 64]. */
+INLINE void unpack_keys_as(enum td_dtype dtype, const struct keys *k, uint32_t n_runs, uint32_t dim,
+                           float *out)
+{
+    const uint32_t step = is_quantised(dtype) ? 4 : 1;
+
+    for (uint32_t v = 0; v < n_runs; v++)
+        for (uint32_t d0 = 0; d0 < dim; d0 += step)
+            for (uint32_t d = d0; d < d0 + step; d++)
+                vf_store(out + (size_t)d * TD_KERN_CHUNK_KEYS + v * 16,
+                         load_keys(dtype, k->block[v], k->tokens, k->from[v], d));
+}
+
+static void unpack_keys(enum td_dtype dtype, const struct keys *k, uint32_t n_runs, uint32_t dim,
+                        float *out)
+{
+    if (dtype == TD_F32)
+        unpack_keys_as(TD_F32, k, n_runs, dim, out);
+    else if (dtype == TD_F16)
+        unpack_keys_as(TD_F16, k, n_runs, dim, out);
+    else if (dtype == TD_BF16)
+        unpack_keys_as(TD_BF16, k, n_runs, dim, out);
+    else if (dtype == TD_Q8_0)
+        unpack_keys_as(TD_Q8_0, k, n_runs, dim, out);
     else
-        attend_as(TD_BF16, a);
+        unpack_keys_as(TD_Q4_0, k, n_runs, dim, out);
 }
+
+/* Values as F32 [n x dim rounded up to 16], zeros behind the last dimension. */
+INLINE void unpack_values_as(enum td_dtype dtype, const uint8_t *const *rows, uint32_t n,
+                             uint32_t dim, float *out)
+{
+    for (uint32_t j = 0; j < n; j++)
+        for (uint32_t d = 0; d < dim; d += 16, out += 16)
+            vf_store(out, dim - d < 16
+                              ? load_as(dtype, rows[j] + d * (dtype == TD_F32 ? 4 : 2), dim - d)
+                              : load_values(dtype, rows[j], d));
+}
+
+static void unpack_values(enum td_dtype dtype, const uint8_t *const *rows, uint32_t n, uint32_t dim,
+                          float *out)
+{
+    if (dtype == TD_F32)
+        unpack_values_as(TD_F32, rows, n, dim, out);
+    else if (dtype == TD_F16)
+        unpack_values_as(TD_F16, rows, n, dim, out);
+    else if (dtype == TD_BF16)
+        unpack_values_as(TD_BF16, rows, n, dim, out);
+    else if (dtype == TD_Q8_0)
+        unpack_values_as(TD_Q8_0, rows, n, dim, out);
+    else
+        unpack_values_as(TD_Q4_0, rows, n, dim, out);
+}
+
+/* s [64] becomes e = exp(s - max) of the first n keys and 0 for the others; sums [16] its sum by lanes. */
+INLINE float weigh(float *s, uint32_t n, float *sums)
+{
+    vf max = vf_set1(-INFINITY), sum = vf_set1(0.0f), minus;
+    float m;
+
+    for (uint32_t j = 0; j < n; j += 16)
+        max = vf_max(vf_first(vf_load(s + j), vf_set1(-INFINITY), (int32_t)(n - j)), max);
+    m = vf_fold_max(max);
+    minus = vf_set1(-m);
+    for (uint32_t j = 0; j < n; j += 16) {
+        vf e = v_exp(vf_add(vf_load(s + j), minus));
+
+        e = vf_first(e, vf_set1(0.0f), (int32_t)(n - j));
+        sum = vf_add(sum, e);
+        vf_store(s + j, e);
+    }
+    vf_store(sums, sum);
+    return m;
+}
+
+static void join(uint32_t head_dim, uint32_t n_q, const struct td_cpu_partial *left,
+                 const struct td_cpu_partial *right)
+{
+    const uint32_t stride = td_cpu_partial_stride(head_dim);
+    float cl[16], cr[16];
+
+    for (uint32_t i = 0; i < n_q; i++) {
+        float *l = left->acc + (size_t)i * stride;
+        const float *r = right->acc + (size_t)i * stride;
+
+        if (i % 16 == 0) {
+            vf ml = vf_load(left->max + i), mr = vf_load(right->max + i), max = vf_max(mr, ml);
+
+            vf_store(cl, v_exp(vf_add(ml, vf_neg(max))));
+            vf_store(cr, v_exp(vf_add(mr, vf_neg(max))));
+            vf_store(left->max + i, max);
+        }
+        for (uint32_t d = 0; d < stride; d += 16)
+            vf_store(l + d, vf_fma(vf_load(l + d), vf_set1(cl[i % 16]),
+                                   vf_mul(vf_load(r + d), vf_set1(cr[i % 16]))));
+    }
+}
+
+static void join_top(const struct td_cpu_attend *a, uint32_t depth)
+{
+    struct td_cpu_partial left = td_cpu_attend_level(a, depth - 2);
+    struct td_cpu_partial right = td_cpu_attend_level(a, depth - 1);
+
+    join(a->kv->head_dim, a->n_q, &left, &right);
+}
+
+/* How a call goes over its chunks: with few queries what is stored goes from the cache's lines into registers; else, and where a
+ * vector would cross a block or a row's end, it is unpacked once for all queries. */
+struct walk {
+    const struct td_cpu_attend *a;
+    bool direct;
+    uint32_t dim, stride; /* rounded up to 16; of an accumulator */
+    uint32_t most_keys;
+    float *q, *s, *keys, *values;
+    uint8_t *raw;
+};
+
+/* Where the keys of the chunk at `begin` lie, its first n. */
+static void find_keys(const struct walk *w, uint32_t begin, uint32_t n, struct keys *k)
+{
+    const struct td_kv_view *kv = w->a->kv;
+    const size_t tokens = kv->block_tokens, row = td_dtype_row_bytes(kv->dtype, kv->head_dim);
+
+    k->tokens = tokens < 16 ? 16 : tokens;
+    for (uint32_t j = 0; j < n; j += 16) {
+        k->from[j / 16] = tokens < 16 ? 0 : j % tokens;
+        if (tokens >= 16) {
+            k->block[j / 16] = td_cpu_kv_block(w->a, kv->k, begin + j);
+            continue;
+        }
+        k->block[j / 16] = w->raw + j * row;
+        for (uint32_t t = j; t < j + 16 && t < n; t += kv->block_tokens)
+            td_cpu_copy_keys(kv->dtype, kv->head_dim, td_cpu_kv_block(w->a, kv->k, begin + t),
+                             kv->block_tokens, 0, w->raw + j * row, 16, t - j, kv->block_tokens);
+    }
+}
+
+static void find_ahead(const struct walk *w, const void *base, uint32_t begin, uint32_t end,
+                       uint32_t n_steps, struct ahead *f)
+{
+    const struct td_kv_view *kv = w->a->kv;
+
+    *f = (struct ahead){.bytes = kv->block_tokens * td_dtype_row_bytes(kv->dtype, kv->head_dim)};
+    if (!w->direct || begin >= w->most_keys)
+        return;
+    end = end < w->most_keys ? end : w->most_keys;
+    for (uint32_t j = begin; j < end; j += kv->block_tokens)
+        f->block[f->n_blocks++] = td_cpu_kv_block(w->a, base, j);
+    f->lines = (f->n_blocks * f->bytes / 64 + n_steps - 1) / n_steps;
+    f->at = f->block[0];
+    f->end = f->at + f->bytes;
+    f->next = 1;
+}
+
+static void walk_chunk(const struct walk *w, uint32_t begin, const struct td_cpu_partial *p)
+{
+    const struct td_cpu_attend *a = w->a;
+    const struct td_kv_view *kv = a->kv;
+    const size_t row = td_dtype_row_bytes(kv->dtype, kv->head_dim);
+    const uint32_t end = begin + TD_KERN_CHUNK_KEYS;
+    const uint32_t n = w->most_keys < end ? w->most_keys - begin : TD_KERN_CHUNK_KEYS;
+    const uint32_t n_runs = (n + 15) / 16, step = is_quantised(kv->dtype) ? 4 : 1;
+    const uint8_t *rows[TD_KERN_CHUNK_KEYS];
+    uint32_t n_keys[TD_CPU_QUERIES];
+    enum td_dtype dtype = kv->dtype;
+    struct keys k;
+    struct ahead f;
+
+    find_keys(w, begin, n, &k);
+    find_ahead(w, kv->v, begin, end, kv->head_dim / step, &f);
+    for (uint32_t j = 0; j < n; j++)
+        rows[j] = j % kv->block_tokens ? rows[j - 1] + row : td_cpu_kv_block(a, kv->v, begin + j);
+    if (!w->direct) {
+        unpack_keys(dtype, &k, n_runs, kv->head_dim, w->keys);
+        unpack_values(dtype, rows, n, kv->head_dim, w->values);
+        dtype = TD_F32;
+        k.tokens = TD_KERN_CHUNK_KEYS;
+        for (uint32_t v = 0; v < 4; v++) {
+            k.block[v] = (const uint8_t *)w->keys;
+            k.from[v] = v * 16;
+        }
+        for (uint32_t j = 0; j < n; j++)
+            rows[j] = (const uint8_t *)(w->values + (size_t)j * w->dim);
+    }
+    scores(dtype, &k, n_runs, a->n_q, w->q, kv->head_dim, w->s, &f);
+    for (uint32_t i = 0; i < a->n_q; i++) {
+        n_keys[i] = a->n_keys[i] < end ? a->n_keys[i] - begin : TD_KERN_CHUNK_KEYS;
+        p->max[i] = weigh(w->s + (size_t)i * TD_KERN_CHUNK_KEYS, n_keys[i],
+                          p->acc + (size_t)i * w->stride + w->dim);
+    }
+    find_ahead(w, kv->k, end, end + TD_KERN_CHUNK_KEYS, n, &f);
+    values(dtype, rows, n_keys, a->n_q, w->s, w->dim, w->stride, p->acc, &f);
+}
+
+static void attend_run(const struct td_cpu_attend *a)
+{
+    const uint32_t head_dim = a->kv->head_dim;
+    struct walk w = {.a = a,
+                     .dim = (head_dim + 15) & ~15u,
+                     .stride = td_cpu_partial_stride(head_dim),
+                     .direct =
+                         a->n_q <= 2 * Q_TILE && head_dim % 16 == 0 && a->kv->block_tokens >= 16};
+    uint32_t depth = 0;
+
+    w.q = a->memory;
+    w.s = w.q + (size_t)TD_CPU_QUERIES * w.dim;
+    w.keys = w.s + TD_CPU_QUERIES * TD_KERN_CHUNK_KEYS;
+    w.values = w.keys + (size_t)w.dim * TD_KERN_CHUNK_KEYS;
+    w.raw = (uint8_t *)(w.values + (size_t)w.dim * TD_KERN_CHUNK_KEYS);
+    for (uint32_t i = 0; i < a->n_q; i++) {
+        w.most_keys = a->n_keys[i] > w.most_keys ? a->n_keys[i] : w.most_keys;
+        for (uint32_t d = 0; d < head_dim; d += 16)
+            vf_store(w.q + (size_t)i * w.dim + d,
+                     vf_mul(load_part(a->q[i] + d, head_dim - d), vf_set1(a->scale)));
+    }
+    for (uint32_t c = a->chunk_begin; c < a->chunk_end; c++) {
+        struct td_cpu_partial p = td_cpu_attend_level(a, depth++);
+
+        walk_chunk(&w, c * TD_KERN_CHUNK_KEYS, &p);
+        for (uint32_t i = c - a->chunk_begin; i & 1; i >>= 1)
+            join_top(a, depth--);
+    }
+    for (; depth > 1; depth--)
+        join_top(a, depth);
+}
+
+static void finish(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, float *out)
+{
+    const uint32_t stride = td_cpu_partial_stride(head_dim);
+    const float *acc = p->acc + (size_t)i * stride;
+    vf inverse = vf_set1(1.0f / vf_fold(vf_load(acc + stride - 16)));
+
+    for (uint32_t d = 0; d < head_dim; d += 16)
+        store_part(out + d, vf_mul(vf_load(acc + d), inverse), head_dim - d);
+}
+
+static void rope(float *x, const float *angles, uint32_t dim, bool interleaved)
+{
+    const float *sines = angles + dim;
+    const uint32_t half = dim / 2;
+
+    if (interleaved) {
+        for (uint32_t i = 0; i < dim; i += 16) {
+            vf v = load_part(x + i, dim - i);
+
+            v = vf_add(vf_mul(v, load_part(angles + i, dim - i)),
+                       vf_mul(vf_swap_pairs(v), load_part(sines + i, dim - i)));
+            store_part(x + i, v, dim - i);
+        }
+        return;
+    }
+    for (uint32_t i = 0; i < half; i += 16) {
+        uint32_t n = half - i;
+        vf a = load_part(x + i, n), b = load_part(x + half + i, n);
+
+        store_part(x + i,
+                   vf_add(vf_mul(a, load_part(angles + i, n)), vf_mul(b, load_part(sines + i, n))),
+                   n);
+        store_part(x + half + i,
+                   vf_add(vf_mul(b, load_part(angles + half + i, n)),
+                          vf_mul(a, load_part(sines + half + i, n))),
+                   n);
+    }
+}
+
+static void halves(enum td_dtype dtype, const float *x, uint32_t n, uint16_t *out)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        uint16_t tmp[16];
+        vf v = load_part(x + i, n - i);
+
+        if (dtype == TD_F16)
+            vf_store_f16(tmp, v);
+        else
+            vf_store_bf16(tmp, v);
+        memcpy(out + i, tmp, (n - i < 16 ? n - i : 16) * sizeof *out);
+    }
+}
+
+static const struct td_cpu_attend_ops attend[1] = {{attend_run, join, finish, rope, halves}};
+
+#endif

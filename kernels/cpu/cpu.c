@@ -16,6 +16,7 @@ static void close_cpu(struct td_kern *kern)
     struct td_cpu *cpu = td_cpu_of(kern);
 
     td_pool_close(cpu->pool);
+    td_cpu_attention_close(cpu->attention);
     free(cpu->scratch);
     free(cpu);
 }
@@ -29,7 +30,7 @@ static bool supports_matrix(const struct td_kern *kern, enum td_dtype type)
 static bool supports_kv(const struct td_kern *kern, enum td_dtype type)
 {
     (void)kern;
-    return type == TD_F32 || type == TD_F16 || type == TD_BF16;
+    return type <= TD_Q4_0;
 }
 
 /* Anonymous mappings: cleared, aligned, given back to the system when released; huge pages where there are any. */
@@ -80,9 +81,10 @@ static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_s
     if (!m->head.leaf_end)
         goto fail_matrix;
     memcpy(m->head.leaf_end, shape->leaf_end, shape->n_leaves * sizeof *m->head.leaf_end);
-    m->data = alloc(kern, bytes + TD_CPU_SLACK);
+    m->data = alloc(kern, bytes);
     if (!m->data)
         goto fail_leaves;
+    td_pool_place(td_cpu_of(kern)->pool, m->data, bytes);
     *out = &m->head;
     return TD_OK;
 
@@ -99,7 +101,7 @@ static void matrix_close(struct td_kern *kern, struct td_matrix *matrix)
 {
     struct td_cpu_matrix *m = (struct td_cpu_matrix *)matrix;
 
-    release(kern, m->data, m->head.bytes + TD_CPU_SLACK);
+    release(kern, m->data, m->head.bytes);
     free(m->head.leaf_end);
     free(m);
 }
@@ -151,30 +153,44 @@ static const struct td_kern_ops OPS = {
     .silu_mul = td_cpu_silu_mul,
     .add = td_cpu_add,
     .rope_angles = td_cpu_rope_angles,
-    .rope = td_cpu_rope,
-    .kv_write = td_cpu_kv_write,
+    .rope_kv = td_cpu_rope_kv,
     .attention = td_cpu_attention,
 };
 
 /* Best first. */
-static const struct td_cpu_isa *const ISAS[] = {&td_cpu_isa_avx512bf16, &td_cpu_isa_avx512,
-                                                &td_cpu_isa_avx2, &td_cpu_isa_ref};
+static const struct td_cpu_isa *const ISAS[] = {&td_cpu_isa_avx512, &td_cpu_isa_avx2,
+                                                &td_cpu_isa_ref};
 
-static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa,
-                                 struct td_err *err)
+static enum td_status no_such_isa(const char *name, struct td_err *err)
 {
-    for (size_t i = 0; i < sizeof ISAS / sizeof ISAS[0]; i++) {
-        if (name && strcasecmp(name, ISAS[i]->name))
-            continue;
-        if (ISAS[i]->available() && (name || !ISAS[i]->worthwhile || ISAS[i]->worthwhile())) {
-            *isa = ISAS[i];
-            return TD_OK;
-        }
-        if (name)
-            return td_err_set(err, TD_UNSUPPORTED, "this processor has no %s", name);
+    return td_err_set(err, TD_UNSUPPORTED, "this processor has no %s", name);
+}
+
+/* Sets isa and bf16; `name` NULL: the best there is. AVX-512 comes with its BF16 unit (avx512bf16) or without (avx512). */
+static enum td_status choose_isa(struct td_cpu *cpu, const char *name, struct td_err *err)
+{
+    bool with_unit = name && strcasecmp(name, "avx512bf16") == 0;
+    size_t i = 0, n = sizeof ISAS / sizeof ISAS[0];
+
+    while (i < n && (name ? strcasecmp(with_unit ? "avx512" : name, ISAS[i]->name) != 0
+                          : !ISAS[i]->available()))
+        i++;
+    if (i == n)
+        return td_err_set(err, TD_INVALID,
+                          "instruction set '%s': expected auto, ref, avx2, avx512 or avx512bf16",
+                          name);
+    if (!ISAS[i]->available() || (with_unit && !td_cpu_avx512bf16.available()))
+        return no_such_isa(name, err);
+    cpu->isa = ISAS[i];
+    cpu->bf16 = ISAS[i]->bf16;
+    snprintf(cpu->head.name, sizeof cpu->head.name, "cpu %s", ISAS[i]->name);
+    if (!name && ISAS[i] == &td_cpu_isa_avx512)
+        with_unit = td_cpu_avx512bf16.available() && td_cpu_avx512bf16.beats_fma();
+    if (with_unit) {
+        cpu->bf16 = td_cpu_avx512bf16.bf16;
+        snprintf(cpu->head.name, sizeof cpu->head.name, "cpu avx512bf16");
     }
-    return td_err_set(err, TD_INVALID,
-                      "instruction set '%s': expected auto, ref, avx2, avx512 or avx512bf16", name);
+    return TD_OK;
 }
 
 /* Physical cores that this process may use. */
@@ -201,7 +217,7 @@ enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct 
 
     if (!cpu)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the CPU backend");
-    s = choose_isa(name && name[0] && strcasecmp(name, "auto") ? name : NULL, &cpu->isa, err);
+    s = choose_isa(cpu, name && name[0] && strcasecmp(name, "auto") ? name : NULL, err);
     if (!s && pool.n_threads == 0)
         s = count_cores(&pool.n_threads, err);
     if (s)
@@ -212,7 +228,6 @@ enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct 
     if (s)
         goto fail;
     cpu->head.ops = &OPS;
-    snprintf(cpu->head.name, sizeof cpu->head.name, "cpu %s", cpu->isa->name);
     cpu->head.numerics = "cpu-2"; /* one class: every instruction set gives the same bits */
     cpu->head.n_threads = pool.n_threads;
     *kern = &cpu->head;

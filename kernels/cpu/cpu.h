@@ -47,17 +47,30 @@
 
 enum {
     TD_CPU_GROUP = 32,
-    TD_CPU_TOKENS =
-        96, /* tokens per pass over a group: their activations stay in the second-level cache */
-    TD_CPU_MAX_LEVELS = 8,  /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
-    TD_CPU_MAX_CHUNKS = 25, /* the same over the chunks of 2^30 keys */
+    TD_CPU_TOKENS = 96,    /* tokens per pass over a group: their activations stay in L2 */
+    TD_CPU_MAX_LEVELS = 8, /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
+    TD_CPU_QUERIES = 64,   /* queries that are walked over the keys together */
+};
+
+struct td_cpu_source;
+struct td_cpu_act;
+struct td_cpu_product;
+
+/* What struct td_cpu_isa has for TD_ACT_BF16. Products are called with subnormals flushed (linear.c). */
+struct td_cpu_bf16 {
+    bool pairs; /* activations as pairs, else as F32 */
+    void (*prepare)(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
+                    uint32_t slot, uint32_t n, uint8_t *out);
+    void (*product)(const struct td_cpu_product *p);
 };
 
 struct td_cpu {
     struct td_kern head;
     const struct td_cpu_isa *isa;
+    struct td_cpu_bf16 bf16; /* isa's, or a faster unit's */
     struct td_pool *pool;
-    uint8_t *scratch; /* prepared activations, grown on demand and kept */
+    struct td_cpu_attention *attention; /* scratch of attention, grown on demand and kept */
+    uint8_t *scratch;                   /* prepared activations, grown on demand and kept */
     size_t scratch_bytes;
 };
 
@@ -70,12 +83,9 @@ static inline struct td_cpu *td_cpu_of(struct td_kern *kern)
 
 struct td_cpu_matrix {
     struct td_matrix head;
-    uint8_t *data;      /* TD_CPU_SLACK more bytes than the groups have */
+    uint8_t *data;
     size_t group_bytes; /* of a full group */
 };
-
-/* Vectors of the last group's fields may be loaded past the lanes that exist. */
-enum { TD_CPU_SLACK = 256 };
 
 static inline uint32_t td_cpu_lanes(const struct td_matrix *m, uint32_t group)
 {
@@ -263,34 +273,107 @@ struct td_cpu_product {
     size_t part_stride; /* floats between two parts */
 };
 
-/* One query head of one row. */
+/* ---- attention ----
+ * Inside a block of the KV cache, for each KV head: V is block_tokens rows as td_quant_row writes them. K has keys side by side: for
+ * the float types per dimension block_tokens values; for Q8_0 and Q4_0 per 32 dimensions block_tokens F16 scales, then 8 or 4
+ * steps x [block_tokens][4] bytes, byte i of step j being byte 4j + i of the token's file block. */
+
+/* Shares of the softmax of some queries over some keys: the largest score, and per query the values weighted by
+ * e = exp(score - max), [head_dim rounded up to 16], followed by 16 lanes of the sum of e (key j in lane j % 16). */
+struct td_cpu_partial {
+    float *max; /* [TD_CPU_QUERIES] */
+    float *acc; /* [n_q x stride] */
+};
+
+static inline uint32_t td_cpu_partial_stride(uint32_t head_dim)
+{
+    return ((head_dim + 15) & ~15u) + 16;
+}
+
+/* Queries of one sequence that share a KV head and the chunk in which their keys end; heads of one row, or of several. */
 struct td_cpu_attend {
     const struct td_kv_view *kv;
     const uint32_t *blocks; /* block table of the sequence */
-    uint32_t position;      /* attends to 0 .. position */
     uint32_t kv_head;
+    uint32_t n_q; /* <= TD_CPU_QUERIES */
+    uint32_t chunk_begin,
+        chunk_end; /* a whole subtree of the tree over chunks, or its last, unfinished one */
     float scale;
-    const float *q; /* [head_dim] */
-    float *out;     /* [head_dim] */
+    const float *q[TD_CPU_QUERIES]; /* [head_dim] each */
+    uint32_t n_keys
+        [TD_CPU_QUERIES]; /* query i attends to keys 0 .. n_keys[i] - 1; at least one lies in each chunk */
+    float *memory;        /* td_cpu_attend_floats, aligned to 64 bytes */
+};
+
+enum { TD_CPU_LEVELS = 26 }; /* subtrees at hand over the chunks of 2^30 keys, and one to join */
+
+/* Scratch of one call: scaled queries, scores, a chunk of K and V as stored and as F32, and the subtrees at hand. */
+static inline size_t td_cpu_attend_floats(uint32_t head_dim)
+{
+    size_t dim = (head_dim + 15) & ~15u;
+
+    return TD_CPU_QUERIES * (dim + TD_KERN_CHUNK_KEYS) + 3 * dim * TD_KERN_CHUNK_KEYS +
+           (size_t)TD_CPU_LEVELS * TD_CPU_QUERIES * (1 + td_cpu_partial_stride(head_dim));
+}
+
+static inline struct td_cpu_partial td_cpu_attend_level(const struct td_cpu_attend *a,
+                                                        uint32_t level)
+{
+    size_t dim = (a->kv->head_dim + 15) & ~15u;
+    size_t each = TD_CPU_QUERIES * (1 + (size_t)td_cpu_partial_stride(a->kv->head_dim));
+    float *p = a->memory + TD_CPU_QUERIES * (dim + TD_KERN_CHUNK_KEYS) +
+               3 * dim * TD_KERN_CHUNK_KEYS + level * each;
+
+    return (struct td_cpu_partial){p, p + TD_CPU_QUERIES};
+}
+
+/* Byte address of what one KV head has in the block of `position`. */
+static inline const uint8_t *td_cpu_kv_block(const struct td_cpu_attend *a, const void *base,
+                                             uint32_t position)
+{
+    const struct td_kv_view *kv = a->kv;
+    size_t block = a->blocks[position / kv->block_tokens];
+
+    return (const uint8_t *)base + (block * kv->n_kv_heads + a->kv_head) * kv->block_tokens *
+                                       td_dtype_row_bytes(kv->dtype, kv->head_dim);
+}
+
+/* Copies n keys between K blocks of the same type: keys from_t .. of a block of from_tokens to keys to_t .. of one of to_tokens.
+ * A row as td_quant_row writes it is a K block of one token. */
+void td_cpu_copy_keys(enum td_dtype dtype, uint32_t head_dim, const uint8_t *from,
+                      uint32_t from_tokens, uint32_t from_t, uint8_t *to, uint32_t to_tokens,
+                      uint32_t to_t, uint32_t n);
+
+/* Attention of one instruction set. */
+struct td_cpu_attend_ops {
+    /* The share of chunks chunk_begin .. chunk_end - 1, left in td_cpu_attend_level(a, 0). */
+    void (*run)(const struct td_cpu_attend *a);
+    /* left = left joined with right, of n_q queries. */
+    void (*join)(uint32_t head_dim, uint32_t n_q, const struct td_cpu_partial *left,
+                 const struct td_cpu_partial *right);
+    /* out [head_dim] of query i. */
+    void (*finish)(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, float *out);
+    /* Rotates x [dim] in place by one row of angles [2 x dim]. */
+    void (*rope)(float *x, const float *angles, uint32_t dim, bool interleaved);
+    /* out [n] = x rounded to F16 or BF16. */
+    void (*halves)(enum td_dtype dtype, const float *x, uint32_t n, uint16_t *out);
 };
 
 struct td_cpu_isa {
     const char *name;
     bool (*available)(void);
-    bool (*worthwhile)(void); /* whether "auto" may choose it where it is available; NULL: yes */
-    bool bf16_pairs;          /* TD_ACT_BF16 as pairs, else as F32 */
     uint8_t max_tile[TD_ACT_KINDS];
     /* Adds to row t, finds its factor. */
     void (*gather)(const struct td_cpu_source *src, uint32_t t);
-    /* Row t into place `slot` of the tile of n tokens at `out`. */
+    /* Row t into place `slot` of the tile of n tokens at `out`. TD_ACT_BF16: see `bf16`. */
     void (*prepare)(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
                     uint32_t slot, uint32_t n, uint8_t *out);
-    /* With BF16 activations it is called with subnormals flushed (linear.c). */
     void (*product)(const struct td_cpu_product *p);
+    struct td_cpu_bf16 bf16;
     void (*rmsnorm)(const float *x, const float *weight, uint32_t dim, float eps, float *out);
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
     void (*add)(float *x, const float *y, size_t n);
-    void (*attend)(const struct td_cpu_attend *a);
+    const struct td_cpu_attend_ops *attend;
 };
 
 /* Sum of 16 lanes: halves joined until one is left. */
@@ -305,16 +388,25 @@ static inline float td_cpu_fold16(const float *lane)
     return s[0];
 }
 
-void td_cpu_attend_ref(const struct td_cpu_attend *a);
+extern const struct td_cpu_attend_ops td_cpu_attend_ref[1];
 
 extern const struct td_cpu_isa td_cpu_isa_ref;
 extern const struct td_cpu_isa td_cpu_isa_avx2;
 extern const struct td_cpu_isa td_cpu_isa_avx512;
-extern const struct td_cpu_isa td_cpu_isa_avx512bf16;
+
+/* BF16 dot products of a processor, to replace those of td_cpu_isa_avx512. */
+extern const struct td_cpu_bf16_unit {
+    bool (*available)(void);
+    bool (*beats_fma)(void); /* measures, some tens of microseconds */
+    struct td_cpu_bf16 bf16;
+} td_cpu_avx512bf16;
 
 /* Writes source rows (file format) of one group into the packed layout at `dst`. */
 void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,
                    size_t stride_bytes, const float *scales, uint8_t *dst);
+/* n_cols packed columns of a group of `lanes` lanes, which begin at a block, as those of a group of 32; the other lanes are 0. */
+void td_pack_widen(enum td_dtype dtype, uint32_t lanes, const uint8_t *src, uint32_t n_cols,
+                   uint8_t *dst);
 /* Column-wise inverse for one row: out [n_cols] dequantised. */
 void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out);
 
@@ -330,13 +422,13 @@ void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, s
                      float *out);
 void td_cpu_add(struct td_kern *kern, float *x, const float *y, size_t n);
 void td_cpu_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
-                        const uint32_t *positions, uint32_t n, float *cos_sin);
-void td_cpu_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
-                 const float *cos_sin, bool interleaved);
-void td_cpu_kv_write(struct td_kern *kern, const struct td_kv_view *kv,
-                     const struct td_kv_rows *rows_in, uint32_t n, const float *k, const float *v);
-void td_cpu_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                      const struct td_kv_rows *rows_in, uint32_t n, const float *q,
-                      uint32_t n_heads, const uint32_t *kv_of_head, float scale, float *out);
+                        bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
+void td_cpu_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
+                    const struct td_kv_rows *rows_in, uint32_t n, const struct td_rope_kv *in);
+enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *kv,
+                                const struct td_kv_rows *rows_in, uint32_t n, const float *q,
+                                uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+                                float *out, struct td_err *err);
+void td_cpu_attention_close(struct td_cpu_attention *attention); /* NULL is legal */
 
 #endif

@@ -72,8 +72,9 @@ static void prepare_token(const struct linear_job *job, const struct td_cpu_act 
         if (t - t0 < tile.t0 + tile.n)
             break;
     }
-    job->cpu->isa->prepare(&job->src, act, t, t - t0 - tile.t0, tile.n,
-                           act->data + (size_t)(t0 + tile.t0) * act->row_bytes);
+    (act->traits.kind == TD_ACT_BF16 ? job->cpu->bf16.prepare : job->cpu->isa->prepare)(
+        &job->src, act, t, t - t0 - tile.t0, tile.n,
+        act->data + (size_t)(t0 + tile.t0) * act->row_bytes);
 }
 
 static void prepare_task(void *user, uint32_t task)
@@ -110,7 +111,7 @@ static uint8_t act_for(struct linear_job *job, const struct td_matrix *m)
             .traits = traits,
             .n_cols = m->n_cols,
             .max_tile = isa->max_tile[traits.kind],
-            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, isa->bf16_pairs)};
+            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, job->cpu->bf16.pairs)};
     return i;
 }
 
@@ -154,7 +155,7 @@ static void product(const struct linear_job *job, const struct td_cpu_product *p
     if (p->act->traits.kind == TD_ACT_BF16) {
         uint32_t mode = flush_begin();
 
-        job->cpu->isa->product(p);
+        job->cpu->bf16.product(p);
         flush_end(mode);
     } else {
         job->cpu->isa->product(p);

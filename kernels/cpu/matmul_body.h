@@ -1,3 +1,6 @@
+#ifndef TD_KERNELS_CPU_MATMUL_BODY_H
+#define TD_KERNELS_CPU_MATMUL_BODY_H
+
 /* Products with packed matrices, over the vector of vec_body.h, which includes this file. The includer defines TD_TILE_FLOAT
  * and TD_TILE_INT, the tokens of a tile, and TD_BF16_PAIRS: 1 where v_dot_bf16 exists.
  *
@@ -16,19 +19,54 @@ enum {
     PLAIN_BYTES = CHUNK_FLOAT / 128 * (128 * 128 + 128) > CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT
                       ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
                       : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
+    WIDE_BYTES = CHUNK_INT / 32 * 34 * TD_CPU_GROUP, /* packed chunk: Q8_0 has the longest */
     AHEAD = 4096 /* bytes that one token's stream prefetches ahead */
 };
 
-/* ---- fields of packed blocks: the half `h` of the lanes ---- */
+/* ---- fields of packed blocks of 32 lanes: the half `h` of them ---- */
 
-INLINE vi word_at(const uint8_t *block, uint32_t lanes, uint32_t at, int h)
+INLINE vi word_at(const uint8_t *block, uint32_t at, int h)
 {
-    return vi_load(block + (size_t)at * lanes + h * 64);
+    return vi_load(block + (size_t)at * TD_CPU_GROUP + h * 64);
 }
 
-INLINE vf half_at(const uint8_t *block, uint32_t lanes, uint32_t at, int h)
+INLINE vf half_at(const uint8_t *block, uint32_t at, int h)
 {
-    return vf_load_f16(block + (size_t)at * lanes + h * 32);
+    return vf_load_f16(block + (size_t)at * TD_CPU_GROUP + h * 32);
+}
+
+/* Bytes of a block, as a constant where the type is one. */
+INLINE size_t block_bytes(enum td_dtype dtype)
+{
+    switch (dtype) {
+    case TD_Q8_0:
+        return 34;
+    case TD_Q4_0:
+    case TD_IQ4_NL:
+        return 18;
+    case TD_Q4_1:
+        return 20;
+    case TD_Q5_0:
+        return 22;
+    case TD_Q5_1:
+        return 24;
+    case TD_MXFP4:
+        return 17;
+    case TD_Q2_K:
+        return 84;
+    case TD_Q3_K:
+        return 110;
+    case TD_Q4_K:
+        return 144;
+    case TD_Q5_K:
+        return 176;
+    case TD_Q6_K:
+        return 210;
+    case TD_IQ4_XS:
+        return 136;
+    default:
+        return 0;
+    }
 }
 
 /* Bits `mask` (a byte) of every byte of a word, from bit `shift` on. */
@@ -46,7 +84,7 @@ INLINE vi bit_to(vi word, int bit, int to)
 }
 
 /* The stored integers of columns 4j .. 4j + 3 of eighth b (0 for blocks of 32). */
-INLINE vi weight_word(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, int b, int j, int h)
+INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h)
 {
     static const uint8_t iq4[16] = {TD_CPU_IQ4_VALUES}, mxfp4[16] = {TD_CPU_MXFP4_VALUES};
     const uint32_t step = (uint32_t)j * 4, quarter = step % 16; /* byte of a word in its field */
@@ -54,62 +92,57 @@ INLINE vi weight_word(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, int
 
     switch (dtype) {
     case TD_Q8_0:
-        return word_at(p, lanes, 2 + step, h);
+        return word_at(p, 2 + step, h);
     case TD_Q4_0:
-        return bits_of(word_at(p, lanes, 2 + quarter, h), upper, 15);
+        return bits_of(word_at(p, 2 + quarter, h), upper, 15);
     case TD_Q4_1:
-        return bits_of(word_at(p, lanes, 4 + quarter, h), upper, 15);
+        return bits_of(word_at(p, 4 + quarter, h), upper, 15);
     case TD_Q5_0:
-        return vi_or(bits_of(word_at(p, lanes, 6 + quarter, h), upper, 15),
-                     bit_to(word_at(p, lanes, 2, h), j, 4));
+        return vi_or(bits_of(word_at(p, 6 + quarter, h), upper, 15),
+                     bit_to(word_at(p, 2, h), j, 4));
     case TD_Q5_1:
-        return vi_or(bits_of(word_at(p, lanes, 8 + quarter, h), upper, 15),
-                     bit_to(word_at(p, lanes, 4, h), j, 4));
+        return vi_or(bits_of(word_at(p, 8 + quarter, h), upper, 15),
+                     bit_to(word_at(p, 4, h), j, 4));
     case TD_IQ4_NL:
-        return vi_lookup(iq4, bits_of(word_at(p, lanes, 2 + quarter, h), upper, 15));
+        return vi_lookup(iq4, bits_of(word_at(p, 2 + quarter, h), upper, 15));
     case TD_MXFP4:
-        return vi_lookup(mxfp4, bits_of(word_at(p, lanes, 1 + quarter, h), upper, 15));
+        return vi_lookup(mxfp4, bits_of(word_at(p, 1 + quarter, h), upper, 15));
     case TD_Q4_K:
-        return bits_of(word_at(p, lanes, 16 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15);
+        return bits_of(word_at(p, 16 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15);
     case TD_Q5_K:
-        return vi_or(
-            bits_of(word_at(p, lanes, 48 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15),
-            bit_to(word_at(p, lanes, 16 + step, h), b, 4));
+        return vi_or(bits_of(word_at(p, 48 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15),
+                     bit_to(word_at(p, 16 + step, h), b, 4));
     case TD_Q6_K:
         return vi_or(
-            bits_of(word_at(p, lanes, 18 + (uint32_t)(b / 4 * 64 + b % 2 * 32) + step, h),
-                    b % 4 / 2 * 4, 15),
-            vi_shl(bits_of(word_at(p, lanes, 146 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3),
-                   4));
+            bits_of(word_at(p, 18 + (uint32_t)(b / 4 * 64 + b % 2 * 32) + step, h), b % 4 / 2 * 4,
+                    15),
+            vi_shl(bits_of(word_at(p, 146 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3), 4));
     case TD_Q3_K:
-        return vi_or(
-            bits_of(word_at(p, lanes, 46 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3),
-            bit_to(word_at(p, lanes, 14 + step, h), b, 2));
+        return vi_or(bits_of(word_at(p, 46 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3),
+                     bit_to(word_at(p, 14 + step, h), b, 2));
     case TD_Q2_K:
-        return bits_of(word_at(p, lanes, 20 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3);
+        return bits_of(word_at(p, 20 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3);
     case TD_IQ4_XS:
-        return vi_lookup(iq4,
-                         bits_of(word_at(p, lanes, 8 + (uint32_t)b * 16 + quarter, h), upper, 15));
+        return vi_lookup(iq4, bits_of(word_at(p, 8 + (uint32_t)b * 16 + quarter, h), upper, 15));
     default:
         return vi_set1(0);
     }
 }
 
 /* Value i of the sixes at byte `at`. */
-INLINE vi six_at(const uint8_t *p, uint32_t lanes, uint32_t at, int i, int h)
+INLINE vi six_at(const uint8_t *p, uint32_t at, int i, int h)
 {
-    vi w = word_at(p, lanes, at + (uint32_t)i / 5 * 4, h);
+    vi w = word_at(p, at + (uint32_t)i / 5 * 4, h);
 
     if (i < 15)
         return vi_and(vi_shr(w, 6 * (i % 5)), vi_set1(63));
-    return vi_or(vi_shr(word_at(p, lanes, at, h), 30),
-                 vi_or(vi_shl(vi_shr(word_at(p, lanes, at + 4, h), 30), 2),
-                       vi_shl(vi_shr(word_at(p, lanes, at + 8, h), 30), 4)));
+    return vi_or(vi_shr(word_at(p, at, h), 30),
+                 vi_or(vi_shl(vi_shr(word_at(p, at + 4, h), 30), 2),
+                       vi_shl(vi_shr(word_at(p, at + 8, h), 30), 4)));
 }
 
 /* Scale of half `half` of eighth b, as a float; of the block for blocks of 32. */
-INLINE vf weight_scale(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, int b, int half,
-                       int h)
+INLINE vf weight_scale(enum td_dtype dtype, const uint8_t *p, int b, int half, int h)
 {
     const int i = 2 * b + half;
 
@@ -118,46 +151,46 @@ INLINE vf weight_scale(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, in
         return vf_e8m0(vi_load_u8(p + h * 16));
     case TD_Q4_K:
     case TD_Q5_K:
-        return vf_from_vi(six_at(p, lanes, 4, b, h));
+        return vf_from_vi(six_at(p, 4, b, h));
     case TD_Q6_K:
         return vf_from_vi(
-            vi_sar(vi_shl(word_at(p, lanes, 2 + (uint32_t)(i / 4) * 4, h), 24 - i % 4 * 8), 24));
+            vi_sar(vi_shl(word_at(p, 2 + (uint32_t)(i / 4) * 4, h), 24 - i % 4 * 8), 24));
     case TD_Q3_K:
-        return vf_from_vi(vi_sub(six_at(p, lanes, 2, i, h), vi_set1(32)));
+        return vf_from_vi(vi_sub(six_at(p, 2, i, h), vi_set1(32)));
     case TD_Q2_K:
-        return vf_from_vi(vi_and(vi_shr(word_at(p, lanes, 4 + (uint32_t)(i / 4) * 4, h), i % 4 * 8),
-                                 vi_set1(15)));
+        return vf_from_vi(
+            vi_and(vi_shr(word_at(p, 4 + (uint32_t)(i / 4) * 4, h), i % 4 * 8), vi_set1(15)));
     case TD_IQ4_XS: {
-        vi low = vi_and(vi_shr(word_at(p, lanes, 4, h), 4 * b), vi_set1(15));
-        vi high = vi_and(vi_shr(vi_load_u16(p + 2 * (size_t)lanes + h * 32), 2 * b), vi_set1(3));
+        vi low = vi_and(vi_shr(word_at(p, 4, h), 4 * b), vi_set1(15));
+        vi high = vi_and(vi_shr(vi_load_u16(p + 2 * TD_CPU_GROUP + h * 32), 2 * b), vi_set1(3));
 
         return vf_from_vi(vi_sub(vi_or(low, vi_shl(high, 4)), vi_set1(32)));
     }
     default:
-        return half_at(p, lanes, 0, h);
+        return half_at(p, 0, h);
     }
 }
 
-INLINE vf weight_min(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, int b, int half, int h)
+INLINE vf weight_min(enum td_dtype dtype, const uint8_t *p, int b, int half, int h)
 {
     const int i = 2 * b + half;
 
     switch (dtype) {
     case TD_Q4_K:
     case TD_Q5_K:
-        return vf_from_vi(six_at(p, lanes, 4, 8 + b, h));
+        return vf_from_vi(six_at(p, 4, 8 + b, h));
     case TD_Q2_K:
-        return vf_from_vi(vi_and(
-            vi_shr(word_at(p, lanes, 4 + (uint32_t)(i / 4) * 4, h), 4 + i % 4 * 8), vi_set1(15)));
+        return vf_from_vi(
+            vi_and(vi_shr(word_at(p, 4 + (uint32_t)(i / 4) * 4, h), 4 + i % 4 * 8), vi_set1(15)));
     default:
-        return half_at(p, lanes, 2, h);
+        return half_at(p, 2, h);
     }
 }
 
-/* Eight bytes of E4M3 columns k, k + 1 in the order of plain floats. */
-INLINE vf f8_at(const uint8_t *p, uint32_t lanes, uint32_t k, int h)
+/* Column k of E4M3 bytes. */
+INLINE vf f8_at(const uint8_t *p, uint32_t k, int h)
 {
-    return vf_from_f8(vi_load_u8(p + (size_t)k * lanes + h * 16));
+    return vf_from_f8(vi_load_u8(p + (size_t)k * TD_CPU_GROUP + h * 16));
 }
 
 /* ---- the plain forms ---- */
@@ -173,33 +206,30 @@ INLINE uint32_t plain_tail(struct td_cpu_traits traits)
     return traits.kind == TD_ACT_INT256 ? (uint32_t)(128 * (1 + traits.mins)) : 0;
 }
 
-INLINE void expand_int(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, uint32_t n_k,
-                       float *plain)
+INLINE void expand_int(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, float *plain)
 {
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
     const uint32_t elems = traits.kind == TD_ACT_INT256 ? 256 : 32;
-    const size_t bytes = td_dtype_info(dtype)->block_bytes * lanes;
+    const size_t bytes = block_bytes(dtype) * TD_CPU_GROUP;
 
     for (uint32_t k = 0; k < n_k; k += elems, p += bytes) {
-#pragma GCC unroll 8
         for (int b = 0; b < (int)elems / 32; b++) {
-#pragma GCC unroll 8
             for (int j = 0; j < 8; j++, plain += 32) {
-                vi_store((uint8_t *)plain, weight_word(dtype, lanes, p, b, j, 0));
-                vi_store((uint8_t *)(plain + 16), weight_word(dtype, lanes, p, b, j, 1));
+                vi_store((uint8_t *)plain, weight_word(dtype, p, b, j, 0));
+                vi_store((uint8_t *)(plain + 16), weight_word(dtype, p, b, j, 1));
             }
             for (int half = 0; half < traits.halves; half++, plain += 32) {
-                vf_store(plain, weight_scale(dtype, lanes, p, b, half, 0));
-                vf_store(plain + 16, weight_scale(dtype, lanes, p, b, half, 1));
+                vf_store(plain, weight_scale(dtype, p, b, half, 0));
+                vf_store(plain + 16, weight_scale(dtype, p, b, half, 1));
             }
             for (int half = 0; traits.mins && half < traits.halves; half++, plain += 32) {
-                vf_store(plain, weight_min(dtype, lanes, p, b, half, 0));
-                vf_store(plain + 16, weight_min(dtype, lanes, p, b, half, 1));
+                vf_store(plain, weight_min(dtype, p, b, half, 0));
+                vf_store(plain + 16, weight_min(dtype, p, b, half, 1));
             }
         }
         for (int i = 0; traits.kind == TD_ACT_INT256 && i < 1 + traits.mins; i++, plain += 32) {
-            vf_store(plain, half_at(p, lanes, (uint32_t)i * 2, 0));
-            vf_store(plain + 16, half_at(p, lanes, (uint32_t)i * 2, 1));
+            vf_store(plain, half_at(p, (uint32_t)i * 2, 0));
+            vf_store(plain + 16, half_at(p, (uint32_t)i * 2, 1));
         }
     }
 }
@@ -220,44 +250,43 @@ INLINE float *put_pair(vf even0, vf even1, vf odd0, vf odd1, float *plain)
 #endif
 }
 
-INLINE void expand_float(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, uint32_t n_k,
-                         float *plain)
+INLINE void expand_float(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, float *plain)
 {
     switch (dtype) {
     case TD_F32:
         for (uint32_t k = 0; k < n_k; k++, plain += 32) {
-            vf_store(plain, vf_cast(word_at(p, lanes, k * 4, 0)));
-            vf_store(plain + 16, vf_cast(word_at(p, lanes, k * 4, 1)));
+            vf_store(plain, vf_cast(word_at(p, k * 4, 0)));
+            vf_store(plain + 16, vf_cast(word_at(p, k * 4, 1)));
         }
         return;
     case TD_F16:
         for (uint32_t k = 0; k < n_k; k++, plain += 32) {
-            vf_store(plain, half_at(p, lanes, k * 2, 0));
-            vf_store(plain + 16, half_at(p, lanes, k * 2, 1));
+            vf_store(plain, half_at(p, k * 2, 0));
+            vf_store(plain + 16, half_at(p, k * 2, 1));
         }
         return;
     case TD_BF16:
         for (uint32_t k = 0; k < n_k; k += 2) {
-            vi w0 = word_at(p, lanes, k * 2, 0), w1 = word_at(p, lanes, k * 2, 1);
+            vi w0 = word_at(p, k * 2, 0), w1 = word_at(p, k * 2, 1);
 
             plain = put_pair(vf_even(w0), vf_even(w1), vf_odd(w0), vf_odd(w1), plain);
         }
         return;
     case TD_F8_E4M3:
-        for (; n_k; p += (size_t)lanes * 132) {
+        for (; n_k; p += TD_CPU_GROUP * 132) {
             uint32_t n = n_k < 128 ? n_k : 128;
-            const uint8_t *bytes = p + (size_t)lanes * 4;
+            const uint8_t *bytes = p + TD_CPU_GROUP * 4;
 
-            vf_store(plain, vf_cast(word_at(p, lanes, 0, 0)));
-            vf_store(plain + 16, vf_cast(word_at(p, lanes, 0, 1)));
+            vf_store(plain, vf_cast(word_at(p, 0, 0)));
+            vf_store(plain + 16, vf_cast(word_at(p, 0, 1)));
             plain += 32;
             for (uint32_t k = 0; k < n; k += 2) {
                 bool paired = k + 1 < n;
                 vf none = vf_set1(0.0f);
 
-                plain = put_pair(f8_at(bytes, lanes, k, 0), f8_at(bytes, lanes, k, 1),
-                                 paired ? f8_at(bytes, lanes, k + 1, 0) : none,
-                                 paired ? f8_at(bytes, lanes, k + 1, 1) : none, plain);
+                plain = put_pair(f8_at(bytes, k, 0), f8_at(bytes, k, 1),
+                                 paired ? f8_at(bytes, k + 1, 0) : none,
+                                 paired ? f8_at(bytes, k + 1, 1) : none, plain);
             }
             n_k -= n;
         }
@@ -270,12 +299,12 @@ INLINE void expand_float(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, 
 /* ---- leaves: acc += what n_k columns give to `n_tokens` tokens x 32 rows ---- */
 
 /* Lines of the next chunk that a tile asks for while it works on this one, a few per block. */
-struct ahead {
+struct lookahead {
     const uint8_t *p;
     uint32_t lines;
 };
 
-INLINE void look_ahead(struct ahead *ahead)
+INLINE void look_ahead(struct lookahead *ahead)
 {
     for (uint32_t i = 0; i < ahead->lines; i++, ahead->p += 64)
         __builtin_prefetch(ahead->p, 0, 2);
@@ -283,7 +312,7 @@ INLINE void look_ahead(struct ahead *ahead)
 
 /* Columns of plain floats [n_k][32] and of activations [n_k][n_tokens]. */
 INLINE void leaf_float(int n_tokens, const float *w, const float *x, uint32_t n_k,
-                       struct ahead *ahead, vf acc[][2])
+                       struct lookahead *ahead, vf acc[][2])
 {
     for (uint32_t k = 0; k < n_k; k++, w += 32, x += n_tokens) {
         vf w0 = vf_load(w), w1 = vf_load(w + 16);
@@ -303,7 +332,7 @@ INLINE void leaf_float(int n_tokens, const float *w, const float *x, uint32_t n_
 #if TD_BF16_PAIRS
 /* Pairs of columns [n_pairs][32] words and activations [n_pairs][n_tokens] words. */
 INLINE void leaf_pairs(int n_tokens, const uint8_t *w, const float *x, uint32_t n_pairs,
-                       struct ahead *ahead, vf acc[][2])
+                       struct lookahead *ahead, vf acc[][2])
 {
     for (uint32_t k = 0; k < n_pairs; k++, w += 128, x += n_tokens) {
         vi w0 = vi_load(w), w1 = vi_load(w + 64);
@@ -323,7 +352,7 @@ INLINE void leaf_pairs(int n_tokens, const uint8_t *w, const float *x, uint32_t 
 
 /* BF16 in its plain form. */
 INLINE void leaf_bf16(int n_tokens, const float *w, const float *x, uint32_t n_k,
-                      struct ahead *ahead, vf acc[][2])
+                      struct lookahead *ahead, vf acc[][2])
 {
 #if TD_BF16_PAIRS
     leaf_pairs(n_tokens, (const uint8_t *)w, x, (n_k + 1) / 2, ahead, acc);
@@ -332,8 +361,8 @@ INLINE void leaf_bf16(int n_tokens, const float *w, const float *x, uint32_t n_k
 #endif
 }
 
-INLINE void leaf_f8(int n_tokens, const float *w, const float *x, uint32_t n_k, struct ahead *ahead,
-                    vf acc[][2])
+INLINE void leaf_f8(int n_tokens, const float *w, const float *x, uint32_t n_k,
+                    struct lookahead *ahead, vf acc[][2])
 {
     for (uint32_t k = 0; k < n_k; k += 128) {
         const uint32_t n = n_k - k < 128 ? n_k - k : 128,
@@ -363,21 +392,20 @@ INLINE vi dot_of(struct td_cpu_traits traits, vi acc, vi w, vi a)
 struct ints {
     bool plain;
     enum td_dtype dtype; /* of the packed form */
-    uint32_t lanes;
 };
 
 INLINE vi int_word(struct ints from, const uint8_t *p, int b, int j, int h)
 {
     if (from.plain)
         return vi_load(p + j * 128 + h * 64);
-    return weight_word(from.dtype, from.lanes, p, b, j, h);
+    return weight_word(from.dtype, p, b, j, h);
 }
 
 INLINE vf int_scale(struct ints from, const uint8_t *p, int b, int half, int h)
 {
     if (from.plain)
         return vf_load((const float *)(const void *)(p + 1024 + half * 128 + h * 64));
-    return weight_scale(from.dtype, from.lanes, p, b, half, h);
+    return weight_scale(from.dtype, p, b, half, h);
 }
 
 INLINE vf int_min(struct ints from, struct td_cpu_traits traits, const uint8_t *p, int b, int half,
@@ -386,7 +414,7 @@ INLINE vf int_min(struct ints from, struct td_cpu_traits traits, const uint8_t *
     if (from.plain)
         return vf_load(
             (const float *)(const void *)(p + 1024 + (traits.halves + half) * 128 + h * 64));
-    return weight_min(from.dtype, from.lanes, p, b, half, h);
+    return weight_min(from.dtype, p, b, half, h);
 }
 
 /* dot = start + the integer dot products of a half (or of all) of 32 columns. `a` is the tile's block of activations. */
@@ -419,11 +447,10 @@ INLINE vf act_float(const uint8_t *a, int n_tokens, int at, int t)
 }
 
 INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_tokens,
-                       const uint8_t *p, const uint8_t *a, uint32_t n_k, struct ahead *ahead,
+                       const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
                        vf acc[][2])
 {
-    const size_t bytes =
-        from.plain ? plain_block(traits) : td_dtype_info(from.dtype)->block_bytes * from.lanes;
+    const size_t bytes = from.plain ? plain_block(traits) : block_bytes(from.dtype) * TD_CPU_GROUP;
 
     for (uint32_t k = 0; k < n_k; k += 32) {
         vf s0 = int_scale(from, p, 0, 0, 0), s1 = int_scale(from, p, 0, 0, 1);
@@ -458,80 +485,110 @@ INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_toke
     }
 }
 
+/* sum += what eighth b gives, without its minimums. */
+INLINE void eighth(struct td_cpu_traits traits, struct ints from, int n_tokens, const uint8_t *p,
+                   const uint8_t *a, int b, vf sum[][2])
+{
+#pragma GCC unroll 2
+    for (int half = 0; half < traits.halves; half++) {
+        vi dot[8][2];
+        vf s0, s1;
+
+        dots(traits, from, n_tokens, p, a, b, half, dot);
+        s0 = int_scale(from, p, b, half, 0);
+        s1 = int_scale(from, p, b, half, 1);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            sum[t][0] = vf_fma(vf_from_vi(dot[t][0]), s0, sum[t][0]);
+            sum[t][1] = vf_fma(vf_from_vi(dot[t][1]), s1, sum[t][1]);
+        }
+    }
+}
+
+/* sum += the minimums of eighth b times the sums of their activations. */
+INLINE void eighth_mins(struct td_cpu_traits traits, struct ints from, int n_tokens,
+                        const uint8_t *p, const uint8_t *a, int b, vf sum[][2])
+{
+#pragma GCC unroll 2
+    for (int half = 0; half < traits.halves; half++) {
+        vf m0 = int_min(from, traits, p, b, half, 0), m1 = int_min(from, traits, p, b, half, 1);
+
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            vf x = act_float(a, n_tokens, 36 + 4 * traits.halves + 4 * half, t);
+
+            sum[t][0] = vf_fma(m0, x, sum[t][0]);
+            sum[t][1] = vf_fma(m1, x, sum[t][1]);
+        }
+    }
+}
+
+INLINE void clear(int n_tokens, vf sum[][2])
+{
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++)
+        sum[t][0] = sum[t][1] = vf_set1(0.0f);
+}
+
+INLINE vf block_float(struct ints from, const uint8_t *p, const uint8_t *tail, int i, int h)
+{
+    if (from.plain)
+        return vf_load((const float *)(const void *)(tail + i * 128 + h * 64));
+    return half_at(p, (uint32_t)i * 2, h);
+}
+
+/* The eighths of the plain form are a loop; those of the packed form differ in their shifts and are written out. */
 INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tokens,
-                        const uint8_t *p, const uint8_t *a, uint32_t n_k, struct ahead *ahead,
+                        const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
                         vf acc[][2])
 {
-    const size_t bytes = from.plain ? 8 * plain_block(traits) + plain_tail(traits)
-                                    : td_dtype_info(from.dtype)->block_bytes * from.lanes;
     const size_t step = from.plain ? plain_block(traits) : 0;
+    const size_t bytes =
+        from.plain ? 8 * step + plain_tail(traits) : block_bytes(from.dtype) * TD_CPU_GROUP;
     const size_t act_step = td_cpu_act_block_bytes(traits) * (uint32_t)n_tokens;
 
     for (uint32_t k = 0; k < n_k; k += 256, p += bytes, a += 8 * act_step) {
-        vf sum[8][2], d0, d1;
+        const uint8_t *tail = p + 8 * step;
+        vf sum[8][2], d0 = block_float(from, p, tail, 0, 0), d1 = block_float(from, p, tail, 0, 1);
 
-#pragma GCC unroll 8
-        for (int t = 0; t < n_tokens; t++)
-            sum[t][0] = sum[t][1] = vf_set1(0.0f);
-#pragma GCC unroll 8
-        for (int b = 0; b < 8; b++) {
-            const uint8_t *block = p + (size_t)b * step;
-
-            if (from.plain)
+        clear(n_tokens, sum);
+        if (from.plain) {
+#pragma GCC unroll 1
+            for (int b = 0; b < 8; b++) {
                 look_ahead(ahead);
-            else
+                eighth(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step, b,
+                       sum);
+            }
+        } else {
+#pragma GCC unroll 8
+            for (int b = 0; b < 8; b++) {
                 for (size_t i = bytes / 8 * (size_t)b; i < bytes / 8 * (size_t)(b + 1); i += 64)
                     __builtin_prefetch(p + AHEAD + i, 0, 3);
-#pragma GCC unroll 2
-            for (int half = 0; half < traits.halves; half++) {
-                vi dot[8][2];
-                vf s0, s1;
-
-                dots(traits, from, n_tokens, block, a + (size_t)b * act_step, b, half, dot);
-                s0 = int_scale(from, block, b, half, 0);
-                s1 = int_scale(from, block, b, half, 1);
-#pragma GCC unroll 8
-                for (int t = 0; t < n_tokens; t++) {
-                    sum[t][0] = vf_fma(vf_from_vi(dot[t][0]), s0, sum[t][0]);
-                    sum[t][1] = vf_fma(vf_from_vi(dot[t][1]), s1, sum[t][1]);
-                }
+                eighth(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
             }
         }
-        d0 = from.plain ? vf_load((const float *)(const void *)(p + 8 * step))
-                        : half_at(p, from.lanes, 0, 0);
-        d1 = from.plain ? vf_load((const float *)(const void *)(p + 8 * step + 64))
-                        : half_at(p, from.lanes, 0, 1);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
             vf x = act_float(a, n_tokens, 32, t);
 
             acc[t][0] = vf_fma(sum[t][0], vf_mul(d0, x), acc[t][0]);
             acc[t][1] = vf_fma(sum[t][1], vf_mul(d1, x), acc[t][1]);
-            sum[t][0] = sum[t][1] = vf_set1(0.0f);
         }
         if (!traits.mins)
             continue;
+        clear(n_tokens, sum);
+        if (from.plain) {
+#pragma GCC unroll 1
+            for (int b = 0; b < 8; b++)
+                eighth_mins(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step,
+                            b, sum);
+        } else {
 #pragma GCC unroll 8
-        for (int b = 0; b < 8; b++)
-#pragma GCC unroll 2
-            for (int half = 0; half < traits.halves; half++) {
-                const uint8_t *block = p + (size_t)b * step;
-                vf m0 = int_min(from, traits, block, b, half, 0);
-                vf m1 = int_min(from, traits, block, b, half, 1);
-
-#pragma GCC unroll 8
-                for (int t = 0; t < n_tokens; t++) {
-                    vf x = act_float(a + (size_t)b * act_step, n_tokens,
-                                     36 + 4 * traits.halves + 4 * half, t);
-
-                    sum[t][0] = vf_fma(m0, x, sum[t][0]);
-                    sum[t][1] = vf_fma(m1, x, sum[t][1]);
-                }
-            }
-        d0 = from.plain ? vf_load((const float *)(const void *)(p + 8 * step + 128))
-                        : half_at(p, from.lanes, 2, 0);
-        d1 = from.plain ? vf_load((const float *)(const void *)(p + 8 * step + 192))
-                        : half_at(p, from.lanes, 2, 1);
+            for (int b = 0; b < 8; b++)
+                eighth_mins(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
+        }
+        d0 = block_float(from, p, tail, 1, 0);
+        d1 = block_float(from, p, tail, 1, 1);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
             vf x = vf_neg(act_float(a, n_tokens, 32, t));
@@ -542,7 +599,7 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
     }
 }
 
-/* ---- one token: straight from the packed form ---- */
+/* ---- one token: straight from the packed form of a full group ---- */
 
 /* Packed bytes of one lane in n_k columns, which begin at a block. */
 INLINE size_t lane_bytes(enum td_dtype dtype, uint32_t n_k)
@@ -551,7 +608,9 @@ INLINE size_t lane_bytes(enum td_dtype dtype, uint32_t n_k)
         return (size_t)(n_k + 1) / 2 * 4;
     if (dtype == TD_F8_E4M3)
         return n_k + (size_t)(n_k + 127) / 128 * 4;
-    return n_k / td_dtype_info(dtype)->block_elems * td_dtype_info(dtype)->block_bytes;
+    if (dtype == TD_F32 || dtype == TD_F16)
+        return (size_t)n_k * (dtype == TD_F32 ? 4 : 2);
+    return n_k / (td_cpu_traits(dtype).kind == TD_ACT_INT256 ? 256 : 32) * block_bytes(dtype);
 }
 
 INLINE void pair_step(vi w0, vi w1, const float *x, vf acc[2])
@@ -569,11 +628,11 @@ INLINE void pair_step(vi w0, vi w1, const float *x, vf acc[2])
 #endif
 }
 
-INLINE void leaf_one(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, const uint8_t *a,
-                     uint32_t n_k, vf acc[][2])
+INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, uint32_t n_k,
+                     vf acc[][2])
 {
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
-    const struct ints from = {false, dtype, lanes};
+    const struct ints from = {false, dtype};
     const float *x = (const float *)(const void *)a;
     vf sum[1][2];
 
@@ -588,25 +647,24 @@ INLINE void leaf_one(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, cons
         for (uint32_t k = 0; dtype == TD_BF16 && k < n_k; k += 2, x += 2 - TD_BF16_PAIRS) {
             __builtin_prefetch(p + AHEAD, 0, 3);
             __builtin_prefetch(p + AHEAD + 64, 0, 3);
-            pair_step(word_at(p, lanes, 0, 0), word_at(p, lanes, 0, 1), x, acc[0]);
-            p += (size_t)lanes * 4;
+            pair_step(word_at(p, 0, 0), word_at(p, 0, 1), x, acc[0]);
+            p += TD_CPU_GROUP * 4;
         }
         for (uint32_t b = 0; dtype == TD_F8_E4M3 && b < n_k; b += 128) {
             uint32_t n = n_k - b < 128 ? n_k - b : 128;
-            vf s0 = vf_cast(word_at(p, lanes, 0, 0)), s1 = vf_cast(word_at(p, lanes, 0, 1));
+            vf s0 = vf_cast(word_at(p, 0, 0)), s1 = vf_cast(word_at(p, 0, 1));
             const vf none = vf_set1(0.0f);
 
             sum[0][0] = sum[0][1] = none;
-            p += (size_t)lanes * 4;
+            p += TD_CPU_GROUP * 4;
             for (uint32_t k = 0; k < n; k += 2, x += 2 - TD_BF16_PAIRS) {
                 bool paired = k + 1 < n;
 
-                __builtin_prefetch(p + AHEAD + (size_t)k * lanes, 0, 3);
-                pair_step(vi_pair(f8_at(p, lanes, k, 0), paired ? f8_at(p, lanes, k + 1, 0) : none),
-                          vi_pair(f8_at(p, lanes, k, 1), paired ? f8_at(p, lanes, k + 1, 1) : none),
-                          x, sum[0]);
+                __builtin_prefetch(p + AHEAD + (size_t)k * TD_CPU_GROUP, 0, 3);
+                pair_step(vi_pair(f8_at(p, k, 0), paired ? f8_at(p, k + 1, 0) : none),
+                          vi_pair(f8_at(p, k, 1), paired ? f8_at(p, k + 1, 1) : none), x, sum[0]);
             }
-            p += (size_t)lanes * n;
+            p += (size_t)TD_CPU_GROUP * n;
             acc[0][0] = vf_fma(sum[0][0], s0, acc[0][0]);
             acc[0][1] = vf_fma(sum[0][1], s1, acc[0][1]);
         }
@@ -615,13 +673,13 @@ INLINE void leaf_one(enum td_dtype dtype, uint32_t lanes, const uint8_t *p, cons
         for (uint32_t k = 0; k < n_k; k++) {
             const uint32_t size = dtype == TD_F32 ? 4 : 2;
             vf v = vf_set1(x[k]);
-            vf w0 = dtype == TD_F32 ? vf_cast(word_at(p, lanes, 0, 0)) : half_at(p, lanes, 0, 0);
-            vf w1 = dtype == TD_F32 ? vf_cast(word_at(p, lanes, 0, 1)) : half_at(p, lanes, 0, 1);
+            vf w0 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 0)) : half_at(p, 0, 0);
+            vf w1 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 1)) : half_at(p, 0, 1);
 
             __builtin_prefetch(p + AHEAD, 0, 3);
             acc[0][0] = vf_fma(w0, v, acc[0][0]);
             acc[0][1] = vf_fma(w1, v, acc[0][1]);
-            p += (size_t)lanes * size;
+            p += (size_t)TD_CPU_GROUP * size;
         }
         return;
     }
@@ -633,7 +691,7 @@ INLINE size_t act_bytes(struct td_cpu_traits traits, uint32_t n_k)
     return td_cpu_act_row_bytes(traits, n_k, TD_BF16_PAIRS);
 }
 
-INLINE void one_token(enum td_dtype dtype, uint32_t lanes, const struct td_cpu_product *p)
+INLINE void one_token(enum td_dtype dtype, const struct td_cpu_product *p)
 {
     const struct td_matrix *m = &p->m->head;
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
@@ -650,7 +708,7 @@ INLINE void one_token(enum td_dtype dtype, uint32_t lanes, const struct td_cpu_p
             uint32_t n_k = m->leaf_end[leaf] - k0;
             vf acc[1][2] = {{vf_set1(0.0f), vf_set1(0.0f)}};
 
-            leaf_one(dtype, lanes, w, a, n_k, acc);
+            leaf_one(dtype, w, a, n_k, acc);
             for (uint32_t i = leaf - m->part_begin[part]; i & 1; i >>= 1) {
                 depth--;
                 acc[0][0] = vf_add(stack[depth][0], acc[0][0]);
@@ -658,20 +716,19 @@ INLINE void one_token(enum td_dtype dtype, uint32_t lanes, const struct td_cpu_p
             }
             stack[depth][0] = acc[0][0];
             stack[depth++][1] = acc[0][1];
-            w += lane_bytes(dtype, n_k) * lanes;
+            w += lane_bytes(dtype, n_k) * TD_CPU_GROUP;
             a += act_bytes(traits, n_k);
             k0 = m->leaf_end[leaf];
         }
         for (; depth > 1; depth--)
             for (int h = 0; h < 2; h++)
                 stack[depth - 2][h] = vf_add(stack[depth - 2][h], stack[depth - 1][h]);
-        store_part(out, stack[0][0], lanes < 16 ? lanes : 16);
-        if (lanes > 16)
-            store_part(out + 16, stack[0][1], lanes - 16);
+        vf_store(out, stack[0][0]);
+        vf_store(out + 16, stack[0][1]);
     }
 }
 
-/* ---- many tokens: chunk by chunk of the plain form ---- */
+/* ---- many tokens, or a group with lanes missing: chunk by chunk of the plain form ---- */
 
 /* A run of leaves whose plain form is at hand, or a piece of one leaf. */
 struct chunk {
@@ -690,9 +747,9 @@ struct waiting {
 };
 
 INLINE void leaf_plain(struct td_cpu_traits traits, bool f8, int n_tokens, const float *w,
-                       const uint8_t *a, uint32_t n_k, struct ahead *ahead, vf acc[][2])
+                       const uint8_t *a, uint32_t n_k, struct lookahead *ahead, vf acc[][2])
 {
-    const struct ints from = {true, TD_Q8_0, 32};
+    const struct ints from = {true, TD_Q8_0};
 
     if (traits.kind == TD_ACT_INT32)
         leaf_int32(traits, from, n_tokens, (const uint8_t *)w, a, n_k, ahead, acc);
@@ -720,8 +777,8 @@ INLINE size_t plain_floats(struct td_cpu_traits traits, bool f8, uint32_t n_k)
 
 /* One tile goes over a chunk; what its leaves join to waits at `depth`, after `chunk_index` chunks of the part. */
 INLINE void tile(struct td_cpu_traits traits, bool f8, int n_tokens, const struct td_cpu_product *p,
-                 const struct chunk *c, struct td_cpu_tile t, struct ahead ahead, uint32_t depth,
-                 uint32_t chunk_index, struct waiting *wait)
+                 const struct chunk *c, struct td_cpu_tile t, struct lookahead ahead,
+                 uint32_t depth, uint32_t chunk_index, struct waiting *wait)
 {
     const struct td_matrix *m = &p->m->head;
     const uint8_t *a = p->act->data + (size_t)(p->t0 + t.t0) * p->act->row_bytes +
@@ -785,7 +842,7 @@ INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_prod
 {
     const uint32_t n_tiles = td_cpu_tiles(p->n, p->act->max_tile);
     const uint32_t n_steps = n_tiles * ((c->k1 - c->k0 + 31) / 32);
-    struct ahead ahead = {c->next, (uint32_t)((c->next_bytes / 64 + n_steps - 1) / n_steps)};
+    struct lookahead ahead = {c->next, (uint32_t)((c->next_bytes / 64 + n_steps - 1) / n_steps)};
 
     for (uint32_t i = 0; i < n_tiles; i++) {
         struct td_cpu_tile t = td_cpu_tile(p->n, n_tiles, i);
@@ -812,29 +869,9 @@ INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_prod
     }
 }
 
-/* One function per plain form: `narrow` is that of the traits, which AVX-512 does not care about. */
-#define TILES(name, kind, halves, mins, narrow, f8)                                                \
-    static __attribute__((noinline)) void name(const struct td_cpu_product *p,                     \
-                                               const struct chunk *c, uint32_t depth,              \
-                                               uint32_t chunk_index, struct waiting *wait)         \
-    {                                                                                              \
-        tiles((struct td_cpu_traits){kind, 1, halves, mins, narrow}, f8, p, c, depth, chunk_index, \
-              wait);                                                                               \
-    }
-TILES(tiles_f32, TD_ACT_F32, 1, 0, 0, false)
-TILES(tiles_bf16, TD_ACT_BF16, 1, 0, 0, false)
-TILES(tiles_f8, TD_ACT_BF16, 1, 0, 0, true)
-TILES(tiles_int32, TD_ACT_INT32, 1, 0, 0, false)
-TILES(tiles_int32_narrow, TD_ACT_INT32, 1, 0, 1, false)
-TILES(tiles_int32_mins, TD_ACT_INT32, 1, 1, 1, false)
-TILES(tiles_int256, TD_ACT_INT256, 1, 0, 0, false)
-TILES(tiles_int256_mins, TD_ACT_INT256, 1, 1, 1, false)
-TILES(tiles_int256_halves, TD_ACT_INT256, 2, 0, 1, false)
-TILES(tiles_int256_halves_mins, TD_ACT_INT256, 2, 1, 1, false)
-
 typedef void tiles_fn(const struct td_cpu_product *p, const struct chunk *c, uint32_t depth,
                       uint32_t chunk_index, struct waiting *wait);
-typedef void expand_fn(uint32_t lanes, const uint8_t *p, uint32_t n_k, float *plain);
+typedef void expand_fn(const uint8_t *p, uint32_t n_k, float *plain);
 
 /* Leaves whose plain form fits a chunk: a power of two, so that they are a subtree. */
 static uint32_t leaves_per_chunk(uint32_t leaf_cols, uint32_t chunk_cols)
@@ -858,6 +895,7 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
         lanes == TD_CPU_GROUP && (dtype == TD_F32 || (TD_BF16_PAIRS && dtype == TD_BF16));
     const uint8_t *w = td_cpu_group_data(p->m, p->group);
     _Alignas(64) uint8_t plain[PLAIN_BYTES];
+    _Alignas(64) uint8_t wide[WIDE_BYTES];
     _Alignas(64) struct waiting wait;
     uint32_t k0 = 0;
 
@@ -878,8 +916,10 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
                 c.plain = (const float *)(const void *)(is_plain ? w : plain);
                 c.next_bytes = lane_bytes(dtype, c.k1 - k0) * lanes;
                 c.next = w + c.next_bytes;
+                if (lanes < TD_CPU_GROUP)
+                    td_pack_widen(dtype, lanes, w, c.k1 - k0, wide);
                 if (!is_plain)
-                    expand(lanes, w, c.k1 - k0, (float *)(void *)plain);
+                    expand(lanes < TD_CPU_GROUP ? wide : w, c.k1 - k0, (float *)(void *)plain);
                 run(p, &c, depth, index, &wait);
                 w = c.next;
             }
@@ -902,54 +942,29 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
     }
 }
 
-#define PRODUCT(name, dtype, expand_kind, run)                                                     \
-    static __attribute__((noinline)) void expand_##name(uint32_t lanes, const uint8_t *p,          \
-                                                        uint32_t n_k, float *plain)                \
+/* One function per plain form: `narrow` is that of the traits, which AVX-512 does not care about. */
+#define TILES(name, kind, halves, mins, narrow, f8)                                                \
+    static __attribute__((noinline)) void name(const struct td_cpu_product *p,                     \
+                                               const struct chunk *c, uint32_t depth,              \
+                                               uint32_t chunk_index, struct waiting *wait)         \
     {                                                                                              \
-        if (lanes == TD_CPU_GROUP)                                                                 \
-            expand_kind(dtype, TD_CPU_GROUP, p, n_k, plain);                                       \
-        else                                                                                       \
-            expand_kind(dtype, lanes, p, n_k, plain);                                              \
+        tiles((struct td_cpu_traits){kind, 1, halves, mins, narrow}, f8, p, c, depth, chunk_index, \
+              wait);                                                                               \
+    }
+
+/* A product of one type by way of `run`. */
+#define PRODUCT(name, dtype, expand_kind, run)                                                     \
+    static                                                                                         \
+        __attribute__((noinline)) void expand_##name(const uint8_t *p, uint32_t n_k, float *plain) \
+    {                                                                                              \
+        expand_kind(dtype, p, n_k, plain);                                                         \
     }                                                                                              \
     static void product_##name(const struct td_cpu_product *p)                                     \
     {                                                                                              \
-        uint32_t lanes = td_cpu_lanes(&p->m->head, p->group);                                      \
-                                                                                                   \
-        if (p->n > 1)                                                                              \
-            many_tokens(dtype, p, expand_##name, run);                                             \
-        else if (lanes == TD_CPU_GROUP)                                                            \
-            one_token(dtype, TD_CPU_GROUP, p);                                                     \
+        if (p->n == 1 && td_cpu_lanes(&p->m->head, p->group) == TD_CPU_GROUP)                      \
+            one_token(dtype, p);                                                                   \
         else                                                                                       \
-            one_token(dtype, lanes, p);                                                            \
+            many_tokens(dtype, p, expand_##name, run);                                             \
     }
-PRODUCT(f32, TD_F32, expand_float, tiles_f32)
-PRODUCT(f16, TD_F16, expand_float, tiles_f32)
-PRODUCT(bf16, TD_BF16, expand_float, tiles_bf16)
-PRODUCT(f8_e4m3, TD_F8_E4M3, expand_float, tiles_f8)
-PRODUCT(q8_0, TD_Q8_0, expand_int, tiles_int32)
-PRODUCT(q4_0, TD_Q4_0, expand_int, tiles_int32_narrow)
-PRODUCT(q4_1, TD_Q4_1, expand_int, tiles_int32_mins)
-PRODUCT(q5_0, TD_Q5_0, expand_int, tiles_int32_narrow)
-PRODUCT(q5_1, TD_Q5_1, expand_int, tiles_int32_mins)
-PRODUCT(iq4_nl, TD_IQ4_NL, expand_int, tiles_int32)
-PRODUCT(mxfp4, TD_MXFP4, expand_int, tiles_int32_narrow)
-PRODUCT(q2_k, TD_Q2_K, expand_int, tiles_int256_halves_mins)
-PRODUCT(q3_k, TD_Q3_K, expand_int, tiles_int256_halves)
-PRODUCT(q4_k, TD_Q4_K, expand_int, tiles_int256_mins)
-PRODUCT(q5_k, TD_Q5_K, expand_int, tiles_int256_mins)
-PRODUCT(q6_k, TD_Q6_K, expand_int, tiles_int256_halves)
-PRODUCT(iq4_xs, TD_IQ4_XS, expand_int, tiles_int256)
 
-static void product(const struct td_cpu_product *p)
-{
-    static void (*const by_type[TD_N_DTYPES])(const struct td_cpu_product *) = {
-        [TD_F32] = product_f32,     [TD_F16] = product_f16,         [TD_BF16] = product_bf16,
-        [TD_Q8_0] = product_q8_0,   [TD_Q4_0] = product_q4_0,       [TD_Q4_1] = product_q4_1,
-        [TD_Q5_0] = product_q5_0,   [TD_Q5_1] = product_q5_1,       [TD_Q2_K] = product_q2_k,
-        [TD_Q3_K] = product_q3_k,   [TD_Q4_K] = product_q4_k,       [TD_Q5_K] = product_q5_k,
-        [TD_Q6_K] = product_q6_k,   [TD_IQ4_NL] = product_iq4_nl,   [TD_IQ4_XS] = product_iq4_xs,
-        [TD_MXFP4] = product_mxfp4, [TD_F8_E4M3] = product_f8_e4m3,
-    };
-
-    by_type[p->m->head.dtype](p);
-}
+#endif

@@ -340,6 +340,49 @@ void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const u
     }
 }
 
+/* Spreads n fields of `width` bytes from `lanes` lanes to 32. */
+static void widen_fields(size_t width, size_t n, uint32_t lanes, const uint8_t *src, uint8_t *dst)
+{
+    for (size_t f = 0; f < n; f++, src += lanes * width, dst += TD_CPU_GROUP * width) {
+        memcpy(dst, src, lanes * width);
+        memset(dst + lanes * width, 0, (TD_CPU_GROUP - lanes) * width);
+    }
+}
+
+void td_pack_widen(enum td_dtype dtype, uint32_t lanes, const uint8_t *src, uint32_t n_cols,
+                   uint8_t *dst)
+{
+    const size_t elems = td_dtype_info(dtype)->block_elems;
+
+    switch (dtype) {
+    case TD_F32:
+    case TD_F16:
+        widen_fields(td_dtype_info(dtype)->block_bytes, n_cols, lanes, src, dst);
+        return;
+    case TD_BF16:
+        widen_fields(4, (n_cols + 1) / 2, lanes, src, dst);
+        return;
+    case TD_F8_E4M3:
+        for (uint32_t k = 0; k < n_cols; k += 128) {
+            uint32_t n = n_cols - k < 128 ? n_cols - k : 128;
+
+            widen_fields(4, 1, lanes, src, dst);
+            widen_fields(1, n, lanes, src + (size_t)4 * lanes, dst + 4 * TD_CPU_GROUP);
+            src += (size_t)(4 + n) * lanes;
+            dst += (size_t)(4 + n) * TD_CPU_GROUP;
+        }
+        return;
+    default:
+        for (uint32_t k = 0; k < n_cols; k += (uint32_t)elems)
+            for (const struct fields *f = LAYOUT[dtype].fields; f->n; f++) {
+                widen_fields(f->width, f->n, lanes, src, dst);
+                src += (size_t)f->n * f->width * lanes;
+                dst += (size_t)f->n * f->width * TD_CPU_GROUP;
+            }
+        return;
+    }
+}
+
 /* ---- one row back ---- */
 
 static void row_f8(uint32_t n_cols, uint32_t lanes, uint32_t lane, const uint8_t *p, float *out)

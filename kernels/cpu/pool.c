@@ -5,6 +5,7 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -14,7 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { LINE = 64, SPINS_BEFORE_YIELD = 100000 };
+enum { LINE = 64, HUGE_PAGE = 2 << 20, NODES = 1024, SPINS_BEFORE_YIELD = 100000 };
 
 struct worker {
     /* The line that others look at: thieves, and at the end of a stage all of them.
@@ -283,4 +284,38 @@ void td_pool_run(struct td_pool *pool, uint32_t n_tasks, td_pool_fn *fn, void *u
     struct td_pool_stage stage = {fn, user, n_tasks};
 
     td_pool_chain(pool, &stage, 1);
+}
+
+/* ---- memory ---- */
+
+static void prefer_node(uintptr_t begin, uintptr_t end, uint32_t node)
+{
+    enum { BITS = 8 * sizeof(unsigned long) };
+    unsigned long mask[NODES / BITS] = {0};
+
+    if (node >= NODES || begin >= end)
+        return;
+    mask[node / BITS] = 1ul << node % BITS;
+    /* The system counts one bit less than it is told. */
+    (void)syscall(SYS_mbind, begin, end - begin, MPOL_PREFERRED, mask, NODES + 1, 0);
+}
+
+void td_pool_place(const struct td_pool *pool, void *data, size_t bytes)
+{
+    const struct worker *w = pool->workers;
+    uint32_t n = pool->n_threads;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), base = (uintptr_t)data;
+    uintptr_t begin = base / page * page, last = (base + bytes + page - 1) / page * page;
+
+    if (w[0].node == w[n - 1].node) /* seats are in the order of their nodes */
+        return;
+    for (uint32_t t = 1; t <= n; t++) {
+        uintptr_t cut = (base + bytes * t / n + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+
+        if (t < n && w[t].node == w[t - 1].node)
+            continue;
+        cut = t == n || cut > last ? last : cut;
+        prefer_node(begin, cut, w[t - 1].node);
+        begin = cut;
+    }
 }

@@ -9,6 +9,7 @@
 
 #include "kernels/base/err.h"
 
+#include <stddef.h>
 #include <stdint.h>
 
 struct td_cores_seat;
@@ -16,7 +17,8 @@ struct td_pool;
 
 struct td_pool_params {
     uint32_t n_threads; /* with the caller; >= 1 */
-    /* [n_threads], borrowed for the call: thread i, the caller included, is bound to its seat. NULL: nobody is bound. */
+    /* [n_threads], node by node, borrowed for the call: thread i, the caller included, is bound to its seat. NULL: nobody is
+     * bound. */
     const struct td_cores_seat *seats;
     uint64_t spin_ns; /* how long an idle thread spins; 0 where there are more threads than cores */
 };
@@ -39,5 +41,8 @@ struct td_pool_stage {
 void td_pool_chain(struct td_pool *pool, const struct td_pool_stage *stages, uint32_t n_stages);
 /* A chain of one stage. */
 void td_pool_run(struct td_pool *pool, uint32_t n_tasks, td_pool_fn *fn, void *user);
+/* Asks for `data`, whose parts belong to tasks in order, to lie in the memory of the nodes that those tasks are dealt to, from
+ * the first touch on, whoever that is. Cuts at 2 MiB; without effect on one node, or where the system does not allow it. */
+void td_pool_place(const struct td_pool *pool, void *data, size_t bytes);
 
 #endif

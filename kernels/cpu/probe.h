@@ -5,18 +5,19 @@
 #define TD_KERNELS_CPU_PROBE_H
 
 #include "kernels/base/err.h"
+#include "kernels/cpu/cores.h"
 #include "kernels/cpu/probe_peak.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-struct td_cores_seat;
 struct td_probe;
 
 struct td_probe_params {
     uint32_t n_threads; /* with the caller; >= 1 */
     size_t bytes;       /* of the buffer, rounded to 2 MiB; much more than the caches is sensible */
-    /* [n_threads], borrowed for the call: where each is bound to, the caller first. NULL: they run wherever the caller may. */
+    /* Of each thread, the caller's first, which is bound for good. NULL: nobody is bound. */
     const struct td_cores_seat *seats;
 };
 

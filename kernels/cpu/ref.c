@@ -429,14 +429,15 @@ static void add(float *x, const float *y, size_t n)
         x[i] = x[i] + y[i];
 }
 
-const struct td_cpu_isa td_cpu_isa_ref = {.name = "ref",
-                                          .available = available,
-                                          .bf16_pairs = false,
-                                          .max_tile = {1, 1, 1, 1},
-                                          .gather = gather,
-                                          .prepare = prepare,
-                                          .product = product,
-                                          .rmsnorm = rmsnorm,
-                                          .silu_mul = silu_mul,
-                                          .add = add,
-                                          .attend = td_cpu_attend_ref};
+const struct td_cpu_isa td_cpu_isa_ref = {
+    .name = "ref",
+    .available = available,
+    .max_tile = {1, 1, 1, 1},
+    .gather = gather,
+    .prepare = prepare,
+    .product = product,
+    .bf16 = {.pairs = false, .prepare = prepare, .product = product},
+    .rmsnorm = rmsnorm,
+    .silu_mul = silu_mul,
+    .add = add,
+    .attend = td_cpu_attend_ref};

@@ -1,7 +1,6 @@
 /* Operations on rows of activations, spread over the pool where they are worth it. */
 #include "kernels/cpu/cpu.h"
 
-#include "kernels/cpu/mathf.h"
 #include "kernels/cpu/pool.h"
 
 struct norm_job {
@@ -59,34 +58,4 @@ void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, s
 void td_cpu_add(struct td_kern *kern, float *x, const float *y, size_t n)
 {
     td_cpu_of(kern)->isa->add(x, y, n);
-}
-
-void td_cpu_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
-                        const uint32_t *positions, uint32_t n, float *cos_sin)
-{
-    (void)kern;
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t j = 0; j < dim / 2; j++) {
-            double s, c;
-
-            td_mathf_sincos((double)positions[i] * freq[j], &s, &c);
-            *cos_sin++ = (float)(c * scale);
-            *cos_sin++ = (float)(s * scale);
-        }
-}
-
-void td_cpu_rope(struct td_kern *kern, float *x, uint32_t n, uint32_t n_heads, uint32_t dim,
-                 const float *cos_sin, bool interleaved)
-{
-    uint32_t half = dim / 2, step = interleaved ? 2 : 1, other = interleaved ? 1 : half;
-
-    (void)kern;
-    for (uint32_t i = 0; i < n; i++, cos_sin += dim)
-        for (uint32_t h = 0; h < n_heads; h++, x += dim)
-            for (uint32_t j = 0; j < half; j++) {
-                float a = x[j * step], b = x[j * step + other];
-
-                x[j * step] = a * cos_sin[2 * j] - b * cos_sin[2 * j + 1];
-                x[j * step + other] = b * cos_sin[2 * j] + a * cos_sin[2 * j + 1];
-            }
 }

@@ -259,6 +259,80 @@ OP void vi_store_int8(vi a, vi b, int8_t *out)
     _mm_storeu_si128((__m128i *)(void *)(out + 16), _mm512_cvtepi32_epi8(b));
 }
 
+/* ---- attention ---- */
+
+#define TD_ATTEND_VECTORS 4
+
+/* The first n lanes of a, the others of b. */
+OP vf vf_first(vf a, vf b, int32_t n)
+{
+    return _mm512_mask_blend_ps((__mmask16)(n >= 16 ? 0xffff : (1 << n) - 1), b, a);
+}
+
+/* The largest lane; none is NaN. */
+OP float vf_fold_max(vf a)
+{
+    return _mm512_reduce_max_ps(a);
+}
+
+/* Byte i of every 32-bit lane, with its sign. */
+OP vi vi_byte(vi w, size_t i)
+{
+    return _mm512_srai_epi32(_mm512_sllv_epi32(w, _mm512_set1_epi32((int)(24 - 8 * i))), 24);
+}
+
+/* The four bits from `shift` on of every 32-bit lane, less 8. */
+OP vi vi_nibble(vi w, size_t shift)
+{
+    w = _mm512_srlv_epi32(w, _mm512_set1_epi32((int)shift));
+    return _mm512_sub_epi32(_mm512_and_si512(w, _mm512_set1_epi32(15)), _mm512_set1_epi32(8));
+}
+
+/* 16 bytes, one per lane. */
+OP vi vi_load_bytes(const uint8_t *p)
+{
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+OP vf vf_load_int8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+
+/* One F16 in every lane. */
+OP vf vf_set1_f16(const uint8_t *p)
+{
+    int16_t h;
+
+    __builtin_memcpy(&h, p, 2);
+    return _mm512_cvtph_ps(_mm256_set1_epi16(h));
+}
+
+OP void vf_store_f16(uint16_t *p, vf a)
+{
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+OP void vf_store_bf16(uint16_t *p, vf a)
+{
+    __m512i u = _mm512_castps_si512(a), high = _mm512_srli_epi32(u, 16);
+    __m512i round =
+        _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(high, _mm512_set1_epi32(1)));
+    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, round), 16);
+
+    r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), high,
+                             _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(r));
+}
+
+/* Lanes 2i and 2i + 1 exchanged. */
+OP vf vf_swap_pairs(vf a)
+{
+    return _mm512_permute_ps(a, 0xb1);
+}
+
 #if TD_BF16_PAIRS
 /* fma(even, even, fma(odd, odd, acc)) of the pairs in each lane, subnormals flushed. */
 OP vf v_dot_bf16(vf acc, vi w, vi a)
@@ -266,8 +340,6 @@ OP vf v_dot_bf16(vf acc, vi w, vi a)
     return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)a);
 }
 #endif
-
-#include "kernels/cpu/vec_body.h"
 
 static bool has_avx512(void)
 {

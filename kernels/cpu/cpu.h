@@ -48,6 +48,7 @@
 enum {
     TD_CPU_GROUP = 32,
     TD_CPU_TOKENS = 96,    /* tokens per pass over a group: their activations stay in L2 */
+    TD_CPU_STREAMS = 4,    /* groups that one token is multiplied with side by side */
     TD_CPU_MAX_LEVELS = 8, /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
     TD_CPU_QUERIES = 64,   /* queries that are walked over the keys together */
 };
@@ -262,11 +263,11 @@ static inline float td_cpu_e8m0(uint8_t e)
 #define TD_CPU_IQ4_VALUES 1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241
 #define TD_CPU_MXFP4_VALUES 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
 
-/* One group of rows times tokens t0 .. t0 + n - 1 of the activations, t0 a multiple of TD_CPU_TOKENS and n at most that. */
+/* Neighbouring groups of rows times tokens t0 .. t0 + n - 1 of the activations, t0 a multiple of TD_CPU_TOKENS and n at most that. */
 struct td_cpu_product {
     const struct td_cpu_matrix *m;
     const struct td_cpu_act *act;
-    uint32_t group;
+    uint32_t group, n_groups; /* at most TD_CPU_STREAMS */
     uint32_t t0, n;
     float *out;         /* of token t0's first lane in part 0 */
     size_t row_stride;  /* floats between two tokens */

@@ -165,20 +165,22 @@ static void product(const struct linear_job *job, const struct td_cpu_product *p
 static void gated(const struct linear_job *job, const struct td_kern_output *o,
                   struct td_cpu_product *up, uint8_t gate_act)
 {
-    float gate_out[TD_CPU_TOKENS][TD_CPU_GROUP], up_out[TD_CPU_TOKENS][TD_CPU_GROUP];
+    float gate_out[TD_CPU_TOKENS * TD_CPU_GROUP], up_out[TD_CPU_TOKENS * TD_CPU_GROUP];
     struct td_cpu_product gate = *up;
+    uint32_t last = up->group + up->n_groups - 1;
+    size_t width = (size_t)(up->n_groups - 1) * TD_CPU_GROUP + td_cpu_lanes(o->m, last);
     float *out = up->out;
     size_t row_stride = up->row_stride;
 
     gate.m = (const struct td_cpu_matrix *)o->gate;
     gate.act = &job->act[gate_act];
-    gate.out = gate_out[0];
-    up->out = up_out[0];
-    gate.row_stride = up->row_stride = TD_CPU_GROUP;
+    gate.out = gate_out;
+    up->out = up_out;
+    gate.row_stride = up->row_stride = (size_t)up->n_groups * TD_CPU_GROUP;
     product(job, &gate);
     product(job, up);
     for (uint32_t t = 0; t < up->n; t++)
-        job->cpu->isa->silu_mul(gate_out[t], up_out[t], td_cpu_lanes(o->m, up->group),
+        job->cpu->isa->silu_mul(gate_out + t * gate.row_stride, up_out + t * up->row_stride, width,
                                 out + t * row_stride);
 }
 
@@ -188,17 +190,24 @@ static void product_task(void *user, uint32_t task)
     uint32_t t0 = task / job->tasks_per_block * TD_CPU_TOKENS;
     uint32_t g0 = task % job->tasks_per_block * job->groups_per_task, i = 0;
 
-    for (uint32_t g = g0; g < g0 + job->groups_per_task && g < job->group_end[job->n_outs - 1];
-         g++) {
+    uint32_t g1 = g0 + job->groups_per_task, step;
+
+    if (g1 > job->group_end[job->n_outs - 1])
+        g1 = job->group_end[job->n_outs - 1];
+    for (uint32_t g = g0; g < g1; g += step) {
         const struct td_kern_output *o;
         struct td_cpu_product p;
 
         while (g >= job->group_end[i])
             i++;
         o = &job->outs[i];
+        step = job->n > 1 ? 1 : TD_CPU_STREAMS; /* temporaries of `gated` hold either */
+        step = g + step < job->group_end[i] ? step : job->group_end[i] - g;
+        step = g + step < g1 ? step : g1 - g;
         p = (struct td_cpu_product){.m = (const struct td_cpu_matrix *)o->m,
                                     .act = &job->act[job->act_of[i]],
                                     .group = g - (i ? job->group_end[i - 1] : 0),
+                                    .n_groups = step,
                                     .t0 = t0,
                                     .n = block_of_tokens(job->n, t0),
                                     .row_stride = o->m->n_rows,

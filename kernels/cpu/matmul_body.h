@@ -15,12 +15,12 @@
 enum {
     CHUNK_FLOAT =
         256, /* columns of a chunk, unless one leaf has more: then it comes in pieces of this size */
-    CHUNK_INT = 1024,
+    CHUNK_INT = 512,
     PLAIN_BYTES = CHUNK_FLOAT / 128 * (128 * 128 + 128) > CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT
                       ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
                       : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
     WIDE_BYTES = CHUNK_INT / 32 * 34 * TD_CPU_GROUP, /* packed chunk: Q8_0 has the longest */
-    AHEAD = 4096 /* bytes that one token's stream prefetches ahead */
+    AHEAD = 16384 /* bytes that one token's stream prefetches ahead */
 };
 
 /* ---- fields of packed blocks of 32 lanes: the half `h` of them ---- */
@@ -460,7 +460,7 @@ INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_toke
             look_ahead(ahead);
         else
             for (size_t i = 0; i < bytes; i += 64)
-                __builtin_prefetch(p + AHEAD + i, 0, 3);
+                __builtin_prefetch(p + AHEAD + i, 0, 2);
         dots(traits, from, n_tokens, p, a, 0, 0, dot);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
@@ -563,7 +563,7 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
 #pragma GCC unroll 8
             for (int b = 0; b < 8; b++) {
                 for (size_t i = bytes / 8 * (size_t)b; i < bytes / 8 * (size_t)(b + 1); i += 64)
-                    __builtin_prefetch(p + AHEAD + i, 0, 3);
+                    __builtin_prefetch(p + AHEAD + i, 0, 2);
                 eighth(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
             }
         }
@@ -645,8 +645,8 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
         return;
     case TD_ACT_BF16:
         for (uint32_t k = 0; dtype == TD_BF16 && k < n_k; k += 2, x += 2 - TD_BF16_PAIRS) {
-            __builtin_prefetch(p + AHEAD, 0, 3);
-            __builtin_prefetch(p + AHEAD + 64, 0, 3);
+            __builtin_prefetch(p + AHEAD, 0, 2);
+            __builtin_prefetch(p + AHEAD + 64, 0, 2);
             pair_step(word_at(p, 0, 0), word_at(p, 0, 1), x, acc[0]);
             p += TD_CPU_GROUP * 4;
         }
@@ -660,7 +660,7 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
             for (uint32_t k = 0; k < n; k += 2, x += 2 - TD_BF16_PAIRS) {
                 bool paired = k + 1 < n;
 
-                __builtin_prefetch(p + AHEAD + (size_t)k * TD_CPU_GROUP, 0, 3);
+                __builtin_prefetch(p + AHEAD + (size_t)k * TD_CPU_GROUP, 0, 2);
                 pair_step(vi_pair(f8_at(p, k, 0), paired ? f8_at(p, k + 1, 0) : none),
                           vi_pair(f8_at(p, k, 1), paired ? f8_at(p, k + 1, 1) : none), x, sum[0]);
             }
@@ -676,7 +676,7 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
             vf w0 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 0)) : half_at(p, 0, 0);
             vf w1 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 1)) : half_at(p, 0, 1);
 
-            __builtin_prefetch(p + AHEAD, 0, 3);
+            __builtin_prefetch(p + AHEAD, 0, 2);
             acc[0][0] = vf_fma(w0, v, acc[0][0]);
             acc[0][1] = vf_fma(w1, v, acc[0][1]);
             p += (size_t)TD_CPU_GROUP * size;
@@ -691,40 +691,66 @@ INLINE size_t act_bytes(struct td_cpu_traits traits, uint32_t n_k)
     return td_cpu_act_row_bytes(traits, n_k, TD_BF16_PAIRS);
 }
 
+/* Columns that are taken from one group before the next group's turn. */
+INLINE uint32_t stripe(enum td_dtype dtype)
+{
+    const struct td_cpu_traits traits = td_cpu_traits(dtype);
+
+    return traits.kind == TD_ACT_INT256 ? 256 : dtype == TD_F8_E4M3 ? 128 : 32;
+}
+
+/* Up to TD_CPU_STREAMS groups side by side: memory is read fastest in several places at a time. */
 INLINE void one_token(enum td_dtype dtype, const struct td_cpu_product *p)
 {
     const struct td_matrix *m = &p->m->head;
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
-    const uint8_t *w = td_cpu_group_data(p->m, p->group);
-    const uint8_t *a = p->act->data + (size_t)p->t0 * p->act->row_bytes;
-    vf stack[TD_CPU_MAX_LEVELS][2];
+    const uint8_t *a = p->act->data + (size_t)p->t0 * p->act->row_bytes, *w[TD_CPU_STREAMS];
+    vf stack[TD_CPU_STREAMS][TD_CPU_MAX_LEVELS][2];
     uint32_t k0 = 0;
 
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        w[g] = td_cpu_group_data(p->m, p->group + g);
     for (uint32_t part = 0; part < m->n_parts; part++) {
         uint32_t depth = 0;
-        float *out = p->out + part * p->part_stride;
 
         for (uint32_t leaf = m->part_begin[part]; leaf < m->part_begin[part + 1]; leaf++) {
-            uint32_t n_k = m->leaf_end[leaf] - k0;
-            vf acc[1][2] = {{vf_set1(0.0f), vf_set1(0.0f)}};
+            vf acc[TD_CPU_STREAMS][1][2];
+            uint32_t joined = 0;
 
-            leaf_one(dtype, w, a, n_k, acc);
-            for (uint32_t i = leaf - m->part_begin[part]; i & 1; i >>= 1) {
-                depth--;
-                acc[0][0] = vf_add(stack[depth][0], acc[0][0]);
-                acc[0][1] = vf_add(stack[depth][1], acc[0][1]);
+            for (uint32_t g = 0; g < p->n_groups; g++)
+                acc[g][0][0] = acc[g][0][1] = vf_set1(0.0f);
+            while (k0 < m->leaf_end[leaf]) {
+                const uint32_t left = m->leaf_end[leaf] - k0;
+                const uint32_t n_k = left < stripe(dtype) ? left : stripe(dtype);
+
+#pragma GCC unroll 1
+                for (uint32_t g = 0; g < p->n_groups; g++) {
+                    leaf_one(dtype, w[g], a, n_k, acc[g]);
+                    w[g] += lane_bytes(dtype, n_k) * TD_CPU_GROUP;
+                }
+                a += act_bytes(traits, n_k);
+                k0 += n_k;
             }
-            stack[depth][0] = acc[0][0];
-            stack[depth++][1] = acc[0][1];
-            w += lane_bytes(dtype, n_k) * TD_CPU_GROUP;
-            a += act_bytes(traits, n_k);
-            k0 = m->leaf_end[leaf];
+            for (uint32_t i = leaf - m->part_begin[part]; i & 1; i >>= 1)
+                joined++;
+            for (uint32_t g = 0; g < p->n_groups; g++)
+                for (int h = 0; h < 2; h++) {
+                    vf sum = acc[g][0][h];
+
+                    for (uint32_t i = 1; i <= joined; i++)
+                        sum = vf_add(stack[g][depth - i][h], sum);
+                    stack[g][depth - joined][h] = sum;
+                }
+            depth = depth - joined + 1;
         }
-        for (; depth > 1; depth--)
-            for (int h = 0; h < 2; h++)
-                stack[depth - 2][h] = vf_add(stack[depth - 2][h], stack[depth - 1][h]);
-        vf_store(out, stack[0][0]);
-        vf_store(out + 16, stack[0][1]);
+        for (uint32_t g = 0; g < p->n_groups; g++)
+            for (int h = 0; h < 2; h++) {
+                vf sum = stack[g][depth - 1][h];
+
+                for (uint32_t i = depth - 1; i-- > 0;)
+                    sum = vf_add(stack[g][i][h], sum);
+                vf_store(p->out + part * p->part_stride + g * TD_CPU_GROUP + h * 16, sum);
+            }
     }
 }
 
@@ -873,13 +899,24 @@ typedef void tiles_fn(const struct td_cpu_product *p, const struct chunk *c, uin
                       uint32_t chunk_index, struct waiting *wait);
 typedef void expand_fn(const uint8_t *p, uint32_t n_k, float *plain);
 
-/* Leaves whose plain form fits a chunk: a power of two, so that they are a subtree. */
-static uint32_t leaves_per_chunk(uint32_t leaf_cols, uint32_t chunk_cols)
+static uint32_t leaf_begin(const struct td_matrix *m, uint32_t leaf)
 {
+    return leaf ? m->leaf_end[leaf - 1] : 0;
+}
+
+/* Leaves of a part whose plain form fits a chunk wherever such a run begins: a power of two, so that they are a subtree. */
+static uint32_t leaves_per_chunk(const struct td_matrix *m, uint32_t part, uint32_t chunk_cols)
+{
+    const uint32_t begin = m->part_begin[part], end = m->part_begin[part + 1];
     uint32_t n = 1;
 
-    while (2 * n * leaf_cols <= chunk_cols)
-        n *= 2;
+    for (; n < end - begin; n *= 2)
+        for (uint32_t leaf = begin; leaf < end; leaf += 2 * n) {
+            uint32_t last = (leaf + 2 * n < end ? leaf + 2 * n : end) - 1;
+
+            if (m->leaf_end[last] - leaf_begin(m, leaf) > chunk_cols)
+                return n;
+        }
     return n;
 }
 
@@ -901,7 +938,7 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
 
     for (uint32_t part = 0; part < m->n_parts; part++) {
         const uint32_t begin = m->part_begin[part], end = m->part_begin[part + 1];
-        const uint32_t step = leaves_per_chunk(m->leaf_end[begin] - k0, chunk_cols);
+        const uint32_t step = leaves_per_chunk(m, part, chunk_cols);
         uint32_t depth = 0, index = 0;
 
         for (uint32_t leaf = begin; leaf < end; leaf += step, index++) {
@@ -909,7 +946,7 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
             uint32_t leaf_end = m->leaf_end[leaf + c.n_leaves - 1];
 
             for (; k0 < leaf_end; k0 = c.k1) {
-                c.first = k0 == (leaf ? m->leaf_end[leaf - 1] : 0);
+                c.first = k0 == leaf_begin(m, leaf);
                 c.k0 = k0;
                 c.k1 = leaf_end - k0 < chunk_cols ? leaf_end : k0 + chunk_cols;
                 c.last = c.k1 == leaf_end;
@@ -961,10 +998,19 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
     }                                                                                              \
     static void product_##name(const struct td_cpu_product *p)                                     \
     {                                                                                              \
-        if (p->n == 1 && td_cpu_lanes(&p->m->head, p->group) == TD_CPU_GROUP)                      \
-            one_token(dtype, p);                                                                   \
+        struct td_cpu_product one = *p;                                                            \
+                                                                                                   \
+        /* The last group may have lanes missing. */                                               \
+        if (p->n == 1)                                                                             \
+            one.n_groups -= td_cpu_lanes(&p->m->head, p->group + p->n_groups - 1) < TD_CPU_GROUP;  \
         else                                                                                       \
-            many_tokens(dtype, p, expand_##name, run);                                             \
+            one.n_groups = 0;                                                                      \
+        if (one.n_groups)                                                                          \
+            one_token(dtype, &one);                                                                \
+        one.group += one.n_groups;                                                                 \
+        one.out += (size_t)one.n_groups * TD_CPU_GROUP;                                            \
+        for (; one.group < p->group + p->n_groups; one.group++, one.out += TD_CPU_GROUP)           \
+            many_tokens(dtype, &one, expand_##name, run);                                          \
     }
 
 #endif

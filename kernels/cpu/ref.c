@@ -390,17 +390,20 @@ static float part_sum(const struct lane *l, const struct td_matrix *m, uint32_t 
 static void product(const struct td_cpu_product *p)
 {
     const struct td_matrix *m = &p->m->head;
-    struct lane l = {.dtype = m->dtype,
-                     .traits = p->act->traits,
-                     .group = td_cpu_group_data(p->m, p->group),
-                     .lanes = td_cpu_lanes(m, p->group)};
+    struct lane l = {.dtype = m->dtype, .traits = p->act->traits};
 
     for (uint32_t part = 0; part < m->n_parts; part++)
-        for (uint32_t t = 0; t < p->n; t++) {
-            l.act = p->act->data + (size_t)(p->t0 + t) * p->act->row_bytes;
-            for (l.lane = 0; l.lane < l.lanes; l.lane++)
-                p->out[part * p->part_stride + t * p->row_stride + l.lane] = part_sum(&l, m, part);
-        }
+        for (uint32_t t = 0; t < p->n; t++)
+            for (uint32_t g = 0; g < p->n_groups; g++) {
+                float *out =
+                    p->out + part * p->part_stride + t * p->row_stride + (size_t)g * TD_CPU_GROUP;
+
+                l.group = td_cpu_group_data(p->m, p->group + g);
+                l.lanes = td_cpu_lanes(m, p->group + g);
+                l.act = p->act->data + (size_t)(p->t0 + t) * p->act->row_bytes;
+                for (l.lane = 0; l.lane < l.lanes; l.lane++)
+                    out[l.lane] = part_sum(&l, m, part);
+            }
 }
 
 /* ---- rows ---- */

@@ -176,6 +176,12 @@ OP int32_t vi_store_int8(vi a, vi b, int8_t *out)
     return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
 }
 
+/* a * 2^n, rounded once; n is a whole number, or NaN where a is. */
+OP vf vf_scale(vf a, vf n)
+{
+    return _mm512_scalef_ps(a, n);
+}
+
 /* ---- attention ---- */
 
 #define TD_ATTEND_VECTORS 4

@@ -70,8 +70,7 @@ static struct td_kv_view layer(const struct bench *b, uint32_t i)
     struct td_kv_view view = b->view;
     size_t bytes = td_kern_kv_bytes(&view);
 
-    view.k = (uint8_t *)view.k + i * 2 * bytes;
-    view.v = (uint8_t *)view.k + bytes;
+    view.data = (uint8_t *)view.data + i * bytes;
     return view;
 }
 
@@ -124,7 +123,7 @@ static void open_bench(struct bench *b, uint32_t threads, enum td_dtype dtype)
                                   .head_dim = DIM};
     b->n_layers = 16;
     bytes = td_kern_kv_bytes(&b->view);
-    b->view.k = td_kern_alloc(b->kern, 2 * bytes * b->n_layers);
+    b->view.data = td_kern_alloc(b->kern, bytes * b->n_layers);
     b->positions = calloc(MAX_TOKENS, sizeof *b->positions);
     b->first = calloc(MAX_TOKENS, sizeof *b->first);
     b->table = calloc(MAX_TOKENS / BLOCK, sizeof *b->table);
@@ -133,7 +132,7 @@ static void open_bench(struct bench *b, uint32_t threads, enum td_dtype dtype)
     b->k = td_kern_alloc(b->kern, sizeof(float) * MAX_ROWS * KV_HEADS * DIM);
     b->v = td_kern_alloc(b->kern, sizeof(float) * MAX_ROWS * KV_HEADS * DIM);
     b->angles = td_kern_alloc(b->kern, sizeof(float) * MAX_ROWS * 2 * DIM);
-    if (!b->view.k || !b->positions || !b->first || !b->table || !b->q || !b->out || !b->k ||
+    if (!b->view.data || !b->positions || !b->first || !b->table || !b->q || !b->out || !b->k ||
         !b->v || !b->angles) {
         fprintf(stderr, "bench_attention: no memory\n");
         exit(1);

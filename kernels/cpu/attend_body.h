@@ -1,6 +1,6 @@
 /* Attention over the vector of vec_body.h, which includes this file: scores with 16 keys across the lanes, values with 16
  * dimensions, four queries at a time in registers. Every sum is ref_attend.c's, so tiles may be cut anywhere. */
-enum { Q_TILE = 4, Q_STRIDE = TD_KERN_MAX_HEAD_DIM + 16, BURST = 16 };
+enum { Q_TILE = 4, Q_STRIDE = TD_KERN_MAX_HEAD_DIM + 16, BURST = 8 };
 
 /* A chunk's keys as 4 runs of 16: run v is keys from[v] .. from[v] + 15 of the block at block[v]. */
 struct keys {
@@ -495,7 +495,7 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
     find_keys(w, cell, n_cells, &k);
     find_values(w, cell, n_cells, rows);
     if (g->direct)
-        ask(w, cell, n_cells, w->half, kv->head_dim, &f);
+        ask(w, cell, n_cells, w->half, kv->head_dim + g->n * BURST, &f);
     else {
         unpack_keys(dtype, &k, n_runs, kv->head_dim, w->keys);
         unpack_values(dtype, rows, n, kv->head_dim, w->values);
@@ -514,6 +514,7 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
         float *s = w->s + (size_t)i * TD_KERN_CHUNK_KEYS;
         float *sums = acc + (size_t)i * w->stride + w->dim;
 
+        fetch(&f);
         n_keys[i] = all < end ? all - begin : TD_KERN_CHUNK_KEYS;
         p->max[g->first + i] =
             n_keys[i] == TD_KERN_CHUNK_KEYS ? weigh_all(s, sums) : weigh_part(s, n_keys[i], sums);

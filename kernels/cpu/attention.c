@@ -10,8 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Pieces per thread, so that a slow thread does not hold the others; chunks that a piece has at least. */
-enum { PIECES_PER_THREAD = 8, MIN_RUN = 2, ROPE_ROWS = 16 };
+/* Pieces per thread, so that a slow thread does not hold the others; the fewest chunks and rows worth a piece of their own; rows
+ * that are rotated and stored together. */
+enum { PIECES_PER_THREAD = 8, MIN_RUN = 2, MIN_ROWS = 8, ROPE_ROWS = 16 };
 
 /* ---- storing ---- */
 
@@ -371,6 +372,17 @@ static uint32_t cut_heads(struct heads *heads, const uint32_t *kv_of_head, uint3
     return count;
 }
 
+/* As many rows as may be share what is unpacked, but every thread gets a few tiles. */
+static uint32_t rows_per_tile(const struct attention_job *job, uint32_t n, uint32_t n_threads,
+                              uint32_t most_heads)
+{
+    uint64_t fair = (uint64_t)n * job->n_heads / (4 * n_threads),
+             most = TD_CPU_QUERIES / most_heads;
+
+    fair = fair < MIN_ROWS ? MIN_ROWS : fair;
+    return (uint32_t)(fair < most ? fair : most);
+}
+
 static uint32_t cut_rows(struct tile *tiles, const struct td_kv_rows *rows, uint32_t n,
                          uint32_t rows_per_tile)
 {
@@ -483,7 +495,7 @@ enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *k
     job.n_heads = cut_heads(job.heads, kv_of_head, n_heads);
     for (uint32_t h = 0; h < job.n_heads; h++)
         most = job.heads[h].n > most ? job.heads[h].n : most;
-    job.n_tiles = cut_rows(job.tiles, rows_in, n, TD_CPU_QUERIES / most);
+    job.n_tiles = cut_rows(job.tiles, rows_in, n, rows_per_tile(&job, n, kern->n_threads, most));
     for (uint32_t t = 0; t < job.n_tiles; t++)
         most_rows = job.tiles[t].n_rows > most_rows ? job.tiles[t].n_rows : most_rows;
     cut_chunks(&job, kern->n_threads, TD_CPU_QUERIES / (most * most_rows));

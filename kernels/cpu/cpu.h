@@ -20,7 +20,7 @@
 enum {
     TD_CPU_GROUP = 32,
     TD_CPU_MAX_LEVELS = 8, /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
-    TD_CPU_QUERIES = 64,   /* queries that are walked over the keys together */
+    TD_CPU_QUERIES = 128,  /* queries that are walked over the keys together */
 };
 
 struct td_cpu {

@@ -130,10 +130,47 @@ size_t td_kern_matrix_bytes(const struct td_matrix *m)
     return m->bytes;
 }
 
+static enum td_status check_outputs(const struct td_kern_output *outs, uint32_t n_outs,
+                                    struct td_err *err)
+{
+    if (n_outs == 0 || n_outs > TD_KERN_MAX_OUTPUTS)
+        return td_err_set(err, TD_INVALID, "a linear step of %u outputs: expected 1 to %d", n_outs,
+                          TD_KERN_MAX_OUTPUTS);
+    for (uint32_t i = 0; i < n_outs; i++) {
+        const struct td_matrix *m = outs[i].m, *gate = outs[i].gate;
+
+        if (m->n_cols != outs[0].m->n_cols)
+            return td_err_set(err, TD_INVALID, "output %u reads %u columns, the first %u", i,
+                              m->n_cols, outs[0].m->n_cols);
+        if (gate && (gate->n_cols != m->n_cols || gate->n_rows != m->n_rows || gate->n_parts != 1 ||
+                     m->n_parts != 1))
+            return td_err_set(err, TD_INVALID,
+                              "output %u of %u x %u in %u parts has a gate of %u x %u in %u: "
+                              "expected the same shape and one part",
+                              i, m->n_rows, m->n_cols, m->n_parts, gate->n_rows, gate->n_cols,
+                              gate->n_parts);
+    }
+    return TD_OK;
+}
+
+enum td_status td_kern_linear(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                              const struct td_kern_output *outs, uint32_t n_outs,
+                              struct td_err *err)
+{
+    enum td_status s = check_outputs(outs, n_outs, err);
+
+    if (s || n == 0)
+        return s;
+    return kern->ops->linear(kern, in, n, outs, n_outs, err);
+}
+
 enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x,
                               uint32_t n, float *out, struct td_err *err)
 {
-    return n ? kern->ops->matmul(kern, m, x, n, out, err) : TD_OK;
+    const struct td_kern_input in = {.x = (float *)(uintptr_t)x}; /* read only: nothing is added */
+    const struct td_kern_output to = {.m = m, .out = out};
+
+    return td_kern_linear(kern, &in, n, &to, 1, err);
 }
 
 enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids,

@@ -16,18 +16,21 @@
 
 struct td_kern;   /* one device with its threads or streams */
 struct td_matrix; /* weights in the device's packed layout */
+struct td_cores_seat;
 
 enum {
     TD_KERN_CHUNK_KEYS = 64,
     TD_KERN_MAX_HEAD_DIM = 256,
     TD_KERN_MAX_PARTS = 12,
-    TD_KERN_MAX_LEAVES = 128
+    TD_KERN_MAX_LEAVES = 128,
+    TD_KERN_MAX_OUTPUTS = 8
 };
 
 struct td_kern_cpu_params {
-    uint32_t n_threads;  /* 0: one per core of the process's affinity mask */
-    uint32_t first_core; /* index into the affinity mask; used when `pin` */
-    bool pin;            /* bind threads to cores first_core, first_core + 1, ... */
+    uint32_t n_threads; /* 0: one per physical core of the process's affinity mask */
+    /* [n_threads], borrowed for the call: the hardware thread that each is bound to (kernels/cpu/cores.h), the calling thread
+     * first. NULL: nobody is bound. */
+    const struct td_cores_seat *seats;
     /* How long an idle thread spins before it sleeps; 0 where ranks share cores. */
     uint64_t spin_ns;
     /* "ref", "avx2", "avx512", "auto" (the best there is); NULL: TENSORD_CPU_ISA, else "auto". */
@@ -79,7 +82,29 @@ enum td_status td_kern_matrix_pack(struct td_kern *kern, struct td_matrix *m, ui
                                    const float *scales, struct td_err *err);
 size_t td_kern_matrix_bytes(const struct td_matrix *m);
 
-/* out [n_parts x n x n_rows] = x [n x n_cols] * m^T, one block of n rows per part. */
+/* Rows that a linear step reads, each [n_cols]: x[rows[i]] (x[i] where rows is NULL). Where `add` is there, its row i is added
+ * first, and x keeps the sum (a residual); where `norm` is there, the row is then normalised for the step:
+ * x / sqrt(mean(x^2) + eps) * norm (RMSNorm; Zhang, Sennrich 2019). */
+struct td_kern_input {
+    float *x; /* written only with `add` */
+    const uint32_t *rows;
+    const float *add;  /* [n x n_cols] */
+    const float *norm; /* [n_cols] */
+    float eps;
+};
+/* One result of a linear step. out [n_parts x n x n_rows] = input * m^T, one block of n rows per part; with `gate`, of m's
+ * shape and one part: silu(input * gate^T) * (input * m^T) (SwiGLU, Shazeer 2020). */
+struct td_kern_output {
+    const struct td_matrix *m;
+    const struct td_matrix *gate; /* NULL: none */
+    float *out;
+};
+/* All outputs of the same n input rows, which are read and rounded once for each kind of matrix among them. `out` overlaps no
+ * input. */
+enum td_status td_kern_linear(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                              const struct td_kern_output *outs, uint32_t n_outs,
+                              struct td_err *err);
+/* The step with one output and plain rows: out [n_parts x n x n_rows] = x [n x n_cols] * m^T. */
 enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, const float *x,
                               uint32_t n, float *out, struct td_err *err);
 /* out [n x n_cols]: rows `ids` of m, dequantised. */

@@ -17,8 +17,9 @@ struct td_kern_ops {
     void (*matrix_close)(struct td_kern *kern, struct td_matrix *m);
     void (*matrix_pack)(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
                         const void *src, size_t stride_bytes, const float *scales);
-    enum td_status (*matmul)(struct td_kern *kern, const struct td_matrix *m, const float *x,
-                             uint32_t n, float *out, struct td_err *err);
+    enum td_status (*linear)(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                             const struct td_kern_output *outs, uint32_t n_outs,
+                             struct td_err *err);
     void (*rows)(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
                  float *out);
     void (*rmsnorm)(struct td_kern *kern, const float *x, const float *weight, uint32_t n,

@@ -151,7 +151,6 @@ static enum td_status launch_start(void *user, uint32_t generation, struct td_er
                           NULL};
     struct td_launch_params p = {.loop = &s->loop,
                                  .n_ranks = (uint32_t)o->ranks,
-                                 .threads = (uint32_t)o->threads,
                                  .hostfile = o->hostfile,
                                  .coordinator = s->dial_address,
                                  .cluster_key = {s->dial.key, s->dial.key_bytes},

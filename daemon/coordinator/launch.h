@@ -22,12 +22,10 @@ enum { TD_LAUNCH_PORT_BASE = 47100, TD_LAUNCH_OOB_PORTS = 16, TD_LAUNCH_RANK_POR
 
 /* Everything is borrowed during td_launch_start only. */
 struct td_launch_params {
-    uv_loop_t *loop;     /* borrows until td_launch_close's end */
-    const char *program; /* what the ranks run, on every host; NULL: this program */
-    const char *mpirun;  /* name (looked up in PATH) or path; NULL: "mpirun" */
-    uint32_t n_ranks;    /* > 0 */
-    uint32_t
-        threads; /* compute threads per rank, 0: cores / ranks. Decides whether ranks are bound to cores */
+    uv_loop_t *loop;           /* borrows until td_launch_close's end */
+    const char *program;       /* what the ranks run, on every host; NULL: this program */
+    const char *mpirun;        /* name (looked up in PATH) or path; NULL: "mpirun" */
+    uint32_t n_ranks;          /* > 0 */
     const char *hostfile;      /* NULL: all ranks on this host */
     const char *coordinator;   /* "host:port" that the workers dial */
     struct td_str cluster_key; /* one line, goes over stdin to rank 0; empty: none */

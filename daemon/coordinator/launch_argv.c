@@ -176,29 +176,17 @@ static void add_ports(struct builder *b, const struct td_launch_params *p)
     }
 }
 
+/* Ranks divide a host's cores among themselves, whoever starts them (daemon/engine/hostshare.c). */
 static void add_placement(struct builder *b, const struct td_launch_params *p)
 {
     if (p->hostfile != NULL) {
         add(b, "--hostfile");
         add(b, "%s", p->hostfile);
-        add(b, "--bind-to");
-        add(b, "none"); /* what cores the other hosts have is not known here */
-        return;
-    }
-    uint32_t cores = count_cores();
-    uint32_t per_rank = p->threads > 0 ? p->threads : cores / p->n_ranks;
-    if (p->n_ranks > cores) {
+    } else if (p->n_ranks > count_cores()) {
         add(b, "--oversubscribe");
     }
-    if (p->n_ranks > 1 && per_rank > 0 && (uint64_t)p->n_ranks * per_rank <= cores) {
-        add(b, "--map-by");
-        add(b, "slot:PE=%u", per_rank);
-        add(b, "--bind-to");
-        add(b, "core");
-    } else {
-        add(b, "--bind-to");
-        add(b, "none");
-    }
+    add(b, "--bind-to");
+    add(b, "none");
 }
 
 static void add_mca_choices(struct builder *b, const struct td_launch_params *p, const char *dir)

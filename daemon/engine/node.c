@@ -1,8 +1,8 @@
 #include "daemon/engine/node.h"
 
-#include "kernels/cpu/pool.h"
+#include "daemon/engine/hostshare.h"
+#include "daemon/log.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,107 +11,36 @@
 /* A step's first message; most steps fit in it. */
 enum { HEAD_BYTES = 4096 };
 
-/* A number in a file of the control group (cgroups(7), version 2); `absent` when there is none or it says "max". */
-static uint64_t read_number(const char *path, uint64_t absent)
-{
-    FILE *f = fopen(path, "re");
-    unsigned long long v;
-    bool ok = f && fscanf(f, "%llu", &v) == 1;
-
-    if (f)
-        fclose(f);
-    return ok ? v : absent;
-}
-
-/* Bytes that new allocations may take on this host (MemAvailable of proc_meminfo(5)) within its control group's limit,
- * 0 when unknown. */
-static uint64_t available_memory(void)
-{
-    uint64_t limit = read_number("/sys/fs/cgroup/memory.max", UINT64_MAX), free_bytes;
-    uint64_t used = read_number("/sys/fs/cgroup/memory.current", 0);
-    FILE *f = fopen("/proc/meminfo", "re");
-    char line[128];
-    unsigned long long kib = 0;
-
-    if (!f)
-        return 0;
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    fclose(f);
-    free_bytes = (uint64_t)kib * 1024;
-    limit = limit > used ? limit - used : 1;
-    return free_bytes < limit ? free_bytes : limit;
-}
-
-/* Whose cores the affinity masks of a host's ranks name. */
-enum masks { MASKS_APART, MASKS_EQUAL, MASKS_MIXED };
-
-/* A launcher that binds gives every rank cores of its own. One that does not, or a container with fewer cores than the
- * machine, leaves all ranks the same ones. Collective over the host's ranks. */
-static enum td_status compare_masks(struct td_comm *host, enum masks *out, struct td_err *err)
-{
-    uint32_t n = td_comm_size(host);
-    size_t bytes[TD_PLAN_MAX_RANKS];
-    cpu_set_t mine, both, *all = calloc(n, sizeof *all);
-    bool apart = true, equal = true;
-    enum td_status s;
-
-    if (!all)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for the cores of %u ranks", n);
-    CPU_ZERO(&mine);
-    (void)sched_getaffinity(0, sizeof mine, &mine); /* on failure nobody's cores: not apart */
-    for (uint32_t r = 0; r < n; r++)
-        bytes[r] = sizeof mine;
-    s = td_comm_all_gather(host, &mine, bytes, all, err);
-    for (uint32_t r = 0; !s && r < n; r++)
-        for (uint32_t q = 0; q < r; q++) { /* all pairs, so that every rank comes to the same */
-            CPU_AND(&both, &all[r], &all[q]);
-            apart = apart && CPU_COUNT(&both) == 0 && CPU_COUNT(&all[q]) > 0;
-            equal = equal && CPU_EQUAL(&all[r], &all[q]);
-        }
-    *out = apart ? MASKS_APART : equal ? MASKS_EQUAL : MASKS_MIXED;
-    free(all);
-    return s;
-}
-
 static enum td_status open_device(struct td_node *node, struct td_err *err)
 {
     const struct td_node_params *p = &node->params;
-    uint32_t cores = td_pool_cores(), local_size, local_rank;
     struct td_kern_cpu_params kern = {.isa = p->isa};
     struct td_comm *host = NULL;
-    enum masks masks = MASKS_MIXED;
-    bool bound;
+    uint32_t local_size;
+    char text[128];
     uint64_t memory;
     enum td_status s = td_comm_split_host(node->world, &host, err);
 
-    s = s ? s : compare_masks(host, &masks, err);
-    if (s) {
-        td_comm_close(host);
-        return s;
-    }
-    local_size = td_comm_size(host);
-    local_rank = td_comm_rank(host);
+    s = s ? s : td_hostshare_cores(host, p->n_threads, &node->cores, err);
+    local_size = host ? td_comm_size(host) : 1;
     td_comm_close(host);
-    bound = masks == MASKS_APART;
-    kern.n_threads = p->n_threads ? p->n_threads : bound ? cores : cores / local_size;
-    kern.n_threads = kern.n_threads ? kern.n_threads : 1;
-    kern.first_core = bound ? 0 : local_rank * kern.n_threads;
-    /* Ranks spin and pin their threads only where every thread has a core of its own. */
-    kern.pin = bound                  ? kern.n_threads <= cores
-               : masks == MASKS_EQUAL ? local_size * kern.n_threads <= cores
-                                      : false;
-    node->owns_cores = kern.pin;
-    kern.spin_ns = kern.pin ? 2000000 : 0;
+    if (s)
+        return s;
+    td_cores_describe(&node->cores, text, sizeof text);
+    td_log_debug("cores rank=%u choice=\"%s\"", td_comm_rank(node->world), text);
+    kern.n_threads = node->cores.n_threads;
+    kern.seats = node->cores.seated ? node->cores.seats : NULL;
+    /* Ranks spin only where every thread has a core of its own. */
+    node->owns_cores = node->cores.owned;
+    kern.spin_ns = node->spin_ns = node->cores.owned ? 2000000 : 0;
     td_comm_set_spin(node->world, kern.spin_ns);
     s = td_kern_cpu_open(&kern, &node->kern, err);
     if (s)
         return s;
-    memory = available_memory() / local_size;
+    memory = td_hostshare_memory_bytes() / local_size;
     node->facts.memory_bytes =
         p->memory_bytes && (!memory || p->memory_bytes < memory) ? p->memory_bytes : memory;
-    node->facts.n_cores = cores;
+    node->facts.n_cores = node->cores.n_cores;
     node->facts.n_threads = kern.n_threads;
     return TD_OK;
 }

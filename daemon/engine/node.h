@@ -5,6 +5,7 @@
 #define TD_DAEMON_ENGINE_NODE_H
 
 #include "comm/comm.h"
+#include "kernels/cpu/cores.h"
 #include "kernels/kern.h"
 #include "shard/plan.h"
 #include "shard/shard.h"
@@ -20,13 +21,13 @@ struct td_node_facts {
     char numerics[32]; /* class; must be equal on all ranks */
     char model_hash[33];
     uint64_t memory_bytes; /* this rank may use */
-    uint32_t n_cores;      /* in its affinity mask */
+    uint32_t n_cores;      /* physical ones in its affinity mask */
     uint32_t n_threads;
     int64_t pid;
 };
 
 struct td_node_params {
-    uint32_t n_threads;    /* 0: cores / ranks of the host */
+    uint32_t n_threads;    /* 0: physical cores / ranks that share them */
     const char *isa;       /* as td_kern_cpu_params has it */
     uint64_t memory_bytes; /* cap; 0: the machine's share */
     td_weights_progress_fn *progress;
@@ -42,6 +43,8 @@ struct td_node {
     struct td_shard *shard;
     struct td_node_facts facts;
     bool owns_cores; /* every thread has a core of its own: spinning harms nobody */
+    struct td_cores_share cores;
+    uint64_t spin_ns; /* how long the device's threads spin on after a step */
     struct td_node_params params;
     struct td_step step; /* follower's */
     void *wire;          /* encoded step */

@@ -1,3 +1,6 @@
+#ifndef TD_KERNELS_CPU_ATTEND_BODY_H
+#define TD_KERNELS_CPU_ATTEND_BODY_H
+
 /* Attention over the vector of vec_body.h, which includes this file: scores with 16 keys across the lanes, values with 16
  * dimensions, four queries at a time in registers. Every sum is ref_attend.c's, so tiles may be cut anywhere. */
 enum { Q_TILE = 4, Q_STRIDE = TD_KERN_MAX_HEAD_DIM + 16, BURST = 8 };
@@ -635,3 +638,5 @@ static void halves(enum td_dtype dtype, const float *x, uint32_t n, uint16_t *ou
 }
 
 static const struct td_cpu_attend_ops attend[1] = {{attend_run, join, finish, rope, halves}};
+
+#endif

@@ -1,5 +1,6 @@
 #include "kernels/cpu/cpu.h"
 
+#include "kernels/cpu/cores.h"
 #include "kernels/cpu/mathf.h"
 #include "kernels/cpu/pool.h"
 
@@ -23,7 +24,7 @@ static void close_cpu(struct td_kern *kern)
 static bool supports_matrix(const struct td_kern *kern, enum td_dtype type)
 {
     (void)kern;
-    return type <= TD_Q4_0;
+    return type < TD_N_DTYPES;
 }
 
 static bool supports_kv(const struct td_kern *kern, enum td_dtype type)
@@ -63,7 +64,8 @@ static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_s
                                   struct td_matrix **out, struct td_err *err)
 {
     struct td_cpu_matrix *m = calloc(1, sizeof *m);
-    size_t bytes = td_dtype_row_bytes(shape->dtype, shape->n_cols) * shape->n_rows;
+    size_t lane_bytes = td_cpu_lane_bytes(shape->dtype, shape->n_cols),
+           bytes = lane_bytes * shape->n_rows;
 
     if (!m)
         goto fail;
@@ -73,6 +75,7 @@ static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_s
                                  .n_leaves = shape->n_leaves,
                                  .n_parts = shape->n_parts,
                                  .bytes = bytes};
+    m->group_bytes = lane_bytes * TD_CPU_GROUP;
     memcpy(m->head.part_begin, shape->part_begin, sizeof m->head.part_begin);
     m->head.leaf_end = malloc(shape->n_leaves * sizeof *m->head.leaf_end);
     if (!m->head.leaf_end)
@@ -81,6 +84,7 @@ static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_s
     m->data = alloc(kern, bytes);
     if (!m->data)
         goto fail_leaves;
+    td_pool_place(td_cpu_of(kern)->pool, m->data, bytes);
     *out = &m->head;
     return TD_OK;
 
@@ -107,6 +111,8 @@ struct pack_job {
     uint32_t group0;
     const uint8_t *src;
     size_t stride;
+    const float *scales; /* NULL but for F8_E4M3 */
+    size_t scales_per_row;
 };
 
 static void pack_task(void *user, uint32_t task)
@@ -116,15 +122,18 @@ static void pack_task(void *user, uint32_t task)
     uint8_t *dst = job->m->data + (td_cpu_group_data(job->m, group) - job->m->data);
 
     td_pack_group(job->m->head.dtype, job->m->head.n_cols, td_cpu_lanes(&job->m->head, group),
-                  job->src + (size_t)task * TD_CPU_GROUP * job->stride, job->stride, dst);
+                  job->src + (size_t)task * TD_CPU_GROUP * job->stride, job->stride,
+                  job->scales ? job->scales + task * TD_CPU_GROUP * job->scales_per_row : NULL,
+                  dst);
 }
 
 static void matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
                         const void *src, size_t stride_bytes, const float *scales)
 {
-    struct pack_job job = {(struct td_cpu_matrix *)m, row0 / TD_CPU_GROUP, src, stride_bytes};
+    struct pack_job job = {
+        (struct td_cpu_matrix *)m,      row0 / TD_CPU_GROUP, src, stride_bytes, scales,
+        ((size_t)m->n_cols + 127) / 128};
 
-    (void)scales;
     td_pool_run(td_cpu_of(kern)->pool, (n_rows + TD_CPU_GROUP - 1) / TD_CPU_GROUP, pack_task, &job);
 }
 
@@ -138,7 +147,7 @@ static const struct td_kern_ops OPS = {
     .matrix_open = matrix_open,
     .matrix_close = matrix_close,
     .matrix_pack = matrix_pack,
-    .matmul = td_cpu_matmul,
+    .linear = td_cpu_linear,
     .rows = td_cpu_rows,
     .rmsnorm = td_cpu_rmsnorm,
     .silu_mul = td_cpu_silu_mul,
@@ -152,38 +161,65 @@ static const struct td_kern_ops OPS = {
 static const struct td_cpu_isa *const ISAS[] = {&td_cpu_isa_avx512, &td_cpu_isa_avx2,
                                                 &td_cpu_isa_ref};
 
-static enum td_status choose_isa(const char *name, const struct td_cpu_isa **isa,
-                                 struct td_err *err)
+static enum td_status no_such_isa(const char *name, struct td_err *err)
 {
-    for (size_t i = 0; i < sizeof ISAS / sizeof ISAS[0]; i++) {
-        if (name && strcasecmp(name, ISAS[i]->name))
-            continue;
-        if (ISAS[i]->available()) {
-            *isa = ISAS[i];
-            return TD_OK;
-        }
-        if (name)
-            return td_err_set(err, TD_UNSUPPORTED, "this processor has no %s", name);
+    return td_err_set(err, TD_UNSUPPORTED, "this processor has no %s", name);
+}
+
+/* Sets isa and bf16; `name` NULL: the best there is. AVX-512 comes with its BF16 unit (avx512bf16) or without (avx512). */
+static enum td_status choose_isa(struct td_cpu *cpu, const char *name, struct td_err *err)
+{
+    bool with_unit = name && strcasecmp(name, "avx512bf16") == 0;
+    size_t i = 0, n = sizeof ISAS / sizeof ISAS[0];
+
+    while (i < n && (name ? strcasecmp(with_unit ? "avx512" : name, ISAS[i]->name) != 0
+                          : !ISAS[i]->available()))
+        i++;
+    if (i == n)
+        return td_err_set(err, TD_INVALID,
+                          "instruction set '%s': expected auto, ref, avx2, avx512 or avx512bf16",
+                          name);
+    if (!ISAS[i]->available() || (with_unit && !td_cpu_avx512bf16.available()))
+        return no_such_isa(name, err);
+    cpu->isa = ISAS[i];
+    cpu->bf16 = ISAS[i]->bf16;
+    snprintf(cpu->head.name, sizeof cpu->head.name, "cpu %s", ISAS[i]->name);
+    if (!name && ISAS[i] == &td_cpu_isa_avx512)
+        with_unit = td_cpu_avx512bf16.available() && td_cpu_avx512bf16.beats_fma();
+    if (with_unit) {
+        cpu->bf16 = td_cpu_avx512bf16.bf16;
+        snprintf(cpu->head.name, sizeof cpu->head.name, "cpu avx512bf16");
     }
-    return td_err_set(err, TD_INVALID, "instruction set '%s': expected auto, ref, avx2 or avx512",
-                      name);
+    return TD_OK;
+}
+
+/* Physical cores that this process may use. */
+static enum td_status count_cores(uint32_t *n, struct td_err *err)
+{
+    struct td_cores *cores;
+    enum td_status s = td_cores_open(NULL, &cores, err);
+
+    if (s)
+        return s;
+    *n = td_cores_count_mine(cores);
+    td_cores_close(cores);
+    return TD_OK;
 }
 
 enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
                                 struct td_err *err)
 {
     const char *name = params->isa ? params->isa : getenv("TENSORD_CPU_ISA");
-    struct td_pool_params pool = {.n_threads =
-                                      params->n_threads ? params->n_threads : td_pool_cores(),
-                                  .first_core = params->first_core,
-                                  .pin = params->pin,
-                                  .spin_ns = params->spin_ns};
+    struct td_pool_params pool = {
+        .n_threads = params->n_threads, .seats = params->seats, .spin_ns = params->spin_ns};
     struct td_cpu *cpu = calloc(1, sizeof *cpu);
     enum td_status s;
 
     if (!cpu)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the CPU backend");
-    s = choose_isa(name && name[0] && strcasecmp(name, "auto") ? name : NULL, &cpu->isa, err);
+    s = choose_isa(cpu, name && name[0] && strcasecmp(name, "auto") ? name : NULL, err);
+    if (!s && pool.n_threads == 0)
+        s = count_cores(&pool.n_threads, err);
     if (s)
         goto fail;
     /* Nearest, subnormals kept: a library may have set this thread otherwise, and the pool's inherit from it. */
@@ -192,8 +228,7 @@ enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct 
     if (s)
         goto fail;
     cpu->head.ops = &OPS;
-    snprintf(cpu->head.name, sizeof cpu->head.name, "cpu %s", cpu->isa->name);
-    cpu->head.numerics = "cpu-1"; /* one class: every instruction set gives the same bits */
+    cpu->head.numerics = "cpu-2"; /* one class: every instruction set gives the same bits */
     cpu->head.n_threads = pool.n_threads;
     *kern = &cpu->head;
     return TD_OK;

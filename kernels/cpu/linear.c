@@ -1,40 +1,118 @@
-/* Products with packed matrices, spread over the pool. */
+/* Linear steps: activations are prepared once for each kind of matrix, then groups of rows are spread over the pool. */
 #include "kernels/cpu/cpu.h"
 
 #include "kernels/cpu/pool.h"
 
 #include <stdlib.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
-/* Tokens per pass over a group of rows: their activations stay in the second-level cache. */
-enum { TOKEN_BLOCK = 96, TASKS_PER_THREAD = 8 };
+enum { TASKS_PER_THREAD = 8, TOKENS_PER_TASK = 4, MAX_ACTS = 2 * TD_KERN_MAX_OUTPUTS };
 
-struct matmul_job {
-    const struct td_cpu_isa *isa;
-    const struct td_cpu_matrix *m;
-    struct td_cpu_act act;
+struct linear_job {
+    const struct td_cpu *cpu;
+    struct td_cpu_source src;
     uint32_t n;
+    struct td_cpu_act act[MAX_ACTS];
+    uint32_t n_acts;
+    const struct td_kern_output *outs;
+    uint32_t n_outs;
+    uint8_t act_of[TD_KERN_MAX_OUTPUTS];     /* index of m's activations */
+    uint8_t gate_act[TD_KERN_MAX_OUTPUTS];   /* and of the gate's */
+    uint32_t group_end[TD_KERN_MAX_OUTPUTS]; /* groups of outputs 0 .. i */
     uint32_t groups_per_task;
     uint32_t tasks_per_block; /* tasks of one block of tokens */
-    float *out;
 };
 
-static void quantise_task(void *user, uint32_t task)
+/* Subnormals count as zero and results below the normal range become zero, as vdpbf16ps has it whatever the mode. Returns what
+ * flush_end puts back. */
+static uint32_t flush_begin(void)
 {
-    const struct matmul_job *job = user;
+#if defined(__x86_64__)
+    uint32_t mode = _mm_getcsr();
 
-    job->isa->quantise(&job->act, task);
+    _mm_setcsr(mode | 0x8040u);
+    return mode;
+#elif defined(__aarch64__)
+    uint64_t mode;
+
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" ::"r"(mode | (uint64_t)1 << 24));
+    return (uint32_t)mode;
+#else
+#error "how does this processor flush subnormals?"
+#endif
 }
 
-static void matmul_task(void *user, uint32_t task)
+static void flush_end(uint32_t mode)
 {
-    const struct matmul_job *job = user;
-    uint32_t t0 = task / job->tasks_per_block * TOKEN_BLOCK;
-    uint32_t n = job->n - t0 < TOKEN_BLOCK ? job->n - t0 : TOKEN_BLOCK;
-    uint32_t g0 = task % job->tasks_per_block * job->groups_per_task;
-    uint32_t n_groups = td_cpu_groups(&job->m->head);
+#if defined(__x86_64__)
+    _mm_setcsr(mode);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)mode));
+#endif
+}
 
-    for (uint32_t g = g0; g < g0 + job->groups_per_task && g < n_groups; g++)
-        job->isa->matmul(job->m, g, &job->act, t0, n, job->n, job->out);
+/* ---- activations ---- */
+
+static uint32_t block_of_tokens(uint32_t n, uint32_t t0)
+{
+    return n - t0 < TD_CPU_TOKENS ? n - t0 : TD_CPU_TOKENS;
+}
+
+static void prepare_token(const struct linear_job *job, const struct td_cpu_act *act, uint32_t t)
+{
+    uint32_t t0 = t / TD_CPU_TOKENS * TD_CPU_TOKENS, n = block_of_tokens(job->n, t0);
+    uint32_t n_tiles = td_cpu_tiles(n, act->max_tile);
+    struct td_cpu_tile tile;
+
+    for (uint32_t i = (t - t0) / act->max_tile;; i++) { /* no tile is longer than max_tile */
+        tile = td_cpu_tile(n, n_tiles, i);
+        if (t - t0 < tile.t0 + tile.n)
+            break;
+    }
+    (act->traits.kind == TD_ACT_BF16 ? job->cpu->bf16.prepare : job->cpu->isa->prepare)(
+        &job->src, act, t, t - t0 - tile.t0, tile.n,
+        act->data + (size_t)(t0 + tile.t0) * act->row_bytes);
+}
+
+static void prepare_task(void *user, uint32_t task)
+{
+    const struct linear_job *job = user;
+    uint32_t t1 = (task + 1) * TOKENS_PER_TASK;
+
+    for (uint32_t t = task * TOKENS_PER_TASK; t < t1 && t < job->n; t++) {
+        job->cpu->isa->gather(&job->src, t);
+        for (uint32_t i = 0; i < job->n_acts; i++)
+            prepare_token(job, &job->act[i], t);
+    }
+}
+
+static bool same_form(struct td_cpu_traits a, struct td_cpu_traits b)
+{
+    if (a.kind != b.kind)
+        return false;
+    return a.kind < TD_ACT_INT32 ||
+           (a.offset == b.offset && a.halves == b.halves && a.mins == b.mins);
+}
+
+/* Index of the activations that m reads; a form that is new gets its place. */
+static uint8_t act_for(struct linear_job *job, const struct td_matrix *m)
+{
+    const struct td_cpu_isa *isa = job->cpu->isa;
+    struct td_cpu_traits traits = td_cpu_traits(m->dtype);
+    uint8_t i = 0;
+
+    while (i < job->n_acts && !same_form(job->act[i].traits, traits))
+        i++;
+    if (i == job->n_acts)
+        job->act[job->n_acts++] = (struct td_cpu_act){
+            .traits = traits,
+            .n_cols = m->n_cols,
+            .max_tile = isa->max_tile[traits.kind],
+            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, job->cpu->bf16.pairs)};
+    return i;
 }
 
 static enum td_status reserve_scratch(struct td_cpu *cpu, size_t bytes, struct td_err *err)
@@ -45,7 +123,7 @@ static enum td_status reserve_scratch(struct td_cpu *cpu, size_t bytes, struct t
         return TD_OK;
     p = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
     if (!p)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of quantised activations",
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of prepared activations",
                           bytes);
     free(cpu->scratch);
     cpu->scratch = p;
@@ -53,35 +131,120 @@ static enum td_status reserve_scratch(struct td_cpu *cpu, size_t bytes, struct t
     return TD_OK;
 }
 
-enum td_status td_cpu_matmul(struct td_kern *kern, const struct td_matrix *matrix, const float *x,
-                             uint32_t n, float *out, struct td_err *err)
+/* Places for the activations and the rows' factors, one after the other, each on a cache line. */
+static enum td_status place_acts(struct td_cpu *cpu, struct linear_job *job, struct td_err *err)
+{
+    size_t bytes = ((size_t)job->n * sizeof(float) + 63) & ~(size_t)63, at[MAX_ACTS];
+    enum td_status s;
+
+    for (uint32_t i = 0; i < job->n_acts; i++) {
+        at[i] = bytes;
+        bytes += (job->n * job->act[i].row_bytes + 63) & ~(size_t)63;
+    }
+    s = reserve_scratch(cpu, bytes, err);
+    job->src.factor = (float *)(void *)cpu->scratch;
+    for (uint32_t i = 0; i < job->n_acts; i++)
+        job->act[i].data = cpu->scratch + at[i];
+    return s;
+}
+
+/* ---- products ---- */
+
+static void product(const struct linear_job *job, const struct td_cpu_product *p)
+{
+    if (p->act->traits.kind == TD_ACT_BF16) {
+        uint32_t mode = flush_begin();
+
+        job->cpu->bf16.product(p);
+        flush_end(mode);
+    } else {
+        job->cpu->isa->product(p);
+    }
+}
+
+static void gated(const struct linear_job *job, const struct td_kern_output *o,
+                  struct td_cpu_product *up, uint8_t gate_act)
+{
+    float gate_out[TD_CPU_TOKENS][TD_CPU_GROUP], up_out[TD_CPU_TOKENS][TD_CPU_GROUP];
+    struct td_cpu_product gate = *up;
+    float *out = up->out;
+    size_t row_stride = up->row_stride;
+
+    gate.m = (const struct td_cpu_matrix *)o->gate;
+    gate.act = &job->act[gate_act];
+    gate.out = gate_out[0];
+    up->out = up_out[0];
+    gate.row_stride = up->row_stride = TD_CPU_GROUP;
+    product(job, &gate);
+    product(job, up);
+    for (uint32_t t = 0; t < up->n; t++)
+        job->cpu->isa->silu_mul(gate_out[t], up_out[t], td_cpu_lanes(o->m, up->group),
+                                out + t * row_stride);
+}
+
+static void product_task(void *user, uint32_t task)
+{
+    const struct linear_job *job = user;
+    uint32_t t0 = task / job->tasks_per_block * TD_CPU_TOKENS;
+    uint32_t g0 = task % job->tasks_per_block * job->groups_per_task, i = 0;
+
+    for (uint32_t g = g0; g < g0 + job->groups_per_task && g < job->group_end[job->n_outs - 1];
+         g++) {
+        const struct td_kern_output *o;
+        struct td_cpu_product p;
+
+        while (g >= job->group_end[i])
+            i++;
+        o = &job->outs[i];
+        p = (struct td_cpu_product){.m = (const struct td_cpu_matrix *)o->m,
+                                    .act = &job->act[job->act_of[i]],
+                                    .group = g - (i ? job->group_end[i - 1] : 0),
+                                    .t0 = t0,
+                                    .n = block_of_tokens(job->n, t0),
+                                    .row_stride = o->m->n_rows,
+                                    .part_stride = (size_t)job->n * o->m->n_rows};
+        p.out = o->out + (size_t)t0 * o->m->n_rows + (size_t)p.group * TD_CPU_GROUP;
+        if (o->gate)
+            gated(job, o, &p, job->gate_act[i]);
+        else
+            product(job, &p);
+    }
+}
+
+enum td_status td_cpu_linear(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                             const struct td_kern_output *outs, uint32_t n_outs, struct td_err *err)
 {
     struct td_cpu *cpu = td_cpu_of(kern);
-    struct matmul_job job = {.isa = cpu->isa,
-                             .m = (const struct td_cpu_matrix *)matrix,
-                             .act = {.x = x, .n_cols = matrix->n_cols},
+    struct linear_job job = {.cpu = cpu,
+                             .src = {.x = in->x,
+                                     .rows = in->rows,
+                                     .add = in->add,
+                                     .norm = in->norm,
+                                     .eps = in->eps,
+                                     .n_cols = outs[0].m->n_cols},
                              .n = n,
-                             .out = out};
-    uint32_t n_groups = td_cpu_groups(matrix), n_blocks = (n + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
+                             .outs = outs,
+                             .n_outs = n_outs};
+    uint32_t n_groups = 0, n_blocks = (n + TD_CPU_TOKENS - 1) / TD_CPU_TOKENS;
     uint32_t want = cpu->head.n_threads * TASKS_PER_THREAD;
+    enum td_status s;
 
-    if (td_dtype_info(matrix->dtype)->block_elems > 1) {
-        size_t values = (size_t)n * matrix->n_cols, blocks = values / 32;
-        enum td_status s = reserve_scratch(cpu, values + blocks * 8 + 128, err);
-
-        if (s)
-            return s;
-        job.act.scale = (float *)(void *)cpu->scratch;
-        job.act.sum = (int32_t *)(void *)(cpu->scratch + blocks * 4);
-        job.act.q = (int8_t *)(cpu->scratch + blocks * 8);
-        td_pool_run(cpu->pool, n, quantise_task, &job);
+    for (uint32_t i = 0; i < n_outs; i++) {
+        job.act_of[i] = act_for(&job, outs[i].m);
+        job.gate_act[i] = outs[i].gate ? act_for(&job, outs[i].gate) : 0;
+        n_groups += td_cpu_groups(outs[i].m);
+        job.group_end[i] = n_groups;
     }
+    s = place_acts(cpu, &job, err);
+    if (s)
+        return s;
+    td_pool_run(cpu->pool, (n + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, prepare_task, &job);
     job.groups_per_task =
         cpu->head.n_threads == 1 ? n_groups : (n_groups * n_blocks + want - 1) / want;
     if (job.groups_per_task > n_groups)
         job.groups_per_task = n_groups;
     job.tasks_per_block = (n_groups + job.groups_per_task - 1) / job.groups_per_task;
-    td_pool_run(cpu->pool, job.tasks_per_block * n_blocks, matmul_task, &job);
+    td_pool_run(cpu->pool, job.tasks_per_block * n_blocks, product_task, &job);
     return TD_OK;
 }
 

@@ -1,19 +1,327 @@
-/* Products with packed matrices, over the vector of vec_body.h, which includes this file. */
-/* Leaf sums of one tile: `n_tokens` tokens x 32 rows. Constant n_tokens and dtype; lanes is the constant 32 for full groups. */
-INLINE void leaf_float(enum td_dtype dtype, int n_tokens, uint32_t lanes, const uint8_t *w,
-                       const float *x, size_t ldx, uint32_t n_k, vf acc[][2])
+#ifndef TD_KERNELS_CPU_MATMUL_BODY_H
+#define TD_KERNELS_CPU_MATMUL_BODY_H
+
+/* Products with packed matrices, over the vector of vec_body.h, which includes this file. The includer defines TD_TILE_FLOAT
+ * and TD_TILE_INT, the tokens of a tile, and TD_BF16_PAIRS: 1 where v_dot_bf16 exists.
+ *
+ * One token reads the packed form and unpacks it in registers. More tokens share the unpacking: a chunk of the group's
+ * columns is expanded to one plain form per kind of weights, which stays in the first- or second-level cache while tile after
+ * tile of tokens goes over it. The plain forms, for 32 lanes (vectors of 16 lanes, lower half first):
+ *   floats     per column F32. BF16: columns of a pair swapped; or, with TD_BF16_PAIRS, per pair of columns words of two BF16.
+ *              F8 has 32 F32 scales before every 128 columns.
+ *   integers   per 32 columns 8 steps of words of four stored integers; then per half F32 scales [32], then per half F32
+ *              minimums [32]; INT256 has F32 d [32] (and dmin [32]) after every eighth. */
+
+enum {
+    CHUNK_FLOAT =
+        256, /* columns of a chunk, unless one leaf has more: then it comes in pieces of this size */
+    CHUNK_INT = 1024,
+    PLAIN_BYTES = CHUNK_FLOAT / 128 * (128 * 128 + 128) > CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT
+                      ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
+                      : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
+    WIDE_BYTES = CHUNK_INT / 32 * 34 * TD_CPU_GROUP, /* packed chunk: Q8_0 has the longest */
+    AHEAD = 4096 /* bytes that one token's stream prefetches ahead */
+};
+
+/* ---- fields of packed blocks of 32 lanes: the half `h` of them ---- */
+
+INLINE vi word_at(const uint8_t *block, uint32_t at, int h)
 {
-    const size_t size = dtype == TD_F32 ? 4 : 2;
-    const uint32_t lo = lanes < 16 ? lanes : 16, hi = lanes - lo;
+    return vi_load(block + (size_t)at * TD_CPU_GROUP + h * 64);
+}
 
-    for (int t = 0; t < n_tokens; t++)
-        acc[t][0] = acc[t][1] = vf_set1(0.0f);
-    for (uint32_t k = 0; k < n_k; k++, w += lanes * size) {
-        vf w0 = load_as(dtype, w, lo), w1 = load_as(dtype, w + 16 * size, hi);
+INLINE vf half_at(const uint8_t *block, uint32_t at, int h)
+{
+    return vf_load_f16(block + (size_t)at * TD_CPU_GROUP + h * 32);
+}
 
+/* Bytes of a block, as a constant where the type is one. */
+INLINE size_t block_bytes(enum td_dtype dtype)
+{
+    switch (dtype) {
+    case TD_Q8_0:
+        return 34;
+    case TD_Q4_0:
+    case TD_IQ4_NL:
+        return 18;
+    case TD_Q4_1:
+        return 20;
+    case TD_Q5_0:
+        return 22;
+    case TD_Q5_1:
+        return 24;
+    case TD_MXFP4:
+        return 17;
+    case TD_Q2_K:
+        return 84;
+    case TD_Q3_K:
+        return 110;
+    case TD_Q4_K:
+        return 144;
+    case TD_Q5_K:
+        return 176;
+    case TD_Q6_K:
+        return 210;
+    case TD_IQ4_XS:
+        return 136;
+    default:
+        return 0;
+    }
+}
+
+/* Bits `mask` (a byte) of every byte of a word, from bit `shift` on. */
+INLINE vi bits_of(vi word, int shift, int mask)
+{
+    return vi_and(vi_shr(word, shift), vi_set1(mask * 0x01010101));
+}
+
+/* Bit `bit` of every byte of a word, moved to bit `to`. */
+INLINE vi bit_to(vi word, int bit, int to)
+{
+    vi moved = bit > to ? vi_shr(word, bit - to) : vi_shl(word, to - bit);
+
+    return vi_and(moved, vi_set1((1 << to) * 0x01010101));
+}
+
+/* The stored integers of columns 4j .. 4j + 3 of eighth b (0 for blocks of 32). */
+INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h)
+{
+    static const uint8_t iq4[16] = {TD_CPU_IQ4_VALUES}, mxfp4[16] = {TD_CPU_MXFP4_VALUES};
+    const uint32_t step = (uint32_t)j * 4, quarter = step % 16; /* byte of a word in its field */
+    const int upper = j / 4 * 4;                                /* shift of this step's nibbles */
+
+    switch (dtype) {
+    case TD_Q8_0:
+        return word_at(p, 2 + step, h);
+    case TD_Q4_0:
+        return bits_of(word_at(p, 2 + quarter, h), upper, 15);
+    case TD_Q4_1:
+        return bits_of(word_at(p, 4 + quarter, h), upper, 15);
+    case TD_Q5_0:
+        return vi_or(bits_of(word_at(p, 6 + quarter, h), upper, 15),
+                     bit_to(word_at(p, 2, h), j, 4));
+    case TD_Q5_1:
+        return vi_or(bits_of(word_at(p, 8 + quarter, h), upper, 15),
+                     bit_to(word_at(p, 4, h), j, 4));
+    case TD_IQ4_NL:
+        return vi_lookup(iq4, bits_of(word_at(p, 2 + quarter, h), upper, 15));
+    case TD_MXFP4:
+        return vi_lookup(mxfp4, bits_of(word_at(p, 1 + quarter, h), upper, 15));
+    case TD_Q4_K:
+        return bits_of(word_at(p, 16 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15);
+    case TD_Q5_K:
+        return vi_or(bits_of(word_at(p, 48 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15),
+                     bit_to(word_at(p, 16 + step, h), b, 4));
+    case TD_Q6_K:
+        return vi_or(
+            bits_of(word_at(p, 18 + (uint32_t)(b / 4 * 64 + b % 2 * 32) + step, h), b % 4 / 2 * 4,
+                    15),
+            vi_shl(bits_of(word_at(p, 146 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3), 4));
+    case TD_Q3_K:
+        return vi_or(bits_of(word_at(p, 46 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3),
+                     bit_to(word_at(p, 14 + step, h), b, 2));
+    case TD_Q2_K:
+        return bits_of(word_at(p, 20 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3);
+    case TD_IQ4_XS:
+        return vi_lookup(iq4, bits_of(word_at(p, 8 + (uint32_t)b * 16 + quarter, h), upper, 15));
+    default:
+        return vi_set1(0);
+    }
+}
+
+/* Value i of the sixes at byte `at`. */
+INLINE vi six_at(const uint8_t *p, uint32_t at, int i, int h)
+{
+    vi w = word_at(p, at + (uint32_t)i / 5 * 4, h);
+
+    if (i < 15)
+        return vi_and(vi_shr(w, 6 * (i % 5)), vi_set1(63));
+    return vi_or(vi_shr(word_at(p, at, h), 30),
+                 vi_or(vi_shl(vi_shr(word_at(p, at + 4, h), 30), 2),
+                       vi_shl(vi_shr(word_at(p, at + 8, h), 30), 4)));
+}
+
+/* Scale of half `half` of eighth b, as a float; of the block for blocks of 32. */
+INLINE vf weight_scale(enum td_dtype dtype, const uint8_t *p, int b, int half, int h)
+{
+    const int i = 2 * b + half;
+
+    switch (dtype) {
+    case TD_MXFP4:
+        return vf_e8m0(vi_load_u8(p + h * 16));
+    case TD_Q4_K:
+    case TD_Q5_K:
+        return vf_from_vi(six_at(p, 4, b, h));
+    case TD_Q6_K:
+        return vf_from_vi(
+            vi_sar(vi_shl(word_at(p, 2 + (uint32_t)(i / 4) * 4, h), 24 - i % 4 * 8), 24));
+    case TD_Q3_K:
+        return vf_from_vi(vi_sub(six_at(p, 2, i, h), vi_set1(32)));
+    case TD_Q2_K:
+        return vf_from_vi(
+            vi_and(vi_shr(word_at(p, 4 + (uint32_t)(i / 4) * 4, h), i % 4 * 8), vi_set1(15)));
+    case TD_IQ4_XS: {
+        vi low = vi_and(vi_shr(word_at(p, 4, h), 4 * b), vi_set1(15));
+        vi high = vi_and(vi_shr(vi_load_u16(p + 2 * TD_CPU_GROUP + h * 32), 2 * b), vi_set1(3));
+
+        return vf_from_vi(vi_sub(vi_or(low, vi_shl(high, 4)), vi_set1(32)));
+    }
+    default:
+        return half_at(p, 0, h);
+    }
+}
+
+INLINE vf weight_min(enum td_dtype dtype, const uint8_t *p, int b, int half, int h)
+{
+    const int i = 2 * b + half;
+
+    switch (dtype) {
+    case TD_Q4_K:
+    case TD_Q5_K:
+        return vf_from_vi(six_at(p, 4, 8 + b, h));
+    case TD_Q2_K:
+        return vf_from_vi(
+            vi_and(vi_shr(word_at(p, 4 + (uint32_t)(i / 4) * 4, h), 4 + i % 4 * 8), vi_set1(15)));
+    default:
+        return half_at(p, 2, h);
+    }
+}
+
+/* Column k of E4M3 bytes. */
+INLINE vf f8_at(const uint8_t *p, uint32_t k, int h)
+{
+    return vf_from_f8(vi_load_u8(p + (size_t)k * TD_CPU_GROUP + h * 16));
+}
+
+/* ---- the plain forms ---- */
+
+/* Strides of the plain form of integers. */
+INLINE uint32_t plain_block(struct td_cpu_traits traits)
+{
+    return (uint32_t)(1024 + 128 * traits.halves * (1 + traits.mins));
+}
+
+INLINE uint32_t plain_tail(struct td_cpu_traits traits)
+{
+    return traits.kind == TD_ACT_INT256 ? (uint32_t)(128 * (1 + traits.mins)) : 0;
+}
+
+INLINE void expand_int(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, float *plain)
+{
+    const struct td_cpu_traits traits = td_cpu_traits(dtype);
+    const uint32_t elems = traits.kind == TD_ACT_INT256 ? 256 : 32;
+    const size_t bytes = block_bytes(dtype) * TD_CPU_GROUP;
+
+    for (uint32_t k = 0; k < n_k; k += elems, p += bytes) {
+        for (int b = 0; b < (int)elems / 32; b++) {
+            for (int j = 0; j < 8; j++, plain += 32) {
+                vi_store((uint8_t *)plain, weight_word(dtype, p, b, j, 0));
+                vi_store((uint8_t *)(plain + 16), weight_word(dtype, p, b, j, 1));
+            }
+            for (int half = 0; half < traits.halves; half++, plain += 32) {
+                vf_store(plain, weight_scale(dtype, p, b, half, 0));
+                vf_store(plain + 16, weight_scale(dtype, p, b, half, 1));
+            }
+            for (int half = 0; traits.mins && half < traits.halves; half++, plain += 32) {
+                vf_store(plain, weight_min(dtype, p, b, half, 0));
+                vf_store(plain + 16, weight_min(dtype, p, b, half, 1));
+            }
+        }
+        for (int i = 0; traits.kind == TD_ACT_INT256 && i < 1 + traits.mins; i++, plain += 32) {
+            vf_store(plain, half_at(p, (uint32_t)i * 2, 0));
+            vf_store(plain + 16, half_at(p, (uint32_t)i * 2, 1));
+        }
+    }
+}
+
+/* Two columns of floats, `even` and `odd`, of a pair. */
+INLINE float *put_pair(vf even0, vf even1, vf odd0, vf odd1, float *plain)
+{
+#if TD_BF16_PAIRS
+    vi_store((uint8_t *)plain, vi_pair(even0, odd0));
+    vi_store((uint8_t *)(plain + 16), vi_pair(even1, odd1));
+    return plain + 32;
+#else
+    vf_store(plain, odd0);
+    vf_store(plain + 16, odd1);
+    vf_store(plain + 32, even0);
+    vf_store(plain + 48, even1);
+    return plain + 64;
+#endif
+}
+
+INLINE void expand_float(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, float *plain)
+{
+    switch (dtype) {
+    case TD_F32:
+        for (uint32_t k = 0; k < n_k; k++, plain += 32) {
+            vf_store(plain, vf_cast(word_at(p, k * 4, 0)));
+            vf_store(plain + 16, vf_cast(word_at(p, k * 4, 1)));
+        }
+        return;
+    case TD_F16:
+        for (uint32_t k = 0; k < n_k; k++, plain += 32) {
+            vf_store(plain, half_at(p, k * 2, 0));
+            vf_store(plain + 16, half_at(p, k * 2, 1));
+        }
+        return;
+    case TD_BF16:
+        for (uint32_t k = 0; k < n_k; k += 2) {
+            vi w0 = word_at(p, k * 2, 0), w1 = word_at(p, k * 2, 1);
+
+            plain = put_pair(vf_even(w0), vf_even(w1), vf_odd(w0), vf_odd(w1), plain);
+        }
+        return;
+    case TD_F8_E4M3:
+        for (; n_k; p += TD_CPU_GROUP * 132) {
+            uint32_t n = n_k < 128 ? n_k : 128;
+            const uint8_t *bytes = p + TD_CPU_GROUP * 4;
+
+            vf_store(plain, vf_cast(word_at(p, 0, 0)));
+            vf_store(plain + 16, vf_cast(word_at(p, 0, 1)));
+            plain += 32;
+            for (uint32_t k = 0; k < n; k += 2) {
+                bool paired = k + 1 < n;
+                vf none = vf_set1(0.0f);
+
+                plain = put_pair(f8_at(bytes, k, 0), f8_at(bytes, k, 1),
+                                 paired ? f8_at(bytes, k + 1, 0) : none,
+                                 paired ? f8_at(bytes, k + 1, 1) : none, plain);
+            }
+            n_k -= n;
+        }
+        return;
+    default:
+        return;
+    }
+}
+
+/* ---- leaves: acc += what n_k columns give to `n_tokens` tokens x 32 rows ---- */
+
+/* Lines of the next chunk that a tile asks for while it works on this one, a few per block. */
+struct lookahead {
+    const uint8_t *p;
+    uint32_t lines;
+};
+
+INLINE void look_ahead(struct lookahead *ahead)
+{
+    for (uint32_t i = 0; i < ahead->lines; i++, ahead->p += 64)
+        __builtin_prefetch(ahead->p, 0, 2);
+}
+
+/* Columns of plain floats [n_k][32] and of activations [n_k][n_tokens]. */
+INLINE void leaf_float(int n_tokens, const float *w, const float *x, uint32_t n_k,
+                       struct lookahead *ahead, vf acc[][2])
+{
+    for (uint32_t k = 0; k < n_k; k++, w += 32, x += n_tokens) {
+        vf w0 = vf_load(w), w1 = vf_load(w + 16);
+
+        if (k % 32 == 0)
+            look_ahead(ahead);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            vf a = vf_set1(x[(size_t)t * ldx + k]);
+            vf a = vf_set1(x[t]);
 
             acc[t][0] = vf_fma(w0, a, acc[t][0]);
             acc[t][1] = vf_fma(w1, a, acc[t][1]);
@@ -21,185 +329,642 @@ INLINE void leaf_float(enum td_dtype dtype, int n_tokens, uint32_t lanes, const 
     }
 }
 
-INLINE void leaf_int(enum td_dtype dtype, int n_tokens, uint32_t lanes, const uint8_t *w,
-                     const struct td_cpu_act *act, uint32_t t0, uint32_t k0, uint32_t n_k,
-                     vf acc[][2])
+#if TD_BF16_PAIRS
+/* Pairs of columns [n_pairs][32] words and activations [n_pairs][n_tokens] words. */
+INLINE void leaf_pairs(int n_tokens, const uint8_t *w, const float *x, uint32_t n_pairs,
+                       struct lookahead *ahead, vf acc[][2])
 {
-    const uint32_t n_blocks = act->n_cols / 32, b0 = k0 / 32;
-    const uint32_t lo = lanes < 16 ? lanes : 16, hi = lanes - lo;
-    const int offset = dtype == TD_Q8_0 ? -128 : -8;
-    const int8_t *q = act->q + (size_t)t0 * act->n_cols + k0;
-    const float *scale = act->scale + (size_t)t0 * n_blocks + b0;
-    const int32_t *sum = act->sum + (size_t)t0 * n_blocks + b0;
+    for (uint32_t k = 0; k < n_pairs; k++, w += 128, x += n_tokens) {
+        vi w0 = vi_load(w), w1 = vi_load(w + 64);
 
-    for (int t = 0; t < n_tokens; t++)
-        acc[t][0] = acc[t][1] = vf_set1(0.0f);
-    for (uint32_t b = 0; b < n_k / 32; b++, q += 32) {
-        vf s0 = load_as(TD_F16, w, lo), s1 = load_as(TD_F16, w + 32, hi);
-        vi dot[8][2];
+        if (k % 16 == 0)
+            look_ahead(ahead);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            vi a = vi_set1_word((const uint8_t *)(x + t));
 
-        w += (size_t)lanes * 2;
+            acc[t][0] = v_dot_bf16(acc[t][0], w0, a);
+            acc[t][1] = v_dot_bf16(acc[t][1], w1, a);
+        }
+    }
+}
+#endif
+
+/* BF16 in its plain form. */
+INLINE void leaf_bf16(int n_tokens, const float *w, const float *x, uint32_t n_k,
+                      struct lookahead *ahead, vf acc[][2])
+{
+#if TD_BF16_PAIRS
+    leaf_pairs(n_tokens, (const uint8_t *)w, x, (n_k + 1) / 2, ahead, acc);
+#else
+    leaf_float(n_tokens, w, x, (n_k + 1) / 2 * 2, ahead, acc);
+#endif
+}
+
+INLINE void leaf_f8(int n_tokens, const float *w, const float *x, uint32_t n_k,
+                    struct lookahead *ahead, vf acc[][2])
+{
+    for (uint32_t k = 0; k < n_k; k += 128) {
+        const uint32_t n = n_k - k < 128 ? n_k - k : 128,
+                       values = (n + 1) / 2 * (2 - TD_BF16_PAIRS);
+        vf s0 = vf_load(w), s1 = vf_load(w + 16), sum[8][2];
+
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++)
-            dot[t][0] = dot[t][1] = vi_set1(offset * sum[(size_t)t * n_blocks + b]);
-        if (dtype == TD_Q8_0) {
+            sum[t][0] = sum[t][1] = vf_set1(0.0f);
+        leaf_bf16(n_tokens, w + 32, x, n, ahead, sum);
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; j++, w += (size_t)lanes * 4) {
-                vi w0 = load_words(w, lo), w1 = load_words(w + 64, hi);
+        for (int t = 0; t < n_tokens; t++) {
+            acc[t][0] = vf_fma(sum[t][0], s0, acc[t][0]);
+            acc[t][1] = vf_fma(sum[t][1], s1, acc[t][1]);
+        }
+        w += 32 + (size_t)values * 32;
+        x += (size_t)values * (uint32_t)n_tokens;
+    }
+}
+
+INLINE vi dot_of(struct td_cpu_traits traits, vi acc, vi w, vi a)
+{
+    return traits.narrow ? vi_dot_narrow(acc, w, a) : vi_dot(acc, w, a);
+}
+
+/* Weights of integer types: from the packed block of a type, or from the plain form. */
+struct ints {
+    bool plain;
+    enum td_dtype dtype; /* of the packed form */
+};
+
+INLINE vi int_word(struct ints from, const uint8_t *p, int b, int j, int h)
+{
+    if (from.plain)
+        return vi_load(p + j * 128 + h * 64);
+    return weight_word(from.dtype, p, b, j, h);
+}
+
+INLINE vf int_scale(struct ints from, const uint8_t *p, int b, int half, int h)
+{
+    if (from.plain)
+        return vf_load((const float *)(const void *)(p + 1024 + half * 128 + h * 64));
+    return weight_scale(from.dtype, p, b, half, h);
+}
+
+INLINE vf int_min(struct ints from, struct td_cpu_traits traits, const uint8_t *p, int b, int half,
+                  int h)
+{
+    if (from.plain)
+        return vf_load(
+            (const float *)(const void *)(p + 1024 + (traits.halves + half) * 128 + h * 64));
+    return weight_min(from.dtype, p, b, half, h);
+}
+
+/* dot = start + the integer dot products of a half (or of all) of 32 columns. `a` is the tile's block of activations. */
+INLINE void dots(struct td_cpu_traits traits, struct ints from, int n_tokens, const uint8_t *p,
+                 const uint8_t *a, int b, int half, vi dot[][2])
+{
+    const int steps = 8 / traits.halves;
 
 #pragma GCC unroll 8
-                for (int t = 0; t < n_tokens; t++) {
-                    vi a = vi_set1_word(q + (size_t)t * act->n_cols + j * 4);
+    for (int t = 0; t < n_tokens; t++)
+        dot[t][0] = dot[t][1] =
+            traits.offset ? vi_set1_word(a + (36 + 4 * half) * n_tokens + 4 * t) : vi_set1(0);
+#pragma GCC unroll 8
+    for (int j = half * steps; j < (half + 1) * steps; j++) {
+        vi w0 = int_word(from, p, b, j, 0), w1 = int_word(from, p, b, j, 1);
 
-                    dot[t][0] = vi_dot(dot[t][0], w0, a);
-                    dot[t][1] = vi_dot(dot[t][1], w1, a);
-                }
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            vi x = vi_set1_word(a + (j * n_tokens + t) * 4);
+
+            dot[t][0] = dot_of(traits, dot[t][0], w0, x);
+            dot[t][1] = dot_of(traits, dot[t][1], w1, x);
+        }
+    }
+}
+
+INLINE vf act_float(const uint8_t *a, int n_tokens, int at, int t)
+{
+    return vf_set1(*(const float *)(const void *)(a + at * n_tokens + 4 * t));
+}
+
+INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_tokens,
+                       const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
+                       vf acc[][2])
+{
+    const size_t bytes = from.plain ? plain_block(traits) : block_bytes(from.dtype) * TD_CPU_GROUP;
+
+    for (uint32_t k = 0; k < n_k; k += 32) {
+        vf s0 = int_scale(from, p, 0, 0, 0), s1 = int_scale(from, p, 0, 0, 1);
+        vi dot[8][2];
+
+        if (from.plain)
+            look_ahead(ahead);
+        else
+            for (size_t i = 0; i < bytes; i += 64)
+                __builtin_prefetch(p + AHEAD + i, 0, 3);
+        dots(traits, from, n_tokens, p, a, 0, 0, dot);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            vf x = act_float(a, n_tokens, 32, t);
+
+            acc[t][0] = vf_fma(vf_from_vi(dot[t][0]), vf_mul(s0, x), acc[t][0]);
+            acc[t][1] = vf_fma(vf_from_vi(dot[t][1]), vf_mul(s1, x), acc[t][1]);
+        }
+        if (traits.mins) {
+            vf m0 = int_min(from, traits, p, 0, 0, 0), m1 = int_min(from, traits, p, 0, 0, 1);
+
+#pragma GCC unroll 8
+            for (int t = 0; t < n_tokens; t++) {
+                vf x = act_float(a, n_tokens, 40, t);
+
+                acc[t][0] = vf_fma(m0, x, acc[t][0]);
+                acc[t][1] = vf_fma(m1, x, acc[t][1]);
+            }
+        }
+        p += bytes;
+        a += td_cpu_act_block_bytes(traits) * (uint32_t)n_tokens;
+    }
+}
+
+/* sum += what eighth b gives, without its minimums. */
+INLINE void eighth(struct td_cpu_traits traits, struct ints from, int n_tokens, const uint8_t *p,
+                   const uint8_t *a, int b, vf sum[][2])
+{
+#pragma GCC unroll 2
+    for (int half = 0; half < traits.halves; half++) {
+        vi dot[8][2];
+        vf s0, s1;
+
+        dots(traits, from, n_tokens, p, a, b, half, dot);
+        s0 = int_scale(from, p, b, half, 0);
+        s1 = int_scale(from, p, b, half, 1);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            sum[t][0] = vf_fma(vf_from_vi(dot[t][0]), s0, sum[t][0]);
+            sum[t][1] = vf_fma(vf_from_vi(dot[t][1]), s1, sum[t][1]);
+        }
+    }
+}
+
+/* sum += the minimums of eighth b times the sums of their activations. */
+INLINE void eighth_mins(struct td_cpu_traits traits, struct ints from, int n_tokens,
+                        const uint8_t *p, const uint8_t *a, int b, vf sum[][2])
+{
+#pragma GCC unroll 2
+    for (int half = 0; half < traits.halves; half++) {
+        vf m0 = int_min(from, traits, p, b, half, 0), m1 = int_min(from, traits, p, b, half, 1);
+
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            vf x = act_float(a, n_tokens, 36 + 4 * traits.halves + 4 * half, t);
+
+            sum[t][0] = vf_fma(m0, x, sum[t][0]);
+            sum[t][1] = vf_fma(m1, x, sum[t][1]);
+        }
+    }
+}
+
+INLINE void clear(int n_tokens, vf sum[][2])
+{
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++)
+        sum[t][0] = sum[t][1] = vf_set1(0.0f);
+}
+
+INLINE vf block_float(struct ints from, const uint8_t *p, const uint8_t *tail, int i, int h)
+{
+    if (from.plain)
+        return vf_load((const float *)(const void *)(tail + i * 128 + h * 64));
+    return half_at(p, (uint32_t)i * 2, h);
+}
+
+/* The eighths of the plain form are a loop; those of the packed form differ in their shifts and are written out. */
+INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tokens,
+                        const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
+                        vf acc[][2])
+{
+    const size_t step = from.plain ? plain_block(traits) : 0;
+    const size_t bytes =
+        from.plain ? 8 * step + plain_tail(traits) : block_bytes(from.dtype) * TD_CPU_GROUP;
+    const size_t act_step = td_cpu_act_block_bytes(traits) * (uint32_t)n_tokens;
+
+    for (uint32_t k = 0; k < n_k; k += 256, p += bytes, a += 8 * act_step) {
+        const uint8_t *tail = p + 8 * step;
+        vf sum[8][2], d0 = block_float(from, p, tail, 0, 0), d1 = block_float(from, p, tail, 0, 1);
+
+        clear(n_tokens, sum);
+        if (from.plain) {
+#pragma GCC unroll 1
+            for (int b = 0; b < 8; b++) {
+                look_ahead(ahead);
+                eighth(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step, b,
+                       sum);
             }
         } else {
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++, w += (size_t)lanes * 4) {
-                vi w0 = load_words(w, lo), w1 = load_words(w + 64, hi);
-                vi l0 = vi_low_nibbles(w0), l1 = vi_low_nibbles(w1);
-                vi h0 = vi_high_nibbles(w0), h1 = vi_high_nibbles(w1);
-
 #pragma GCC unroll 8
-                for (int t = 0; t < n_tokens; t++) {
-                    vi a = vi_set1_word(q + (size_t)t * act->n_cols + j * 4);
-                    vi c = vi_set1_word(q + (size_t)t * act->n_cols + j * 4 + 16);
-
-                    dot[t][0] = vi_dot(vi_dot(dot[t][0], l0, a), h0, c);
-                    dot[t][1] = vi_dot(vi_dot(dot[t][1], l1, a), h1, c);
-                }
+            for (int b = 0; b < 8; b++) {
+                for (size_t i = bytes / 8 * (size_t)b; i < bytes / 8 * (size_t)(b + 1); i += 64)
+                    __builtin_prefetch(p + AHEAD + i, 0, 3);
+                eighth(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
             }
         }
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            vf a = vf_set1(scale[(size_t)t * n_blocks + b]);
+            vf x = act_float(a, n_tokens, 32, t);
 
-            acc[t][0] = vf_fma(vf_from_vi(dot[t][0]), vf_mul(s0, a), acc[t][0]);
-            acc[t][1] = vf_fma(vf_from_vi(dot[t][1]), vf_mul(s1, a), acc[t][1]);
+            acc[t][0] = vf_fma(sum[t][0], vf_mul(d0, x), acc[t][0]);
+            acc[t][1] = vf_fma(sum[t][1], vf_mul(d1, x), acc[t][1]);
+        }
+        if (!traits.mins)
+            continue;
+        clear(n_tokens, sum);
+        if (from.plain) {
+#pragma GCC unroll 1
+            for (int b = 0; b < 8; b++)
+                eighth_mins(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step,
+                            b, sum);
+        } else {
+#pragma GCC unroll 8
+            for (int b = 0; b < 8; b++)
+                eighth_mins(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
+        }
+        d0 = block_float(from, p, tail, 1, 0);
+        d1 = block_float(from, p, tail, 1, 1);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_tokens; t++) {
+            vf x = vf_neg(act_float(a, n_tokens, 32, t));
+
+            acc[t][0] = vf_fma(vf_mul(d0, x), sum[t][0], acc[t][0]);
+            acc[t][1] = vf_fma(vf_mul(d1, x), sum[t][1], acc[t][1]);
         }
     }
 }
 
-/* All parts of one tile, with the leaves joined as a binary counter. */
-INLINE void tile(enum td_dtype dtype, int n_tokens, uint32_t lanes, const struct td_cpu_matrix *m,
-                 uint32_t group, const struct td_cpu_act *act, uint32_t t0, uint32_t n_total,
-                 float *out)
+/* ---- one token: straight from the packed form of a full group ---- */
+
+/* Packed bytes of one lane in n_k columns, which begin at a block. */
+INLINE size_t lane_bytes(enum td_dtype dtype, uint32_t n_k)
 {
-    const struct td_matrix *h = &m->head;
-    const size_t block = dtype == TD_Q8_0 || dtype == TD_Q4_0 ? 32 : 1;
-    const size_t block_bytes = dtype == TD_F32    ? 4
-                               : dtype == TD_Q8_0 ? 34
-                               : dtype == TD_Q4_0 ? 18
-                                                  : 2;
-    const uint8_t *w = td_cpu_group_data(m, group);
-    vf acc[8][2], stack[TD_CPU_MAX_LEVELS][8][2];
+    if (dtype == TD_BF16)
+        return (size_t)(n_k + 1) / 2 * 4;
+    if (dtype == TD_F8_E4M3)
+        return n_k + (size_t)(n_k + 127) / 128 * 4;
+    if (dtype == TD_F32 || dtype == TD_F16)
+        return (size_t)n_k * (dtype == TD_F32 ? 4 : 2);
+    return n_k / (td_cpu_traits(dtype).kind == TD_ACT_INT256 ? 256 : 32) * block_bytes(dtype);
+}
+
+INLINE void pair_step(vi w0, vi w1, const float *x, vf acc[2])
+{
+#if TD_BF16_PAIRS
+    vi a = vi_set1_word((const uint8_t *)x);
+
+    acc[0] = v_dot_bf16(acc[0], w0, a);
+    acc[1] = v_dot_bf16(acc[1], w1, a);
+#else
+    vf odd = vf_set1(x[0]), even = vf_set1(x[1]);
+
+    acc[0] = vf_fma(vf_even(w0), even, vf_fma(vf_odd(w0), odd, acc[0]));
+    acc[1] = vf_fma(vf_even(w1), even, vf_fma(vf_odd(w1), odd, acc[1]));
+#endif
+}
+
+INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, uint32_t n_k,
+                     vf acc[][2])
+{
+    const struct td_cpu_traits traits = td_cpu_traits(dtype);
+    const struct ints from = {false, dtype};
+    const float *x = (const float *)(const void *)a;
+    vf sum[1][2];
+
+    switch (traits.kind) {
+    case TD_ACT_INT32:
+        leaf_int32(traits, from, 1, p, a, n_k, NULL, acc);
+        return;
+    case TD_ACT_INT256:
+        leaf_int256(traits, from, 1, p, a, n_k, NULL, acc);
+        return;
+    case TD_ACT_BF16:
+        for (uint32_t k = 0; dtype == TD_BF16 && k < n_k; k += 2, x += 2 - TD_BF16_PAIRS) {
+            __builtin_prefetch(p + AHEAD, 0, 3);
+            __builtin_prefetch(p + AHEAD + 64, 0, 3);
+            pair_step(word_at(p, 0, 0), word_at(p, 0, 1), x, acc[0]);
+            p += TD_CPU_GROUP * 4;
+        }
+        for (uint32_t b = 0; dtype == TD_F8_E4M3 && b < n_k; b += 128) {
+            uint32_t n = n_k - b < 128 ? n_k - b : 128;
+            vf s0 = vf_cast(word_at(p, 0, 0)), s1 = vf_cast(word_at(p, 0, 1));
+            const vf none = vf_set1(0.0f);
+
+            sum[0][0] = sum[0][1] = none;
+            p += TD_CPU_GROUP * 4;
+            for (uint32_t k = 0; k < n; k += 2, x += 2 - TD_BF16_PAIRS) {
+                bool paired = k + 1 < n;
+
+                __builtin_prefetch(p + AHEAD + (size_t)k * TD_CPU_GROUP, 0, 3);
+                pair_step(vi_pair(f8_at(p, k, 0), paired ? f8_at(p, k + 1, 0) : none),
+                          vi_pair(f8_at(p, k, 1), paired ? f8_at(p, k + 1, 1) : none), x, sum[0]);
+            }
+            p += (size_t)TD_CPU_GROUP * n;
+            acc[0][0] = vf_fma(sum[0][0], s0, acc[0][0]);
+            acc[0][1] = vf_fma(sum[0][1], s1, acc[0][1]);
+        }
+        return;
+    default:
+        for (uint32_t k = 0; k < n_k; k++) {
+            const uint32_t size = dtype == TD_F32 ? 4 : 2;
+            vf v = vf_set1(x[k]);
+            vf w0 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 0)) : half_at(p, 0, 0);
+            vf w1 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 1)) : half_at(p, 0, 1);
+
+            __builtin_prefetch(p + AHEAD, 0, 3);
+            acc[0][0] = vf_fma(w0, v, acc[0][0]);
+            acc[0][1] = vf_fma(w1, v, acc[0][1]);
+            p += (size_t)TD_CPU_GROUP * size;
+        }
+        return;
+    }
+}
+
+/* Bytes of one token's activations in n_k columns that begin at a block. */
+INLINE size_t act_bytes(struct td_cpu_traits traits, uint32_t n_k)
+{
+    return td_cpu_act_row_bytes(traits, n_k, TD_BF16_PAIRS);
+}
+
+INLINE void one_token(enum td_dtype dtype, const struct td_cpu_product *p)
+{
+    const struct td_matrix *m = &p->m->head;
+    const struct td_cpu_traits traits = td_cpu_traits(dtype);
+    const uint8_t *w = td_cpu_group_data(p->m, p->group);
+    const uint8_t *a = p->act->data + (size_t)p->t0 * p->act->row_bytes;
+    vf stack[TD_CPU_MAX_LEVELS][2];
     uint32_t k0 = 0;
 
-    for (uint32_t p = 0; p < h->n_parts; p++) {
+    for (uint32_t part = 0; part < m->n_parts; part++) {
         uint32_t depth = 0;
+        float *out = p->out + part * p->part_stride;
 
-        for (uint32_t leaf = h->part_begin[p]; leaf < h->part_begin[p + 1]; leaf++) {
-            uint32_t n_k = h->leaf_end[leaf] - k0;
+        for (uint32_t leaf = m->part_begin[part]; leaf < m->part_begin[part + 1]; leaf++) {
+            uint32_t n_k = m->leaf_end[leaf] - k0;
+            vf acc[1][2] = {{vf_set1(0.0f), vf_set1(0.0f)}};
 
-            if (block == 1)
-                leaf_float(dtype, n_tokens, lanes, w, act->x + (size_t)t0 * act->n_cols + k0,
-                           act->n_cols, n_k, acc);
-            else
-                leaf_int(dtype, n_tokens, lanes, w, act, t0, k0, n_k, acc);
-            for (uint32_t i = leaf - h->part_begin[p]; i & 1; i >>= 1) {
+            leaf_one(dtype, w, a, n_k, acc);
+            for (uint32_t i = leaf - m->part_begin[part]; i & 1; i >>= 1) {
                 depth--;
-                for (int t = 0; t < n_tokens; t++) {
-                    acc[t][0] = vf_add(stack[depth][t][0], acc[t][0]);
-                    acc[t][1] = vf_add(stack[depth][t][1], acc[t][1]);
-                }
+                acc[0][0] = vf_add(stack[depth][0], acc[0][0]);
+                acc[0][1] = vf_add(stack[depth][1], acc[0][1]);
             }
-            for (int t = 0; t < n_tokens; t++) {
-                stack[depth][t][0] = acc[t][0];
-                stack[depth][t][1] = acc[t][1];
-            }
-            depth++;
-            w += n_k / block * block_bytes * lanes;
-            k0 = h->leaf_end[leaf];
+            stack[depth][0] = acc[0][0];
+            stack[depth++][1] = acc[0][1];
+            w += lane_bytes(dtype, n_k) * TD_CPU_GROUP;
+            a += act_bytes(traits, n_k);
+            k0 = m->leaf_end[leaf];
         }
         for (; depth > 1; depth--)
-            for (int t = 0; t < n_tokens; t++)
-                for (int j = 0; j < 2; j++)
-                    stack[depth - 2][t][j] = vf_add(stack[depth - 2][t][j], stack[depth - 1][t][j]);
-        for (int t = 0; t < n_tokens; t++) {
-            float *row = out + ((size_t)p * n_total + t0 + (uint32_t)t) * h->n_rows +
-                         (size_t)group * TD_CPU_GROUP;
-
-            store_part(row, stack[0][t][0], lanes < 16 ? lanes : 16);
-            if (lanes > 16)
-                store_part(row + 16, stack[0][t][1], lanes - 16);
-        }
+            for (int h = 0; h < 2; h++)
+                stack[depth - 2][h] = vf_add(stack[depth - 2][h], stack[depth - 1][h]);
+        vf_store(out, stack[0][0]);
+        vf_store(out + 16, stack[0][1]);
     }
 }
 
-/* Rows t0 .. t0 + n - 1 in tiles of at most `max_tile` tokens, split evenly (16 = 6 + 5 + 5). */
-INLINE void tiles(enum td_dtype dtype, uint32_t max_tile, uint32_t lanes,
-                  const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,
-                  uint32_t t0, uint32_t n, uint32_t n_total, float *out)
+/* ---- many tokens, or a group with lanes missing: chunk by chunk of the plain form ---- */
+
+/* A run of leaves whose plain form is at hand, or a piece of one leaf. */
+struct chunk {
+    uint32_t leaf0, n_leaves;
+    uint32_t k0, k1;  /* columns */
+    bool first, last; /* piece of its leaf */
+    const float *plain;
+    const uint8_t *next; /* packed bytes after the chunk */
+    size_t next_bytes;
+};
+
+/* Sums of all tokens that wait for their right-hand neighbours. */
+struct waiting {
+    float sum[TD_CPU_MAX_LEVELS][TD_CPU_TOKENS][TD_CPU_GROUP];
+    float acc[TD_CPU_TOKENS][TD_CPU_GROUP]; /* of a leaf in pieces */
+};
+
+INLINE void leaf_plain(struct td_cpu_traits traits, bool f8, int n_tokens, const float *w,
+                       const uint8_t *a, uint32_t n_k, struct lookahead *ahead, vf acc[][2])
 {
-    uint32_t n_tiles = (n + max_tile - 1) / max_tile;
+    const struct ints from = {true, TD_Q8_0};
+
+    if (traits.kind == TD_ACT_INT32)
+        leaf_int32(traits, from, n_tokens, (const uint8_t *)w, a, n_k, ahead, acc);
+    else if (traits.kind == TD_ACT_INT256)
+        leaf_int256(traits, from, n_tokens, (const uint8_t *)w, a, n_k, ahead, acc);
+    else if (f8)
+        leaf_f8(n_tokens, w, (const float *)(const void *)a, n_k, ahead, acc);
+    else if (traits.kind == TD_ACT_BF16)
+        leaf_bf16(n_tokens, w, (const float *)(const void *)a, n_k, ahead, acc);
+    else
+        leaf_float(n_tokens, w, (const float *)(const void *)a, n_k, ahead, acc);
+}
+
+/* Floats of the plain form of n_k columns. */
+INLINE size_t plain_floats(struct td_cpu_traits traits, bool f8, uint32_t n_k)
+{
+    if (traits.kind == TD_ACT_INT32)
+        return n_k / 32 * (plain_block(traits) / 4);
+    if (traits.kind == TD_ACT_INT256)
+        return n_k / 256 * ((8 * plain_block(traits) + plain_tail(traits)) / 4);
+    if (traits.kind == TD_ACT_BF16)
+        return (size_t)(n_k + 1) / 2 * (2 - TD_BF16_PAIRS) * 32 + (f8 ? (n_k + 127) / 128 * 32 : 0);
+    return (size_t)n_k * 32;
+}
+
+/* One tile goes over a chunk; what its leaves join to waits at `depth`, after `chunk_index` chunks of the part. */
+INLINE void tile(struct td_cpu_traits traits, bool f8, int n_tokens, const struct td_cpu_product *p,
+                 const struct chunk *c, struct td_cpu_tile t, struct lookahead ahead,
+                 uint32_t depth, uint32_t chunk_index, struct waiting *wait)
+{
+    const struct td_matrix *m = &p->m->head;
+    const uint8_t *a = p->act->data + (size_t)(p->t0 + t.t0) * p->act->row_bytes +
+                       act_bytes(traits, c->k0) * (uint32_t)n_tokens;
+    const float *w = c->plain;
+    vf acc[8][2], stack[TD_CPU_MAX_LEVELS][8][2];
+    uint32_t n_stack = 0, k0 = c->k0;
+
+    for (uint32_t leaf = 0; leaf < c->n_leaves; leaf++) {
+        uint32_t k1 = m->leaf_end[c->leaf0 + leaf] < c->k1 ? m->leaf_end[c->leaf0 + leaf] : c->k1;
+        uint32_t n_k = k1 - k0;
+
+#pragma GCC unroll 8
+        for (int i = 0; i < n_tokens; i++) {
+            acc[i][0] = c->first ? vf_set1(0.0f) : vf_load(wait->acc[t.t0 + (uint32_t)i]);
+            acc[i][1] = c->first ? vf_set1(0.0f) : vf_load(wait->acc[t.t0 + (uint32_t)i] + 16);
+        }
+        leaf_plain(traits, f8, n_tokens, w, a, n_k, &ahead, acc);
+        w += plain_floats(traits, f8, n_k);
+        a += act_bytes(traits, n_k) * (uint32_t)n_tokens;
+        k0 = k1;
+        for (uint32_t i = leaf; i & 1; i >>= 1) {
+            n_stack--;
+            for (int k = 0; k < n_tokens; k++) {
+                acc[k][0] = vf_add(stack[n_stack][k][0], acc[k][0]);
+                acc[k][1] = vf_add(stack[n_stack][k][1], acc[k][1]);
+            }
+        }
+        for (int i = 0; i < n_tokens; i++) {
+            stack[n_stack][i][0] = acc[i][0];
+            stack[n_stack][i][1] = acc[i][1];
+        }
+        n_stack++;
+    }
+    for (; n_stack > 1; n_stack--)
+        for (int i = 0; i < n_tokens; i++)
+            for (int h = 0; h < 2; h++)
+                stack[n_stack - 2][i][h] =
+                    vf_add(stack[n_stack - 2][i][h], stack[n_stack - 1][i][h]);
+    for (int i = 0; i < n_tokens; i++) {
+        const uint32_t at = t.t0 + (uint32_t)i;
+        uint32_t level = depth;
+        vf s0 = stack[0][i][0], s1 = stack[0][i][1];
+        float *to = wait->acc[at];
+
+        if (c->last) {
+            for (uint32_t k = chunk_index; k & 1; k >>= 1) {
+                level--;
+                s0 = vf_add(vf_load(wait->sum[level][at]), s0);
+                s1 = vf_add(vf_load(wait->sum[level][at] + 16), s1);
+            }
+            to = wait->sum[level][at];
+        }
+        vf_store(to, s0);
+        vf_store(to + 16, s1);
+    }
+}
+
+INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_product *p,
+                  const struct chunk *c, uint32_t depth, uint32_t chunk_index, struct waiting *wait)
+{
+    const uint32_t n_tiles = td_cpu_tiles(p->n, p->act->max_tile);
+    const uint32_t n_steps = n_tiles * ((c->k1 - c->k0 + 31) / 32);
+    struct lookahead ahead = {c->next, (uint32_t)((c->next_bytes / 64 + n_steps - 1) / n_steps)};
 
     for (uint32_t i = 0; i < n_tiles; i++) {
-        uint32_t n_tokens = n / n_tiles + (i < n % n_tiles);
+        struct td_cpu_tile t = td_cpu_tile(p->n, n_tiles, i);
 
-        switch (n_tokens) {
+        switch (t.n) {
 #define TILE(T)                                                                                    \
     case T:                                                                                        \
-        tile(dtype, T, lanes, m, group, act, t0, n_total, out);                                    \
+        if (T <= (traits.kind >= TD_ACT_INT32 ? TD_TILE_INT : TD_TILE_FLOAT))                      \
+            tile(traits, f8, T, p, c, t, ahead, depth, chunk_index, wait);                         \
         break
             TILE(1);
             TILE(2);
             TILE(3);
-#if TD_TILE_FLOAT > 3
             TILE(4);
             TILE(5);
             TILE(6);
-#endif
-#if TD_TILE_FLOAT > 6
             TILE(7);
             TILE(8);
-#endif
 #undef TILE
         default:
             break;
         }
-        t0 += n_tokens;
+        ahead.p += (size_t)ahead.lines * ((c->k1 - c->k0 + 31) / 32) * 64;
     }
 }
 
-#define MATMUL(name, dtype, max_tile)                                                              \
-    static void name(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,  \
-                     uint32_t t0, uint32_t n, uint32_t n_total, float *out)                        \
-    {                                                                                              \
-        uint32_t lanes = td_cpu_lanes(&m->head, group);                                            \
-                                                                                                   \
-        if (lanes == TD_CPU_GROUP)                                                                 \
-            tiles(dtype, max_tile, TD_CPU_GROUP, m, group, act, t0, n, n_total, out);              \
-        else                                                                                       \
-            for (uint32_t t = 0; t < n; t++)                                                       \
-                tile(dtype, 1, lanes, m, group, act, t0 + t, n_total, out);                        \
-    }
-MATMUL(matmul_f32, TD_F32, TD_TILE_FLOAT)
-MATMUL(matmul_f16, TD_F16, TD_TILE_FLOAT)
-MATMUL(matmul_bf16, TD_BF16, TD_TILE_FLOAT)
-MATMUL(matmul_q8_0, TD_Q8_0, TD_TILE_INT)
-MATMUL(matmul_q4_0, TD_Q4_0, TD_TILE_INT)
+typedef void tiles_fn(const struct td_cpu_product *p, const struct chunk *c, uint32_t depth,
+                      uint32_t chunk_index, struct waiting *wait);
+typedef void expand_fn(const uint8_t *p, uint32_t n_k, float *plain);
 
-static void matmul(const struct td_cpu_matrix *m, uint32_t group, const struct td_cpu_act *act,
-                   uint32_t t0, uint32_t n, uint32_t n_total, float *out)
+/* Leaves whose plain form fits a chunk: a power of two, so that they are a subtree. */
+static uint32_t leaves_per_chunk(uint32_t leaf_cols, uint32_t chunk_cols)
 {
-    static void (*const by_type[TD_N_DTYPES])(const struct td_cpu_matrix *, uint32_t,
-                                              const struct td_cpu_act *, uint32_t, uint32_t,
-                                              uint32_t, float *) = {
-        [TD_F32] = matmul_f32,   [TD_F16] = matmul_f16,   [TD_BF16] = matmul_bf16,
-        [TD_Q8_0] = matmul_q8_0, [TD_Q4_0] = matmul_q4_0,
-    };
+    uint32_t n = 1;
 
-    by_type[m->head.dtype](m, group, act, t0, n, n_total, out);
+    while (2 * n * leaf_cols <= chunk_cols)
+        n *= 2;
+    return n;
 }
+
+INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, expand_fn *expand,
+                        tiles_fn *run)
+{
+    const struct td_matrix *m = &p->m->head;
+    const struct td_cpu_traits traits = td_cpu_traits(dtype);
+    const uint32_t lanes = td_cpu_lanes(m, p->group);
+    const uint32_t chunk_cols = traits.kind >= TD_ACT_INT32 ? CHUNK_INT : CHUNK_FLOAT;
+    /* Full groups of F32, and of BF16 as pairs, are in their plain form already. */
+    const bool is_plain =
+        lanes == TD_CPU_GROUP && (dtype == TD_F32 || (TD_BF16_PAIRS && dtype == TD_BF16));
+    const uint8_t *w = td_cpu_group_data(p->m, p->group);
+    _Alignas(64) uint8_t plain[PLAIN_BYTES];
+    _Alignas(64) uint8_t wide[WIDE_BYTES];
+    _Alignas(64) struct waiting wait;
+    uint32_t k0 = 0;
+
+    for (uint32_t part = 0; part < m->n_parts; part++) {
+        const uint32_t begin = m->part_begin[part], end = m->part_begin[part + 1];
+        const uint32_t step = leaves_per_chunk(m->leaf_end[begin] - k0, chunk_cols);
+        uint32_t depth = 0, index = 0;
+
+        for (uint32_t leaf = begin; leaf < end; leaf += step, index++) {
+            struct chunk c = {.leaf0 = leaf, .n_leaves = leaf + step < end ? step : end - leaf};
+            uint32_t leaf_end = m->leaf_end[leaf + c.n_leaves - 1];
+
+            for (; k0 < leaf_end; k0 = c.k1) {
+                c.first = k0 == (leaf ? m->leaf_end[leaf - 1] : 0);
+                c.k0 = k0;
+                c.k1 = leaf_end - k0 < chunk_cols ? leaf_end : k0 + chunk_cols;
+                c.last = c.k1 == leaf_end;
+                c.plain = (const float *)(const void *)(is_plain ? w : plain);
+                c.next_bytes = lane_bytes(dtype, c.k1 - k0) * lanes;
+                c.next = w + c.next_bytes;
+                if (lanes < TD_CPU_GROUP)
+                    td_pack_widen(dtype, lanes, w, c.k1 - k0, wide);
+                if (!is_plain)
+                    expand(lanes < TD_CPU_GROUP ? wide : w, c.k1 - k0, (float *)(void *)plain);
+                run(p, &c, depth, index, &wait);
+                w = c.next;
+            }
+            for (uint32_t i = index; i & 1; i >>= 1)
+                depth--;
+            depth++;
+        }
+        for (uint32_t t = 0; t < p->n; t++) {
+            float *out = p->out + part * p->part_stride + t * p->row_stride;
+            vf s0 = vf_load(wait.sum[depth - 1][t]), s1 = vf_load(wait.sum[depth - 1][t] + 16);
+
+            for (uint32_t level = depth - 1; level-- > 0;) {
+                s0 = vf_add(vf_load(wait.sum[level][t]), s0);
+                s1 = vf_add(vf_load(wait.sum[level][t] + 16), s1);
+            }
+            store_part(out, s0, lanes < 16 ? lanes : 16);
+            if (lanes > 16)
+                store_part(out + 16, s1, lanes - 16);
+        }
+    }
+}
+
+/* One function per plain form: `narrow` is that of the traits, which AVX-512 does not care about. */
+#define TILES(name, kind, halves, mins, narrow, f8)                                                \
+    static __attribute__((noinline)) void name(const struct td_cpu_product *p,                     \
+                                               const struct chunk *c, uint32_t depth,              \
+                                               uint32_t chunk_index, struct waiting *wait)         \
+    {                                                                                              \
+        tiles((struct td_cpu_traits){kind, 1, halves, mins, narrow}, f8, p, c, depth, chunk_index, \
+              wait);                                                                               \
+    }
+
+/* A product of one type by way of `run`. */
+#define PRODUCT(name, dtype, expand_kind, run)                                                     \
+    static                                                                                         \
+        __attribute__((noinline)) void expand_##name(const uint8_t *p, uint32_t n_k, float *plain) \
+    {                                                                                              \
+        expand_kind(dtype, p, n_k, plain);                                                         \
+    }                                                                                              \
+    static void product_##name(const struct td_cpu_product *p)                                     \
+    {                                                                                              \
+        if (p->n == 1 && td_cpu_lanes(&p->m->head, p->group) == TD_CPU_GROUP)                      \
+            one_token(dtype, p);                                                                   \
+        else                                                                                       \
+            many_tokens(dtype, p, expand_##name, run);                                             \
+    }
+
+#endif

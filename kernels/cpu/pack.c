@@ -1,92 +1,14 @@
+/* Between the rows of files and the packed layout of cpu.h. A block of one row is first put in the order of the packed
+ * fields (its "lane image", as long as the block), then every field goes to its lane; unpacking is the reverse. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/quant/half.h"
 
-#include <string.h>
+#include "kernels/quant/dequant.h"
 
-/* Transposes elements of `size` bytes: lane i's column k goes to dst[k * lanes + i]. */
-static void transpose16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
-                        uint8_t *dst)
+enum { MAX_BLOCK = 210 };
+
+static void copy_words(uint8_t *dst, const uint8_t *src, uint32_t n)
 {
-    for (uint32_t k0 = 0; k0 < n_cols; k0 += 32) { /* one cache line of every row at a time */
-        uint32_t k1 = k0 + 32 < n_cols ? k0 + 32 : n_cols;
-
-        for (uint32_t i = 0; i < lanes; i++) {
-            const uint8_t *row = src + i * stride;
-
-            for (uint32_t k = k0; k < k1; k++)
-                memcpy(dst + ((size_t)k * lanes + i) * 2, row + (size_t)k * 2, 2);
-        }
-    }
-}
-
-static void transpose32(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
-                        uint8_t *dst)
-{
-    for (uint32_t k0 = 0; k0 < n_cols; k0 += 16) {
-        uint32_t k1 = k0 + 16 < n_cols ? k0 + 16 : n_cols;
-
-        for (uint32_t i = 0; i < lanes; i++) {
-            const uint8_t *row = src + i * stride;
-
-            for (uint32_t k = k0; k < k1; k++)
-                memcpy(dst + ((size_t)k * lanes + i) * 4, row + (size_t)k * 4, 4);
-        }
-    }
-}
-
-static void pack_q8_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
-                      uint8_t *dst)
-{
-    for (uint32_t b = 0; b < n_cols / 32; b++, dst += (size_t)lanes * 34)
-        for (uint32_t i = 0; i < lanes; i++) {
-            const uint8_t *block = src + i * stride + (size_t)b * 34;
-
-            memcpy(dst + (size_t)i * 2, block, 2);
-            for (uint32_t j = 0; j < 8; j++) {
-                uint32_t word;
-
-                memcpy(&word, block + 2 + j * 4, 4);
-                word ^= 0x80808080u; /* int8 + 128 as unsigned */
-                memcpy(dst + (size_t)lanes * 2 + ((size_t)j * lanes + i) * 4, &word, 4);
-            }
-        }
-}
-
-/* File: byte j holds weight j (low) and weight j + 16 (high). Packed: step j (columns 4j .. 4j+3) low, step j + 4 high: the
- * same pairing, so a block's 16 bytes only move as four words. */
-static void pack_q4_0(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
-                      uint8_t *dst)
-{
-    for (uint32_t b = 0; b < n_cols / 32; b++, dst += (size_t)lanes * 18)
-        for (uint32_t i = 0; i < lanes; i++) {
-            const uint8_t *block = src + i * stride + (size_t)b * 18;
-
-            memcpy(dst + (size_t)i * 2, block, 2);
-            for (uint32_t j = 0; j < 4; j++)
-                memcpy(dst + (size_t)lanes * 2 + ((size_t)j * lanes + i) * 4, block + 2 + j * 4, 4);
-        }
-}
-
-void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,
-                   size_t stride_bytes, uint8_t *dst)
-{
-    switch (dtype) {
-    case TD_F32:
-        transpose32(n_cols, lanes, src, stride_bytes, dst);
-        break;
-    case TD_F16:
-    case TD_BF16:
-        transpose16(n_cols, lanes, src, stride_bytes, dst);
-        break;
-    case TD_Q8_0:
-        pack_q8_0(n_cols, lanes, src, stride_bytes, dst);
-        break;
-    case TD_Q4_0:
-        pack_q4_0(n_cols, lanes, src, stride_bytes, dst);
-        break;
-    default:
-        break;
-    }
+    memcpy(dst, src, (size_t)n * 4);
 }
 
 static uint16_t load16(const uint8_t *p)
@@ -95,6 +17,408 @@ static uint16_t load16(const uint8_t *p)
 
     memcpy(&v, p, 2);
     return v;
+}
+
+static uint32_t load32(const uint8_t *p)
+{
+    uint32_t v;
+
+    memcpy(&v, p, 4);
+    return v;
+}
+
+static void store32(uint8_t *p, uint32_t v)
+{
+    memcpy(p, &v, 4);
+}
+
+/* Bit 4j+i of `bits` to bit j of byte i, and back. */
+static uint32_t spread_bits(uint32_t bits)
+{
+    uint32_t word = 0;
+
+    for (uint32_t j = 0; j < 8; j++)
+        for (uint32_t i = 0; i < 4; i++)
+            word |= ((bits >> (4 * j + i)) & 1u) << (8 * i + j);
+    return word;
+}
+
+static uint32_t collect_bits(uint32_t word)
+{
+    uint32_t bits = 0;
+
+    for (uint32_t j = 0; j < 8; j++)
+        for (uint32_t i = 0; i < 4; i++)
+            bits |= ((word >> (8 * i + j)) & 1u) << (4 * j + i);
+    return bits;
+}
+
+/* Sixteen 6-bit values and the three words that hold them (cpu.h, "sixes"). */
+static void put_sixes(const uint8_t v[16], uint8_t *words)
+{
+    uint32_t w[3] = {0};
+
+    for (uint32_t i = 0; i < 15; i++)
+        w[i / 5] |= (uint32_t)v[i] << (6 * (i % 5));
+    for (uint32_t i = 0; i < 3; i++)
+        store32(words + 4 * i, w[i] | (uint32_t)((v[15] >> (2 * i)) & 3) << 30);
+}
+
+static void get_sixes(const uint8_t *words, uint8_t v[16])
+{
+    v[15] = 0;
+    for (uint32_t i = 0; i < 15; i++)
+        v[i] = (uint8_t)((load32(words + i / 5 * 4) >> (6 * (i % 5))) & 63);
+    for (uint32_t i = 0; i < 3; i++)
+        v[15] = (uint8_t)(v[15] | (load32(words + 4 * i) >> 30) << (2 * i));
+}
+
+/* Q4_K, Q5_K: 12 bytes hold eight 6-bit scales (v[0 .. 7]) and minimums (v[8 .. 15]): the first four of each in the low bits
+ * of bytes 0 .. 7, the others in bytes 8 .. 11 and the upper bits of those. */
+static void read_scales_k4(const uint8_t *s, uint8_t v[16])
+{
+    for (int i = 0; i < 4; i++) {
+        v[i] = s[i] & 63;
+        v[8 + i] = s[4 + i] & 63;
+        v[4 + i] = (uint8_t)((s[8 + i] & 15) | (s[i] >> 6) << 4);
+        v[12 + i] = (uint8_t)((s[8 + i] >> 4) | (s[4 + i] >> 6) << 4);
+    }
+}
+
+static void write_scales_k4(const uint8_t v[16], uint8_t *s)
+{
+    for (int i = 0; i < 4; i++) {
+        s[i] = (uint8_t)(v[i] | (v[4 + i] >> 4) << 6);
+        s[4 + i] = (uint8_t)(v[8 + i] | (v[12 + i] >> 4) << 6);
+        s[8 + i] = (uint8_t)((v[4 + i] & 15) | (v[12 + i] & 15) << 4);
+    }
+}
+
+/* Q3_K: 12 bytes hold sixteen 6-bit scales: low nibbles of 0 .. 7 and of 8 .. 15 in bytes 0 .. 7, upper pairs of bits of i in
+ * byte 8 + i % 4. */
+static void read_scales_k3(const uint8_t *s, uint8_t v[16])
+{
+    for (int i = 0; i < 16; i++)
+        v[i] = (uint8_t)((i < 8 ? s[i] & 15 : s[i - 8] >> 4) | ((s[8 + i % 4] >> (2 * (i / 4))) & 3)
+                                                                   << 4);
+}
+
+static void write_scales_k3(const uint8_t v[16], uint8_t *s)
+{
+    memset(s, 0, 12);
+    for (int i = 0; i < 16; i++) {
+        s[i % 8] = (uint8_t)(s[i % 8] | (v[i] & 15) << (i < 8 ? 0 : 4));
+        s[8 + i % 4] = (uint8_t)(s[8 + i % 4] | (v[i] >> 4) << (2 * (i / 4)));
+    }
+}
+
+/* ---- one block: file -> lane image, and back ---- */
+
+static void image_q8_0(const uint8_t *f, uint8_t *l)
+{
+    memcpy(l, f, 2);
+    for (int i = 2; i < 34; i += 4)
+        store32(l + i, load32(f + i) ^ 0x80808080u); /* int8 + 128; its own reverse */
+}
+
+static void image_q5(size_t head, const uint8_t *f, uint8_t *l)
+{
+    memcpy(l, f, head);
+    store32(l + head, spread_bits(load32(f + head)));
+    copy_words(l + head + 4, f + head + 4, 4);
+}
+
+static void file_q5(size_t head, const uint8_t *l, uint8_t *f)
+{
+    memcpy(f, l, head);
+    store32(f + head, collect_bits(load32(l + head)));
+    copy_words(f + head + 4, l + head + 4, 4);
+}
+
+static void image_k4(uint32_t n_words, const uint8_t *f, uint8_t *l)
+{
+    uint8_t v[16];
+
+    memcpy(l, f, 4);
+    read_scales_k4(f + 4, v);
+    put_sixes(v, l + 4);
+    copy_words(l + 16, f + 16, n_words);
+}
+
+static void file_k4(uint32_t n_words, const uint8_t *l, uint8_t *f)
+{
+    uint8_t v[16];
+
+    memcpy(f, l, 4);
+    get_sixes(l + 4, v);
+    write_scales_k4(v, f + 4);
+    copy_words(f + 16, l + 16, n_words);
+}
+
+/* File: third bits 32, pairs of bits 64, scales 12, d. */
+static void image_q3_k(const uint8_t *f, uint8_t *l)
+{
+    uint8_t v[16];
+
+    memcpy(l, f + 108, 2);
+    read_scales_k3(f + 96, v);
+    put_sixes(v, l + 2);
+    copy_words(l + 14, f, 24);
+}
+
+static void file_q3_k(const uint8_t *l, uint8_t *f)
+{
+    uint8_t v[16];
+
+    memcpy(f + 108, l, 2);
+    get_sixes(l + 2, v);
+    write_scales_k3(v, f + 96);
+    copy_words(f, l + 14, 24);
+}
+
+/* Types whose fields only move: what lies at `file` is `bytes` long and goes to `lane`. */
+struct move {
+    uint8_t file, lane, bytes;
+};
+static const struct move MOVES_Q6_K[] = {{208, 0, 2}, {192, 2, 16}, {0, 18, 128}, {128, 146, 64}};
+static const struct move MOVES_Q2_K[] = {{80, 0, 4}, {0, 4, 16}, {16, 20, 64}};
+
+/* Widths of the fields of a lane image: `n` of each. */
+struct fields {
+    uint8_t width, n;
+};
+
+static const struct layout {
+    const struct move *moves; /* NULL: the order is the file's, or a function's */
+    uint8_t n_moves;
+    struct fields fields[4];
+} LAYOUT[TD_N_DTYPES] = {
+    [TD_Q8_0] = {NULL, 0, {{2, 1}, {4, 8}}},    [TD_Q4_0] = {NULL, 0, {{2, 1}, {4, 4}}},
+    [TD_Q4_1] = {NULL, 0, {{2, 2}, {4, 4}}},    [TD_Q5_0] = {NULL, 0, {{2, 1}, {4, 5}}},
+    [TD_Q5_1] = {NULL, 0, {{2, 2}, {4, 5}}},    [TD_IQ4_NL] = {NULL, 0, {{2, 1}, {4, 4}}},
+    [TD_MXFP4] = {NULL, 0, {{1, 1}, {4, 4}}},   [TD_Q4_K] = {NULL, 0, {{2, 2}, {4, 35}}},
+    [TD_Q5_K] = {NULL, 0, {{2, 2}, {4, 43}}},   [TD_Q6_K] = {MOVES_Q6_K, 4, {{2, 1}, {4, 52}}},
+    [TD_Q3_K] = {NULL, 0, {{2, 1}, {4, 27}}},   [TD_Q2_K] = {MOVES_Q2_K, 3, {{2, 2}, {4, 20}}},
+    [TD_IQ4_XS] = {NULL, 0, {{2, 2}, {4, 33}}},
+};
+
+static void to_image(enum td_dtype dtype, const uint8_t *file, uint8_t *image)
+{
+    const struct layout *layout = &LAYOUT[dtype];
+
+    if (dtype == TD_Q8_0)
+        image_q8_0(file, image);
+    else if (dtype == TD_Q5_0)
+        image_q5(2, file, image);
+    else if (dtype == TD_Q5_1)
+        image_q5(4, file, image);
+    else if (dtype == TD_Q4_K)
+        image_k4(32, file, image);
+    else if (dtype == TD_Q5_K)
+        image_k4(40, file, image);
+    else if (dtype == TD_Q3_K)
+        image_q3_k(file, image);
+    else if (!layout->moves)
+        memcpy(image, file, td_dtype_info(dtype)->block_bytes);
+    for (uint32_t i = 0; i < layout->n_moves; i++)
+        memcpy(image + layout->moves[i].lane, file + layout->moves[i].file, layout->moves[i].bytes);
+}
+
+static void to_file(enum td_dtype dtype, const uint8_t *image, uint8_t *file)
+{
+    const struct layout *layout = &LAYOUT[dtype];
+
+    if (dtype == TD_Q8_0)
+        image_q8_0(image, file);
+    else if (dtype == TD_Q5_0)
+        file_q5(2, image, file);
+    else if (dtype == TD_Q5_1)
+        file_q5(4, image, file);
+    else if (dtype == TD_Q4_K)
+        file_k4(32, image, file);
+    else if (dtype == TD_Q5_K)
+        file_k4(40, image, file);
+    else if (dtype == TD_Q3_K)
+        file_q3_k(image, file);
+    else if (!layout->moves)
+        memcpy(file, image, td_dtype_info(dtype)->block_bytes);
+    for (uint32_t i = 0; i < layout->n_moves; i++)
+        memcpy(file + layout->moves[i].file, image + layout->moves[i].lane, layout->moves[i].bytes);
+}
+
+/* ---- groups ---- */
+
+/* Spreads n fields of `width` bytes of every lane's row at `src`; the fields are `width` apart there. */
+static inline __attribute__((always_inline)) void
+spread(uint32_t width, uint32_t n, uint32_t lanes, const uint8_t *src, size_t stride, uint8_t *dst)
+{
+    const uint32_t run = 64 / width; /* one cache line of every row at a time */
+
+    for (uint32_t f0 = 0; f0 < n; f0 += run) {
+        uint32_t f1 = f0 + run < n ? f0 + run : n;
+
+        for (uint32_t i = 0; i < lanes; i++)
+            for (uint32_t f = f0; f < f1; f++)
+                memcpy(dst + ((size_t)f * lanes + i) * width, src + i * stride + (size_t)f * width,
+                       width);
+    }
+}
+
+static void pack_bf16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
+                      uint8_t *dst)
+{
+    spread(4, n_cols / 2, lanes, src, stride, dst);
+    dst += (size_t)(n_cols / 2) * 4 * lanes;
+    for (uint32_t i = 0; n_cols % 2 && i < lanes; i++)
+        store32(dst + (size_t)i * 4, load16(src + i * stride + (size_t)(n_cols - 1) * 2));
+}
+
+static void pack_f8(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
+                    const float *scales, uint8_t *dst)
+{
+    uint32_t n_blocks = (n_cols + 127) / 128;
+
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        uint32_t n = n_cols - b * 128 < 128 ? n_cols - b * 128 : 128;
+
+        for (uint32_t i = 0; i < lanes; i++)
+            memcpy(dst + (size_t)i * 4, &scales[i * n_blocks + b], 4);
+        dst += (size_t)lanes * 4;
+        spread(1, n, lanes, src + (size_t)b * 128, stride, dst);
+        dst += (size_t)lanes * n;
+    }
+}
+
+static void pack_blocks(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,
+                        size_t stride, uint8_t *dst)
+{
+    const struct td_dtype_info *info = td_dtype_info(dtype);
+    const struct fields *fields = LAYOUT[dtype].fields;
+    const size_t bytes = info->block_bytes;
+    uint8_t image[TD_CPU_GROUP][MAX_BLOCK];
+
+    for (uint32_t b = 0; b < n_cols / info->block_elems; b++, dst += bytes * lanes) {
+        size_t at = 0;
+
+        for (uint32_t i = 0; i < lanes; i++)
+            to_image(dtype, src + i * stride + b * bytes, image[i]);
+        for (const struct fields *f = fields; f->n; at += (size_t)f->n * f->width, f++) {
+            const uint8_t *from = image[0] + at;
+            uint8_t *to = dst + at * lanes;
+
+            if (f->width == 4 && lanes == TD_CPU_GROUP)
+                spread(4, f->n, TD_CPU_GROUP, from, MAX_BLOCK, to);
+            else if (f->width == 4)
+                spread(4, f->n, lanes, from, MAX_BLOCK, to);
+            else if (f->width == 2)
+                spread(2, f->n, lanes, from, MAX_BLOCK, to);
+            else
+                spread(1, f->n, lanes, from, MAX_BLOCK, to);
+        }
+    }
+}
+
+void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,
+                   size_t stride_bytes, const float *scales, uint8_t *dst)
+{
+    switch (dtype) {
+    case TD_F32:
+        spread(4, n_cols, lanes, src, stride_bytes, dst);
+        return;
+    case TD_F16:
+        spread(2, n_cols, lanes, src, stride_bytes, dst);
+        return;
+    case TD_BF16:
+        pack_bf16(n_cols, lanes, src, stride_bytes, dst);
+        return;
+    case TD_F8_E4M3:
+        pack_f8(n_cols, lanes, src, stride_bytes, scales, dst);
+        return;
+    default:
+        pack_blocks(dtype, n_cols, lanes, src, stride_bytes, dst);
+        return;
+    }
+}
+
+/* Spreads n fields of `width` bytes from `lanes` lanes to 32. */
+static void widen_fields(size_t width, size_t n, uint32_t lanes, const uint8_t *src, uint8_t *dst)
+{
+    for (size_t f = 0; f < n; f++, src += lanes * width, dst += TD_CPU_GROUP * width) {
+        memcpy(dst, src, lanes * width);
+        memset(dst + lanes * width, 0, (TD_CPU_GROUP - lanes) * width);
+    }
+}
+
+void td_pack_widen(enum td_dtype dtype, uint32_t lanes, const uint8_t *src, uint32_t n_cols,
+                   uint8_t *dst)
+{
+    const size_t elems = td_dtype_info(dtype)->block_elems;
+
+    switch (dtype) {
+    case TD_F32:
+    case TD_F16:
+        widen_fields(td_dtype_info(dtype)->block_bytes, n_cols, lanes, src, dst);
+        return;
+    case TD_BF16:
+        widen_fields(4, (n_cols + 1) / 2, lanes, src, dst);
+        return;
+    case TD_F8_E4M3:
+        for (uint32_t k = 0; k < n_cols; k += 128) {
+            uint32_t n = n_cols - k < 128 ? n_cols - k : 128;
+
+            widen_fields(4, 1, lanes, src, dst);
+            widen_fields(1, n, lanes, src + (size_t)4 * lanes, dst + 4 * TD_CPU_GROUP);
+            src += (size_t)(4 + n) * lanes;
+            dst += (size_t)(4 + n) * TD_CPU_GROUP;
+        }
+        return;
+    default:
+        for (uint32_t k = 0; k < n_cols; k += (uint32_t)elems)
+            for (const struct fields *f = LAYOUT[dtype].fields; f->n; f++) {
+                widen_fields(f->width, f->n, lanes, src, dst);
+                src += (size_t)f->n * f->width * lanes;
+                dst += (size_t)f->n * f->width * TD_CPU_GROUP;
+            }
+        return;
+    }
+}
+
+/* ---- one row back ---- */
+
+static void row_f8(uint32_t n_cols, uint32_t lanes, uint32_t lane, const uint8_t *p, float *out)
+{
+    for (uint32_t k = 0; k < n_cols; k += 128) {
+        uint32_t n = n_cols - k < 128 ? n_cols - k : 128;
+        uint8_t bytes[128];
+        float scale;
+
+        memcpy(&scale, p + (size_t)lane * 4, 4);
+        p += (size_t)lanes * 4;
+        for (uint32_t i = 0; i < n; i++)
+            bytes[i] = p[(size_t)i * lanes + lane];
+        p += (size_t)lanes * n;
+        td_dequant_row(TD_F8_E4M3, bytes, out + k, n);
+        for (uint32_t i = 0; i < n; i++)
+            out[k + i] *= scale;
+    }
+}
+
+static void row_blocks(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, uint32_t lane,
+                       const uint8_t *p, float *out)
+{
+    const struct td_dtype_info *info = td_dtype_info(dtype);
+
+    for (uint32_t k = 0; k < n_cols; k += (uint32_t)info->block_elems, out += info->block_elems) {
+        uint8_t image[MAX_BLOCK], file[MAX_BLOCK];
+        size_t at = 0;
+
+        for (const struct fields *f = LAYOUT[dtype].fields; f->n; f++)
+            for (uint32_t i = 0; i < f->n; i++, at += f->width)
+                memcpy(image + at, p + at * lanes + (size_t)lane * f->width, f->width);
+        p += at * lanes;
+        to_file(dtype, image, file);
+        td_dequant_row(dtype, file, out, info->block_elems);
+    }
 }
 
 void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out)
@@ -108,38 +432,20 @@ void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out)
     case TD_F32:
         for (uint32_t k = 0; k < n_cols; k++)
             memcpy(&out[k], p + ((size_t)k * lanes + lane) * 4, 4);
-        break;
+        return;
     case TD_F16:
         for (uint32_t k = 0; k < n_cols; k++)
             out[k] = td_f16_to_f32(load16(p + ((size_t)k * lanes + lane) * 2));
-        break;
+        return;
     case TD_BF16:
         for (uint32_t k = 0; k < n_cols; k++)
-            out[k] = td_bf16_to_f32(load16(p + ((size_t)k * lanes + lane) * 2));
-        break;
-    case TD_Q8_0:
-        for (uint32_t b = 0; b < n_cols / 32; b++, p += (size_t)lanes * 34) {
-            float scale = td_f16_to_f32(load16(p + (size_t)lane * 2));
-            const uint8_t *w = p + (size_t)lanes * 2;
-
-            for (uint32_t k = 0; k < 32; k++)
-                out[b * 32 + k] =
-                    (float)((int)w[((size_t)(k / 4) * lanes + lane) * 4 + k % 4] - 128) * scale;
-        }
-        break;
-    case TD_Q4_0:
-        for (uint32_t b = 0; b < n_cols / 32; b++, p += (size_t)lanes * 18) {
-            float scale = td_f16_to_f32(load16(p + (size_t)lane * 2));
-            const uint8_t *w = p + (size_t)lanes * 2;
-
-            for (uint32_t k = 0; k < 32; k++) {
-                uint8_t byte = w[((size_t)(k % 16 / 4) * lanes + lane) * 4 + k % 4];
-
-                out[b * 32 + k] = (float)((int)(k < 16 ? byte & 15 : byte >> 4) - 8) * scale;
-            }
-        }
-        break;
+            out[k] = td_bf16_to_f32(load16(p + ((size_t)(k / 2) * lanes + lane) * 4 + k % 2 * 2));
+        return;
+    case TD_F8_E4M3:
+        row_f8(n_cols, lanes, lane, p, out);
+        return;
     default:
-        break;
+        row_blocks(m->head.dtype, n_cols, lanes, lane, p, out);
+        return;
     }
 }

@@ -1,61 +1,61 @@
 #include "kernels/cpu/pool.h"
 
 #include "kernels/base/clock.h"
+#include "kernels/cpu/cores.h"
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+enum { LINE = 64, HUGE_PAGE = 2 << 20, NODES = 1024, SPINS_BEFORE_YIELD = 100000 };
+
+struct worker {
+    /* The line that others look at: thieves, and at the end of a stage all of them.
+     * Tasks that were taken from this thread's run, in stages of even and of odd number. In a stage of one kind the thread
+     * clears its counter of the other kind: nobody is in the stage before any more, and nobody in the next one yet. */
+    _Alignas(LINE) atomic_uint next[2];
+    atomic_uint done; /* stages that this thread has left */
+    _Alignas(LINE) struct td_pool *pool;
+    uint32_t index;
+    uint32_t node;
+    int cpu; /* < 0: not bound */
+    pthread_t thread;
+};
+
 struct td_pool {
     uint32_t n_threads;
     uint64_t spin_ns;
-    cpu_set_t cores;
-    bool pin;
-    uint32_t first_core;
-    td_pool_fn *fn;
-    void *user;
-    uint32_t n_tasks;
-    _Alignas(64) atomic_uint epoch; /* one more per run; workers sleep on it */
-    _Alignas(64) atomic_uint next;  /* next task */
-    _Alignas(64) atomic_uint busy;  /* workers that have not finished this epoch */
+    /* The owner's line. */
+    _Alignas(LINE) uint32_t n_done; /* stages so far; the number of the next */
+    bool running;                   /* always set while a task runs */
+    /* The line that a worker reads when it wakes: the owner writes the rest of it before the epoch. */
+    _Alignas(LINE) atomic_uint epoch; /* one more per run; workers sleep on it */
     atomic_uint sleepers;
     atomic_bool stop;
-    pthread_t threads[];
+    uint32_t n_stages;
+    uint32_t number; /* of the first stage */
+    struct td_pool_stage first;
+    const struct td_pool_stage *rest;
+    struct worker workers[]; /* [n_threads] */
 };
 
-struct worker_start {
-    struct td_pool *pool;
-    uint32_t index;
-};
-
-uint32_t td_pool_cores(void)
+static void bind_self(const struct worker *w)
 {
-    cpu_set_t set;
-
-    if (sched_getaffinity(0, sizeof set, &set))
-        return 1;
-    return (uint32_t)CPU_COUNT(&set);
-}
-
-static void bind_self(const struct td_pool *pool, uint32_t index)
-{
-    uint32_t n = (uint32_t)CPU_COUNT(&pool->cores);
-    uint32_t want = (pool->first_core + index) % n;
     cpu_set_t one;
 
-    for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++)
-        if (CPU_ISSET(cpu, &pool->cores) && want-- == 0) {
-            CPU_ZERO(&one);
-            CPU_SET(cpu, &one);
-            (void)pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-            return;
-        }
+    if (w->cpu < 0)
+        return;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)w->cpu, &one);
+    (void)pthread_setaffinity_np(pthread_self(), sizeof one, &one);
 }
 
 static void relax(void)
@@ -67,16 +67,88 @@ static void relax(void)
 #endif
 }
 
-static void work(struct td_pool *pool)
-{
-    for (;;) {
-        uint32_t task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+/* ---- one stage ---- */
 
-        if (task >= pool->n_tasks)
-            return;
-        pool->fn(pool->user, task);
+static uint32_t run_begin(const struct td_pool *pool, uint32_t n_tasks, uint32_t t)
+{
+    return (uint32_t)(((uint64_t)n_tasks * t + pool->n_threads - 1) / pool->n_threads);
+}
+
+/* The thread whose run has most tasks left, of this node if there is one; `me` when nobody has any. */
+static uint32_t find_victim(struct td_pool *pool, uint32_t me, uint32_t n_tasks, uint32_t number)
+{
+    uint32_t victim = me, most = 0, end = 0;
+    bool near = false;
+
+    for (uint32_t t = 0; t < pool->n_threads; t++) {
+        const struct worker *w = &pool->workers[t];
+        uint32_t taken = atomic_load_explicit(&w->next[number & 1], memory_order_relaxed);
+        uint32_t begin = end, n;
+        bool same = w->node == pool->workers[me].node;
+
+        end = run_begin(pool, n_tasks, t + 1);
+        n = end - begin;
+        if (t == me || taken >= n || (near && !same) || (near == same && n - taken <= most))
+            continue;
+        victim = t;
+        most = n - taken;
+        near = same;
+    }
+    return victim;
+}
+
+/* A thread's part of a stage: its own run in order, then one task at a time of others' runs. Whoever adds to a run's
+ * counter has the task that it counted. */
+static void work(struct td_pool *pool, uint32_t me, const struct td_pool_stage *stage,
+                 uint32_t number)
+{
+    struct worker *w = &pool->workers[me];
+    uint32_t t = me;
+
+    atomic_store_explicit(&w->next[(number + 1) & 1], 0, memory_order_relaxed);
+    do {
+        uint32_t begin = run_begin(pool, stage->n_tasks, t);
+        uint32_t n = run_begin(pool, stage->n_tasks, t + 1) - begin, k;
+
+        do {
+            k = atomic_fetch_add_explicit(&pool->workers[t].next[number & 1], 1,
+                                          memory_order_relaxed);
+            if (k < n)
+                stage->fn(stage->user, begin + k);
+        } while (k < n && t == me);
+        t = find_victim(pool, me, stage->n_tasks, number);
+    } while (t != me);
+    atomic_store_explicit(&w->done, number + 1, memory_order_release);
+}
+
+/* Until every thread has left stage `number`. */
+static void wait_all(struct td_pool *pool, uint32_t number)
+{
+    uint32_t spins = 0;
+
+    for (uint32_t t = 0; t < pool->n_threads; t++)
+        while ((int32_t)(atomic_load_explicit(&pool->workers[t].done, memory_order_acquire) -
+                         number) <= 0) {
+            if (pool->spin_ns && ++spins < SPINS_BEFORE_YIELD)
+                relax();
+            else
+                sched_yield();
+        }
+}
+
+static void work_stages(struct td_pool *pool, uint32_t me)
+{
+    const struct td_pool_stage *rest = pool->rest;
+    uint32_t n_stages = pool->n_stages, number = pool->number;
+
+    work(pool, me, &pool->first, number);
+    for (uint32_t i = 1; i < n_stages; i++) {
+        wait_all(pool, number + i - 1);
+        work(pool, me, &rest[i - 1], number + i);
     }
 }
+
+/* ---- threads ---- */
 
 /* Waits until the epoch differs from `seen`: spins, then sleeps. */
 static uint32_t wait_epoch(struct td_pool *pool, uint32_t seen)
@@ -102,19 +174,15 @@ static uint32_t wait_epoch(struct td_pool *pool, uint32_t seen)
 
 static void *worker_main(void *arg)
 {
-    struct worker_start start = *(struct worker_start *)arg;
-    struct td_pool *pool = start.pool;
+    struct worker *w = arg;
     uint32_t seen = 0;
 
-    free(arg);
-    if (pool->pin)
-        bind_self(pool, start.index);
+    bind_self(w);
     for (;;) {
-        seen = wait_epoch(pool, seen);
-        if (atomic_load(&pool->stop))
+        seen = wait_epoch(w->pool, seen);
+        if (atomic_load(&w->pool->stop))
             return NULL;
-        work(pool);
-        atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_release);
+        work_stages(w->pool, w->index);
     }
 }
 
@@ -125,44 +193,42 @@ static void advance(struct td_pool *pool)
         (void)syscall(SYS_futex, &pool->epoch, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-static void join(struct td_pool *pool, uint32_t n_started)
+/* Ends the workers before `end`. */
+static void join(struct td_pool *pool, uint32_t end)
 {
     atomic_store(&pool->stop, true);
     advance(pool);
-    for (uint32_t i = 0; i < n_started; i++)
-        pthread_join(pool->threads[i], NULL);
+    for (uint32_t i = 1; i < end; i++)
+        pthread_join(pool->workers[i].thread, NULL);
 }
 
 enum td_status td_pool_open(const struct td_pool_params *params, struct td_pool **out,
                             struct td_err *err)
 {
-    uint32_t n_workers = params->n_threads - 1;
-    size_t bytes = (sizeof(struct td_pool) + n_workers * sizeof(pthread_t) + 63) & ~(size_t)63;
-    struct td_pool *pool = aligned_alloc(64, bytes);
+    uint32_t n = params->n_threads;
+    size_t bytes = sizeof(struct td_pool) + n * sizeof(struct worker);
+    struct td_pool *pool = aligned_alloc(LINE, bytes);
 
     if (!pool)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a pool of %u threads",
-                          params->n_threads);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a pool of %u threads", n);
     memset(pool, 0, bytes);
-    pool->n_threads = params->n_threads;
+    pool->n_threads = n;
     pool->spin_ns = params->spin_ns;
-    pool->first_core = params->first_core;
-    pool->pin = params->pin && sched_getaffinity(0, sizeof pool->cores, &pool->cores) == 0;
-    for (uint32_t i = 0; i < n_workers; i++) {
-        struct worker_start *start = malloc(sizeof *start);
+    for (uint32_t i = 0; i < n; i++) {
+        struct worker *w = &pool->workers[i];
 
-        if (start)
-            *start = (struct worker_start){pool, i + 1};
-        if (!start || pthread_create(&pool->threads[i], NULL, worker_main, start)) {
-            free(start);
+        w->pool = pool;
+        w->index = i;
+        w->cpu = params->seats ? (int)params->seats[i].cpu : -1;
+        w->node = params->seats ? params->seats[i].node : 0;
+    }
+    for (uint32_t i = 1; i < n; i++)
+        if (pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i])) {
             join(pool, i);
             free(pool);
-            return td_err_set(err, TD_NO_MEMORY, "cannot start thread %u of %u", i + 2,
-                              params->n_threads);
+            return td_err_set(err, TD_NO_MEMORY, "cannot start thread %u of %u", i + 1, n);
         }
-    }
-    if (pool->pin)
-        bind_self(pool, 0);
+    bind_self(&pool->workers[0]);
     *out = pool;
     return TD_OK;
 }
@@ -171,7 +237,7 @@ void td_pool_close(struct td_pool *pool)
 {
     if (!pool)
         return;
-    join(pool, pool->n_threads - 1);
+    join(pool, pool->n_threads);
     free(pool);
 }
 
@@ -180,26 +246,76 @@ uint32_t td_pool_threads(const struct td_pool *pool)
     return pool->n_threads;
 }
 
+/* ---- runs ---- */
+
+static void run_alone(const struct td_pool_stage *stage)
+{
+    for (uint32_t i = 0; i < stage->n_tasks; i++)
+        stage->fn(stage->user, i);
+}
+
+void td_pool_chain(struct td_pool *pool, const struct td_pool_stage *stages, uint32_t n_stages)
+{
+    bool alone = pool->n_threads == 1 || pool->running;
+    uint32_t first = 0, end = n_stages;
+
+    while (first < end && (alone || stages[first].n_tasks <= 1))
+        run_alone(&stages[first++]);
+    if (first == end)
+        return;
+    while (stages[end - 1].n_tasks <= 1)
+        end--;
+    pool->running = true;
+    pool->first = stages[first];
+    pool->rest = stages + first + 1;
+    pool->n_stages = end - first;
+    pool->number = pool->n_done;
+    pool->n_done += end - first;
+    advance(pool);
+    work_stages(pool, 0);
+    wait_all(pool, pool->n_done - 1);
+    pool->running = false;
+    while (end < n_stages)
+        run_alone(&stages[end++]);
+}
+
 void td_pool_run(struct td_pool *pool, uint32_t n_tasks, td_pool_fn *fn, void *user)
 {
-    uint32_t spins = 0;
+    struct td_pool_stage stage = {fn, user, n_tasks};
 
-    if (pool->n_threads == 1 || n_tasks == 1) {
-        for (uint32_t i = 0; i < n_tasks; i++)
-            fn(user, i);
+    td_pool_chain(pool, &stage, 1);
+}
+
+/* ---- memory ---- */
+
+static void prefer_node(uintptr_t begin, uintptr_t end, uint32_t node)
+{
+    enum { BITS = 8 * sizeof(unsigned long) };
+    unsigned long mask[NODES / BITS] = {0};
+
+    if (node >= NODES || begin >= end)
         return;
-    }
-    pool->fn = fn;
-    pool->user = user;
-    pool->n_tasks = n_tasks;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->busy, pool->n_threads - 1, memory_order_relaxed);
-    advance(pool);
-    work(pool);
-    while (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
-        if (pool->spin_ns && ++spins < 100000)
-            relax();
-        else
-            sched_yield();
+    mask[node / BITS] = 1ul << node % BITS;
+    /* The system counts one bit less than it is told. */
+    (void)syscall(SYS_mbind, begin, end - begin, MPOL_PREFERRED, mask, NODES + 1, 0);
+}
+
+void td_pool_place(const struct td_pool *pool, void *data, size_t bytes)
+{
+    const struct worker *w = pool->workers;
+    uint32_t n = pool->n_threads;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), base = (uintptr_t)data;
+    uintptr_t begin = base / page * page, last = (base + bytes + page - 1) / page * page;
+
+    if (w[0].node == w[n - 1].node) /* seats are in the order of their nodes */
+        return;
+    for (uint32_t t = 1; t <= n; t++) {
+        uintptr_t cut = (base + bytes * t / n + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+
+        if (t < n && w[t].node == w[t - 1].node)
+            continue;
+        cut = t == n || cut > last ? last : cut;
+        prefer_node(begin, cut, w[t - 1].node);
+        begin = cut;
     }
 }

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define TD_BF16_PAIRS 0
 #define TD_TILE_FLOAT 3
 #define TD_TILE_INT 2
 
@@ -102,15 +103,21 @@ OP vf vf_round(vf x)
                 _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
-OP __m256i max_bits(vf x)
+OP __m256 max_bits(__m256 x, __m256 y)
 {
-    return _mm256_max_epi32(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y)));
 }
 
-/* The largest of all lanes, none of them negative, in the order of the bits: NaN is above infinity. */
-OP float vf_max_bits(vf x, vf y)
+/* Per lane the larger of two values, none of them negative, in the order of the bits: NaN is above infinity. */
+OP vf vf_max_bits(vf x, vf y)
 {
-    __m256i e = _mm256_max_epi32(max_bits(x), max_bits(y));
+    return (vf){max_bits(x.a, y.a), max_bits(x.b, y.b)};
+}
+
+/* The largest of all lanes in that order. */
+OP float vf_fold_max_bits(vf x)
+{
+    __m256i e = _mm256_castps_si256(max_bits(x.a, x.b));
     __m128i q = _mm_max_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
 
     q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
@@ -140,7 +147,28 @@ OP vi vi_load(const uint8_t *p)
     return (vi){_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
 
-OP vi vi_set1_word(const int8_t *p)
+OP void vi_store(uint8_t *p, vi v)
+{
+    __m256i *q = (__m256i *)(void *)p;
+
+    _mm256_storeu_si256(q, v.a);
+    _mm256_storeu_si256(q + 1, v.b);
+}
+
+/* 16 unsigned bytes or 16-bit values. */
+OP vi vi_load_u8(const uint8_t *p)
+{
+    __m128i bytes = load128(p);
+
+    return (vi){_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+}
+
+OP vi vi_load_u16(const uint8_t *p)
+{
+    return (vi){_mm256_cvtepu16_epi32(load128(p)), _mm256_cvtepu16_epi32(load128(p + 16))};
+}
+
+OP vi vi_set1_word(const uint8_t *p)
 {
     int32_t word;
 
@@ -207,34 +235,99 @@ OP vi vi_dot(vi acc, vi w, vi x)
     return (vi){dot4(acc.a, w.a, x.a), dot4(acc.b, w.b, x.b)};
 }
 
-OP vi vi_low_nibbles(vi w)
+/* The same for w below 128: vpmaddubsw's pairs stay below 2^15. */
+OP __m256i dot4_narrow(__m256i acc, __m256i w, __m256i a)
 {
-    __m256i mask = _mm256_set1_epi8(15);
-
-    return (vi){_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+    return _mm256_add_epi32(acc,
+                            _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
 }
 
-OP vi vi_high_nibbles(vi w)
+OP vi vi_dot_narrow(vi acc, vi w, vi x)
 {
-    vi s = {_mm256_srli_epi16(w.a, 4), _mm256_srli_epi16(w.b, 4)};
-
-    return vi_low_nibbles(s);
+    return (vi){dot4_narrow(acc.a, w.a, x.a), dot4_narrow(acc.b, w.b, x.b)};
 }
 
-/* Stores 32 values as int8 and returns their sum. */
-OP int32_t vi_store_int8(vi x, vi y, int8_t *out)
+OP vi vi_and(vi x, vi y)
 {
-    int32_t v[32], sum = 0;
+    return (vi){_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)};
+}
 
-    _mm256_storeu_si256((__m256i *)(void *)v, x.a);
-    _mm256_storeu_si256((__m256i *)(void *)(v + 8), x.b);
-    _mm256_storeu_si256((__m256i *)(void *)(v + 16), y.a);
-    _mm256_storeu_si256((__m256i *)(void *)(v + 24), y.b);
-    for (int i = 0; i < 32; i++) {
-        out[i] = (int8_t)v[i];
-        sum += v[i];
-    }
-    return sum;
+OP vi vi_or(vi x, vi y)
+{
+    return (vi){_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+}
+
+OP vi vi_shr(vi x, int n)
+{
+    return (vi){_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)};
+}
+
+OP vi vi_shl(vi x, int n)
+{
+    return (vi){_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)};
+}
+
+OP vi vi_sar(vi x, int n)
+{
+    return (vi){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
+}
+
+OP vi vi_add(vi x, vi y)
+{
+    return (vi){_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+}
+
+OP vi vi_max(vi x, vi y)
+{
+    return (vi){_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)};
+}
+
+/* Bytes of `table` at the indices in the bytes of i. */
+OP vi vi_lookup(const uint8_t table[16], vi i)
+{
+    __m256i t = _mm256_broadcastsi128_si256(load128(table));
+
+    return (vi){_mm256_shuffle_epi8(t, i.a), _mm256_shuffle_epi8(t, i.b)};
+}
+
+OP vf vf_cast(vi x)
+{
+    return (vf){_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)};
+}
+
+OP vi vi_cast(vf x)
+{
+    return (vi){_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)};
+}
+
+OP __m256 select_less(__m256i a, __m256i b, __m256 x, __m256 y)
+{
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)));
+}
+
+/* x where a < b, else y. */
+OP vf vf_select_less(vi a, vi b, vf x, vf y)
+{
+    return (vf){select_less(a.a, b.a, x.a, y.a), select_less(a.b, b.b, x.b, y.b)};
+}
+
+OP int32_t vi_sum(vi x)
+{
+    __m256i e = _mm256_add_epi32(x.a, x.b);
+    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+
+    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+}
+
+/* Stores 32 values as int8. */
+OP void vi_store_int8(vi x, vi y, int8_t *out)
+{
+    __m256i lo = _mm256_packs_epi32(x.a, x.b), hi = _mm256_packs_epi32(y.a, y.b);
+    __m256i q = _mm256_packs_epi16(lo, hi); /* words of four: x.a, x.b, y.a, y.b by 128-bit half */
+
+    q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)(void *)out, q);
 }
 
 /* x * 2^n, rounded once; n is a whole number, or NaN where x is. In two factors, because 2^n may be outside the normal range. */
@@ -352,7 +445,7 @@ OP vf vf_swap_pairs(vf x)
     return (vf){_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
 }
 
-#include "kernels/cpu/vec_body.h"
+#include "kernels/cpu/isa_body.h"
 
 /* CPUID leaf 1, ECX bit 29: not every compiler's __builtin_cpu_supports knows it by name. */
 static bool has_f16c(void)
@@ -367,5 +460,4 @@ static bool available(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
-const struct td_cpu_isa td_cpu_isa_avx2 = {"avx2",  available, matmul, quantise,
-                                           rmsnorm, silu_mul,  add,    attend};
+TD_CPU_ISA(avx2, "avx2", available);

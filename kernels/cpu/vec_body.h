@@ -1,3 +1,6 @@
+#ifndef TD_KERNELS_CPU_VEC_BODY_H
+#define TD_KERNELS_CPU_VEC_BODY_H
+
 /* The vector bodies, written once over a vector of 16 floats and included by one file per instruction set, which defines
  * the vector before (vf, vi and the v*_ functions, TD_TILE_FLOAT, TD_TILE_INT, TD_ISA). The order of every sum is ref.c's:
  * lanes are output rows (matmul) or the 16 lanes of a fold (dot products, norms), so the bits are ref.c's too. */
@@ -25,6 +28,53 @@ INLINE vf v_exp(vf x)
     p = vf_fma(p, r, vf_set1(1.0f));
     p = vf_fma(p, r, vf_set1(1.0f));
     return vf_scale(p, n);
+}
+
+/* The BF16 pairs of a word as F32: the low one is the even column. */
+INLINE vf vf_even(vi w)
+{
+    return vf_cast(vi_shl(w, 16));
+}
+
+INLINE vf vf_odd(vi w)
+{
+    return vf_cast(vi_and(w, vi_set1((int32_t)0xffff0000)));
+}
+
+/* The reverse, for values that are BF16 already. */
+INLINE vi vi_pair(vf even, vf odd)
+{
+    return vi_or(vi_shr(vi_cast(even), 16), vi_and(vi_cast(odd), vi_set1((int32_t)0xffff0000)));
+}
+
+/* To the nearest BF16, ties to even; NaN stays one. */
+INLINE vf vf_round_bf16(vf x)
+{
+    vi u = vi_cast(x), even = vi_and(vi_shr(u, 16), vi_set1(1));
+    vi near = vi_add(u, vi_add(even, vi_set1(0x7fff))), high = vi_set1((int32_t)0xffff0000);
+    vf number = vf_cast(vi_and(near, high));
+    vf other = vf_cast(vi_and(vi_or(u, vi_set1(0x400000)), high));
+
+    return vf_select_less(vi_set1(0x7f800000), vi_and(u, vi_set1(0x7fffffff)), other, number);
+}
+
+/* E8M0 scales as td_cpu_e8m0 has them. */
+INLINE vf vf_e8m0(vi e)
+{
+    return vf_cast(vi_shl(vi_sub(vi_max(e, vi_set1(1)), vi_set1(1)), 23));
+}
+
+/* E4M3 bytes. Exact, also where subnormals are flushed. */
+INLINE vf vf_from_f8(vi byte)
+{
+    vi magnitude = vi_and(byte, vi_set1(127));
+    vi sign = vi_shl(vi_and(byte, vi_set1(128)), 24);
+    vf normal = vf_cast(vi_add(vi_shl(magnitude, 20), vi_set1(120 << 23)));
+    vf small = vf_mul(vf_from_vi(magnitude), vf_set1(0x1p-9f));
+    vf v = vf_select_less(magnitude, vi_set1(8), small, normal);
+
+    v = vf_select_less(magnitude, vi_set1(127), v, vf_cast(vi_set1(0x7fc00000)));
+    return vf_cast(vi_or(vi_cast(v), sign));
 }
 
 /* Up to 16 floats, the rest zero. */
@@ -66,69 +116,114 @@ INLINE vf load_as(enum td_dtype dtype, const uint8_t *p, uint32_t n)
     return vf_load_bf16(p);
 }
 
-INLINE vi load_words(const uint8_t *p, uint32_t n)
-{
-    uint8_t tmp[64] = {0};
-
-    if (n < 16) {
-        memcpy(tmp, p, (size_t)n * 4);
-        p = tmp;
-    }
-    return vi_load(p);
-}
-
 /* ---- rows ---- */
 
-static void quantise(const struct td_cpu_act *act, uint32_t row)
+/* Sum of squares over 16 lanes, as ref.c folds it. */
+INLINE float sum_of_squares(const float *x, uint32_t dim)
 {
-    uint32_t n_blocks = act->n_cols / 32;
-
-    for (uint32_t b = 0; b < n_blocks; b++) {
-        const float *x = act->x + (size_t)row * act->n_cols + (size_t)b * 32;
-        vf x0 = vf_load(x), x1 = vf_load(x + 16);
-        float max = vf_max_bits(vf_abs(x0), vf_abs(x1));
-        vf inverse = vf_set1(td_cpu_act_inverse(max));
-
-        act->sum[(size_t)row * n_blocks + b] =
-            vi_store_int8(vi_from_finite(vf_round(vf_mul(x0, inverse))),
-                          vi_from_finite(vf_round(vf_mul(x1, inverse))),
-                          act->q + (size_t)row * act->n_cols + (size_t)b * 32);
-        act->scale[(size_t)row * n_blocks + b] = td_cpu_act_scale(max);
-    }
-}
-
-static void rmsnorm(const float *x, const float *weight, uint32_t dim, float eps, float *out)
-{
-    vf sum = vf_set1(0.0f), scale;
+    vf sum = vf_set1(0.0f);
 
     for (uint32_t i = 0; i < dim; i += 16) {
         vf v = load_part(x + i, dim - i);
 
         sum = vf_fma(v, v, sum);
     }
-    scale = vf_set1(1.0f / sqrtf(vf_fold(sum) / (float)dim + eps));
-    for (uint32_t i = 0; i < dim; i += 16) {
-        vf v = vf_mul(load_part(x + i, dim - i), scale);
+    return vf_fold(sum);
+}
 
-        store_part(out + i, vf_mul(v, load_part(weight + i, dim - i)), dim - i);
+INLINE float *source_row(const struct td_cpu_source *src, uint32_t t)
+{
+    return src->x + (size_t)(src->rows ? src->rows[t] : t) * src->n_cols;
+}
+
+/* Columns k .. k + 15 of a row whose factor is `factor`; those past the end are 0. */
+INLINE vf source_load(const struct td_cpu_source *src, const float *x, vf factor, uint32_t k)
+{
+    vf v = load_part(x + k, src->n_cols - k);
+
+    return src->norm ? vf_mul(vf_mul(v, factor), load_part(src->norm + k, src->n_cols - k)) : v;
+}
+
+/* 32 columns of token t of a tile of n; `max` is that of the columns which share their scale. */
+INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, uint32_t t,
+                          uint32_t n, uint8_t *out)
+{
+    const float scale = td_cpu_act_scale(traits.kind, max);
+    const vf inverse = vf_set1(td_cpu_act_inverse(max));
+    vi q0 = vi_from_finite(vf_round(vf_mul(x0, inverse)));
+    vi q1 = vi_from_finite(vf_round(vf_mul(x1, inverse)));
+    int32_t sum[2] = {vi_sum(q0), vi_sum(q1)};
+    int8_t q[32];
+
+    vi_store_int8(q0, q1, q);
+    for (uint32_t j = 0; j < 8; j++)
+        memcpy(out + (j * n + t) * 4, q + j * 4, 4);
+    memcpy(out + 32 * n + 4 * t, &scale, 4);
+    if (traits.halves == 1)
+        sum[0] += sum[1];
+    out += 36 * n + 4 * t;
+    for (int h = 0; h < traits.halves; h++) {
+        int32_t start = -traits.offset * sum[h];
+        float of_sum = traits.kind == TD_ACT_INT32 ? (float)sum[h] * scale : (float)sum[h];
+
+        memcpy(out + (uint32_t)h * 4 * n, &start, 4);
+        if (traits.mins)
+            memcpy(out + (uint32_t)(traits.halves + h) * 4 * n, &of_sum, 4);
     }
 }
 
-static void silu_mul(const float *gate, const float *up, size_t n, float *out)
+/* Row t into place `slot` of a tile of n tokens. `kind` is that of the traits, as a constant. */
+INLINE void prepare_ints(const struct td_cpu_source *src, enum td_cpu_act_kind kind,
+                         struct td_cpu_traits traits, uint32_t t, uint32_t slot, uint32_t n,
+                         uint8_t *out)
 {
-    for (size_t i = 0; i < n; i += 16) {
-        vf g = load_part(gate + i, n - i);
-        vf d = vf_add(vf_set1(1.0f), v_exp(vf_neg(g)));
+    const uint32_t block = kind == TD_ACT_INT256 ? 256 : 32;
+    const float *x = source_row(src, t);
+    const vf factor = vf_set1(src->norm ? src->factor[t] : 1.0f);
 
-        store_part(out + i, vf_mul(vf_div(g, d), load_part(up + i, n - i)), n - i);
+    for (uint32_t k = 0; k < src->n_cols; k += block) {
+        vf v[16], max = vf_set1(0.0f);
+        float largest;
+
+        for (uint32_t i = 0; i < block / 16; i++) {
+            v[i] = source_load(src, x, factor, k + 16 * i);
+            max = vf_max_bits(max, vf_abs(v[i]));
+        }
+        largest = vf_fold_max_bits(max);
+        for (uint32_t i = 0; i < block / 16; i += 2) {
+            prepare_block(traits, v[i], v[i + 1], largest, slot, n, out);
+            out += td_cpu_act_block_bytes(traits) * n;
+        }
     }
 }
 
-static void add(float *x, const float *y, size_t n)
+INLINE void prepare_floats(const struct td_cpu_source *src, bool bf16, uint32_t t, uint32_t slot,
+                           uint32_t n, float *out)
 {
-    for (size_t i = 0; i < n; i += 16)
-        store_part(x + i, vf_add(load_part(x + i, n - i), load_part(y + i, n - i)), n - i);
+    const float *x = source_row(src, t);
+    const vf factor = vf_set1(src->norm ? src->factor[t] : 1.0f);
+
+    for (uint32_t k = 0; k < src->n_cols; k += 16) {
+        const uint32_t left = src->n_cols - k < 16 ? src->n_cols - k : 16;
+        vf v = source_load(src, x, factor, k);
+        float value[16];
+
+        vf_store(value, bf16 ? vf_round_bf16(v) : v);
+        if (!bf16)
+            for (uint32_t i = 0; i < left; i++)
+                out[(size_t)(k + i) * n + slot] = value[i];
+#if TD_BF16_PAIRS
+        for (uint32_t i = 0; bf16 && i < left; i += 2) {
+            uint32_t word =
+                td_half_f32_bits(value[i]) >> 16 | (td_half_f32_bits(value[i + 1]) & 0xffff0000u);
+
+            memcpy(&out[(size_t)((k + i) / 2) * n + slot], &word, 4);
+        }
+#else
+        for (uint32_t i = 0; bf16 && i < (left + 1) / 2 * 2; i++)
+            out[(size_t)((k + i) ^ 1) * n + slot] = value[i];
+#endif
+    }
 }
 
-#include "kernels/cpu/attend_body.h"
-#include "kernels/cpu/matmul_body.h"
+#endif

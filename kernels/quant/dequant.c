@@ -1,50 +1,33 @@
 #include "kernels/quant/dequant.h"
 
-#include "kernels/quant/half.h"
+#include "kernels/quant/codec.h"
+#include "kernels/quant/fp8.h"
 
-#include <float.h>
-#include <math.h>
-#include <stdint.h>
+#include <assert.h>
 #include <string.h>
 
-enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 };
+enum { MAX_BLOCK = 256 };
 
-static uint16_t load16(const unsigned char *p)
+/* The types that are made of blocks; those of one value each are below. */
+static const struct td_codec *const CODECS[TD_N_DTYPES] = {
+    [TD_Q8_0] = &td_blocks32_q8_0, [TD_Q4_0] = &td_blocks32_q4_0, [TD_Q4_1] = &td_blocks32_q4_1,
+    [TD_Q5_0] = &td_blocks32_q5_0, [TD_Q5_1] = &td_blocks32_q5_1, [TD_Q2_K] = &td_kquant_q2_k,
+    [TD_Q3_K] = &td_kquant_q3_k,   [TD_Q4_K] = &td_kquant_q4_k,   [TD_Q5_K] = &td_kquant_q5_k,
+    [TD_Q6_K] = &td_kquant_q6_k,   [TD_IQ4_NL] = &td_iq4_nl,      [TD_IQ4_XS] = &td_iq4_xs,
+    [TD_MXFP4] = &td_mxfp4,
+};
+
+static void decode_blocks(enum td_dtype type, const uint8_t *src, float *dst, size_t n_elems)
 {
-    uint16_t v;
+    const struct td_dtype_info *info = td_dtype_info(type);
 
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static void store16(unsigned char *p, uint16_t v)
-{
-    memcpy(p, &v, sizeof v);
-}
-
-/* The products are exact in F32: 11 by 8 significant bits. */
-static void dequant_q8_0(const unsigned char *block, float *dst)
-{
-    float scale = td_f16_to_f32(load16(block));
-
-    for (int i = 0; i < BLOCK; i++)
-        dst[i] = (float)(int8_t)block[2 + i] * scale;
-}
-
-/* The low nibbles are the first half of the block. */
-static void dequant_q4_0(const unsigned char *block, float *dst)
-{
-    float scale = td_f16_to_f32(load16(block));
-
-    for (int i = 0; i < BLOCK / 2; i++) {
-        dst[i] = (float)((block[2 + i] & 15) - 8) * scale;
-        dst[i + BLOCK / 2] = (float)((block[2 + i] >> 4) - 8) * scale;
-    }
+    for (size_t i = 0; i < n_elems; i += info->block_elems, src += info->block_bytes)
+        CODECS[type]->decode(src, dst + i);
 }
 
 void td_dequant_row(enum td_dtype type, const void *src, float *dst, size_t n_elems)
 {
-    const unsigned char *p = src;
+    const uint8_t *p = src;
 
     switch (type) {
     case TD_F32:
@@ -52,74 +35,47 @@ void td_dequant_row(enum td_dtype type, const void *src, float *dst, size_t n_el
         return;
     case TD_F16:
         for (size_t i = 0; i < n_elems; i++)
-            dst[i] = td_f16_to_f32(load16(p + 2 * i));
+            dst[i] = td_f16_to_f32(td_codec_load16(p + 2 * i));
         return;
     case TD_BF16:
         for (size_t i = 0; i < n_elems; i++)
-            dst[i] = td_bf16_to_f32(load16(p + 2 * i));
+            dst[i] = td_bf16_to_f32(td_codec_load16(p + 2 * i));
         return;
-    case TD_Q8_0:
-        for (size_t i = 0; i < n_elems; i += BLOCK, p += Q8_0_BYTES)
-            dequant_q8_0(p, dst + i);
-        return;
-    case TD_Q4_0:
-        for (size_t i = 0; i < n_elems; i += BLOCK, p += Q4_0_BYTES)
-            dequant_q4_0(p, dst + i);
+    case TD_F8_E4M3:
+        for (size_t i = 0; i < n_elems; i++)
+            dst[i] = td_e4m3_to_f32(p[i]);
         return;
     default:
-        return;
+        decode_blocks(type, p, dst, n_elems);
     }
 }
 
-/* The element of largest magnitude, with its sign; the first of equals. */
-static float extreme(const float *src)
+/* NaN becomes 0, what lies beyond +-limit the limit. */
+static void copy_finite(const float *src, size_t n, float limit, float *dst)
 {
-    float largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        float x = src[i] == src[i] ? src[i] : 0;
 
-    for (int i = 0; i < BLOCK; i++)
-        if (fabsf(src[i]) > fabsf(largest))
-            largest = src[i];
-    return largest;
+        x = x > limit ? limit : x;
+        dst[i] = x < -limit ? -limit : x;
+    }
 }
 
-/* A scale too small for its inverse is far below the smallest F16: the block is stored as zeros. */
-static float inverse_of(float scale)
+static void encode_blocks(enum td_dtype type, const float *src, uint8_t *dst, size_t n_elems)
 {
-    return fabsf(scale) >= FLT_MIN ? 1.0f / scale : 0.0f;
-}
+    const struct td_dtype_info *info = td_dtype_info(type);
+    float x[MAX_BLOCK];
 
-/* The quotient is taken with the F32 scale, before it is rounded to F16. */
-static void quant_q8_0(const float *src, unsigned char *block)
-{
-    float scale = fabsf(extreme(src)) / 127.0f;
-    float inverse = inverse_of(scale);
-
-    store16(block, td_f32_to_f16(scale));
-    for (int i = 0; i < BLOCK; i++)
-        block[2 + i] = (unsigned char)(int8_t)roundf(src[i] * inverse);
-}
-
-static unsigned nibble(float x)
-{
-    int q = (int)(x + 8.5f);
-
-    return (unsigned)(q > 15 ? 15 : q);
-}
-
-static void quant_q4_0(const float *src, unsigned char *block)
-{
-    float scale = extreme(src) / -8.0f;
-    float inverse = inverse_of(scale);
-
-    store16(block, td_f32_to_f16(scale));
-    for (int i = 0; i < BLOCK / 2; i++)
-        block[2 + i] =
-            (unsigned char)(nibble(src[i] * inverse) | nibble(src[i + BLOCK / 2] * inverse) << 4);
+    assert(info->block_elems <= MAX_BLOCK);
+    for (size_t i = 0; i < n_elems; i += info->block_elems, dst += info->block_bytes) {
+        copy_finite(src + i, info->block_elems, CODECS[type]->limit, x);
+        CODECS[type]->encode(x, dst);
+    }
 }
 
 void td_quant_row(enum td_dtype type, const float *src, void *dst, size_t n_elems)
 {
-    unsigned char *p = dst;
+    uint8_t *p = dst;
 
     switch (type) {
     case TD_F32:
@@ -127,21 +83,17 @@ void td_quant_row(enum td_dtype type, const float *src, void *dst, size_t n_elem
         return;
     case TD_F16:
         for (size_t i = 0; i < n_elems; i++)
-            store16(p + 2 * i, td_f32_to_f16(src[i]));
+            td_codec_store16(p + 2 * i, td_f32_to_f16(src[i]));
         return;
     case TD_BF16:
         for (size_t i = 0; i < n_elems; i++)
-            store16(p + 2 * i, td_f32_to_bf16(src[i]));
+            td_codec_store16(p + 2 * i, td_f32_to_bf16(src[i]));
         return;
-    case TD_Q8_0:
-        for (size_t i = 0; i < n_elems; i += BLOCK, p += Q8_0_BYTES)
-            quant_q8_0(src + i, p);
-        return;
-    case TD_Q4_0:
-        for (size_t i = 0; i < n_elems; i += BLOCK, p += Q4_0_BYTES)
-            quant_q4_0(src + i, p);
+    case TD_F8_E4M3:
+        for (size_t i = 0; i < n_elems; i++)
+            p[i] = td_f32_to_e4m3(src[i]);
         return;
     default:
-        return;
+        encode_blocks(type, src, p, n_elems);
     }
 }

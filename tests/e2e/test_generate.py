@@ -4,7 +4,9 @@ Reference ids come from other programs: float64 numpy for the models in ../share
 that ships. Hashes and ids of layouts are compared with those of one process.
 """
 import json
+import os
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -221,3 +223,30 @@ def test_plain_output_is_the_text(tensord, shared):
     assert p.returncode == 0
     assert p.stdout == generate(tensord, model)["text"] + "\n"
     assert p.stderr.strip().splitlines()[-1].startswith("loading  100 %")
+
+
+def listed(cores):
+    """The numbers of "0-3,8"."""
+    ends = [list(map(int, part.split("-"))) for part in cores.split(",")]
+    return [n for e in ends for n in range(e[0], e[-1] + 1)]
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 2, 3, 5])
+def test_ranks_of_a_host_never_take_a_core_twice(tensord, tiny, ranks):
+    p = tensord.run("generate", "--verbose", "--model", tiny, "--prompt", PROMPT, "--max-tokens", 2, ranks=ranks)
+    assert p.returncode == 0, p.stderr
+    choices = re.findall(r'cores rank=(\d+) choice="threads (\d+) on (shared cores|any core|cores? ([0-9,-]+))', p.stderr)
+    assert sorted(int(c[0]) for c in choices) == list(range(max(ranks, 1)))
+    threads = [int(c[1]) for c in choices]
+    assert sum(threads) <= len(os.sched_getaffinity(0)) or set(threads) == {1}
+    taken = [n for c in choices if c[3] for n in listed(c[3])]
+    assert len(taken) == len(set(taken)) == sum(int(c[1]) for c in choices if c[3])
+    assert set(taken) <= os.sched_getaffinity(0)
+
+
+def test_threads_stay_within_the_affinity_mask(tensord, tiny):
+    last = max(os.sched_getaffinity(0))
+    p = tensord.run("generate", "--verbose", "--model", tiny, "--prompt", PROMPT, "--max-tokens", 2,
+                    preexec_fn=lambda: os.sched_setaffinity(0, {last}))
+    assert p.returncode == 0, p.stderr
+    assert re.search(rf'choice="threads 1 on (core {last} |any core)', p.stderr), p.stderr

@@ -2,104 +2,27 @@
 #include "kernels/quant/dequant.h"
 #include "kernels/quant/half.h"
 
+#include "quant_vectors.h"
+
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#define VECTORS TD_SHARED "/data/numerics/ggml-quant-vectors.json"
-
-enum { N = 512 };
-
-static char *text; /* the whole file, or NULL when it is absent */
-
-static int load(void **state)
-{
-    FILE *f = fopen(VECTORS, "rb");
-    long n;
-
-    (void)state;
-    if (!f)
-        return 0;
-    fseek(f, 0, SEEK_END);
-    n = ftell(f);
-    rewind(f);
-    text = calloc(1, (size_t)n + 1);
-    if (!text || fread(text, 1, (size_t)n, f) != (size_t)n)
-        return -1;
-    fclose(f);
-    return 0;
-}
-
-static int unload(void **state)
-{
-    (void)state;
-    free(text);
-    return 0;
-}
-
-static void skip_without_vectors(void)
-{
-    if (!text) {
-        print_message("SKIPPED: %s is absent\n", VECTORS);
-        skip();
-    }
-}
-
-/* The N numbers of the array that follows `key` at or after `from`. */
-static void read_floats(const char *from, const char *key, float out[N])
-{
-    const char *p = strstr(from, key);
-    char *end;
-
-    assert_non_null(p);
-    p = strchr(p, '[') + 1;
-    for (int i = 0; i < N; i++) {
-        out[i] = strtof(p, &end);
-        assert_true(end > p);
-        p = end + 1;
-    }
-    assert_int_equal(end[0], ']');
-}
-
-/* Stored bytes and their floats as the peer has them. */
-static void read_vector(enum td_dtype type, unsigned char *stored, float out[N])
-{
-    size_t bytes = td_dtype_row_bytes(type, N);
-    char key[64];
-    const char *p;
-    unsigned byte;
-
-    snprintf(key, sizeof key, "\"name\":\"%s\"", td_dtype_info(type)->name);
-    p = strstr(text, key);
-    assert_non_null(p);
-    read_floats(p, "\"dequantized\"", out);
-    p = strstr(p, "\"q_hex\":\"");
-    assert_non_null(p);
-    p += strlen("\"q_hex\":\"");
-    for (size_t i = 0; i < bytes; i++) {
-        assert_int_equal(sscanf(p + 2 * i, "%2x", &byte), 1);
-        stored[i] = (unsigned char)byte;
-    }
-    assert_int_equal(p[2 * bytes], '"');
-}
-
-static const enum td_dtype STORED[] = {TD_F16, TD_BF16, TD_Q8_0, TD_Q4_0};
+/* Every type that the peer has too. */
+static const enum td_dtype STORED[] = {TD_F16,  TD_BF16, TD_Q8_0,   TD_Q4_0,   TD_Q4_1,
+                                       TD_Q5_0, TD_Q5_1, TD_Q2_K,   TD_Q3_K,   TD_Q4_K,
+                                       TD_Q5_K, TD_Q6_K, TD_IQ4_NL, TD_IQ4_XS, TD_MXFP4};
+/* Those that follow the peer's rule to the last bit when they are written. */
+static const enum td_dtype SAME_BYTES[] = {TD_F16,  TD_BF16, TD_Q8_0, TD_Q4_0,
+                                           TD_Q4_1, TD_Q5_0, TD_Q5_1, TD_MXFP4};
 
 static void test_dequant_gives_the_peer_floats_bit_for_bit(void **state)
 {
-    unsigned char stored[1 + N * 4];
+    uint8_t stored[1 + N * 4];
     float expected[N], got[N];
 
     (void)state;
-    skip_without_vectors();
+    vectors_skip_when_absent();
     for (size_t t = 0; t < sizeof STORED / sizeof STORED[0]; t++) {
-        read_vector(STORED[t], stored + 1, expected); /* + 1: sources may be unaligned */
+        vectors_read(STORED[t], stored + 1, expected); /* + 1: sources may be unaligned */
         td_dequant_row(STORED[t], stored + 1, got, N);
         for (int i = 0; i < N; i++)
             if (memcmp(&got[i], &expected[i], sizeof got[i]) != 0)
@@ -110,21 +33,21 @@ static void test_dequant_gives_the_peer_floats_bit_for_bit(void **state)
 
 static void test_quant_gives_the_peer_bytes(void **state)
 {
-    unsigned char stored[N * 4], got[N * 4];
+    uint8_t stored[N * 4], got[N * 4];
     float x[N], expected[N];
 
     (void)state;
-    skip_without_vectors();
-    read_floats(text, "\"x\":", x);
-    for (size_t t = 0; t < sizeof STORED / sizeof STORED[0]; t++) {
-        size_t bytes = td_dtype_row_bytes(STORED[t], N);
+    vectors_skip_when_absent();
+    vectors_read_x(x);
+    for (size_t t = 0; t < sizeof SAME_BYTES / sizeof SAME_BYTES[0]; t++) {
+        size_t bytes = td_dtype_row_bytes(SAME_BYTES[t], N);
 
-        read_vector(STORED[t], stored, expected);
-        td_quant_row(STORED[t], x, got, N);
+        vectors_read(SAME_BYTES[t], stored, expected);
+        td_quant_row(SAME_BYTES[t], x, got, N);
         for (size_t i = 0; i < bytes; i++)
             if (got[i] != stored[i])
-                fail_msg("%s byte %zu is %d, the peer has %d", td_dtype_info(STORED[t])->name, i,
-                         got[i], stored[i]);
+                fail_msg("%s byte %zu is %d, the peer has %d", td_dtype_info(SAME_BYTES[t])->name,
+                         i, got[i], stored[i]);
     }
 }
 
@@ -234,5 +157,5 @@ int main(void)
         cmocka_unit_test(test_half_conversions_survive_the_round_trip),
     };
 
-    return cmocka_run_group_tests(tests, load, unload);
+    return cmocka_run_group_tests(tests, vectors_load, vectors_unload);
 }

@@ -157,7 +157,9 @@ static void test_kern_matmul_is_close_to_float64_and_equal_on_every_isa(void **s
                 for (uint32_t k = 0; k < p.cols; k++) {
                     double w = values[(size_t)r * p.cols + k];
 
-                    sum += w * x[(size_t)t * p.cols + k];
+                    float a = x[(size_t)t * p.cols + k];
+
+                    sum += w * (dtype == TD_BF16 ? td_bf16_to_f32(td_f32_to_bf16(a)) : a);
                     magnitude += fabs(w);
                 }
                 assert_true(fabs(sum - ref[(size_t)t * p.rows + r]) <= error_bound * magnitude);

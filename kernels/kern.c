@@ -231,7 +231,7 @@ enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uin
 
 size_t td_kern_kv_bytes(const struct td_kv_view *kv)
 {
-    return (size_t)kv->n_blocks * kv->n_kv_heads * kv->block_tokens *
+    return (size_t)kv->n_blocks * kv->n_kv_heads * kv->block_tokens * 2 *
            td_dtype_row_bytes(kv->dtype, kv->head_dim);
 }
 

@@ -129,13 +129,12 @@ enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uin
                                    double scale, bool interleaved, const uint32_t *positions,
                                    uint32_t n, float *angles, struct td_err *err);
 
-/* One layer's keys and values of this rank in pages: k and v are [n_blocks][n_kv_heads] blocks of block_tokens tokens each. What
- * lies where inside a block is the backend's business; only its size is known (td_kern_kv_bytes). Q8_0 and Q4_0 quantise 32
+/* One layer's keys and values of this rank in pages: [n_blocks] blocks of block_tokens tokens each. What lies where
+ * inside a block is the backend's business; only its size is known (td_kern_kv_bytes). Q8_0 and Q4_0 quantise 32
  * dimensions of one token together, so head_dim is a multiple of 32 for them. */
 struct td_kv_view {
     enum td_dtype dtype;
-    void *k;
-    void *v;
+    void *data;
     uint32_t n_blocks;
     uint32_t n_kv_heads;
     uint32_t block_tokens; /* divides TD_KERN_CHUNK_KEYS */
@@ -147,7 +146,7 @@ struct td_kv_rows {
     const uint32_t *first_block; /* [n] */
     const uint32_t *table;       /* block ids */
 };
-/* Bytes of `k`, and of `v`, of a whole view. 0 where head_dim is no whole number of the type's blocks. */
+/* Bytes of a whole view. 0 where head_dim is no whole number of the type's blocks. */
 size_t td_kern_kv_bytes(const struct td_kv_view *kv);
 
 /* What td_kern_rope_kv makes of one layer's projections. */

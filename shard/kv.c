@@ -43,7 +43,7 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
                                            .n_kv_heads = slice.kv_end - slice.kv_begin,
                                            .block_tokens = plan->block_tokens,
                                            .head_dim = model->spec->head_dim};
-        kv->bytes += 2 * td_kern_kv_bytes(&kv->layer[i]);
+        kv->bytes += td_kern_kv_bytes(&kv->layer[i]);
     }
     kv->memory = td_kern_alloc(kern, kv->bytes);
     if (!kv->memory) {
@@ -56,11 +56,8 @@ enum td_status td_kv_open(struct td_kv *kv, struct td_kern *kern, const struct t
     }
     next = kv->memory;
     for (uint32_t i = 0; i < kv->n_layers; i++) {
-        size_t half = td_kern_kv_bytes(&kv->layer[i]);
-
-        kv->layer[i].k = next;
-        kv->layer[i].v = next + half;
-        next += 2 * half;
+        kv->layer[i].data = next;
+        next += td_kern_kv_bytes(&kv->layer[i]);
     }
     return TD_OK;
 }

@@ -9,7 +9,7 @@
 struct td_kv {
     struct td_kern *kern;     /* borrows */
     uint32_t n_layers;        /* of this stage */
-    struct td_kv_view *layer; /* [n_layers]; k and v NULL where this rank has no KV head */
+    struct td_kv_view *layer; /* [n_layers]; empty where this rank has no KV head */
     void *memory;
     size_t bytes;
 };

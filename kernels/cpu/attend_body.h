@@ -3,7 +3,7 @@
 
 /* Attention over the vector of vec_body.h, which includes this file: scores with 16 keys across the lanes, values with 16
  * dimensions, four queries at a time in registers. Every sum is ref_attend.c's, so tiles may be cut anywhere. */
-enum { Q_TILE = 4 };
+enum { Q_TILE = 4, Q_STRIDE = TD_KERN_MAX_HEAD_DIM + 16, BURST = 8 };
 
 /* A chunk's keys as 4 runs of 16: run v is keys from[v] .. from[v] + 15 of the block at block[v]. */
 struct keys {
@@ -18,7 +18,7 @@ struct ahead {
     const uint8_t *block[4]; /* the next ones */
     uint32_t n_blocks, next;
     size_t bytes; /* per block */
-    size_t lines; /* per step of the loop that does the asking */
+    size_t lines; /* per BURST steps of the loop that does the asking */
 };
 
 INLINE void fetch(struct ahead *f)
@@ -73,43 +73,50 @@ INLINE vf load_values(enum td_dtype dtype, const uint8_t *row, size_t d)
     return vf_mul(vf_from_vi(vi_nibble(vi_load_bytes(b + 2), d % 32 / 4)), vf_set1_f16(b));
 }
 
-/* s [n_q x 64] of runs v0 .. v0 + n_runs - 1, from q [n_q x dim rounded up to 16]. */
+/* s [n_q x 64] of runs v0 .. v0 + n_runs - 1, from q [n_q x Q_STRIDE]. */
 INLINE void score_tile(enum td_dtype dtype, int n_q, int n_runs, const struct keys *k, uint32_t v0,
                        const float *q, uint32_t dim, float *s, struct ahead *f)
 {
-    const uint32_t step = is_quantised(dtype) ? 4 : 1, stride = (dim + 15) & ~15u;
+    const uint32_t step = is_quantised(dtype) ? 4 : 1;
+    const size_t tokens = k->tokens;
+    const uint8_t *block[4];
+    size_t from[4];
     vf acc[Q_TILE][4];
 
-    for (int i = 0; i < n_q; i++)
-        for (int v = 0; v < n_runs; v++)
-            acc[i][v] = vf_set1(0.0f);
-    for (uint32_t d0 = 0; d0 < dim; d0 += step) {
-        for (uint32_t d = 0; d < step; d++) {
-            vf key[4];
-
-            for (int v = 0; v < n_runs; v++)
-                key[v] = load_keys(dtype, k->block[v0 + (uint32_t)v], k->tokens,
-                                   k->from[v0 + (uint32_t)v], d0 + d);
-            for (int i = 0; i < n_q; i++) {
-                vf x = vf_set1(q[(size_t)i * stride + d0 + d]);
-
-                for (int v = 0; v < n_runs; v++)
-                    acc[i][v] = vf_fma(x, key[v], acc[i][v]);
-            }
-        }
-        fetch(f);
+    for (int v = 0; v < n_runs; v++) {
+        block[v] = k->block[v0 + (uint32_t)v];
+        from[v] = k->from[v0 + (uint32_t)v];
     }
     for (int i = 0; i < n_q; i++)
         for (int v = 0; v < n_runs; v++)
-            vf_store(s + (size_t)i * TD_KERN_CHUNK_KEYS + (v0 + (uint32_t)v) * 16, acc[i][v]);
+            acc[i][v] = vf_set1(0.0f);
+    for (uint32_t burst = 0; burst < dim; burst += BURST) {
+        const uint32_t end = burst + BURST < dim ? burst + BURST : dim;
+
+        fetch(f);
+        for (uint32_t d0 = burst; d0 < end; d0 += step)
+            for (uint32_t d = d0; d < d0 + step; d++) {
+                vf key[4];
+
+                for (int v = 0; v < n_runs; v++)
+                    key[v] = load_keys(dtype, block[v], tokens, from[v], d);
+                for (int i = 0; i < n_q; i++) {
+                    vf x = vf_set1(q[i * Q_STRIDE + (int)d]);
+
+                    for (int v = 0; v < n_runs; v++)
+                        acc[i][v] = vf_fma(x, key[v], acc[i][v]);
+                }
+            }
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int v = 0; v < n_runs; v++)
+            vf_store(s + i * TD_KERN_CHUNK_KEYS + ((int)v0 + v) * 16, acc[i][v]);
 }
 
 INLINE void scores_as(enum td_dtype dtype, const struct keys *k, uint32_t n_runs, uint32_t n_q,
                       const float *q, uint32_t dim, float *s, struct ahead *f)
 {
-    const size_t stride = (dim + 15) & ~(size_t)15;
-
-    for (uint32_t i = 0; i < n_q; i += Q_TILE, q += Q_TILE * stride, s += Q_TILE * 64) {
+    for (uint32_t i = 0; i < n_q; i += Q_TILE, q += Q_TILE * Q_STRIDE, s += Q_TILE * 64) {
         uint32_t v = 0;
 
         for (; v + TD_ATTEND_VECTORS <= n_runs; v += TD_ATTEND_VECTORS)
@@ -132,7 +139,7 @@ INLINE void scores_as(enum td_dtype dtype, const struct keys *k, uint32_t n_runs
                 score_tile(dtype, 4, 1, k, v, q, dim, s, f);
             else
                 for (uint32_t h = 0; h < n_q - i; h++)
-                    score_tile(dtype, 1, 1, k, v, q + h * stride, dim, s + (size_t)h * 64, f);
+                    score_tile(dtype, 1, 1, k, v, q + h * Q_STRIDE, dim, s + (size_t)h * 64, f);
     }
 }
 
@@ -168,18 +175,22 @@ INLINE void value_tile(enum td_dtype dtype, int n_q, int n_vectors, const uint8_
     for (int i = 0; i < n_q; i++)
         for (int v = 0; v < n_vectors; v++)
             a[i][v] = j0 ? vf_load(acc + (size_t)i * stride + d + 16 * v) : vf_set1(0.0f);
-    for (uint32_t j = j0; j < j1; j++) {
-        vf value[4];
+    for (uint32_t burst = j0; burst < j1; burst += BURST) {
+        const uint32_t end = burst + BURST < j1 ? burst + BURST : j1;
 
-        for (int v = 0; v < n_vectors; v++)
-            value[v] = load_values(dtype, rows[j], d + 16 * (uint32_t)v);
-        for (int i = 0; i < n_q; i++) {
-            vf x = vf_set1(e[(size_t)i * TD_KERN_CHUNK_KEYS + j]);
+        fetch(f);
+        for (uint32_t j = burst; j < end; j++) {
+            vf value[4];
 
             for (int v = 0; v < n_vectors; v++)
-                a[i][v] = vf_fma(x, value[v], a[i][v]);
+                value[v] = load_values(dtype, rows[j], d + 16 * (uint32_t)v);
+            for (int i = 0; i < n_q; i++) {
+                vf x = vf_set1(e[i * TD_KERN_CHUNK_KEYS + (int)j]);
+
+                for (int v = 0; v < n_vectors; v++)
+                    a[i][v] = vf_fma(x, value[v], a[i][v]);
+            }
         }
-        fetch(f);
     }
     for (int i = 0; i < n_q; i++)
         for (int v = 0; v < n_vectors; v++)
@@ -313,14 +324,15 @@ static void unpack_values(enum td_dtype dtype, const uint8_t *const *rows, uint3
         unpack_values_as(TD_Q4_0, rows, n, dim, out);
 }
 
-/* s [64] becomes e = exp(s - max) of the first n keys and 0 for the others; sums [16] its sum by lanes. */
-INLINE float weigh(float *s, uint32_t n, float *sums)
+/* s [64] becomes e = exp(s - max) of the first n keys and 0 for the others of their run; sums [16] its sum by lanes. */
+INLINE float weigh_part(float *s, uint32_t n, float *sums)
 {
-    vf max = vf_set1(-INFINITY), sum = vf_set1(0.0f), minus;
+    const vf none = vf_set1(-INFINITY);
+    vf max = none, sum = vf_set1(0.0f), minus;
     float m;
 
     for (uint32_t j = 0; j < n; j += 16)
-        max = vf_max(vf_first(vf_load(s + j), vf_set1(-INFINITY), (int32_t)(n - j)), max);
+        max = vf_max(vf_first(vf_load(s + j), none, (int32_t)(n - j)), max);
     m = vf_fold_max(max);
     minus = vf_set1(-m);
     for (uint32_t j = 0; j < n; j += 16) {
@@ -329,6 +341,27 @@ INLINE float weigh(float *s, uint32_t n, float *sums)
         e = vf_first(e, vf_set1(0.0f), (int32_t)(n - j));
         sum = vf_add(sum, e);
         vf_store(s + j, e);
+    }
+    vf_store(sums, sum);
+    return m;
+}
+
+/* The same of a whole chunk, without masks and with nothing waited for in between. */
+INLINE float weigh_all(float *s, float *sums)
+{
+    vf x[4], max = vf_set1(-INFINITY), sum = vf_set1(0.0f), minus;
+    float m;
+
+    for (int v = 0; v < 4; v++) {
+        x[v] = vf_load(s + 16 * v);
+        max = vf_max(x[v], max);
+    }
+    m = vf_fold_max(max);
+    minus = vf_set1(-m);
+    for (int v = 0; v < 4; v++) {
+        x[v] = v_exp(vf_add(x[v], minus));
+        sum = vf_add(sum, x[v]);
+        vf_store(s + 16 * v, x[v]);
     }
     vf_store(sums, sum);
     return m;
@@ -369,69 +402,104 @@ static void join_top(const struct td_cpu_attend *a, uint32_t depth)
  * vector would cross a block or a row's end, it is unpacked once for all queries. */
 struct walk {
     const struct td_cpu_attend *a;
-    bool direct;
-    uint32_t dim, stride; /* rounded up to 16; of an accumulator */
+    size_t row_bytes, half; /* bytes of one token's K or V; of a cell's */
+    uint32_t dim, stride;   /* rounded up to 16; of an accumulator */
     uint32_t most_keys;
     float *q, *s, *keys, *values;
     uint8_t *raw;
 };
 
-/* Where the keys of the chunk at `begin` lie, its first n. */
-static void find_keys(const struct walk *w, uint32_t begin, uint32_t n, struct keys *k)
+/* Which queries of a call share a KV head, and whether they go directly. */
+struct group {
+    uint32_t first, n, kv_head;
+    bool direct;
+};
+
+/* K of a KV head in the blocks of keys begin .. begin + n - 1; returns how many blocks they are. */
+INLINE uint32_t find_cells(const struct walk *w, uint32_t kv_head, uint32_t begin, uint32_t n,
+                           const uint8_t **cell)
 {
     const struct td_kv_view *kv = w->a->kv;
-    const size_t tokens = kv->block_tokens, row = td_dtype_row_bytes(kv->dtype, kv->head_dim);
+    const uint32_t *table = w->a->blocks + begin / kv->block_tokens;
+    uint32_t count = 0;
+
+    for (uint32_t j = 0; j < n; j += kv->block_tokens, count++)
+        cell[count] = (const uint8_t *)kv->data +
+                      ((size_t)table[count] * kv->n_kv_heads + kv_head) * 2 * w->half;
+    return count;
+}
+
+INLINE void find_keys(const struct walk *w, const uint8_t *const *cell, uint32_t n_cells,
+                      struct keys *k)
+{
+    const struct td_kv_view *kv = w->a->kv;
+    const uint32_t tokens = kv->block_tokens;
+    uint32_t v = 0;
 
     k->tokens = tokens < 16 ? 16 : tokens;
-    for (uint32_t j = 0; j < n; j += 16) {
-        k->from[j / 16] = tokens < 16 ? 0 : j % tokens;
-        if (tokens >= 16) {
-            k->block[j / 16] = td_cpu_kv_block(w->a, kv->k, begin + j);
-            continue;
-        }
-        k->block[j / 16] = w->raw + j * row;
-        for (uint32_t t = j; t < j + 16 && t < n; t += kv->block_tokens)
-            td_cpu_copy_keys(kv->dtype, kv->head_dim, td_cpu_kv_block(w->a, kv->k, begin + t),
-                             kv->block_tokens, 0, w->raw + j * row, 16, t - j, kv->block_tokens);
+    if (tokens >= 16) {
+        for (uint32_t i = 0; i < n_cells; i++)
+            for (uint32_t from = 0; from < tokens; from += 16, v++) {
+                k->block[v] = cell[i];
+                k->from[v] = from;
+            }
+        return;
+    }
+    for (uint32_t i = 0; i < n_cells; i++) {
+        uint32_t j = i * tokens;
+        uint8_t *raw = w->raw + j / 16 * 16 * w->row_bytes;
+
+        td_cpu_copy_keys(kv->dtype, kv->head_dim, cell[i], tokens, 0, raw, 16, j % 16, tokens);
+        k->block[j / 16] = raw;
+        k->from[j / 16] = 0;
     }
 }
 
-static void find_ahead(const struct walk *w, const void *base, uint32_t begin, uint32_t end,
-                       uint32_t n_steps, struct ahead *f)
+INLINE void find_values(const struct walk *w, const uint8_t *const *cell, uint32_t n_cells,
+                        const uint8_t **rows)
 {
-    const struct td_kv_view *kv = w->a->kv;
+    for (uint32_t i = 0; i < n_cells; i++)
+        for (uint32_t t = 0; t < w->a->kv->block_tokens; t++)
+            *rows++ = cell[i] + w->half + t * w->row_bytes;
+}
 
-    *f = (struct ahead){.bytes = kv->block_tokens * td_dtype_row_bytes(kv->dtype, kv->head_dim)};
-    if (!w->direct || begin >= w->most_keys)
-        return;
-    end = end < w->most_keys ? end : w->most_keys;
-    for (uint32_t j = begin; j < end; j += kv->block_tokens)
-        f->block[f->n_blocks++] = td_cpu_kv_block(w->a, base, j);
-    f->lines = (f->n_blocks * f->bytes / 64 + n_steps - 1) / n_steps;
+/* Half a cell each of at most four blocks, `offset` bytes from the cells' begin. */
+INLINE void ask(const struct walk *w, const uint8_t *const *cell, uint32_t n_cells, size_t offset,
+                uint32_t n_steps, struct ahead *f)
+{
+    for (uint32_t i = 0; i < n_cells; i++)
+        f->block[i] = cell[i] + offset;
+    f->n_blocks = n_cells;
+    f->bytes = w->half;
+    f->lines = (n_cells * w->half * BURST / 64 + n_steps - 1) / n_steps;
     f->at = f->block[0];
     f->end = f->at + f->bytes;
     f->next = 1;
 }
 
-static void walk_chunk(const struct walk *w, uint32_t begin, const struct td_cpu_partial *p)
+/* One group over one chunk. `next`: whose K is read after this, at `next_begin`. */
+static void walk_chunk(const struct walk *w, const struct group *g, uint32_t begin,
+                       const struct group *next, uint32_t next_begin,
+                       const struct td_cpu_partial *p)
 {
     const struct td_cpu_attend *a = w->a;
     const struct td_kv_view *kv = a->kv;
-    const size_t row = td_dtype_row_bytes(kv->dtype, kv->head_dim);
     const uint32_t end = begin + TD_KERN_CHUNK_KEYS;
     const uint32_t n = w->most_keys < end ? w->most_keys - begin : TD_KERN_CHUNK_KEYS;
-    const uint32_t n_runs = (n + 15) / 16, step = is_quantised(kv->dtype) ? 4 : 1;
-    const uint8_t *rows[TD_KERN_CHUNK_KEYS];
-    uint32_t n_keys[TD_CPU_QUERIES];
+    const uint32_t n_runs = (n + 15) / 16;
+    const float *q = w->q + (size_t)g->first * Q_STRIDE;
+    float *acc = p->acc + (size_t)g->first * w->stride;
+    const uint8_t *rows[TD_KERN_CHUNK_KEYS], *cell[TD_KERN_CHUNK_KEYS];
+    uint32_t n_keys[TD_CPU_QUERIES], n_cells = find_cells(w, g->kv_head, begin, n, cell);
     enum td_dtype dtype = kv->dtype;
+    struct ahead f = {.lines = 0};
     struct keys k;
-    struct ahead f;
 
-    find_keys(w, begin, n, &k);
-    find_ahead(w, kv->v, begin, end, kv->head_dim / step, &f);
-    for (uint32_t j = 0; j < n; j++)
-        rows[j] = j % kv->block_tokens ? rows[j - 1] + row : td_cpu_kv_block(a, kv->v, begin + j);
-    if (!w->direct) {
+    find_keys(w, cell, n_cells, &k);
+    find_values(w, cell, n_cells, rows);
+    if (g->direct)
+        ask(w, cell, n_cells, w->half, kv->head_dim + g->n * BURST, &f);
+    else {
         unpack_keys(dtype, &k, n_runs, kv->head_dim, w->keys);
         unpack_values(dtype, rows, n, kv->head_dim, w->values);
         dtype = TD_F32;
@@ -443,41 +511,72 @@ static void walk_chunk(const struct walk *w, uint32_t begin, const struct td_cpu
         for (uint32_t j = 0; j < n; j++)
             rows[j] = (const uint8_t *)(w->values + (size_t)j * w->dim);
     }
-    scores(dtype, &k, n_runs, a->n_q, w->q, kv->head_dim, w->s, &f);
-    for (uint32_t i = 0; i < a->n_q; i++) {
-        n_keys[i] = a->n_keys[i] < end ? a->n_keys[i] - begin : TD_KERN_CHUNK_KEYS;
-        p->max[i] = weigh(w->s + (size_t)i * TD_KERN_CHUNK_KEYS, n_keys[i],
-                          p->acc + (size_t)i * w->stride + w->dim);
+    scores(dtype, &k, n_runs, g->n, q, kv->head_dim, w->s, &f);
+    for (uint32_t i = 0; i < g->n; i++) {
+        const uint32_t all = a->n_keys[g->first + i];
+        float *s = w->s + (size_t)i * TD_KERN_CHUNK_KEYS;
+        float *sums = acc + (size_t)i * w->stride + w->dim;
+
+        fetch(&f);
+        n_keys[i] = all < end ? all - begin : TD_KERN_CHUNK_KEYS;
+        p->max[g->first + i] =
+            n_keys[i] == TD_KERN_CHUNK_KEYS ? weigh_all(s, sums) : weigh_part(s, n_keys[i], sums);
     }
-    find_ahead(w, kv->k, end, end + TD_KERN_CHUNK_KEYS, n, &f);
-    values(dtype, rows, n_keys, a->n_q, w->s, w->dim, w->stride, p->acc, &f);
+    f.lines = 0;
+    if (g->direct && next_begin < w->most_keys) {
+        uint32_t left = w->most_keys - next_begin;
+
+        n_cells = find_cells(w, next->kv_head, next_begin,
+                             left < TD_KERN_CHUNK_KEYS ? left : TD_KERN_CHUNK_KEYS, cell);
+        ask(w, cell, n_cells, 0, n, &f);
+    }
+    values(dtype, rows, n_keys, g->n, w->s, w->dim, w->stride, acc, &f);
 }
 
+static uint32_t find_groups(const struct td_cpu_attend *a, struct group *group)
+{
+    bool direct = a->kv->head_dim % 16 == 0 && a->kv->block_tokens >= 16;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < a->n_q; i++) {
+        if (n == 0 || group[n - 1].kv_head != a->kv_head[i])
+            group[n++] = (struct group){.first = i, .kv_head = a->kv_head[i]};
+        group[n - 1].n++;
+        group[n - 1].direct = direct && group[n - 1].n <= 2 * Q_TILE;
+    }
+    return n;
+}
+
+/* Chunk by chunk and in it head by head, so that memory is read in long runs. */
 static void attend_run(const struct td_cpu_attend *a)
 {
     const uint32_t head_dim = a->kv->head_dim;
     struct walk w = {.a = a,
+                     .row_bytes = td_dtype_row_bytes(a->kv->dtype, head_dim),
+                     .half = td_cpu_kv_half(a->kv),
                      .dim = (head_dim + 15) & ~15u,
-                     .stride = td_cpu_partial_stride(head_dim),
-                     .direct =
-                         a->n_q <= 2 * Q_TILE && head_dim % 16 == 0 && a->kv->block_tokens >= 16};
-    uint32_t depth = 0;
+                     .stride = td_cpu_partial_stride(head_dim)};
+    struct group group[TD_CPU_QUERIES];
+    uint32_t depth = 0, n_groups = find_groups(a, group);
 
     w.q = a->memory;
-    w.s = w.q + (size_t)TD_CPU_QUERIES * w.dim;
+    w.s = w.q + TD_CPU_QUERIES * Q_STRIDE;
     w.keys = w.s + TD_CPU_QUERIES * TD_KERN_CHUNK_KEYS;
     w.values = w.keys + (size_t)w.dim * TD_KERN_CHUNK_KEYS;
     w.raw = (uint8_t *)(w.values + (size_t)w.dim * TD_KERN_CHUNK_KEYS);
     for (uint32_t i = 0; i < a->n_q; i++) {
         w.most_keys = a->n_keys[i] > w.most_keys ? a->n_keys[i] : w.most_keys;
         for (uint32_t d = 0; d < head_dim; d += 16)
-            vf_store(w.q + (size_t)i * w.dim + d,
+            vf_store(w.q + (size_t)i * Q_STRIDE + d,
                      vf_mul(load_part(a->q[i] + d, head_dim - d), vf_set1(a->scale)));
     }
     for (uint32_t c = a->chunk_begin; c < a->chunk_end; c++) {
         struct td_cpu_partial p = td_cpu_attend_level(a, depth++);
+        const uint32_t begin = c * TD_KERN_CHUNK_KEYS;
 
-        walk_chunk(&w, c * TD_KERN_CHUNK_KEYS, &p);
+        for (uint32_t g = 0; g < n_groups; g++)
+            walk_chunk(&w, &group[g], begin, &group[(g + 1) % n_groups],
+                       g + 1 < n_groups ? begin : begin + TD_KERN_CHUNK_KEYS, &p);
         for (uint32_t i = c - a->chunk_begin; i & 1; i >>= 1)
             join_top(a, depth--);
     }

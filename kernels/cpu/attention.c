@@ -10,8 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Pieces per thread, so that a slow thread does not hold the others; chunks that a piece has at least. */
-enum { PIECES_PER_THREAD = 8, MIN_RUN = 2, ROPE_ROWS = 16 };
+/* Pieces per thread, so that a slow thread does not hold the others; the fewest chunks and rows worth a piece of their own; rows
+ * that are rotated and stored together. */
+enum { PIECES_PER_THREAD = 8, MIN_RUN = 2, MIN_ROWS = 8, ROPE_ROWS = 16 };
 
 /* ---- storing ---- */
 
@@ -109,8 +110,9 @@ static void rope_row(const struct rope_job *job, uint32_t i)
     const struct td_rope_kv *in = job->in;
     const uint32_t dim = kv->head_dim, position = job->rows->positions[i];
     const size_t row_bytes = td_dtype_row_bytes(kv->dtype, dim);
-    const uint32_t block =
-        job->rows->table[job->rows->first_block[i] + position / kv->block_tokens];
+    const uint32_t t = position % kv->block_tokens,
+                   block =
+                       job->rows->table[job->rows->first_block[i] + position / kv->block_tokens];
     const float *angles = in->angles + (size_t)i * 2 * dim;
     float *k = in->k + (size_t)i * kv->n_kv_heads * dim;
     const float *v = in->v + (size_t)i * kv->n_kv_heads * dim;
@@ -119,12 +121,11 @@ static void rope_row(const struct rope_job *job, uint32_t i)
     rope_heads(job, in->q + (size_t)i * in->n_heads * dim, in->n_heads, in->q_norm, angles);
     rope_heads(job, k, kv->n_kv_heads, in->k_norm, angles);
     for (uint32_t h = 0; h < kv->n_kv_heads; h++, k += dim, v += dim) {
-        size_t at = ((size_t)block * kv->n_kv_heads + h) * kv->block_tokens * row_bytes;
-        uint32_t t = position % kv->block_tokens;
+        uint8_t *cell = td_cpu_kv_cell(kv, block, h);
 
         round_row(job->isa, kv->dtype, k, dim, row);
-        td_cpu_copy_keys(kv->dtype, dim, row, 1, 0, (uint8_t *)kv->k + at, kv->block_tokens, t, 1);
-        round_row(job->isa, kv->dtype, v, dim, (uint8_t *)kv->v + at + t * row_bytes);
+        td_cpu_copy_keys(kv->dtype, dim, row, 1, 0, cell, kv->block_tokens, t, 1);
+        round_row(job->isa, kv->dtype, v, dim, cell + td_cpu_kv_half(kv) + t * row_bytes);
     }
 }
 
@@ -197,9 +198,9 @@ struct heads {
 /* Neighbouring rows of one sequence whose keys end in the same chunk. */
 struct tile {
     uint32_t row, n_rows, n_chunks;
-    uint32_t first_piece; /* pieces are numbered by tile, then heads, then run */
+    uint32_t first_piece; /* pieces are numbered by span of heads, then tile, then run */
     uint32_t first_slot;  /* of those whose chunks are split; one slot per piece */
-    uint32_t first_join;  /* one join per heads of a split tile */
+    uint32_t first_join;  /* one join per span of a split tile */
 };
 
 /* Scratch, kept between calls. */
@@ -217,7 +218,10 @@ struct attention_job {
     float scale;
     uint32_t n_q_heads; /* all of a row */
     uint32_t n_heads;   /* entries of `heads` */
-    uint32_t n_tiles, n_pieces, n_slots, n_joins;
+    uint32_t n_tiles, n_slots, n_joins;
+    uint32_t n_pieces; /* of each span */
+    uint32_t span;     /* entries of `heads` per piece */
+    uint32_t n_spans;
     uint32_t run; /* chunks per piece, a power of two */
     struct heads *heads;
     struct tile *tiles;
@@ -240,35 +244,52 @@ static struct td_cpu_partial slot(const struct attention_job *job, uint32_t i)
     return (struct td_cpu_partial){p, p + TD_CPU_QUERIES};
 }
 
-static void finish(const struct attention_job *job, const struct tile *tile,
-                   const struct heads *heads, const struct td_cpu_partial *p)
+/* What a piece's queries are, in their order: by KV head, row, head. */
+struct query {
+    size_t at; /* of all [n x n_q_heads] */
+    uint32_t row, kv_head;
+};
+
+static uint32_t queries_of(const struct attention_job *job, const struct tile *tile, uint32_t span,
+                           struct query *query)
+{
+    uint32_t n = 0, end = (span + 1) * job->span;
+
+    for (uint32_t i = span * job->span; i < end && i < job->n_heads; i++)
+        for (uint32_t r = 0; r < tile->n_rows; r++)
+            for (uint32_t h = 0; h < job->heads[i].n; h++)
+                query[n++] = (struct query){.at = (size_t)(tile->row + r) * job->n_q_heads +
+                                                  job->heads[i].first + h,
+                                            .row = tile->row + r,
+                                            .kv_head = job->heads[i].kv_head};
+    return n;
+}
+
+static void finish(const struct attention_job *job, const struct query *query, uint32_t n,
+                   const struct td_cpu_partial *p)
 {
     const uint32_t dim = job->kv->head_dim;
 
-    for (uint32_t i = 0; i < tile->n_rows * heads->n; i++) {
-        size_t row = tile->row + i / heads->n, head = heads->first + i % heads->n;
-
-        job->ops->finish(dim, p, i, job->out + (row * job->n_q_heads + head) * dim);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        job->ops->finish(dim, p, i, job->out + query[i].at * dim);
 }
 
 /* Joins the runs of a split tile as a binary counter, as the chunks inside a run. */
-static void join_runs(const struct attention_job *job, const struct tile *tile, uint32_t heads_at,
-                      uint32_t n_runs)
+static struct td_cpu_partial join_runs(const struct attention_job *job, uint32_t first_slot,
+                                       uint32_t n_runs, uint32_t n_q)
 {
-    const struct heads *heads = &job->heads[heads_at];
-    const uint32_t dim = job->kv->head_dim, n_q = tile->n_rows * heads->n;
+    const uint32_t dim = job->kv->head_dim;
     struct td_cpu_partial stack[TD_CPU_LEVELS];
     uint32_t depth = 0;
 
     for (uint32_t r = 0; r < n_runs; r++) {
-        stack[depth++] = slot(job, tile->first_slot + heads_at * n_runs + r);
+        stack[depth++] = slot(job, first_slot + r);
         for (uint32_t i = r; i & 1; i >>= 1, depth--)
             job->ops->join(dim, n_q, &stack[depth - 2], &stack[depth - 1]);
     }
     for (; depth > 1; depth--)
         job->ops->join(dim, n_q, &stack[depth - 2], &stack[depth - 1]);
-    finish(job, tile, heads, &stack[0]);
+    return stack[0];
 }
 
 static const struct tile *tile_of(const struct attention_job *job, uint32_t piece)
@@ -288,40 +309,40 @@ static const struct tile *tile_of(const struct attention_job *job, uint32_t piec
 
 static void run_piece(const struct attention_job *job, uint32_t piece, float *memory)
 {
-    const struct tile *tile = tile_of(job, piece);
-    const uint32_t n_runs = runs_of(job, tile), at = piece - tile->first_piece;
-    const struct heads *heads = &job->heads[at / n_runs];
-    const uint32_t dim = job->kv->head_dim, run = at % n_runs;
+    const uint32_t span = piece / job->n_pieces, dim = job->kv->head_dim;
+    const struct tile *tile = tile_of(job, piece % job->n_pieces);
+    const uint32_t n_runs = runs_of(job, tile), run = piece % job->n_pieces - tile->first_piece;
+    const uint32_t first_slot = tile->first_slot + span * n_runs;
     struct td_cpu_attend a = {.kv = job->kv,
                               .blocks = job->rows->table + job->rows->first_block[tile->row],
-                              .kv_head = heads->kv_head,
-                              .n_q = tile->n_rows * heads->n,
                               .chunk_begin = run * job->run,
                               .chunk_end = run + 1 < n_runs ? (run + 1) * job->run : tile->n_chunks,
                               .scale = job->scale,
                               .memory = memory};
     struct td_cpu_partial own = td_cpu_attend_level(&a, 0), shared;
+    struct query query[TD_CPU_QUERIES];
 
+    a.n_q = queries_of(job, tile, span, query);
     for (uint32_t i = 0; i < a.n_q; i++) {
-        size_t row = tile->row + i / heads->n, head = heads->first + i % heads->n;
-
-        a.q[i] = job->q + (row * job->n_q_heads + head) * dim;
-        a.n_keys[i] = job->rows->positions[row] + 1;
+        a.q[i] = job->q + query[i].at * dim;
+        a.kv_head[i] = query[i].kv_head;
+        a.n_keys[i] = job->rows->positions[query[i].row] + 1;
     }
     job->ops->run(&a);
-    if (n_runs == 1) {
-        finish(job, tile, heads, &own);
-        return;
+    if (n_runs > 1) {
+        shared = slot(job, first_slot + run);
+        memcpy(shared.max, own.max, TD_CPU_QUERIES * sizeof(float));
+        memcpy(shared.acc, own.acc, (size_t)a.n_q * td_cpu_partial_stride(dim) * sizeof(float));
+        if (atomic_fetch_sub_explicit(&job->unjoined[tile->first_join + span], 1,
+                                      memory_order_acq_rel) != 1)
+            return;
+        own = join_runs(job, first_slot, n_runs, a.n_q);
     }
-    shared = slot(job, tile->first_slot + at);
-    memcpy(shared.max, own.max, TD_CPU_QUERIES * sizeof(float));
-    memcpy(shared.acc, own.acc, (size_t)a.n_q * td_cpu_partial_stride(dim) * sizeof(float));
-    if (atomic_fetch_sub_explicit(&job->unjoined[tile->first_join + at / n_runs], 1,
-                                  memory_order_acq_rel) == 1)
-        join_runs(job, tile, at / n_runs, n_runs);
+    finish(job, query, a.n_q, &own);
 }
 
-/* One per thread at most, so that `task` names a piece of memory; the last pieces, which have most keys, go first. */
+/* One per thread at most, so that `task` names a piece of memory; the last pieces, which have most keys, go first, and
+ * those that share keys follow each other. */
 static void attention_task(void *user, uint32_t task)
 {
     struct attention_job *job = user;
@@ -329,9 +350,10 @@ static void attention_task(void *user, uint32_t task)
     for (;;) {
         uint32_t i = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
 
-        if (i >= job->n_pieces)
+        if (i >= job->n_pieces * job->n_spans)
             return;
-        run_piece(job, job->n_pieces - 1 - i, job->memory + task * job->memory_floats);
+        run_piece(job, job->n_pieces * job->n_spans - 1 - i,
+                  job->memory + task * job->memory_floats);
     }
 }
 
@@ -348,6 +370,17 @@ static uint32_t cut_heads(struct heads *heads, const uint32_t *kv_of_head, uint3
             heads[count++] = (struct heads){h, 1, kv_of_head[h]};
     }
     return count;
+}
+
+/* As many rows as may be share what is unpacked, but every thread gets a few tiles. */
+static uint32_t rows_per_tile(const struct attention_job *job, uint32_t n, uint32_t n_threads,
+                              uint32_t most_heads)
+{
+    uint64_t fair = (uint64_t)n * job->n_heads / (4 * n_threads),
+             most = TD_CPU_QUERIES / most_heads;
+
+    fair = fair < MIN_ROWS ? MIN_ROWS : fair;
+    return (uint32_t)(fair < most ? fair : most);
 }
 
 static uint32_t cut_rows(struct tile *tiles, const struct td_kv_rows *rows, uint32_t n,
@@ -368,17 +401,22 @@ static uint32_t cut_rows(struct tile *tiles, const struct td_kv_rows *rows, uint
     return count;
 }
 
-/* Numbers the pieces. Only tiles that have more chunks than a thread's fair share are split, so the slots are few: a split tile's
- * pieces are at most twice its chunks / run, and all chunks / run at most PIECES_PER_THREAD per thread. */
-static void cut_chunks(struct attention_job *job, uint32_t n_threads)
+/* Chooses how many KV heads and chunks a piece has, and numbers the pieces. A piece has as many KV heads as may be, since that is
+ * how memory is read in long runs. Only tiles that have more chunks than a run are split, so the slots are few: a split tile's
+ * spans and runs are at most twice its heads / span and its chunks / run. */
+static void cut_chunks(struct attention_job *job, uint32_t n_threads, uint32_t max_span)
 {
-    uint64_t all = 0;
+    uint64_t all = 0, fair;
 
     for (uint32_t t = 0; t < job->n_tiles; t++)
         all += (uint64_t)job->tiles[t].n_chunks * job->n_heads;
+    max_span = max_span < job->n_heads ? max_span : job->n_heads;
+    fair = n_threads == 1 ? UINT64_MAX : all / (PIECES_PER_THREAD * n_threads);
+    job->span = fair / MIN_RUN > max_span ? max_span : (uint32_t)(fair / MIN_RUN);
+    job->span = job->span ? job->span : 1;
+    job->n_spans = (job->n_heads + job->span - 1) / job->span;
     job->run = MIN_RUN;
-    while (job->run < 1u << 30 &&
-           (n_threads == 1 || (uint64_t)job->run * PIECES_PER_THREAD * n_threads < all))
+    while (job->run < 1u << 30 && (uint64_t)job->run * job->span <= fair)
         job->run *= 2;
     for (uint32_t t = 0; t < job->n_tiles; t++) {
         struct tile *tile = &job->tiles[t];
@@ -387,10 +425,10 @@ static void cut_chunks(struct attention_job *job, uint32_t n_threads)
         tile->first_piece = job->n_pieces;
         tile->first_slot = job->n_slots;
         tile->first_join = job->n_joins;
-        job->n_pieces += job->n_heads * n_runs;
+        job->n_pieces += n_runs;
         if (n_runs > 1) {
-            job->n_slots += job->n_heads * n_runs;
-            for (uint32_t h = 0; h < job->n_heads; h++)
+            job->n_slots += job->n_spans * n_runs;
+            for (uint32_t i = 0; i < job->n_spans; i++)
                 atomic_init(&job->unjoined[job->n_joins++], n_runs);
         }
     }
@@ -401,7 +439,7 @@ static enum td_status reserve(struct td_cpu *cpu, struct attention_job *job, uin
                               struct td_err *err)
 {
     const uint32_t dim = job->kv->head_dim;
-    const size_t n_threads = cpu->head.n_threads, n_slots = 2 * PIECES_PER_THREAD * n_threads;
+    const size_t n_threads = cpu->head.n_threads, n_slots = 4 * (PIECES_PER_THREAD + 1) * n_threads;
     size_t at[6] = {0}, sizes[5];
 
     job->memory_floats = (td_cpu_attend_floats(dim) + 15) & ~(size_t)15;
@@ -450,17 +488,20 @@ enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *k
                                 .scale = scale,
                                 .n_q_heads = n_heads};
     enum td_status s = reserve(cpu, &job, n, err);
-    uint32_t most = 1;
+    uint32_t most = 1, most_rows = 1, n_pieces;
 
     if (s)
         return s;
     job.n_heads = cut_heads(job.heads, kv_of_head, n_heads);
     for (uint32_t h = 0; h < job.n_heads; h++)
         most = job.heads[h].n > most ? job.heads[h].n : most;
-    job.n_tiles = cut_rows(job.tiles, rows_in, n, TD_CPU_QUERIES / most);
-    cut_chunks(&job, kern->n_threads);
-    td_pool_run(cpu->pool, job.n_pieces < kern->n_threads ? job.n_pieces : kern->n_threads,
-                attention_task, &job);
+    job.n_tiles = cut_rows(job.tiles, rows_in, n, rows_per_tile(&job, n, kern->n_threads, most));
+    for (uint32_t t = 0; t < job.n_tiles; t++)
+        most_rows = job.tiles[t].n_rows > most_rows ? job.tiles[t].n_rows : most_rows;
+    cut_chunks(&job, kern->n_threads, TD_CPU_QUERIES / (most * most_rows));
+    n_pieces = job.n_pieces * job.n_spans;
+    td_pool_run(cpu->pool, n_pieces < kern->n_threads ? n_pieces : kern->n_threads, attention_task,
+                &job);
     return TD_OK;
 }
 

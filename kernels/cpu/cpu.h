@@ -50,7 +50,7 @@ enum {
     TD_CPU_TOKENS = 96,    /* tokens per pass over a group: their activations stay in L2 */
     TD_CPU_STREAMS = 4,    /* groups that one token is multiplied with side by side */
     TD_CPU_MAX_LEVELS = 8, /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
-    TD_CPU_QUERIES = 64,   /* queries that are walked over the keys together */
+    TD_CPU_QUERIES = 128,  /* queries that are walked over the keys together */
 };
 
 struct td_cpu_source;
@@ -275,9 +275,10 @@ struct td_cpu_product {
 };
 
 /* ---- attention ----
- * Inside a block of the KV cache, for each KV head: V is block_tokens rows as td_quant_row writes them. K has keys side by side: for
- * the float types per dimension block_tokens values; for Q8_0 and Q4_0 per 32 dimensions block_tokens F16 scales, then 8 or 4
- * steps x [block_tokens][4] bytes, byte i of step j being byte 4j + i of the token's file block. */
+ * A block of the KV cache has a cell for each KV head, K first and V behind it, so that a decode step reads blocks from end to end.
+ * V is block_tokens rows as td_quant_row writes them. K has keys side by side: for the float types per dimension block_tokens
+ * values; for Q8_0 and Q4_0 per 32 dimensions block_tokens F16 scales, then 8 or 4 steps x [block_tokens][4] bytes, byte i of
+ * step j being byte 4j + i of the token's file block. */
 
 /* Shares of the softmax of some queries over some keys: the largest score, and per query the values weighted by
  * e = exp(score - max), [head_dim rounded up to 16], followed by 16 lanes of the sum of e (key j in lane j % 16). */
@@ -291,16 +292,16 @@ static inline uint32_t td_cpu_partial_stride(uint32_t head_dim)
     return ((head_dim + 15) & ~15u) + 16;
 }
 
-/* Queries of one sequence that share a KV head and the chunk in which their keys end; heads of one row, or of several. */
+/* Queries of one sequence whose keys end in the same chunk: of one row or of several. Those of one KV head are neighbours. */
 struct td_cpu_attend {
     const struct td_kv_view *kv;
     const uint32_t *blocks; /* block table of the sequence */
-    uint32_t kv_head;
-    uint32_t n_q; /* <= TD_CPU_QUERIES */
+    uint32_t n_q;           /* <= TD_CPU_QUERIES */
     uint32_t chunk_begin,
         chunk_end; /* a whole subtree of the tree over chunks, or its last, unfinished one */
     float scale;
     const float *q[TD_CPU_QUERIES]; /* [head_dim] each */
+    uint32_t kv_head[TD_CPU_QUERIES];
     uint32_t n_keys
         [TD_CPU_QUERIES]; /* query i attends to keys 0 .. n_keys[i] - 1; at least one lies in each chunk */
     float *memory;        /* td_cpu_attend_floats, aligned to 64 bytes */
@@ -313,7 +314,8 @@ static inline size_t td_cpu_attend_floats(uint32_t head_dim)
 {
     size_t dim = (head_dim + 15) & ~15u;
 
-    return TD_CPU_QUERIES * (dim + TD_KERN_CHUNK_KEYS) + 3 * dim * TD_KERN_CHUNK_KEYS +
+    return TD_CPU_QUERIES * (TD_KERN_MAX_HEAD_DIM + 16 + TD_KERN_CHUNK_KEYS) +
+           3 * dim * TD_KERN_CHUNK_KEYS +
            (size_t)TD_CPU_LEVELS * TD_CPU_QUERIES * (1 + td_cpu_partial_stride(head_dim));
 }
 
@@ -322,21 +324,22 @@ static inline struct td_cpu_partial td_cpu_attend_level(const struct td_cpu_atte
 {
     size_t dim = (a->kv->head_dim + 15) & ~15u;
     size_t each = TD_CPU_QUERIES * (1 + (size_t)td_cpu_partial_stride(a->kv->head_dim));
-    float *p = a->memory + TD_CPU_QUERIES * (dim + TD_KERN_CHUNK_KEYS) +
+    float *p = a->memory + TD_CPU_QUERIES * (TD_KERN_MAX_HEAD_DIM + 16 + TD_KERN_CHUNK_KEYS) +
                3 * dim * TD_KERN_CHUNK_KEYS + level * each;
 
     return (struct td_cpu_partial){p, p + TD_CPU_QUERIES};
 }
 
-/* Byte address of what one KV head has in the block of `position`. */
-static inline const uint8_t *td_cpu_kv_block(const struct td_cpu_attend *a, const void *base,
-                                             uint32_t position)
+/* Bytes of K, and of V, in the cell of one KV head. */
+static inline size_t td_cpu_kv_half(const struct td_kv_view *kv)
 {
-    const struct td_kv_view *kv = a->kv;
-    size_t block = a->blocks[position / kv->block_tokens];
+    return kv->block_tokens * td_dtype_row_bytes(kv->dtype, kv->head_dim);
+}
 
-    return (const uint8_t *)base + (block * kv->n_kv_heads + a->kv_head) * kv->block_tokens *
-                                       td_dtype_row_bytes(kv->dtype, kv->head_dim);
+static inline uint8_t *td_cpu_kv_cell(const struct td_kv_view *kv, uint32_t block, uint32_t kv_head)
+{
+    return (uint8_t *)kv->data +
+           ((size_t)block * kv->n_kv_heads + kv_head) * 2 * td_cpu_kv_half(kv);
 }
 
 /* Copies n keys between K blocks of the same type: keys from_t .. of a block of from_tokens to keys to_t .. of one of to_tokens.

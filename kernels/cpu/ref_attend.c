@@ -5,12 +5,18 @@
 
 #include <string.h>
 
-/* Dimension d of the key at `position`, as stored (the layout is in cpu.h). */
-static float key(const struct td_cpu_attend *a, uint32_t position, uint32_t d)
+/* The cell of query i at `position`. */
+static const uint8_t *cell(const struct td_cpu_attend *a, uint32_t i, uint32_t position)
+{
+    return td_cpu_kv_cell(a->kv, a->blocks[position / a->kv->block_tokens], a->kv_head[i]);
+}
+
+/* Dimension d of the key that query i sees at `position`, as stored (the layout is in cpu.h). */
+static float key(const struct td_cpu_attend *a, uint32_t query, uint32_t position, uint32_t d)
 {
     const struct td_kv_view *kv = a->kv;
     const size_t n = kv->block_tokens, t = position % n;
-    const uint8_t *p = td_cpu_kv_block(a, kv->k, position);
+    const uint8_t *p = cell(a, query, position);
     size_t block_bytes = td_dtype_info(kv->dtype)->block_bytes, i;
     uint16_t half;
 
@@ -30,14 +36,15 @@ static float key(const struct td_cpu_attend *a, uint32_t position, uint32_t d)
     return (float)((d % 32 < 16 ? *p & 15 : *p >> 4) - 8) * td_f16_to_f32(half);
 }
 
-static void value(const struct td_cpu_attend *a, uint32_t position, float *v)
+static void value(const struct td_cpu_attend *a, uint32_t query, uint32_t position, float *v)
 {
     const struct td_kv_view *kv = a->kv;
     size_t row_bytes = td_dtype_row_bytes(kv->dtype, kv->head_dim);
 
     td_dequant_row(kv->dtype,
-                   td_cpu_kv_block(a, kv->v, position) + position % kv->block_tokens * row_bytes, v,
-                   kv->head_dim);
+                   cell(a, query, position) + td_cpu_kv_half(kv) +
+                       position % kv->block_tokens * row_bytes,
+                   v, kv->head_dim);
 }
 
 /* The share of query i over keys begin .. end - 1 of one chunk. */
@@ -53,7 +60,7 @@ static void chunk(const struct td_cpu_attend *a, uint32_t i, uint32_t begin, uin
         float dot = 0.0f;
 
         for (uint32_t d = 0; d < dim; d++)
-            dot = fmaf(a->q[i][d] * a->scale, key(a, j, d), dot);
+            dot = fmaf(a->q[i][d] * a->scale, key(a, i, j, d), dot);
         s[j - begin] = dot;
         *max = dot > *max ? dot : *max;
     }
@@ -62,7 +69,7 @@ static void chunk(const struct td_cpu_attend *a, uint32_t i, uint32_t begin, uin
         float e = td_mathf_exp(s[j - begin] - *max);
 
         lane_sum[j % 16] = lane_sum[j % 16] + e;
-        value(a, j, v);
+        value(a, i, j, v);
         for (uint32_t d = 0; d < dim; d++)
             acc[d] = fmaf(e, v[d], acc[d]);
     }

@@ -259,6 +259,12 @@ OP void vi_store_int8(vi a, vi b, int8_t *out)
     _mm_storeu_si128((__m128i *)(void *)(out + 16), _mm512_cvtepi32_epi8(b));
 }
 
+/* a * 2^n, rounded once; n is a whole number, or NaN where a is. */
+OP vf vf_scale(vf a, vf n)
+{
+    return _mm512_scalef_ps(a, n);
+}
+
 /* ---- attention ---- */
 
 #define TD_ATTEND_VECTORS 4

@@ -330,6 +330,14 @@ OP void vi_store_int8(vi x, vi y, int8_t *out)
     _mm256_storeu_si256((__m256i *)(void *)out, q);
 }
 
+/* x * 2^n, rounded once; n is a whole number, or NaN where x is. In two factors, because 2^n may be outside the normal range. */
+OP vf vf_scale(vf x, vf n)
+{
+    vi i = vi_from_vf(n), half = vi_half(i);
+
+    return vf_mul(vf_mul(x, vf_pow2(half)), vf_pow2(vi_sub(i, half)));
+}
+
 /* ---- attention ---- */
 
 #define TD_ATTEND_VECTORS 1

@@ -14,7 +14,6 @@
 INLINE vf v_exp(vf x)
 {
     vf n, r, p;
-    vi i, half;
 
     x = vf_max(vf_set1(TD_EXP_LO), x);
     x = vf_min(vf_set1(TD_EXP_HI), x);
@@ -28,10 +27,7 @@ INLINE vf v_exp(vf x)
     p = vf_fma(p, r, vf_set1(TD_EXP_C2));
     p = vf_fma(p, r, vf_set1(1.0f));
     p = vf_fma(p, r, vf_set1(1.0f));
-    i = vi_from_vf(n);
-    half = vi_half(i);
-    p = vf_mul(p, vf_pow2(half));
-    return vf_mul(p, vf_pow2(vi_sub(i, half)));
+    return vf_scale(p, n);
 }
 
 /* The BF16 pairs of a word as F32: the low one is the even column. */

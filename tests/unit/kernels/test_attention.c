@@ -142,10 +142,8 @@ static struct cache fill_cache(struct td_kern *kern, const struct problem *p, ui
     rows.table = c.table = malloc(n_own * sizeof *c.table);
     for (uint32_t i = 0; i < n_own; i++)
         c.table[i] = (uint32_t)((3 + (uint64_t)i * step) % n_blocks);
-    c.view.k = td_kern_alloc(kern, bytes);
-    c.view.v = td_kern_alloc(kern, bytes);
-    memset(c.view.k, 0xff, bytes);
-    memset(c.view.v, 0xff, bytes);
+    c.view.data = td_kern_alloc(kern, bytes);
+    memset(c.view.data, 0xff, bytes);
     in.q = c.q = copy(p->q, (size_t)p->n * p->n_heads * p->dim);
     in.k = c.k = copy(p->k, n_k);
     assert_int_equal(td_kern_rope_kv(kern, &c.view, &rows, p->n, &in, &err), TD_OK);
@@ -157,8 +155,7 @@ static void free_cache(struct cache *c)
 {
     size_t bytes = td_kern_kv_bytes(&c->view);
 
-    td_kern_free(c->kern, c->view.k, bytes);
-    td_kern_free(c->kern, c->view.v, bytes);
+    td_kern_free(c->kern, c->view.data, bytes);
     free(c->table);
     free(c->q);
     free(c->k);
@@ -472,7 +469,7 @@ static void test_attention_rotates_and_normalises_as_float64_does_on_every_isa(v
         for (int isa = 0; isa < 3; isa++) {
             struct td_kern *kern = open_isa(ISAS[isa], 2);
             float *got = malloc((n_q + n_k) * sizeof *got);
-            struct td_kv_view view = {TD_F16, NULL, NULL, 1, KV, BT, dim};
+            struct td_kv_view view = {TD_F16, NULL, 1, KV, BT, dim};
             struct td_kv_rows rows = {positions, first, table};
             struct td_rope_kv in = {.q = got,
                                     .k = got + n_q,
@@ -490,16 +487,14 @@ static void test_attention_rotates_and_normalises_as_float64_does_on_every_isa(v
                 free(got);
                 continue;
             }
-            view.k = td_kern_alloc(kern, bytes);
-            view.v = td_kern_alloc(kern, bytes);
+            view.data = td_kern_alloc(kern, bytes);
             memcpy(got, q, n_q * sizeof *q);
             memcpy(got + n_q, k, n_k * sizeof *k);
             assert_int_equal(
                 td_kern_rope_angles(kern, freq, dim, 1.0, interleaved, positions, N, angles, &err),
                 TD_OK);
             assert_int_equal(td_kern_rope_kv(kern, &view, &rows, N, &in, &err), TD_OK);
-            td_kern_free(kern, view.k, bytes);
-            td_kern_free(kern, view.v, bytes);
+            td_kern_free(kern, view.data, bytes);
             td_kern_close(kern);
             if (isa == 0) {
                 ref = got;
@@ -544,7 +539,7 @@ static void test_attention_refuses_caches_that_it_cannot_hold_by_name(void **sta
     struct td_kern *kern = open_isa(NULL, 1);
     uint32_t zero = 0, kv_of_head = 0;
     struct td_kv_rows rows = {&zero, &zero, &zero};
-    struct td_kv_view view = {TD_Q8_0, &zero, &zero, 1, 1, 16, 80};
+    struct td_kv_view view = {TD_Q8_0, &zero, 1, 1, 16, 80};
     struct td_rope_kv in = {0};
     float x[80] = {0};
     struct td_err err;

@@ -20,7 +20,7 @@ enum {
                       ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
                       : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
     WIDE_BYTES = CHUNK_INT / 32 * 34 * TD_CPU_GROUP, /* packed chunk: Q8_0 has the longest */
-    AHEAD = 16384 /* bytes that one token's stream prefetches ahead */
+    AHEAD = 2048 /* bytes that one token's stream prefetches ahead */
 };
 
 /* ---- fields of packed blocks of 32 lanes: the half `h` of them ---- */
@@ -460,7 +460,7 @@ INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_toke
             look_ahead(ahead);
         else
             for (size_t i = 0; i < bytes; i += 64)
-                __builtin_prefetch(p + AHEAD + i, 0, 2);
+                __builtin_prefetch(p + AHEAD + i, 0, 3);
         dots(traits, from, n_tokens, p, a, 0, 0, dot);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
@@ -563,7 +563,7 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
 #pragma GCC unroll 8
             for (int b = 0; b < 8; b++) {
                 for (size_t i = bytes / 8 * (size_t)b; i < bytes / 8 * (size_t)(b + 1); i += 64)
-                    __builtin_prefetch(p + AHEAD + i, 0, 2);
+                    __builtin_prefetch(p + AHEAD + i, 0, 3);
                 eighth(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
             }
         }
@@ -645,8 +645,8 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
         return;
     case TD_ACT_BF16:
         for (uint32_t k = 0; dtype == TD_BF16 && k < n_k; k += 2, x += 2 - TD_BF16_PAIRS) {
-            __builtin_prefetch(p + AHEAD, 0, 2);
-            __builtin_prefetch(p + AHEAD + 64, 0, 2);
+            __builtin_prefetch(p + AHEAD, 0, 3);
+            __builtin_prefetch(p + AHEAD + 64, 0, 3);
             pair_step(word_at(p, 0, 0), word_at(p, 0, 1), x, acc[0]);
             p += TD_CPU_GROUP * 4;
         }
@@ -660,7 +660,7 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
             for (uint32_t k = 0; k < n; k += 2, x += 2 - TD_BF16_PAIRS) {
                 bool paired = k + 1 < n;
 
-                __builtin_prefetch(p + AHEAD + (size_t)k * TD_CPU_GROUP, 0, 2);
+                __builtin_prefetch(p + AHEAD + (size_t)k * TD_CPU_GROUP, 0, 3);
                 pair_step(vi_pair(f8_at(p, k, 0), paired ? f8_at(p, k + 1, 0) : none),
                           vi_pair(f8_at(p, k, 1), paired ? f8_at(p, k + 1, 1) : none), x, sum[0]);
             }
@@ -676,7 +676,7 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
             vf w0 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 0)) : half_at(p, 0, 0);
             vf w1 = dtype == TD_F32 ? vf_cast(word_at(p, 0, 1)) : half_at(p, 0, 1);
 
-            __builtin_prefetch(p + AHEAD, 0, 2);
+            __builtin_prefetch(p + AHEAD, 0, 3);
             acc[0][0] = vf_fma(w0, v, acc[0][0]);
             acc[0][1] = vf_fma(w1, v, acc[0][1]);
             p += (size_t)TD_CPU_GROUP * size;

@@ -3,6 +3,7 @@
 #include "kernels/cpu/cores.h"
 #include "kernels/cpu/mathf.h"
 #include "kernels/cpu/pool.h"
+#include "kernels/cpu/slab.h"
 
 #include <fenv.h>
 #include <stdio.h>
@@ -81,7 +82,7 @@ static enum td_status matrix_open(struct td_kern *kern, const struct td_matrix_s
     if (!m->head.leaf_end)
         goto fail_matrix;
     memcpy(m->head.leaf_end, shape->leaf_end, shape->n_leaves * sizeof *m->head.leaf_end);
-    m->data = alloc(kern, bytes);
+    m->data = td_slab_take(&td_cpu_of(kern)->slab, bytes, &m->slab);
     if (!m->data)
         goto fail_leaves;
     td_pool_place(td_cpu_of(kern)->pool, m->data, bytes);
@@ -101,7 +102,7 @@ static void matrix_close(struct td_kern *kern, struct td_matrix *matrix)
 {
     struct td_cpu_matrix *m = (struct td_cpu_matrix *)matrix;
 
-    release(kern, m->data, m->head.bytes);
+    td_slab_give(&td_cpu_of(kern)->slab, m->slab);
     free(m->head.leaf_end);
     free(m);
 }

@@ -70,6 +70,7 @@ struct td_cpu {
     const struct td_cpu_isa *isa;
     struct td_cpu_bf16 bf16; /* isa's, or a faster unit's */
     struct td_pool *pool;
+    struct td_slab *slab;               /* that the next matrix is cut from */
     struct td_cpu_attention *attention; /* scratch of attention, grown on demand and kept */
     uint8_t *scratch;                   /* prepared activations, grown on demand and kept */
     size_t scratch_bytes;
@@ -85,7 +86,8 @@ static inline struct td_cpu *td_cpu_of(struct td_kern *kern)
 struct td_cpu_matrix {
     struct td_matrix head;
     uint8_t *data;
-    size_t group_bytes; /* of a full group */
+    struct td_slab *slab; /* that data was cut from */
+    size_t group_bytes;   /* of a full group */
 };
 
 static inline uint32_t td_cpu_lanes(const struct td_matrix *m, uint32_t group)

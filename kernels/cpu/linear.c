@@ -250,6 +250,9 @@ enum td_status td_cpu_linear(struct td_kern *kern, const struct td_kern_input *i
     td_pool_run(cpu->pool, (n + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, prepare_task, &job);
     job.groups_per_task =
         cpu->head.n_threads == 1 ? n_groups : (n_groups * n_blocks + want - 1) / want;
+    if (n == 1) /* whole sets of streams */
+        job.groups_per_task =
+            (job.groups_per_task + TD_CPU_STREAMS - 1) / TD_CPU_STREAMS * TD_CPU_STREAMS;
     if (job.groups_per_task > n_groups)
         job.groups_per_task = n_groups;
     job.tasks_per_block = (n_groups + job.groups_per_task - 1) / job.groups_per_task;

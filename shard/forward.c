@@ -10,6 +10,7 @@ struct pass {
     const struct td_step *step;
     uint32_t n; /* rows */
     struct td_kv_rows kv_rows;
+    const float *pending; /* [n x d_model] to be added to x before it is read; NULL: nothing */
     struct td_err *err;
 };
 
@@ -92,8 +93,30 @@ static enum td_status embed(struct pass *p)
     return TD_OK;
 }
 
-/* x += the sum of a row-parallel matrix [d_model x cols] over all ranks of the stage. `m` is NULL where this rank owns no
- * leaf. */
+/* Adds to x what waits for it. */
+static enum td_status settle(struct pass *p)
+{
+    const float *add = p->pending;
+
+    p->pending = NULL;
+    return add ? td_kern_add(p->s->p.kern, p->s->buf.x, add,
+                             (size_t)p->n * p->s->p.model->spec->d_model, p->err)
+               : TD_OK;
+}
+
+/* A linear step over the residual stream: x += what waits for it, then matrices over norm(x). */
+static enum td_status from_residual(struct pass *p, const float *norm,
+                                    const struct td_kern_output *outs, uint32_t n_outs)
+{
+    struct td_kern_input in = {
+        .x = p->s->buf.x, .add = p->pending, .norm = norm, .eps = p->s->p.model->spec->rms_eps};
+
+    p->pending = NULL;
+    return td_kern_linear(p->s->p.kern, &in, p->n, outs, n_outs, p->err);
+}
+
+/* The sum of a row-parallel matrix [d_model x cols] over all ranks of the stage, which then waits to be added to x. `m` is
+ * NULL where this rank owns no leaf. */
 static enum td_status row_parallel(struct pass *p, const struct td_matrix *m, const float *in,
                                    uint32_t n_leaves, const struct td_leaf_run *runs)
 {
@@ -101,14 +124,15 @@ static enum td_status row_parallel(struct pass *p, const struct td_matrix *m, co
     struct td_shard_buffers *b = &s->buf;
     size_t n_floats = (size_t)p->n * s->p.model->spec->d_model;
     struct td_tree_layout layout = {n_leaves, runs};
-    const float *sum = b->parts;
-    enum td_status st = m ? td_kern_matmul(s->p.kern, m, in, p->n, b->parts, p->err) : TD_OK;
+    enum td_status st = m ? td_kern_matmul(s->p.kern, m, in, p->n, b->parts, p->err)
+                          : settle(p); /* nobody took it along */
 
+    p->pending = b->parts;
     if (!st && s->p.plan->tp > 1) {
         st = td_comm_tree_sum(s->tp, &layout, b->parts, n_floats, b->all_parts, b->sum, p->err);
-        sum = b->sum;
+        p->pending = b->sum;
     }
-    return st ? st : td_kern_add(s->p.kern, b->x, sum, n_floats, p->err);
+    return st;
 }
 
 static enum td_status attention(struct pass *p, uint32_t i)
@@ -120,6 +144,8 @@ static enum td_status attention(struct pass *p, uint32_t i)
     const struct td_layer_weights *w = &s->weights.layer[i];
     uint32_t tp = s->p.plan->tp, heads = w->slice.head_end - w->slice.head_begin;
     float scale = 1.0f / sqrtf((float)spec->head_dim);
+    const struct td_kern_output qkv[] = {
+        {.m = w->q, .out = b->q}, {.m = w->k, .out = b->k}, {.m = w->v, .out = b->v}};
     struct td_rope_kv in = {.q = b->q,
                             .k = b->k,
                             .v = b->v,
@@ -129,13 +155,10 @@ static enum td_status attention(struct pass *p, uint32_t i)
                             .n_heads = heads,
                             .eps = spec->rms_eps,
                             .interleaved = spec->rope.interleaved};
-    enum td_status st =
-        td_kern_rmsnorm(k, b->x, w->attn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
+    enum td_status st = TD_OK;
 
-    if (!st && heads) {
-        st = td_kern_matmul(k, w->q, b->h, p->n, b->q, p->err);
-        st = st ? st : td_kern_matmul(k, w->k, b->h, p->n, b->k, p->err);
-        st = st ? st : td_kern_matmul(k, w->v, b->h, p->n, b->v, p->err);
+    if (heads) {
+        st = from_residual(p, w->attn_norm, qkv, 3);
         st = st ? st : td_kern_rope_kv(k, &s->kv.layer[i], &p->kv_rows, p->n, &in, p->err);
         st = st ? st
                 : td_kern_attention(k, &s->kv.layer[i], &p->kv_rows, p->n, b->q, heads,
@@ -151,20 +174,13 @@ static enum td_status feed_forward(struct pass *p, uint32_t i)
 {
     struct td_shard *s = p->s;
     struct td_shard_buffers *b = &s->buf;
-    struct td_kern *k = s->p.kern;
-    const struct td_spec *spec = s->p.model->spec;
     const struct td_layer_weights *w = &s->weights.layer[i];
-    size_t ff = w->slice.ff_end - w->slice.ff_begin;
+    const struct td_kern_output gated = {.m = w->up, .gate = w->gate, .out = b->ff};
     enum td_status st =
-        td_kern_rmsnorm(k, b->x, w->ffn_norm, p->n, spec->d_model, spec->rms_eps, b->h, p->err);
+        w->slice.ff_end > w->slice.ff_begin ? from_residual(p, w->ffn_norm, &gated, 1) : TD_OK;
 
-    if (!st && ff) {
-        st = td_kern_matmul(k, w->gate, b->h, p->n, b->gate, p->err);
-        st = st ? st : td_kern_matmul(k, w->up, b->h, p->n, b->up, p->err);
-        st = st ? st : td_kern_silu_mul(k, b->gate, b->up, p->n * ff, b->gate, p->err);
-    }
     return st ? st
-              : row_parallel(p, w->down, b->gate,
+              : row_parallel(p, w->down, b->ff,
                              td_plan_ffn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
                              s->ffn_runs + (size_t)i * s->p.plan->tp);
 }
@@ -188,14 +204,15 @@ static enum td_status head(struct pass *p, uint32_t n, const float **logits)
     struct td_shard_buffers *b = &s->buf;
     const struct td_spec *spec = s->p.model->spec;
     const struct td_plan *plan = s->p.plan;
-    enum td_status st;
+    enum td_status st = TD_OK;
     const float *slice = b->gathered;
+    const struct td_kern_input in = {
+        .x = b->head_in, .norm = s->weights.final_norm, .eps = spec->rms_eps};
+    const struct td_kern_output out = {.m = s->weights.head,
+                                       .out = plan->tp > 1 ? b->head_out : b->logits};
 
-    st = td_kern_rmsnorm(s->p.kern, b->head_in, s->weights.final_norm, n, spec->d_model,
-                         spec->rms_eps, b->head_in, p->err);
-    if (!st && s->weights.head)
-        st = td_kern_matmul(s->p.kern, s->weights.head, b->head_in, n,
-                            plan->tp > 1 ? b->head_out : b->logits, p->err);
+    if (s->weights.head)
+        st = td_kern_linear(s->p.kern, &in, n, &out, 1, p->err);
     if (st || plan->tp == 1) {
         *logits = b->logits;
         return st;
@@ -228,7 +245,7 @@ static enum td_status layers(struct pass *p)
         st = attention(p, i);
         st = st ? st : feed_forward(p, i);
     }
-    return st;
+    return st ? st : settle(p);
 }
 
 enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, const float **logits,

@@ -286,7 +286,7 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     const struct td_plan_rank *r = &plan->rank[rank];
     struct td_plan_widths w = td_plan_widths(plan, model, rank);
     size_t n = plan->max_batched_tokens, d = s->d_model;
-    size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + 2 * w.ff + 2 * s->head_dim + w.own_parts * d +
+    size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + w.ff + 2 * s->head_dim + w.own_parts * d +
                          (plan->tp > 1 ? w.all_parts * d : 0));
 
     if (r->stage == 0)

@@ -7,12 +7,12 @@
 /* Buffers of one step; n is at most max_batched_tokens. All in one allocation. */
 struct td_shard_buffers {
     float *x;         /* [n x d_model] residual stream */
-    float *h;         /* [n x d_model] normalised input of a matrix */
+    float *h;         /* [n x d_model] embedding rows that this rank owns */
     float *sum;       /* [n x d_model] joined sum of a row-parallel matrix; also rows on the way */
     float *q;         /* [n x heads * head_dim] */
     float *attn;      /* [n x heads * head_dim] */
     float *k, *v;     /* [n x kv heads * head_dim] */
-    float *gate, *up; /* [n x ff] */
+    float *ff;        /* [n x ff] */
     float *angles;    /* [n x 2 x head_dim] of td_kern_rope_angles */
     float *parts;     /* [own parts x n x d_model] */
     float *all_parts; /* [parts of all ranks x n x d_model]; NULL for tp 1 */

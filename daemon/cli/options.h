@@ -152,6 +152,9 @@ struct td_options {
     int rule;        /* enum td_option_rule */
     int64_t prompt_tokens;
     int64_t gen_tokens;
+    int64_t batch;
+    int64_t depth;
+    struct td_option_list cases;
     int64_t repetitions;
 
     /* general */

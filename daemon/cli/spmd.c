@@ -28,7 +28,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
 }
 
 /* `auto` keeps F32 models exact and gives the others F16, which holds more digits of a key than BF16 does. */
-static enum td_dtype kv_dtype(const struct td_options *opts, const struct td_spec *spec)
+enum td_dtype td_spmd_kv_dtype(const struct td_options *opts, const struct td_spec *spec)
 {
     switch (opts->kv_cache_dtype) {
     case TD_KV_DTYPE_F32:
@@ -60,7 +60,7 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
                                    .pp = (uint32_t)opts->pipeline_parallel_size,
                                    .share = opts->shares.n ? share : NULL,
                                    .memory_bytes = memory_of_rank,
-                                   .kv_dtype = kv_dtype(opts, spec),
+                                   .kv_dtype = td_spmd_kv_dtype(opts, spec),
                                    .block_tokens = (uint32_t)opts->block_size,
                                    .max_model_len = (uint32_t)opts->max_model_len,
                                    .max_num_seqs = (uint32_t)opts->max_num_seqs,
@@ -69,11 +69,39 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
     return TD_OK;
 }
 
+enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, struct td_err *err)
+{
+    struct td_plan_params plan;
+    uint64_t *memory = NULL, *share = NULL, start;
+    enum td_status st;
+
+    td_node_unload(&s->node);
+    st = td_node_open_model(&s->node, opts->model, opts->verify, err);
+    if (st)
+        return st;
+    s->facts = s->facts ? s->facts : calloc(s->size, sizeof *s->facts);
+    memory = calloc(s->size, sizeof *memory);
+    share = calloc(s->size, sizeof *share);
+    st = s->facts && memory && share
+             ? TD_OK
+             : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
+    st = st ? st : td_node_gather(&s->node, s->facts, err);
+    for (uint32_t r = 0; !st && r < s->size; r++)
+        memory[r] = s->facts[r].memory_bytes;
+    st = st ? st
+            : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
+    start = td_clock_now_ns();
+    st = st ? st : td_node_load(&s->node, &plan, err);
+    s->pack_ns = td_clock_now_ns() - start;
+    free(memory);
+    free(share);
+    return st;
+}
+
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err)
 {
     struct td_node_params node;
-    struct td_plan_params plan;
-    uint64_t *memory = NULL, *share = NULL, start = td_clock_now_ns();
+    uint64_t start = td_clock_now_ns();
     enum td_status st;
 
     memset(s, 0, sizeof *s);
@@ -95,23 +123,7 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     node.progress = s->rank == 0 ? show_load : NULL;
     node.user = &s->term;
     st = td_node_open(&s->node, s->world, &node, err);
-    st = st ? st : td_node_open_model(&s->node, opts->model, opts->verify, err);
-    if (st)
-        return st;
-    s->facts = calloc(s->size, sizeof *s->facts);
-    memory = calloc(s->size, sizeof *memory);
-    share = calloc(s->size, sizeof *share);
-    st = s->facts && memory && share
-             ? TD_OK
-             : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
-    st = st ? st : td_node_gather(&s->node, s->facts, err);
-    for (uint32_t r = 0; !st && r < s->size; r++)
-        memory[r] = s->facts[r].memory_bytes;
-    st = st ? st
-            : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
-    st = st ? st : td_node_load(&s->node, &plan, err);
-    free(memory);
-    free(share);
+    st = st ? st : td_spmd_load(s, opts, err);
     s->load_ns = td_clock_now_ns() - start;
     return st;
 }

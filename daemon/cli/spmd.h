@@ -15,7 +15,8 @@ struct td_spmd {
     struct td_node_facts *facts; /* [size] */
     uint32_t rank, size;
     struct td_term term; /* rank 0's progress */
-    uint64_t load_ns;
+    uint64_t load_ns;    /* opening all of it */
+    uint64_t pack_ns; /* of that, weights into the device's layout and memory for keys and values */
 };
 
 /* Fills what the options say of the node and of the plan. The arrays of the plan params are borrowed from `facts`' reader:
@@ -27,6 +28,11 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
 
 /* Opens and loads on every rank. The error is the same on all ranks that could agree; td_spmd_end follows in any case. */
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
+/* Part of open: reads the model's headers and loads it with the options' plan. May be called again: what was loaded is let go
+ * first. Collective. Sets pack_ns. */
+enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
+/* The element type of the KV cache that the options mean. */
+enum td_dtype td_spmd_kv_dtype(const struct td_options *opts, const struct td_spec *spec);
 /* Rank 0: lets the followers go. */
 enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err);
 /* After a failure that the ranks could not agree on, `failed` leaves the others to the launcher. */

@@ -2,7 +2,6 @@
 
 #include "daemon/engine/hostshare.h"
 #include "daemon/log.h"
-#include "kernels/cpu/cores.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,25 +15,24 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
 {
     const struct td_node_params *p = &node->params;
     struct td_kern_cpu_params kern = {.isa = p->isa};
-    struct td_cores_share share;
     struct td_comm *host = NULL;
     uint32_t local_size;
     char text[128];
     uint64_t memory;
     enum td_status s = td_comm_split_host(node->world, &host, err);
 
-    s = s ? s : td_hostshare_cores(host, p->n_threads, &share, err);
+    s = s ? s : td_hostshare_cores(host, p->n_threads, &node->cores, err);
     local_size = host ? td_comm_size(host) : 1;
     td_comm_close(host);
     if (s)
         return s;
-    td_cores_describe(&share, text, sizeof text);
+    td_cores_describe(&node->cores, text, sizeof text);
     td_log_debug("cores rank=%u choice=\"%s\"", td_comm_rank(node->world), text);
-    kern.n_threads = share.n_threads;
-    kern.seats = share.seated ? share.seats : NULL;
+    kern.n_threads = node->cores.n_threads;
+    kern.seats = node->cores.seated ? node->cores.seats : NULL;
     /* Ranks spin only where every thread has a core of its own. */
-    node->owns_cores = share.owned;
-    kern.spin_ns = share.owned ? 2000000 : 0;
+    node->owns_cores = node->cores.owned;
+    kern.spin_ns = node->spin_ns = node->cores.owned ? 2000000 : 0;
     td_comm_set_spin(node->world, kern.spin_ns);
     s = td_kern_cpu_open(&kern, &node->kern, err);
     if (s)
@@ -42,7 +40,7 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
     memory = td_hostshare_memory_bytes() / local_size;
     node->facts.memory_bytes =
         p->memory_bytes && (!memory || p->memory_bytes < memory) ? p->memory_bytes : memory;
-    node->facts.n_cores = share.n_cores;
+    node->facts.n_cores = node->cores.n_cores;
     node->facts.n_threads = kern.n_threads;
     return TD_OK;
 }

@@ -5,6 +5,7 @@
 #define TD_DAEMON_ENGINE_NODE_H
 
 #include "comm/comm.h"
+#include "kernels/cpu/cores.h"
 #include "kernels/kern.h"
 #include "shard/plan.h"
 #include "shard/shard.h"
@@ -42,6 +43,8 @@ struct td_node {
     struct td_shard *shard;
     struct td_node_facts facts;
     bool owns_cores; /* every thread has a core of its own: spinning harms nobody */
+    struct td_cores_share cores;
+    uint64_t spin_ns; /* how long the device's threads spin on after a step */
     struct td_node_params params;
     struct td_step step; /* follower's */
     void *wire;          /* encoded step */

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { LINE = 64, PIECE = 2 << 20, PREFETCH_AHEAD = 2048 };
+enum { LINE = 64, PIECE = 2 << 20, PREFETCH_AHEAD = 2048, PEAK_PIECES = 128 };
 
 /* One cache line at a time, whatever the widest register is. */
 typedef uint64_t line __attribute__((vector_size(LINE)));
@@ -16,6 +16,7 @@ struct td_probe {
     uint8_t *data;
     size_t bytes; /* a multiple of PIECE */
     uint32_t way;
+    enum td_peak kind;
     uint64_t *sink; /* [pieces] keeps the reads from being left out */
 };
 
@@ -30,7 +31,7 @@ static inline __attribute__((always_inline)) uint64_t read_streams(const uint8_t
     for (size_t i = 0; i < run; i += LINE)
         for (size_t s = 0; s < n_streams; s++) {
             if (prefetch)
-                __builtin_prefetch(piece + s * run + i + PREFETCH_AHEAD, 0, 0);
+                __builtin_prefetch(piece + s * run + i + PREFETCH_AHEAD, 0, 3);
             sum[s] += *(const line *)(const void *)(piece + s * run + i);
         }
     for (size_t s = 0; s < n_streams; s++)
@@ -55,12 +56,18 @@ static uint64_t read_4(const uint8_t *piece)
     return read_streams(piece, 4, 0);
 }
 
-static uint64_t read_8(const uint8_t *piece)
+static uint64_t read_4_ahead(const uint8_t *piece)
 {
-    return read_streams(piece, 8, 0);
+    return read_streams(piece, 4, 1);
 }
 
-static uint64_t (*const ways[])(const uint8_t *piece) = {read_1, read_1_ahead, read_4, read_8};
+static uint64_t read_8_ahead(const uint8_t *piece)
+{
+    return read_streams(piece, 8, 1);
+}
+
+static uint64_t (*const ways[])(const uint8_t *piece) = {read_1, read_1_ahead, read_4, read_4_ahead,
+                                                         read_8_ahead};
 
 uint32_t td_probe_ways(void)
 {
@@ -81,16 +88,24 @@ static void read_piece(void *user, uint32_t task)
     p->sink[task] += ways[p->way](p->data + (size_t)task * PIECE);
 }
 
-enum td_status td_probe_open(uint32_t n_threads, size_t bytes, struct td_probe **out,
+static void multiply_piece(void *user, uint32_t task)
+{
+    const struct td_probe *p = user;
+
+    (void)task;
+    (void)td_probe_peak_run(p->kind);
+}
+
+enum td_status td_probe_open(const struct td_probe_params *params, struct td_probe **out,
                              struct td_err *err)
 {
-    struct td_pool_params params = {.n_threads = n_threads};
+    struct td_pool_params pool = {.n_threads = params->n_threads, .seats = params->seats};
     struct td_probe *p = calloc(1, sizeof *p);
     enum td_status s;
 
     if (!p)
         return td_err_set(err, TD_NO_MEMORY, "no memory for a probe");
-    p->bytes = bytes < PIECE ? PIECE : bytes / PIECE * PIECE;
+    p->bytes = params->bytes < PIECE ? PIECE : params->bytes / PIECE * PIECE;
     p->sink = calloc(p->bytes / PIECE, sizeof *p->sink);
     p->data = mmap(NULL, p->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p->data == MAP_FAILED)
@@ -101,7 +116,7 @@ enum td_status td_probe_open(uint32_t n_threads, size_t bytes, struct td_probe *
         goto fail;
     }
     (void)madvise(p->data, p->bytes, MADV_HUGEPAGE);
-    s = td_pool_open(&params, &p->pool, err);
+    s = td_pool_open(&pool, &p->pool, err);
     if (s)
         goto fail;
     td_pool_run(p->pool, (uint32_t)(p->bytes / PIECE), touch, p);
@@ -117,16 +132,29 @@ void td_probe_close(struct td_probe *p)
 {
     if (!p)
         return;
-    if (p->pool)
-        td_pool_close(p->pool);
+    td_pool_close(p->pool);
     if (p->data)
         munmap(p->data, p->bytes);
     free(p->sink);
     free(p);
 }
 
-void td_probe_pass(struct td_probe *p, uint32_t way)
+uint64_t td_probe_read(struct td_probe *p, uint32_t way)
 {
     p->way = way;
     td_pool_run(p->pool, (uint32_t)(p->bytes / PIECE), read_piece, p);
+    return p->bytes;
+}
+
+/* Pieces are dealt one by one, so a thread that woke up late or has a slow core does not hold the rest. */
+uint64_t td_probe_multiply(struct td_probe *p, enum td_peak kind)
+{
+    uint32_t n = PEAK_PIECES * td_pool_threads(p->pool);
+    uint64_t ops = td_probe_peak_run(kind); /* also wakes the unit, which may sleep at first */
+
+    if (!ops)
+        return 0;
+    p->kind = kind;
+    td_pool_run(p->pool, n, multiply_piece, p);
+    return ops * (n + 1);
 }

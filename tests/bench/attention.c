@@ -172,6 +172,7 @@ int main(int argc, char **argv)
     enum td_dtype dtype = TD_F16;
     double read_ns = INFINITY, fma_ns = INFINITY, decode[3], prefill[2], rope = INFINITY;
     struct td_pool_params pool_params = {.n_threads = threads, .spin_ns = 2000000};
+    struct td_probe_params probe_params = {.n_threads = threads, .bytes = PROBE_BYTES};
     struct td_pool *pool;
     struct td_probe *probe;
     struct bench b = {0};
@@ -183,14 +184,14 @@ int main(int argc, char **argv)
         return 1;
     }
     check(td_pool_open(&pool_params, &pool, &err), &err);
-    check(td_probe_open(threads, PROBE_BYTES, &probe, &err), &err);
+    check(td_probe_open(&probe_params, &probe, &err), &err);
     open_bench(&b, threads, dtype);
     decode[0] = decode[1] = decode[2] = prefill[0] = prefill[1] = INFINITY;
     for (int round = 0; round < ROUNDS; round++) {
         for (uint32_t way = 0; way < td_probe_ways(); way++) {
             uint64_t begin = td_clock_now_ns();
 
-            td_probe_pass(probe, way);
+            (void)td_probe_read(probe, way);
             read_ns = least(read_ns, (double)(td_clock_now_ns() - begin));
         }
         if (__builtin_cpu_supports("fma")) {

@@ -1,0 +1,264 @@
+#include "daemon/cli/bench.h"
+#include "kernels/base/clock.h"
+
+#include <stdlib.h>
+
+enum { WARM_UP_STEPS = 4 };
+
+/* A sequence: its run of b->blocks. */
+struct sequence {
+    uint32_t first_block, n_blocks;
+};
+
+static struct sequence sequence_of(const struct td_bench *b, enum td_bench_case which, uint32_t i)
+{
+    uint32_t t = b->spmd->node.plan->block_tokens;
+    uint32_t one = (b->n_prompt + b->n_gen + t - 1) / t, deep = (b->n_depth + b->n_gen + t - 1) / t;
+    uint32_t each = (b->n_fill + b->n_gen + t - 1) / t;
+
+    if (which == TD_BENCH_DEPTH)
+        return (struct sequence){one, deep};
+    if (which == TD_BENCH_BATCH)
+        return (struct sequence){one + (b->result[TD_BENCH_DEPTH].asked ? deep : 0) + i * each,
+                                 each};
+    return (struct sequence){0, one};
+}
+
+/* A step under construction; the other ranks get it from rank 0. */
+static void begin_step(struct td_bench *b)
+{
+    td_step_reset(&b->step, TD_STEP_RUN, b->spmd->node.n_steps);
+}
+
+/* Rows of one sequence; the last one's logits are wanted where `last` says so. */
+static void add_rows(struct td_bench *b, struct sequence seq, uint32_t position, uint32_t n,
+                     bool last)
+{
+    td_step_add_seq(&b->step, b->blocks + seq.first_block, seq.n_blocks, UINT32_MAX);
+    for (uint32_t i = 0; i < n; i++)
+        td_step_add_row(&b->step, b->ids[(position + i) % b->n_ids], position + i,
+                        last && i + 1 == n ? TD_WANT_LOGITS : TD_WANT_NONE);
+}
+
+static enum td_status run_step(struct td_bench *b)
+{
+    const float *logits;
+
+    return b->spmd->rank == 0 ? td_node_lead(&b->spmd->node, &b->step, &logits, b->err)
+                              : td_node_follow(&b->spmd->node, b->err);
+}
+
+/* Positions 0 .. n - 1 of a sequence, in chunks of what a step may hold. */
+static enum td_status run_prompt(struct td_bench *b, struct sequence seq, uint32_t n)
+{
+    uint32_t chunk = b->spmd->node.plan->max_batched_tokens;
+    enum td_status s = TD_OK;
+
+    if (b->opts->prefill_chunk && (uint64_t)b->opts->prefill_chunk < chunk)
+        chunk = (uint32_t)b->opts->prefill_chunk;
+    for (uint32_t i = 0; !s && i < n; i += chunk) {
+        uint32_t rows = n - i < chunk ? n - i : chunk;
+
+        begin_step(b);
+        add_rows(b, seq, i, rows, i + rows == n);
+        s = run_step(b);
+    }
+    return s;
+}
+
+/* One token after the other. Their ids are drawn, not sampled: the sampler is not what is measured. */
+static enum td_status run_tokens(struct td_bench *b, struct sequence seq, uint32_t position,
+                                 uint32_t n)
+{
+    enum td_status s = TD_OK;
+
+    for (uint32_t i = 0; !s && i < n; i++) {
+        begin_step(b);
+        add_rows(b, seq, position + i, 1, true);
+        s = run_step(b);
+    }
+    return s;
+}
+
+static enum td_status run_batch(struct td_bench *b, uint32_t n)
+{
+    enum td_status s = TD_OK;
+
+    for (uint32_t i = 0; !s && i < n; i++) {
+        begin_step(b);
+        for (uint32_t q = 0; q < b->n_batch; q++)
+            add_rows(b, sequence_of(b, TD_BENCH_BATCH, q), b->n_fill + i, 1, true);
+        s = run_step(b);
+    }
+    return s;
+}
+
+static double seconds_since(uint64_t start)
+{
+    return (double)(td_clock_now_ns() - start) * 1e-9;
+}
+
+enum td_status td_bench_run_case(struct td_bench *b, enum td_bench_case which, double *seconds)
+{
+    struct sequence seq = sequence_of(b, which, 0);
+    uint64_t start = td_clock_now_ns();
+    enum td_status s;
+
+    switch (which) {
+    case TD_BENCH_PREFILL:
+        s = run_prompt(b, seq, b->n_prompt);
+        break;
+    case TD_BENCH_BATCH:
+        s = run_batch(b, b->n_gen);
+        break;
+    case TD_BENCH_DEPTH:
+        s = run_tokens(b, seq, b->n_depth, b->n_gen);
+        break;
+    default:
+        s = run_tokens(b, seq, b->n_prompt, b->n_gen);
+        break;
+    }
+    *seconds = seconds_since(start);
+    return s;
+}
+
+enum td_status td_bench_run_load(struct td_bench *b, double *pack, double *first)
+{
+    uint64_t start = td_clock_now_ns();
+    enum td_status s = td_spmd_load(b->spmd, b->opts, b->err);
+
+    if (s)
+        return s;
+    *pack = (double)b->spmd->pack_ns * 1e-9;
+    s = run_prompt(b, sequence_of(b, TD_BENCH_DECODE, 0), 1);
+    *first = seconds_since(start);
+    return s;
+}
+
+enum td_status td_bench_fill(struct td_bench *b)
+{
+    uint32_t warm = b->n_gen < WARM_UP_STEPS ? b->n_gen : WARM_UP_STEPS;
+    struct sequence one = sequence_of(b, TD_BENCH_DECODE, 0);
+    bool decodes = b->result[TD_BENCH_DECODE].asked, prefills = b->result[TD_BENCH_PREFILL].asked;
+    enum td_status s = TD_OK;
+
+    if (decodes || prefills)
+        s = run_prompt(b, one, b->n_prompt);
+    if (!s && decodes)
+        s = run_tokens(b, one, b->n_prompt, warm);
+    if (!s && b->result[TD_BENCH_DEPTH].asked) {
+        struct sequence deep = sequence_of(b, TD_BENCH_DEPTH, 0);
+
+        if (b->spmd->rank == 0)
+            td_term_line(&b->spmd->term, "running %u tokens for the decode at that depth",
+                         b->n_depth);
+        s = run_prompt(b, deep, b->n_depth);
+        s = s ? s : run_tokens(b, deep, b->n_depth, warm);
+    }
+    if (b->result[TD_BENCH_BATCH].asked) {
+        for (uint32_t q = 0; !s && q < b->n_batch; q++)
+            s = run_prompt(b, sequence_of(b, TD_BENCH_BATCH, q), b->n_fill);
+        s = s ? s : run_batch(b, warm);
+    }
+    return s;
+}
+
+/* ---- what a case does ---- */
+
+/* Weights of one row's way through all layers, and of the head. */
+static void count_weights(const struct td_spec *spec, double *layers, double *head)
+{
+    double d = spec->d_model, q = (double)spec->n_heads * spec->head_dim;
+    double kv = (double)spec->n_kv_heads * spec->head_dim;
+
+    *layers = spec->n_layers * (2.0 * d * q + 2.0 * d * kv + 3.0 * d * spec->d_ff);
+    *head = (double)spec->n_vocab * d;
+}
+
+/* `n_seqs` sequences with n tokens each from `position` on, in steps of `rows` tokens of each; `heads` rows want logits. */
+static struct td_bench_work count_work(const struct td_bench *b, uint32_t n_seqs, uint32_t position,
+                                       uint32_t n, uint32_t rows, double heads)
+{
+    const struct td_plan *plan = b->spmd->node.plan;
+    const struct td_plan_model *model = b->spmd->node.model;
+    const struct td_spec *spec = model->spec;
+    size_t embed_row = td_dtype_row_bytes(model->embed, spec->d_model);
+    double layers, head, all = (double)n_seqs * n, kv_per_token = 0.0;
+    struct td_bench_work w = {.n_tokens = (uint64_t)n_seqs * n,
+                              .n_steps = (n + rows - 1) / rows,
+                              .depth = position + (n + 1) / 2.0};
+
+    count_weights(spec, &layers, &head);
+    /* All weights but the embedding, of which a token needs one row; a tied head is read whole. */
+    for (uint32_t r = 0; r < plan->n_ranks; r++) {
+        const struct td_plan_rank *rank = &plan->rank[r];
+
+        w.weight_bytes += (double)rank->weight_bytes;
+        if (!spec->tied_head)
+            w.weight_bytes -= (double)(embed_row * (rank->vocab_end - rank->vocab_begin));
+        kv_per_token += (double)rank->kv_bytes_per_token;
+    }
+    /* Each sequence's keys and values up to the step's last token, once for all its rows. */
+    w.kv_bytes = kv_per_token * n_seqs * (rows == 1 ? w.depth : position + (n + rows) / 2.0);
+    w.matrix_ops = 2.0 * (layers * all + head * heads);
+    w.attn_ops = 4.0 * spec->n_layers * spec->n_heads * spec->head_dim * all * w.depth;
+    return w;
+}
+
+static void count_cases(struct td_bench *b)
+{
+    uint32_t chunk = b->spmd->node.plan->max_batched_tokens, rows = b->n_prompt;
+
+    if (b->opts->prefill_chunk && (uint64_t)b->opts->prefill_chunk < chunk)
+        chunk = (uint32_t)b->opts->prefill_chunk;
+    rows = rows < chunk ? rows : chunk;
+    b->result[TD_BENCH_DECODE].work = count_work(b, 1, b->n_prompt, b->n_gen, 1, b->n_gen);
+    b->result[TD_BENCH_PREFILL].work = count_work(b, 1, 0, b->n_prompt, rows, 1);
+    b->result[TD_BENCH_BATCH].work =
+        count_work(b, b->n_batch, b->n_fill, b->n_gen, 1, (double)b->n_batch * b->n_gen);
+    b->result[TD_BENCH_DEPTH].work = count_work(b, 1, b->n_depth, b->n_gen, 1, b->n_gen);
+    b->result[TD_BENCH_FIRST].work = count_work(b, 1, 0, 1, 1, 1);
+    b->result[TD_BENCH_LOAD].work = (struct td_bench_work){.n_steps = 1};
+    for (uint32_t r = 0; r < b->spmd->node.plan->n_ranks; r++) /* every weight, the embedding too */
+        b->result[TD_BENCH_LOAD].work.weight_bytes +=
+            (double)b->spmd->node.plan->rank[r].weight_bytes;
+}
+
+/* Ids spread over the vocabulary, the same in every run with the same seed. */
+static void draw_ids(struct td_bench *b)
+{
+    const struct td_spec *spec = b->spmd->node.model->spec;
+    uint64_t x = td_options_is_set(b->opts, &b->opts->seed) ? (uint64_t)b->opts->seed : 1;
+
+    for (uint32_t i = 0; i < b->n_ids; i++) {
+        x = x * 6364136223846793005u +
+            1442695040888963407u; /* Knuth's MMIX generator; its high bits are the good ones */
+        b->ids[i] = (uint32_t)((x >> 33) % spec->n_vocab);
+    }
+    if (spec->bos_id >= 0)
+        b->ids[0] = (uint32_t)spec->bos_id;
+}
+
+enum td_status td_bench_prepare(struct td_bench *b)
+{
+    const struct td_plan *plan = b->spmd->node.plan;
+    uint64_t need = td_bench_blocks(b, plan->block_tokens);
+
+    if (need > plan->n_blocks)
+        return td_err_set(
+            b->err, TD_TOO_LARGE,
+            "the cases need %llu blocks of keys and values, and there is room for %u: "
+            "expected more --kv-cache-memory-bytes or --max-num-seqs, or fewer --cases",
+            (unsigned long long)need, plan->n_blocks);
+    b->n_ids = (b->n_prompt > b->n_depth ? b->n_prompt : b->n_depth) + b->n_gen;
+    b->ids = calloc(b->n_ids, sizeof *b->ids);
+    b->blocks = calloc(plan->n_blocks, sizeof *b->blocks);
+    if (!b->ids || !b->blocks)
+        return td_err_set(b->err, TD_NO_MEMORY, "no memory for %u tokens", b->n_ids);
+    for (uint32_t i = 0; i < plan->n_blocks; i++)
+        b->blocks[i] = i;
+    draw_ids(b);
+    count_cases(b);
+    return td_step_open(&b->step, plan->max_batched_tokens, plan->max_num_seqs, plan->n_blocks,
+                        b->err);
+}

@@ -873,12 +873,15 @@ typedef void tiles_fn(const struct td_cpu_product *p, const struct chunk *c, uin
                       uint32_t chunk_index, struct waiting *wait);
 typedef void expand_fn(const uint8_t *p, uint32_t n_k, float *plain);
 
-/* Leaves whose plain form fits a chunk: a power of two, so that they are a subtree. */
-static uint32_t leaves_per_chunk(uint32_t leaf_cols, uint32_t chunk_cols)
+/* Leaves of a part that begins at column k0 whose plain form fits a chunk: a power of two, so that they are a subtree. */
+static uint32_t leaves_per_chunk(const uint32_t *leaf_end, uint32_t n_leaves, uint32_t k0,
+                                 uint32_t chunk_cols)
 {
-    uint32_t n = 1;
+    uint32_t widest = 0, n = 1;
 
-    while (2 * n * leaf_cols <= chunk_cols)
+    for (uint32_t i = 0; i < n_leaves; k0 = leaf_end[i++])
+        widest = leaf_end[i] - k0 > widest ? leaf_end[i] - k0 : widest;
+    while (2 * n * widest <= chunk_cols)
         n *= 2;
     return n;
 }
@@ -901,7 +904,7 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
 
     for (uint32_t part = 0; part < m->n_parts; part++) {
         const uint32_t begin = m->part_begin[part], end = m->part_begin[part + 1];
-        const uint32_t step = leaves_per_chunk(m->leaf_end[begin] - k0, chunk_cols);
+        const uint32_t step = leaves_per_chunk(m->leaf_end + begin, end - begin, k0, chunk_cols);
         uint32_t depth = 0, index = 0;
 
         for (uint32_t leaf = begin; leaf < end; leaf += step, index++) {

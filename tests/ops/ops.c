@@ -120,8 +120,11 @@ static const struct pool *pool_of(enum td_dtype dtype)
     p->original = malloc(POOL_COLS * sizeof(float));
     p->values = malloc(POOL_COLS * sizeof(float));
     p->blocks = malloc(td_dtype_row_bytes(dtype, POOL_COLS));
-    for (size_t i = 0; i < POOL_COLS; i++) /* E4M3's scales are beside it: it has its range only */
-        p->original[i] = td_ops_normal() * (dtype == TD_F8_E4M3 ? 100.0f : 0.5f);
+    for (size_t i = 0; i < POOL_COLS;
+         i++) /* E4M3's scales are beside it: all of its range, subnormals too */
+        p->original[i] = dtype == TD_F8_E4M3
+                             ? td_ops_normal() * ldexpf(120.0f, -(int)td_ops_below(18))
+                             : td_ops_normal() * 0.5f;
     td_quant_row(dtype, p->original, p->blocks, POOL_COLS);
     td_dequant_row(dtype, p->blocks, p->values, POOL_COLS);
     return p;

@@ -284,7 +284,7 @@ static void multiply_slice(struct td_kern *kern, const struct td_ops_weights *w,
                            uint32_t n_leaves, struct td_leaf_run run, const float *x, uint32_t n,
                            float **part, struct td_leaf_run *runs, uint32_t *n_parts)
 {
-    uint32_t col0 = run.begin * leaf_cols, leaf_end[TD_KERN_MAX_LEAVES], col1;
+    uint32_t col0 = run.begin * leaf_cols, col1 = col0, leaf_end[TD_KERN_MAX_LEAVES];
     struct td_leaf_run cut[TD_TREE_MAX_PARTS];
     struct td_matrix_shape shape = {.leaf_end = leaf_end};
     struct td_matrix *m;

@@ -5,6 +5,7 @@
 #include "shard/hfconfig.h"
 #include "shard/mapfile.h"
 #include "shard/safetensors.h"
+#include "shard/scales.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -45,6 +46,7 @@ struct td_checkpoint {
     float *freq_factors;         /* [head_dim / 2] owned, NULL when absent */
     struct td_spec spec;
     struct td_tensor *weight; /* [n_layers][TD_N_ROLES] owned; n_dims 0: absent */
+    struct td_tensor *scale;  /* the same, of FP8 weights; data NULL: absent */
 };
 
 /* A tensor of either format. */
@@ -135,17 +137,24 @@ const char *td_role_name(enum td_role role)
     return ROLE[role].title;
 }
 
+const char *td_role_gguf_name(enum td_role role, uint32_t layer, char *out, size_t out_bytes)
+{
+    if (ROLE[role].is_layer)
+        snprintf(out, out_bytes, "blk.%" PRIu32 ".%s", layer, ROLE[role].gguf);
+    else
+        snprintf(out, out_bytes, "%s", ROLE[role].gguf);
+    return out;
+}
+
 const char *td_checkpoint_weight_name(const struct td_checkpoint *ck, enum td_role role,
                                       uint32_t layer, char *out, size_t out_bytes)
 {
-    const char *name = ck->gguf ? ROLE[role].gguf : ROLE[role].hf;
-
-    if (!ROLE[role].is_layer)
-        snprintf(out, out_bytes, "%s", name);
-    else if (ck->gguf)
-        snprintf(out, out_bytes, "blk.%" PRIu32 ".%s", layer, name);
+    if (ck->gguf)
+        return td_role_gguf_name(role, layer, out, out_bytes);
+    if (ROLE[role].is_layer)
+        snprintf(out, out_bytes, "model.layers.%" PRIu32 ".%s", layer, ROLE[role].hf);
     else
-        snprintf(out, out_bytes, "model.layers.%" PRIu32 ".%s", layer, name);
+        snprintf(out, out_bytes, "%s", ROLE[role].hf);
     return out;
 }
 
@@ -160,7 +169,7 @@ static bool has_role(const struct td_spec *s, enum td_role role)
     return true;
 }
 
-static bool is_norm(enum td_role role)
+bool td_role_is_norm(enum td_role role)
 {
     return role == TD_ROLE_FINAL_NORM || role == TD_ROLE_ATTN_NORM || role == TD_ROLE_FFN_NORM ||
            role == TD_ROLE_Q_NORM || role == TD_ROLE_K_NORM;
@@ -189,9 +198,9 @@ static int expected_shape(const struct td_spec *s, enum td_role role, size_t dim
 
     dim[0] = rows[role];
     dim[1] = role == TD_ROLE_O ? q : role == TD_ROLE_DOWN ? s->d_ff : s->d_model;
-    if (is_norm(role))
+    if (td_role_is_norm(role))
         dim[1] = 1;
-    return is_norm(role) ? 1 : 2;
+    return td_role_is_norm(role) ? 1 : 2;
 }
 
 /* "64 x 172", for messages. */
@@ -203,6 +212,51 @@ static const char *format_shape(int n_dims, const size_t *dim, char out[NAME_BYT
     for (int d = 0; d < n_dims && n < NAME_BYTES; d++)
         n += (size_t)snprintf(out + n, NAME_BYTES - n, "%s%zu", d ? " x " : "", dim[d]);
     return out;
+}
+
+/* Names what was found and every type that there is. */
+static enum td_status refuse_type(const char *name, bool is_norm, const char *type_name,
+                                  struct td_err *err)
+{
+    char known[256];
+    size_t n = 0;
+
+    for (int t = 0; t < TD_N_DTYPES; t++)
+        if (!is_norm || td_dtype_row_bytes((enum td_dtype)t, 1) > 1)
+            n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? " " : "",
+                                  td_dtype_info((enum td_dtype)t)->name);
+    return td_err_set(err, TD_UNSUPPORTED, "%s '%s' has type %s, which is not built; expected %s",
+                      is_norm ? "norm" : "tensor", name, type_name, known);
+}
+
+/* An FP8 weight's scales lie beside it as "<name>_scale_inv" or "<name>_scale". */
+static enum td_status take_scale(struct td_checkpoint *ck, enum td_role role, uint32_t layer,
+                                 const char *name, bool *used, struct td_err *err)
+{
+    static const char *const suffix[] = {"_scale_inv", "_scale"};
+    size_t at = (size_t)layer * TD_N_ROLES + role;
+    char scale[NAME_BYTES + 16];
+    enum td_status st;
+    struct found f;
+
+    for (size_t i = 0; i < sizeof suffix / sizeof suffix[0]; i++) {
+        snprintf(scale, sizeof scale, "%s%s", name, suffix[i]);
+        if (!find_tensor(ck, scale, &f))
+            continue;
+        if (!f.loadable)
+            return td_err_set(err, TD_UNSUPPORTED,
+                              "scale '%s' has type %s; expected F32, BF16 or F16", scale,
+                              f.type_name);
+        if ((st = td_scales_check(&ck->weight[at], &f.view, scale, err)))
+            return st;
+        ck->scale[at] = f.view;
+        used[f.index] = true;
+        return TD_OK;
+    }
+    return td_err_set(err, TD_CORRUPT,
+                      "tensor '%s' has type F8_E4M3 but no scale beside it; expected '%s%s' or "
+                      "'%s%s'",
+                      name, name, suffix[0], name, suffix[1]);
 }
 
 static enum td_status take_weight(struct td_checkpoint *ck, enum td_role role, uint32_t layer,
@@ -221,17 +275,11 @@ static enum td_status take_weight(struct td_checkpoint *ck, enum td_role role, u
         return td_err_set(err, TD_CORRUPT, "tensor '%s' is %s; expected %s", name,
                           format_shape(f.view.n_dims, f.view.dim, has),
                           format_shape(n_dims, dim, wants));
-    if (!f.loadable)
-        return td_err_set(
-            err, TD_UNSUPPORTED,
-            "tensor '%s' has type %s, which is not built; expected F32, F16, BF16, Q8_0 or Q4_0",
-            name, f.type_name);
-    if (n_dims == 1 && (f.view.dtype == TD_Q8_0 || f.view.dtype == TD_Q4_0))
-        return td_err_set(err, TD_UNSUPPORTED, "norm '%s' has type %s; expected F32, F16 or BF16",
-                          name, f.type_name);
+    if (!f.loadable || (n_dims == 1 && td_dtype_row_bytes(f.view.dtype, 1) < 2))
+        return refuse_type(name, n_dims == 1, f.type_name, err);
     ck->weight[(size_t)layer * TD_N_ROLES + role] = f.view;
     used[f.index] = true;
-    return TD_OK;
+    return f.view.dtype == TD_F8_E4M3 ? take_scale(ck, role, layer, name, used, err) : TD_OK;
 }
 
 static bool ends_with(struct td_str s, const char *suffix)
@@ -241,8 +289,16 @@ static bool ends_with(struct td_str s, const char *suffix)
     return s.len >= n && memcmp(s.ptr + s.len - n, suffix, n) == 0;
 }
 
+/* Scales of activations and of a cache in FP8: weights and their products do not need them. */
+static bool is_activation_scale(struct td_str name)
+{
+    return ends_with(name, ".input_scale") || ends_with(name, ".input_scale_ub") ||
+           ends_with(name, ".output_scale") || ends_with(name, ".k_scale") ||
+           ends_with(name, ".v_scale");
+}
+
 /* A weight that nobody would read means that the model is not the one we would compute. Exempt are tables that can be
- * computed from the spec, and a stored head that the config ties to the embedding. */
+ * computed from the spec, a stored head that the config ties to the embedding, and scales of activations. */
 static enum td_status check_unused(const struct td_checkpoint *ck, const bool *used,
                                    struct td_err *err)
 {
@@ -250,7 +306,7 @@ static enum td_status check_unused(const struct td_checkpoint *ck, const bool *u
         struct td_str name = tensor_name(ck, i);
         const char *why = "has no place in this architecture as it is built";
 
-        if (used[i] || ends_with(name, "rotary_emb.inv_freq") ||
+        if (used[i] || ends_with(name, "rotary_emb.inv_freq") || is_activation_scale(name) ||
             ends_with(name, "attn_rot_embd.weight") ||
             (ck->spec.tied_head && td_str_eq(name, TD_STR("lm_head.weight"))))
             continue;
@@ -308,8 +364,9 @@ static enum td_status take_weights(struct td_checkpoint *ck, struct td_err *err)
     bool *used;
 
     ck->weight = calloc((size_t)ck->spec.n_layers * TD_N_ROLES, sizeof *ck->weight);
+    ck->scale = calloc((size_t)ck->spec.n_layers * TD_N_ROLES, sizeof *ck->scale);
     used = calloc(n_tensors(ck) + 1, sizeof *used);
-    if (!ck->weight || !used) {
+    if (!ck->weight || !ck->scale || !used) {
         st = td_err_set(err, TD_NO_MEMORY, "no memory for the views of %" PRIu32 " layers",
                         ck->spec.n_layers);
         goto free_used;
@@ -435,6 +492,7 @@ void td_checkpoint_close(struct td_checkpoint *ck)
     if (!ck)
         return;
     free(ck->weight);
+    free(ck->scale);
     free(ck->freq_factors);
     free(ck->config_template);
     td_safetensors_close(ck->st);
@@ -475,6 +533,30 @@ enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role
     return TD_OK;
 }
 
+enum td_status td_checkpoint_scales(const struct td_checkpoint *ck, enum td_role role,
+                                    uint32_t layer, uint32_t row0, uint32_t n_rows, uint32_t col0,
+                                    uint32_t n_cols, float *out, struct td_err *err)
+{
+    char name[NAME_BYTES];
+    struct td_tensor t;
+    enum td_status st = td_checkpoint_weight(ck, role, layer, &t, err);
+    size_t at = (size_t)layer * TD_N_ROLES + role;
+
+    if (st)
+        return st;
+    if (t.dtype != TD_F8_E4M3 || row0 > t.dim[0] || n_rows > t.dim[0] - row0 || col0 > t.dim[1] ||
+        n_cols > t.dim[1] - col0 || col0 % TD_SCALES_BLOCK)
+        return td_err_set(err, TD_INVALID,
+                          "scales of %s, %zu x %zu of type %s, for %" PRIu32 " rows from %" PRIu32
+                          " and %" PRIu32 " columns from %" PRIu32,
+                          ROLE[role].title, t.dim[0], t.dim[1], td_dtype_info(t.dtype)->name,
+                          n_rows, row0, n_cols, col0);
+    st = td_scales_spread(&t, &ck->scale[at], row0, n_rows, col0, n_cols, out, err);
+    if (st)
+        td_err_context(err, "'%s'", td_checkpoint_weight_name(ck, role, layer, name, sizeof name));
+    return st;
+}
+
 void td_checkpoint_release(const struct td_checkpoint *ck, const void *data, size_t bytes)
 {
     const struct td_mapfile *m = ck->gguf ? td_gguf_mapfile(ck->gguf) : NULL;
@@ -487,6 +569,11 @@ void td_checkpoint_release(const struct td_checkpoint *ck, const void *data, siz
             m = &ck->text[text];
     if (m && td_mapfile_holds(m, data, bytes))
         td_mapfile_release(m, (size_t)((const unsigned char *)data - m->data), bytes);
+}
+
+struct td_str td_checkpoint_config(const struct td_checkpoint *ck)
+{
+    return text_of(ck, TEXT_CONFIG);
 }
 
 struct td_str td_checkpoint_tokenizer_json(const struct td_checkpoint *ck)

@@ -9,6 +9,8 @@
 #include "kernels/base/tensor.h"
 #include "shard/spec.h"
 
+#include <stdbool.h>
+
 struct td_checkpoint;
 struct td_gguf;
 
@@ -46,11 +48,22 @@ const struct td_spec *td_checkpoint_spec(const struct td_checkpoint *ck);
  * the model has none (a tied head, q/k norms of Llama), TD_INVALID for a layer or role that there is not. */
 enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role role,
                                     uint32_t layer, struct td_tensor *out, struct td_err *err);
+/* For a weight of F8_E4M3: its scales as the kernels take them, out [n_rows x ceil(n_cols / 128)] for rows from row0 and
+ * columns from col0, a multiple of 128. TD_INVALID for a weight of another type or a range that it does not have,
+ * TD_CORRUPT for a scale that is not finite. */
+enum td_status td_checkpoint_scales(const struct td_checkpoint *ck, enum td_role role,
+                                    uint32_t layer, uint32_t row0, uint32_t n_rows, uint32_t col0,
+                                    uint32_t n_cols, float *out, struct td_err *err);
 /* A short name of the role, "ffn_up": static. */
 const char *td_role_name(enum td_role role);
 /* The file's own name of that weight, for messages ("model.layers.3.mlp.up_proj.weight"); returns `out`. */
 const char *td_checkpoint_weight_name(const struct td_checkpoint *ck, enum td_role role,
                                       uint32_t layer, char *out, size_t out_bytes);
+
+/* The name that GGUF files have for it, whatever this one is; returns `out`. */
+const char *td_role_gguf_name(enum td_role role, uint32_t layer, char *out, size_t out_bytes);
+/* True for the roles of one dimension. */
+bool td_role_is_norm(enum td_role role);
 
 /* Tells the kernel that the pages of `bytes` at `data` (inside a mapping) are not needed any more: whole pages inside
  * the range leave our resident memory and stay in the page cache; reading them again is legal. */
@@ -58,6 +71,7 @@ void td_checkpoint_release(const struct td_checkpoint *ck, const void *data, siz
 
 /* Texts that lie beside the weights; empty slices when absent. Borrowed until close.
  * For GGUF the tokenizer comes from td_checkpoint_gguf's metadata instead. */
+struct td_str td_checkpoint_config(const struct td_checkpoint *ck); /* config.json */
 struct td_str td_checkpoint_tokenizer_json(const struct td_checkpoint *ck);
 struct td_str
 td_checkpoint_tokenizer_config(const struct td_checkpoint *ck); /* tokenizer_config.json */

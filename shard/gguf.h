@@ -112,5 +112,8 @@ const struct td_gguf_tensor *td_gguf_tensor_at(const struct td_gguf *g,
 const struct td_gguf_tensor *td_gguf_find_tensor(const struct td_gguf *g, const char *name);
 
 const char *td_gguf_type_name(enum td_gguf_type type); /* "u32", "string" */
+size_t td_gguf_type_bytes(enum td_gguf_type type);     /* of one value; 0 for strings and arrays */
+/* The number that files give `type`; false when they have none (F8_E4M3). */
+bool td_gguf_number_of(enum td_dtype type, uint32_t *number);
 
 #endif

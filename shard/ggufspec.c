@@ -2,6 +2,8 @@
 
 #include "shard/detmath.h"
 #include "shard/gguf.h"
+#include "shard/ggufwrite.h"
+#include "shard/rope.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -344,4 +346,75 @@ enum td_status td_ggufspec_read(const struct td_gguf *g, struct td_spec *out, st
     spec.tied_head = !td_gguf_find_tensor(g, "output.weight");
     *out = spec;
     return TD_OK;
+}
+
+/* ---- writing ---- */
+
+static const struct family *family_of(const struct td_spec *spec)
+{
+    for (size_t i = 0; i < sizeof FAMILY / sizeof FAMILY[0]; i++)
+        if (FAMILY[i].arch == spec->arch)
+            return &FAMILY[i];
+    return NULL; /* a spec that has been validated has one of them */
+}
+
+static void write_scaling(const char *arch, const struct td_rope_spec *rope, struct td_ggufwrite *w)
+{
+    const bool yarn = rope->scaling == TD_ROPE_YARN;
+    char key[KEY_BYTES];
+    struct reader r = {.arch = arch}; /* for its keys */
+
+    if (!yarn && rope->scaling != TD_ROPE_LINEAR)
+        return;
+    td_ggufwrite_str(w, key_of(&r, "rope.scaling.type", key),
+                     yarn ? TD_STR("yarn") : TD_STR("linear"));
+    td_ggufwrite_f32(w, key_of(&r, "rope.scaling.factor", key), (float)rope->factor);
+    if (!yarn)
+        return;
+    td_ggufwrite_u32(w, key_of(&r, "rope.scaling.original_context_length", key),
+                     (uint32_t)rope->original_max_positions);
+    td_ggufwrite_f32(w, key_of(&r, "rope.scaling.yarn_beta_fast", key), (float)rope->beta_fast);
+    td_ggufwrite_f32(w, key_of(&r, "rope.scaling.yarn_beta_slow", key), (float)rope->beta_slow);
+    if (rope->attention_factor > 0) /* the file's is relative to what the factor asks for */
+        td_ggufwrite_f32(w, key_of(&r, "rope.scaling.attn_factor", key),
+                         (float)(rope->attention_factor /
+                                 (rope->factor > 1 ? 0.1 * td_detmath_log(rope->factor) + 1 : 1)));
+}
+
+void td_ggufspec_write(const struct td_spec *spec, struct td_ggufwrite *w)
+{
+    const struct family *f = family_of(spec);
+    const struct {
+        const char *rest;
+        uint32_t value;
+    } size[] = {
+        {"context_length", spec->max_positions},  {"embedding_length", spec->d_model},
+        {"block_count", spec->n_layers},          {"feed_forward_length", spec->d_ff},
+        {"attention.head_count", spec->n_heads},  {"attention.head_count_kv", spec->n_kv_heads},
+        {"attention.key_length", spec->head_dim}, {"attention.value_length", spec->head_dim},
+        {"rope.dimension_count", spec->head_dim}, {"vocab_size", spec->n_vocab}};
+    struct reader r = {.arch = f->name};
+    char key[KEY_BYTES];
+
+    td_ggufwrite_str(w, "general.architecture", td_str_from(f->name));
+    for (size_t i = 0; i < sizeof size / sizeof size[0]; i++)
+        td_ggufwrite_u32(w, key_of(&r, size[i].rest, key), size[i].value);
+    td_ggufwrite_f32(w, key_of(&r, "attention.layer_norm_rms_epsilon", key), spec->rms_eps);
+    td_ggufwrite_f32(w, key_of(&r, "rope.freq_base", key), (float)spec->rope.theta);
+    write_scaling(f->name, &spec->rope, w);
+}
+
+bool td_ggufspec_freq_factors(const struct td_spec *spec, double *scratch, float *factors)
+{
+    double *scaled = scratch + spec->head_dim / 2, scale;
+    struct td_spec plain = *spec;
+
+    if (spec->rope.scaling != TD_ROPE_LLAMA3)
+        return false;
+    plain.rope.scaling = TD_ROPE_NONE;
+    td_rope_frequencies(&plain, scratch, &scale);
+    td_rope_frequencies(spec, scaled, &scale);
+    for (uint32_t i = 0; i < spec->head_dim / 2; i++)
+        factors[i] = (float)(scratch[i] / scaled[i]);
+    return true;
 }

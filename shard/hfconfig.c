@@ -126,6 +126,68 @@ static enum td_status find_family(const json_t *config, const struct family **ou
         shown(first ? first : type));
 }
 
+/* Methods whose weights are FP8 with scales beside them. Which tensors those are is said by the tensors' types, so lists
+ * of modules need no reading; only what would change the arithmetic does. */
+static enum td_status refuse_method(const char *field, const json_t *q, struct td_err *err)
+{
+    static const struct {
+        const char *method;
+        const char *key; /* NULL: the method has one form */
+        const char *values[2];
+    } built[] = {{"fp8", NULL, {NULL, NULL}},
+                 {"fbgemm_fp8", NULL, {NULL, NULL}},
+                 {"compressed-tensors", "format", {"float-quantized", "naive-quantized"}},
+                 {"modelopt", "quant_algo", {"FP8", NULL}}};
+    const json_t *method = get(q, "quant_method"), *block = get(q, "weight_block_size");
+    /* The older name of the field belongs to one method, and says so nowhere. */
+    const char *name = method                                     ? json_string_value(method)
+                       : strcmp(field, "compression_config") == 0 ? "compressed-tensors"
+                                                                  : NULL;
+
+    for (size_t i = 0; name && i < sizeof built / sizeof built[0]; i++) {
+        const json_t *value = built[i].key ? get(q, built[i].key) : NULL;
+        const char *form = json_string_value(value);
+
+        if (strcmp(name, built[i].method) != 0)
+            continue;
+        if (built[i].key &&
+            !(form && (strcmp(form, built[i].values[0]) == 0 ||
+                       (built[i].values[1] && strcmp(form, built[i].values[1]) == 0))))
+            return td_err_set(err, TD_UNSUPPORTED,
+                              "'%s' has '%s' '%s', which is not built; expected '%s'", field,
+                              built[i].key, shown(value), built[i].values[0]);
+        if (block &&
+            (json_array_size(block) != 2 || json_number_value(json_array_get(block, 0)) != 128 ||
+             json_number_value(json_array_get(block, 1)) != 128))
+            return td_err_set(
+                err, TD_UNSUPPORTED,
+                "'%s' has a 'weight_block_size' that is not built; expected [128, 128]", field);
+        return TD_OK;
+    }
+    return td_err_set(
+        err, TD_UNSUPPORTED,
+        "'%s' asks for the method '%s', which is not built; expected fp8, fbgemm_fp8, "
+        "compressed-tensors or modelopt",
+        field, shown(method));
+}
+
+static enum td_status refuse_quantization(const json_t *config, struct td_err *err)
+{
+    static const char *const field[] = {"quantization_config", "compression_config"};
+    enum td_status st = TD_OK;
+
+    for (size_t i = 0; i < sizeof field / sizeof field[0] && !st; i++) {
+        const json_t *q = get(config, field[i]);
+
+        if (q && !json_is_object(q))
+            st = td_err_set(err, TD_CORRUPT, "'%s' is %s; expected an object", field[i],
+                            td_jsonfile_type_name(q));
+        else if (q)
+            st = refuse_method(field[i], q, err);
+    }
+    return st;
+}
+
 static enum td_status refuse_options(const json_t *config, struct td_err *err)
 {
     static const char *const must_be_false[] = {"attention_bias", "mlp_bias", "use_qkv_bias"};
@@ -153,10 +215,8 @@ static enum td_status refuse_options(const json_t *config, struct td_err *err)
                               "'%s' is %" PRIu32 "; mixture of experts is not built", experts[i],
                               n);
     }
-    if ((value = get(config, "quantization_config")))
-        return td_err_set(err, TD_UNSUPPORTED,
-                          "'quantization_config' asks for the method '%s', which is not built",
-                          shown(get(value, "quant_method")));
+    if ((st = refuse_quantization(config, err)))
+        return st;
     value = get(config, "hidden_act");
     if (value && (!json_is_string(value) || strcmp(json_string_value(value), "silu") != 0))
         return td_err_set(err, TD_UNSUPPORTED, "'hidden_act' is '%s'; expected 'silu'",

@@ -36,13 +36,26 @@ static const struct st_type {
     int bits;
     int dtype; /* -1: only listed */
 } TYPE[] = {
-    {"F32", 32, TD_F32},    {"F16", 16, TD_F16},    {"BF16", 16, TD_BF16}, {"F64", 64, -1},
-    {"I64", 64, -1},        {"I32", 32, -1},        {"I16", 16, -1},       {"I8", 8, -1},
-    {"U64", 64, -1},        {"U32", 32, -1},        {"U16", 16, -1},       {"U8", 8, -1},
-    {"BOOL", 8, -1},        {"F8_E4M3", 8, -1},     {"F8_E5M2", 8, -1},    {"F8_E8M0", 8, -1},
-    {"F4", 4, -1},          {"F6_E2M3", 6, -1},     {"F6_E3M2", 6, -1},    {"C64", 64, -1},
+    {"F32", 32, TD_F32},    {"F16", 16, TD_F16},
+    {"BF16", 16, TD_BF16},  {"F64", 64, -1},
+    {"I64", 64, -1},        {"I32", 32, -1},
+    {"I16", 16, -1},        {"I8", 8, -1},
+    {"U64", 64, -1},        {"U32", 32, -1},
+    {"U16", 16, -1},        {"U8", 8, -1},
+    {"BOOL", 8, -1},        {"F8_E4M3", 8, TD_F8_E4M3},
+    {"F8_E5M2", 8, -1},     {"F8_E8M0", 8, -1},
+    {"F4", 4, -1},          {"F6_E2M3", 6, -1},
+    {"F6_E3M2", 6, -1},     {"C64", 64, -1},
     {"F8_E4M3FNUZ", 8, -1}, {"F8_E5M2FNUZ", 8, -1},
 };
+
+const char *td_safetensors_type_name(enum td_dtype type)
+{
+    for (size_t i = 0; i < sizeof TYPE / sizeof TYPE[0]; i++)
+        if (TYPE[i].dtype == (int)type)
+            return TYPE[i].name;
+    return NULL;
+}
 
 /* ---- one tensor ---- */
 

@@ -53,6 +53,8 @@ const char *td_safetensors_file_name(const struct td_safetensors *st,
 const struct td_mapfile *td_safetensors_mapfile(const struct td_safetensors *st, size_t file);
 size_t td_safetensors_header_bytes(const struct td_safetensors *st,
                                    size_t file); /* length word included */
+/* "BF16": how files write `type`; NULL when they have none. */
+const char *td_safetensors_type_name(enum td_dtype type);
 struct td_str
 td_safetensors_index(const struct td_safetensors *st); /* index text, empty when there is none */
 

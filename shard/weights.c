@@ -53,6 +53,7 @@ static enum td_status load_matrix(struct loader *l, const struct slice *s, struc
     struct td_matrix_shape shape;
     uint32_t leaf_end[TD_PLAN_MAX_LEAVES], step;
     size_t stride, col_offset;
+    float *scales = NULL; /* of the rows packed in one go */
     enum td_status st;
 
     if (s->n_rows == 0 || s->n_cols == 0)
@@ -67,19 +68,31 @@ static enum td_status load_matrix(struct loader *l, const struct slice *s, struc
     stride = td_dtype_row_bytes(t.dtype, t.dim[1]);
     col_offset = td_dtype_row_bytes(t.dtype, s->col0);
     step = (uint32_t)(PACK_BYTES / (stride * 32) + 1) * 32;
+    step = step < s->n_rows ? step : s->n_rows;
+    if (t.dtype == TD_F8_E4M3) {
+        scales = malloc((size_t)step * ((s->n_cols + 127) / 128) * sizeof *scales);
+        if (!scales)
+            return td_err_set(l->err, TD_NO_MEMORY, "no memory for the scales of %u rows", step);
+    }
     for (uint32_t r = 0; r < s->n_rows; r += step) {
         uint32_t n = s->n_rows - r < step ? s->n_rows - r : step;
         const uint8_t *src = (const uint8_t *)t.data + (size_t)(s->row0 + r) * stride;
 
-        st = td_kern_matrix_pack(l->w->kern, *out, r, n, src + col_offset, stride, NULL, l->err);
+        if (scales)
+            st = td_checkpoint_scales(l->ck, s->role, s->layer, s->row0 + r, n, s->col0, s->n_cols,
+                                      scales, l->err);
+        st = st ? st
+                : td_kern_matrix_pack(l->w->kern, *out, r, n, src + col_offset, stride, scales,
+                                      l->err);
         if (st)
-            return st;
+            break;
         td_checkpoint_release(l->ck, src, n * stride);
-        l->done += n * td_dtype_row_bytes(t.dtype, s->n_cols);
+        l->done += n * td_dtype_held_bytes(t.dtype, s->n_cols);
         if (l->progress)
             l->progress(l->done, l->total, l->user);
     }
-    return TD_OK;
+    free(scales);
+    return st;
 }
 
 static enum td_status load_norm(struct loader *l, enum td_role role, uint32_t layer, size_t n,

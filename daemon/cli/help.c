@@ -41,10 +41,10 @@ static void print_option(FILE *out, const struct td_option *row)
     else if (row->metavar)
         fprintf(out, " %s", row->metavar);
     fprintf(out, "\n        %s\n", row->help);
-    if (row->type == TD_OPTION_ENUM)
-        fprintf(out, "        default: %s\n", row->preset);
-    else
+    if (row->type != TD_OPTION_ENUM)
         print_range(out, row);
+    else if (row->preset)
+        fprintf(out, "        default: %s\n", row->preset);
 }
 
 void td_help_command(FILE *out, const struct td_command *command)
@@ -54,8 +54,9 @@ void td_help_command(FILE *out, const struct td_command *command)
     const char *group = NULL, *printed = NULL;
     bool takes_model = (rows[0].commands & command->bit) != 0;
 
-    fprintf(out, "tensord %s: %s\n\nusage: tensord %s%s [options]\n", command->name, command->help,
-            command->name, takes_model ? " [MODEL]" : "");
+    fprintf(out, "tensord %s: %s\n\nusage: tensord %s%s%s [options]\n", command->name,
+            command->help, command->name, takes_model ? " [MODEL]" : "",
+            command->bit == TD_FOR_QUANTIZE ? " [OUTPUT]" : "");
     for (size_t i = 0; i < n; i++) {
         if (rows[i].group)
             group = rows[i].group;

@@ -7,7 +7,7 @@ enum {
     GROUP = TD_FOR_SERVE | TD_FOR_GENERATE | TD_FOR_PERPLEXITY |
             TD_FOR_BENCH, /* run the model on a group of ranks */
     LAYOUT = GROUP | TD_FOR_PLAN,
-    READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT,
+    READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT | TD_FOR_QUANTIZE,
     CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT,
     SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT
 };
@@ -17,6 +17,11 @@ static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp16", "q8_0", "
 static const char *const isas[] = {"auto", "ref", "avx2", "avx512", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
+
+static const char *const fp8_scales[] = {"block", "channel", "tensor", NULL};
+const char *const td_options_types[] = {"q4_0",  "q4_1",    "q5_0", "q5_1", "q8_0",   "q2_k",
+                                        "q3_k",  "q4_k",    "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+                                        "mxfp4", "f8_e4m3", "bf16", "f16",  "f32",    NULL};
 
 static const struct td_option table[] = {
     {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS, .required = READERS,
@@ -55,8 +60,8 @@ static const struct td_option table[] = {
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER, .values = isas,
      .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},
-    {"threads", NULL, NULL, TD_OPTION_INT, AT(threads), GROUP | TD_FOR_WORKER, .metavar = "N",
-     .min = 0, .max = 1024, .preset = "0",
+    {"threads", NULL, NULL, TD_OPTION_INT, AT(threads), GROUP | TD_FOR_WORKER | TD_FOR_QUANTIZE,
+     .metavar = "N", .min = 0, .max = 1024, .preset = "0",
      .help = "compute threads per rank; 0: the host's cores divided by its ranks"},
     {"memory-bytes", NULL, NULL, TD_OPTION_SIZE, AT(memory_bytes), LAYOUT | TD_FOR_WORKER,
      .metavar = "SIZE", .min = 1, .max = INT64_MAX,
@@ -186,6 +191,24 @@ static const struct td_option table[] = {
      .min = 1, .max = 1000, .preset = "5",
      .help = "runs of each case, of which best and median are shown"},
 
+    {"output", NULL, "Quantisation", TD_OPTION_STRING, AT(output), TD_FOR_QUANTIZE,
+     .required = TD_FOR_QUANTIZE, .metavar = "PATH",
+     .help = "GGUF file to write, of f8_e4m3 a Hugging Face directory; may also be given without "
+             "the flag, behind the model"},
+    {"type", NULL, NULL, TD_OPTION_ENUM, AT(type), TD_FOR_QUANTIZE, .required = TD_FOR_QUANTIZE,
+     .metavar = "TYPE", .values = td_options_types,
+     .help =
+         "element type of the matrices (norms: f32; the head: q6_k where TYPE is smaller); rows "
+         "of no whole blocks take, for q2_k and q3_k: q4_0, q4_k: q5_0, q5_k: q5_1, q6_k: q8_0, "
+         "iq4_xs: iq4_nl, else f16"},
+    {"pure", NULL, NULL, TD_OPTION_FLAG, AT(pure), TD_FOR_QUANTIZE,
+     .help = "give the head the same type as all others"},
+    {"fp8-scales", NULL, NULL, TD_OPTION_ENUM, AT(fp8_scales), TD_FOR_QUANTIZE,
+     .values = fp8_scales, .preset = "block",
+     .help = "of f8_e4m3: one scale per 128 x 128 block, per output channel, or per tensor"},
+    {"force", NULL, NULL, TD_OPTION_FLAG, AT(force), TD_FOR_QUANTIZE,
+     .help = "write over a file that is there"},
+
     {"config", NULL, "General", TD_OPTION_STRING, AT(config), TD_FOR_ALL, .metavar = "PATH",
      .help = "YAML file of these names; flags and TENSORD_* variables win over it"},
     {"log-level", NULL, NULL, TD_OPTION_ENUM, AT(log_level), TD_FOR_ALL, .values = log_levels,
@@ -206,8 +229,9 @@ const struct td_option *td_options_table(size_t *n_rows)
 
 const char *td_options_command_name(unsigned command_bit)
 {
-    static const char *const names[] = {"serve", "worker",  "generate", "tokenize", "perplexity",
-                                        "plan",  "inspect", "status",   "chat",     "bench"};
+    static const char *const names[] = {"serve",      "worker", "generate", "tokenize",
+                                        "perplexity", "plan",   "inspect",  "status",
+                                        "chat",       "bench",  "quantize"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

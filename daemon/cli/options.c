@@ -275,10 +275,13 @@ struct walk {
 
 static enum td_status put_positional(struct td_options *opts, struct walk *w, struct td_err *err)
 {
-    const struct td_option *model = find_name("model");
+    const struct td_option *model = find_name("model"), *output = find_name("output");
 
     if ((model->commands & opts->command) && !opts->model)
         return put(opts, model, &(struct origin){TD_SOURCE_FLAG, "the model"}, w->argv[w->i], err);
+    if ((output->commands & opts->command) && !opts->output)
+        return put(opts, output, &(struct origin){TD_SOURCE_FLAG, "the output"}, w->argv[w->i],
+                   err);
     if (w->had_secret) /* it may be a second key after --api-key */
         return td_err_set(err, TD_INVALID,
                           "argument %d of '%s' is none (not shown: it follows a key)", w->i + 1,

@@ -23,7 +23,8 @@ enum td_option_command {
     TD_FOR_STATUS = 1 << 7,
     TD_FOR_CHAT = 1 << 8,
     TD_FOR_BENCH = 1 << 9,
-    TD_FOR_ALL = (1 << 10) - 1
+    TD_FOR_QUANTIZE = 1 << 10,
+    TD_FOR_ALL = (1 << 11) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */
@@ -73,6 +74,7 @@ enum td_option_kv_dtype {
     TD_KV_DTYPE_Q4_0
 };
 enum td_option_isa { TD_ISA_AUTO, TD_ISA_REF, TD_ISA_AVX2, TD_ISA_AVX512 };
+enum td_option_fp8_scales { TD_FP8_SCALES_BLOCK, TD_FP8_SCALES_CHANNEL, TD_FP8_SCALES_TENSOR };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
 
 enum { TD_OPTIONS_MAX_ROWS = 96 };
@@ -157,6 +159,13 @@ struct td_options {
     struct td_option_list cases;
     int64_t repetitions;
 
+    /* quantisation */
+    const char *output;
+    int type;       /* index into td_options_types */
+    int fp8_scales; /* enum td_option_fp8_scales */
+    bool pure;
+    bool force;
+
     /* general */
     const char *config;
     int log_level; /* enum td_log_level */
@@ -188,12 +197,13 @@ struct td_option {
 /* The table, in the order of --help. Returns its first row; *n_rows rows. */
 const struct td_option *td_options_table(size_t *n_rows);
 const char *td_options_command_name(unsigned command_bit);
+extern const char *const td_options_types[]; /* of --type, NULL-terminated */
 /* "an integer from 0 to 65535": what a value of the row must be. Writes at most out_bytes. */
 void td_options_expected(const struct td_option *row, char *out, size_t out_bytes);
 
 /* Fills *opts for one command from argv[0 .. argc) (without program and command names), `envp` (NULL-terminated
  * "NAME=value", may be NULL) and --config: flags win over environment, over the file, over defaults. One argument
- * without dashes is taken as --model where the command has it. Overwrites the values of secret flags in argv, so that a
+ * without dashes is taken as --model where the command has it, a second one as --output. Overwrites the values of secret flags in argv, so that a
  * process listing does not show them. On failure (TD_INVALID, TD_IO, TD_NO_MEMORY ...) *opts holds nothing. May read
  * two files. td_options_deinit frees. */
 enum td_status td_options_parse(struct td_options *opts, unsigned command_bit, int argc,

@@ -1,5 +1,6 @@
 /* Reads a tokenizer out of GGUF metadata: the keys tokenizer.ggml.* of ggml's GGUF specification. */
 #include "daemon/text/tokimpl.h"
+#include "daemon/text/tokpre.h"
 #include "shard/gguf.h"
 
 #include <stdlib.h>
@@ -7,51 +8,6 @@
 
 /* tokenizer.ggml.token_type */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };
-
-enum { MAX_PATTERNS = 2 };
-
-/* What tokenizer.ggml.pre stands for: the published pre-tokenizers of the models that carry the name. */
-struct recipe {
-    const char *names[16];
-    const char *patterns[MAX_PATTERNS];
-    bool nfc, whole_first, bos;
-};
-
-static const struct recipe recipes[] = {
-    {.names = {"gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "roberta-bpe"},
-     .patterns = {td_tokimpl_gpt2_pattern}},
-    {.names = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"},
-     .patterns = {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
-                  " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-     .whole_first = true,
-     .bos = true},
-    {.names = {"dbrx", "smaug-bpe", "chatglm-bpe", "glm4"},
-     .patterns = {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
-                  " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
-    {.names = {"qwen2", "deepseek-r1-qwen", "megrez"},
-     .patterns = {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
-                  " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-     .nfc = true},
-    {.names = {"stablelm2", "hunyuan"},
-     .patterns = {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
-                  " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
-    {.names = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"},
-     .patterns = {"\\p{N}", td_tokimpl_gpt2_pattern}},
-    {.names = {"tekken"},
-     .patterns = {"[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*"
-                  "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
-                  "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+"
-                  "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"
-                  "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-     .whole_first = true,
-     .bos = true},
-    {.names = {"gpt-4o", "llama4"},
-     .patterns = {"[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*"
-                  "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-                  "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+"
-                  "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-                  "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
-};
 
 struct loader {
     struct td_tokenizer *tok;
@@ -254,6 +210,7 @@ static enum td_status load_sentencepiece(struct loader *l)
 static enum td_status load_recipe(struct loader *l)
 {
     struct td_str pre = TD_STR("default");
+    const struct td_tokpre *r;
     enum td_status s;
 
     if (td_gguf_find(l->gguf, "tokenizer.ggml.pre")) {
@@ -261,21 +218,16 @@ static enum td_status load_recipe(struct loader *l)
         if (s)
             return s;
     }
-    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
-        const struct recipe *r = &recipes[i];
-
-        for (size_t k = 0; k < 16 && r->names[k]; k++) {
-            if (!td_str_eq(pre, td_str_from(r->names[k])))
-                continue;
-            l->tok->bpe.whole_first = r->whole_first;
-            if (r->nfc)
-                td_textnorm_add(&l->tok->norm, TD_TEXTNORM_NFC);
-            s = add_bos(l, r->bos);
-            for (size_t p = 0; p < MAX_PATTERNS && r->patterns[p] && !s; p++)
-                s = td_pretok_add_split(&l->tok->pretok, td_str_from(r->patterns[p]),
-                                        TD_PRETOK_ISOLATED, false, l->err);
-            return s;
-        }
+    r = td_tokpre_find(pre);
+    if (r) {
+        l->tok->bpe.whole_first = r->whole_first;
+        if (r->nfc)
+            td_textnorm_add(&l->tok->norm, TD_TEXTNORM_NFC);
+        s = add_bos(l, r->bos);
+        for (size_t p = 0; p < TD_TOKPRE_MAX_PATTERNS && r->patterns[p] && !s; p++)
+            s = td_pretok_add_split(&l->tok->pretok, td_str_from(r->patterns[p]),
+                                    TD_PRETOK_ISOLATED, false, l->err);
+        return s;
     }
     return td_err_set(l->err, TD_UNSUPPORTED,
                       "tokenizer.ggml.pre '%.*s' is not supported; known are gpt-2, llama-bpe, "

@@ -159,13 +159,6 @@ def test_a_bad_checkpoint_is_refused_by_every_command(tensord, copy_of, damage):
         refused(tensord.run(command, "--model", model, *args), command, *words, status=(1,))
 
 
-@pytest.mark.parametrize("file,kind", [("Q4_K_M", "Q4_K"), ("Q6_K", "Q6_K")])
-def test_a_weight_type_that_is_not_built_is_refused_by_name(tensord, shared, file, kind):
-    model = shared / f"models/stories3M/gguf/stories3M-{file}.gguf"
-    for command in ("generate", "plan"):
-        refused(tensord.run(command, "--model", model, *MODEL_COMMANDS[command]), command, kind, status=(1,))
-
-
 def test_a_missing_tokenizer_is_refused(tensord, copy_of):
     model = copy_of(HF_260K)
     (model / "tokenizer.json").unlink()

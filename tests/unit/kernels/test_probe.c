@@ -73,7 +73,8 @@ static void test_probe_multiplies_at_a_plausible_rate(void **state)
     for (uint32_t threads = 1; threads <= 2; threads++) {
         struct td_probe *probe = open_probe(threads, 1, false);
 
-        for (int kind = 0; kind < TD_N_PEAKS; kind++) {
+        for (uint32_t k = 0; k < TD_N_PEAKS; k++) {
+            enum td_peak kind = (enum td_peak)k;
             uint64_t start = td_clock_now_ns(), ops = td_probe_multiply(probe, kind);
             double rate = (double)ops / ((double)(td_clock_now_ns() - start) * 1e-9);
 
@@ -90,12 +91,14 @@ static void test_probe_multiplies_at_a_plausible_rate(void **state)
 static void test_probe_peak_has_a_name_and_an_instruction_of_its_kind(void **state)
 {
     (void)state;
-    for (int kind = 0; kind < TD_N_PEAKS; kind++) {
+    for (uint32_t k = 0; k < TD_N_PEAKS; k++) {
+        enum td_peak kind = (enum td_peak)k;
         const char *instruction = td_probe_peak_instruction(kind);
 
         assert_string_not_equal(td_probe_peak_name(kind), "none");
-        for (int other = 0; other < kind; other++)
-            assert_string_not_equal(td_probe_peak_name(kind), td_probe_peak_name(other));
+        for (uint32_t other = 0; other < k; other++)
+            assert_string_not_equal(td_probe_peak_name(kind),
+                                    td_probe_peak_name((enum td_peak)other));
         assert_true((td_probe_peak_run(kind) > 0) == (instruction != NULL));
     }
     assert_string_equal(td_probe_peak_name(TD_N_PEAKS), "none");

@@ -108,6 +108,22 @@ static void test_checkpoint_opens_every_real_model_it_can_load(void **state)
          true},
         {"stories3M/gguf/stories3M-Q4_0.gguf", TD_Q4_0, 192, 6, 6, 2, 32, 512, 4096, 512, 1, true,
          true},
+        {"stories3M/gguf/stories3M-Q4_K_M.gguf", TD_Q5_0, 192, 6, 6, 2, 32, 512, 4096, 512, 1, true,
+         true},
+        {"stories3M/gguf/stories3M-Q6_K.gguf", TD_Q8_0, 192, 6, 6, 2, 32, 512, 4096, 512, 1, true,
+         true},
+        {"stories260K/gguf/stories260K-IQ4_XS.gguf", TD_IQ4_NL, 64, 5, 8, 4, 8, 172, 512, 128, 1,
+         false, true},
+        {"stories260K/gguf/stories260K-Q2_K.gguf", TD_Q4_0, 64, 5, 8, 4, 8, 172, 512, 128, 1, false,
+         true},
+        {"stories260K/gguf/stories260K-Q3_K_M.gguf", TD_F16, 64, 5, 8, 4, 8, 172, 512, 128, 1,
+         false, true},
+        {"stories260K/gguf/stories260K-Q4_K_M.gguf", TD_Q5_0, 64, 5, 8, 4, 8, 172, 512, 128, 1,
+         false, true},
+        {"stories260K/gguf/stories260K-Q5_K_M.gguf", TD_Q5_1, 64, 5, 8, 4, 8, 172, 512, 128, 1,
+         false, true},
+        {"stories260K/gguf/stories260K-Q6_K.gguf", TD_Q8_0, 64, 5, 8, 4, 8, 172, 512, 128, 1, false,
+         true},
     };
 
     (void)state;
@@ -145,14 +161,10 @@ static void test_checkpoint_opens_every_real_model_it_can_load(void **state)
     }
 }
 
-static void test_checkpoint_refuses_types_and_architectures_by_name(void **state)
+static void test_checkpoint_refuses_files_and_architectures_by_name(void **state)
 {
     (void)state;
     skip_without_models();
-    expect_refused(MODELS "/stories3M/gguf/stories3M-Q6_K.gguf", TD_UNSUPPORTED,
-                   "tensor 'blk.0.ffn_down.weight' has type Q6_K");
-    expect_refused(MODELS "/stories260K/gguf/stories260K-IQ4_XS.gguf", TD_UNSUPPORTED,
-                   "has type IQ4_NL");
     expect_refused(TD_SHARED "/data/tokenizers/gpt-2/ggml-vocab-gpt-2.gguf", TD_UNSUPPORTED,
                    "architecture 'gpt2'");
     expect_refused(TD_SHARED "/data/tokenizers/llama-spm/ggml-vocab-llama-spm.gguf", TD_CORRUPT,
@@ -215,7 +227,9 @@ enum { D = 32, N_LAYERS = 2, HEADS = 4, KV = 2, HD = 16, FF = 48, VOCAB = 40 };
 struct item {
     char name[64];
     size_t rows, columns; /* columns 0: one-dimensional */
-    uint32_t ggml_type;   /* 0 F32, 1 F16, 30 BF16 */
+    uint32_t ggml_type;   /* 0 F32, 1 F16, 30 BF16, and what a GGUF file may have */
+    size_t row_bytes;     /* of those; 0: of the three */
+    const char *hf_type;  /* NULL: by ggml_type */
 };
 
 static struct model {
@@ -223,6 +237,7 @@ static struct model {
     size_t n;
     char config[2048];
     bool qwen3;
+    uint32_t ff; /* of a GGUF file; 0: FF */
 } model;
 
 static char dir[64];
@@ -235,6 +250,8 @@ static void add(const char *name, size_t rows, size_t columns)
     item->rows = rows;
     item->columns = columns;
     item->ggml_type = 0;
+    item->row_bytes = 0;
+    item->hf_type = NULL;
 }
 
 static struct item *find_item(const char *name)
@@ -298,6 +315,8 @@ static void build_model(bool qwen3, bool as_gguf)
 
 static size_t item_bytes(const struct item *item)
 {
+    if (item->row_bytes)
+        return item->rows * item->row_bytes;
     return item->rows * (item->columns ? item->columns : 1) * (item->ggml_type ? 2 : 4);
 }
 
@@ -342,9 +361,10 @@ static void write_directory(void)
             header + n, sizeof header - n,
             "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%zu%s],\"data_offsets\":[%zu,%zu]}",
             i ? "," : "", item->name,
-            item->ggml_type == 30 ? "BF16"
-            : item->ggml_type     ? "F16"
-                                  : "F32",
+            item->hf_type           ? item->hf_type
+            : item->ggml_type == 30 ? "BF16"
+            : item->ggml_type       ? "F16"
+                                    : "F32",
             item->rows, columns, at, at + item_bytes(item));
         at += item_bytes(item);
     }
@@ -413,7 +433,7 @@ static void write_gguf(const struct extra *extra, size_t n_extra)
         put_str(f, model.qwen3 ? "qwen3" : "llama");
     put_u32_pair(f, arch, "block_count", N_LAYERS);
     put_u32_pair(f, arch, "embedding_length", D);
-    put_u32_pair(f, arch, "feed_forward_length", FF);
+    put_u32_pair(f, arch, "feed_forward_length", model.ff ? model.ff : FF);
     put_u32_pair(f, arch, "attention.head_count", HEADS);
     put_u32_pair(f, arch, "attention.head_count_kv", KV);
     put_u32_pair(f, arch, "attention.key_length", HD);
@@ -600,6 +620,165 @@ static void test_checkpoint_names_what_is_wrong_with_a_weight(void **state)
     add("blk.0.ffn_gate_exps.weight", FF, D);
     write_gguf(NULL, 0);
     expect_refused(gguf_path(), TD_UNSUPPORTED, "mixture of experts");
+}
+
+/* ---- types ---- */
+
+/* Gives a GGUF file's ffn_down of layer 1 rows of 256 columns in another type. */
+static void set_down(uint32_t ggml_type, size_t row_bytes)
+{
+    static const char *const wide[] = {"blk.0.ffn_gate.weight", "blk.0.ffn_up.weight",
+                                       "blk.1.ffn_gate.weight", "blk.1.ffn_up.weight"};
+    struct item *down;
+
+    build_model(false, true);
+    model.ff = 256;
+    for (size_t i = 0; i < sizeof wide / sizeof wide[0]; i++)
+        find_item(wide[i])->rows = 256;
+    find_item("blk.0.ffn_down.weight")->columns = 256;
+    down = find_item("blk.1.ffn_down.weight");
+    down->columns = 256;
+    down->ggml_type = ggml_type;
+    down->row_bytes = row_bytes;
+    write_gguf(NULL, 0);
+}
+
+static void test_checkpoint_loads_every_type_of_gguf_and_refuses_others_by_name(void **state)
+{
+    struct td_tensor t;
+    size_t n_types = 0;
+
+    (void)state;
+    for (int type = 0; type < TD_N_DTYPES; type++) {
+        size_t row_bytes = td_dtype_row_bytes((enum td_dtype)type, 256);
+        struct td_checkpoint *ck;
+        uint32_t number;
+
+        if (!td_gguf_number_of((enum td_dtype)type, &number)) {
+            assert_int_equal(type, TD_F8_E4M3);
+            continue;
+        }
+        set_down(number, row_bytes);
+        ck = open_good(gguf_path());
+        assert_int_equal(td_checkpoint_weight(ck, TD_ROLE_DOWN, 1, &t, NULL), TD_OK);
+        assert_int_equal(t.dtype, type);
+        assert_int_equal(t.bytes, D * row_bytes);
+        touch_weights(ck);
+        td_checkpoint_close(ck);
+        n_types++;
+    }
+    assert_int_equal(n_types, TD_N_DTYPES - 1);
+
+    set_down(16, 66);
+    expect_refused(gguf_path(), TD_UNSUPPORTED,
+                   "tensor 'blk.1.ffn_down.weight' has type IQ2_XXS, which is not built; expected "
+                   "f32 f16 bf16 q8_0");
+    build_model(false, true); /* rows of 32 */
+    find_item("blk.1.ffn_up.weight")->ggml_type = 14;
+    write_gguf(NULL, 0);
+    expect_refused(gguf_path(), TD_CORRUPT,
+                   "tensor 'blk.1.ffn_up.weight': rows of 32 are no whole number of Q6_K blocks");
+    build_model(false, true);
+    find_item("output_norm.weight")->ggml_type = 8;
+    write_gguf(NULL, 0);
+    expect_refused(gguf_path(), TD_UNSUPPORTED,
+                   "norm 'output_norm.weight' has type Q8_0, which is not built; expected f32 f16 "
+                   "bf16");
+}
+
+/* A Hugging Face model whose up_proj of layer 1 is FP8 with a scale of that name, shape and type. */
+static void write_fp8(const char *config, const char *scale, size_t rows, size_t columns,
+                      const char *scale_type, size_t elem_bytes)
+{
+    struct item *item;
+
+    build_model(false, false);
+    item = find_item("model.layers.1.mlp.up_proj.weight");
+    item->hf_type = "F8_E4M3";
+    item->row_bytes = D;
+    if (scale) {
+        add(scale, rows, columns);
+        item = find_item(scale);
+        item->hf_type = scale_type;
+        item->row_bytes = (columns ? columns : 1) * elem_bytes;
+    }
+    snprintf(model.config + strlen(model.config) - 1, sizeof model.config - strlen(model.config),
+             ",%s}", config);
+    write_directory();
+}
+
+#define UP1 "model.layers.1.mlp.up_proj."
+#define FP8 "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}"
+
+static void test_checkpoint_takes_fp8_scales_of_every_shape(void **state)
+{
+    static const struct {
+        const char *name;
+        size_t rows, columns;
+        const char *type;
+        size_t elem_bytes;
+        bool by_row;
+    } good[] = {{UP1 "weight_scale_inv", 1, 1, "F32", 4, false},
+                {UP1 "weight_scale_inv", 1, 1, "BF16", 2, false},
+                {UP1 "weight_scale", 1, 0, "F32", 4, false},
+                {UP1 "weight_scale", FF, 0, "F32", 4, true},
+                {UP1 "weight_scale", FF, 1, "BF16", 2, true}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        struct td_checkpoint *ck;
+        float scales[FF], other[2];
+        struct td_tensor t;
+        struct td_err err;
+
+        write_fp8(FP8, good[i].name, good[i].rows, good[i].columns, good[i].type,
+                  good[i].elem_bytes);
+        ck = open_good(dir);
+        assert_int_equal(td_checkpoint_weight(ck, TD_ROLE_UP, 1, &t, NULL), TD_OK);
+        assert_int_equal(t.dtype, TD_F8_E4M3);
+        assert_int_equal(td_checkpoint_scales(ck, TD_ROLE_UP, 1, 0, FF, 0, D, scales, &err), TD_OK);
+        for (size_t r = 1; r < FF; r++)
+            if (!good[i].by_row)
+                assert_true(scales[r] == scales[0]);
+        assert_int_equal(good[i].by_row, scales[0] != scales[1]);
+        assert_int_equal(td_checkpoint_scales(ck, TD_ROLE_UP, 1, 7, 2, 0, D, other, &err), TD_OK);
+        assert_memory_equal(other, scales + 7, sizeof other);
+        assert_int_equal(td_checkpoint_scales(ck, TD_ROLE_UP, 1, FF - 1, 2, 0, D, other, &err),
+                         TD_INVALID);
+        assert_int_equal(td_checkpoint_scales(ck, TD_ROLE_UP, 0, 0, 1, 0, D, other, &err),
+                         TD_INVALID);
+        td_checkpoint_close(ck);
+    }
+    /* What measures activations or a cache is no weight. */
+    write_fp8(FP8, UP1 "weight_scale", 1, 0, "F32", 4);
+    add(UP1 "input_scale", 1, 0);
+    add("model.layers.1.self_attn.k_scale", 1, 0);
+    write_directory();
+    td_checkpoint_close(open_good(dir));
+}
+
+static void test_checkpoint_refuses_fp8_that_it_cannot_scale(void **state)
+{
+    (void)state;
+    write_fp8(FP8, NULL, 0, 0, NULL, 0);
+    expect_refused(dir, TD_CORRUPT,
+                   "tensor '" UP1 "weight' has type F8_E4M3 but no scale beside it; expected '" UP1
+                   "weight_scale_inv' or '" UP1 "weight_scale'");
+    write_fp8(FP8, UP1 "weight_scale", FF - 1, 0, "F32", 4);
+    expect_refused(dir, TD_CORRUPT, "scale '" UP1 "weight_scale' is 1-dimensional, 47 x 1");
+    write_fp8(FP8, UP1 "weight_scale_inv", 1, 2, "F32", 4);
+    expect_refused(dir, TD_CORRUPT, "scale '" UP1 "weight_scale_inv' is 2-dimensional, 1 x 2");
+    write_fp8(FP8, UP1 "weight_scale", 1, 0, "F8_E8M0", 1);
+    expect_refused(dir, TD_UNSUPPORTED, "scale '" UP1 "weight_scale' has type F8_E8M0");
+    write_fp8(FP8, UP1 "weight_scale", 1, 0, "F8_E4M3", 1);
+    expect_refused(dir, TD_UNSUPPORTED, "scale '" UP1 "weight_scale' has type f8_e4m3");
+    write_fp8(FP8, UP1 "weight_scale", 1, 0, "F32", 4);
+    find_item(UP1 "weight")->hf_type = "F8_E5M2";
+    write_directory();
+    expect_refused(dir, TD_UNSUPPORTED, "tensor '" UP1 "weight' has type F8_E5M2");
+    write_fp8("\"quantization_config\":{\"quant_method\":\"awq\"}", UP1 "weight_scale", 1, 0, "F32",
+              4);
+    expect_refused(dir, TD_UNSUPPORTED, "asks for the method 'awq'");
 }
 
 static void count_entry(const struct td_checkpoint_entry *entry, void *user)
@@ -821,13 +1000,20 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_checkpoint_opens_every_real_model_it_can_load),
-        cmocka_unit_test(test_checkpoint_refuses_types_and_architectures_by_name),
+        cmocka_unit_test(test_checkpoint_refuses_files_and_architectures_by_name),
         cmocka_unit_test(test_checkpoint_formats_of_one_model_hold_the_same_weights),
         cmocka_unit_test_setup_teardown(test_checkpoint_reads_qwen3_in_both_formats, make_dir,
                                         remove_dir),
         cmocka_unit_test_setup_teardown(test_checkpoint_takes_frequency_factors_and_yarn_from_gguf,
                                         make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_checkpoint_names_what_is_wrong_with_a_weight, make_dir,
+                                        remove_dir),
+        cmocka_unit_test_setup_teardown(
+            test_checkpoint_loads_every_type_of_gguf_and_refuses_others_by_name, make_dir,
+            remove_dir),
+        cmocka_unit_test_setup_teardown(test_checkpoint_takes_fp8_scales_of_every_shape, make_dir,
+                                        remove_dir),
+        cmocka_unit_test_setup_teardown(test_checkpoint_refuses_fp8_that_it_cannot_scale, make_dir,
                                         remove_dir),
         cmocka_unit_test_setup_teardown(test_checkpoint_visits_every_tensor, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_checkpoint_hash_follows_every_part, make_dir,

@@ -135,6 +135,30 @@ static void test_hfconfig_unites_the_end_ids(void **state)
         TD_UNSUPPORTED);
 }
 
+static void test_hfconfig_takes_every_way_to_announce_fp8(void **state)
+{
+    static const char *const good[] = {
+        "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\","
+        "\"activation_scheme\":\"dynamic\",\"weight_block_size\":[128,128]}",
+        "\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}",
+        "\"quantization_config\":{\"quant_method\":\"fbgemm_fp8\",\"activation_scale_ub\":1200.0}",
+        "\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+        "\"format\":\"float-quantized\",\"ignore\":[\"lm_head\"]}",
+        "\"quantization_config\":{\"quant_method\":\"modelopt\",\"quant_algo\":\"FP8\"}",
+        "\"compression_config\":{\"format\":\"naive-quantized\"}"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        char config[1024];
+        struct td_spec s;
+        struct td_err err;
+
+        snprintf(config, sizeof config, "{" LLAMA ",%s}", good[i]);
+        if (read_config(config, NULL, &s, &err) != TD_OK)
+            fail_msg("%s: %s", good[i], err.cause);
+    }
+}
+
 static void test_hfconfig_refuses_by_name_what_is_not_built(void **state)
 {
     (void)state;
@@ -148,6 +172,20 @@ static void test_hfconfig_refuses_by_name_what_is_not_built(void **state)
     expect_refused("{" LLAMA ",\"hidden_act\":\"gelu\"}", TD_UNSUPPORTED, "'gelu'");
     expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}",
                    TD_UNSUPPORTED, "'gptq'");
+    expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}}",
+                   TD_UNSUPPORTED, "'bitsandbytes'");
+    expect_refused("{" LLAMA ",\"quantization_config\":7}", TD_CORRUPT, "is a number");
+    expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\","
+                   "\"weight_block_size\":[1,128]}}",
+                   TD_UNSUPPORTED, "expected [128, 128]");
+    expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+                   "\"format\":\"pack-quantized\"}}",
+                   TD_UNSUPPORTED, "'format' 'pack-quantized'");
+    expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"modelopt\","
+                   "\"quant_algo\":\"NVFP4\"}}",
+                   TD_UNSUPPORTED, "'quant_algo' 'NVFP4'");
+    expect_refused("{" LLAMA ",\"compression_config\":{\"format\":\"int-quantized\"}}",
+                   TD_UNSUPPORTED, "'compression_config' has 'format' 'int-quantized'");
     expect_refused("{" LLAMA ",\"sliding_window\":128}", TD_UNSUPPORTED, "sliding_window");
     expect_refused("{" QWEN3
                    ",\"sliding_window\":128,\"use_sliding_window\":true,\"max_window_layers\":1}",
@@ -224,6 +262,7 @@ int main(void)
         cmocka_unit_test(test_hfconfig_fills_in_the_family_defaults),
         cmocka_unit_test(test_hfconfig_reads_every_rope_scaling),
         cmocka_unit_test(test_hfconfig_unites_the_end_ids),
+        cmocka_unit_test(test_hfconfig_takes_every_way_to_announce_fp8),
         cmocka_unit_test(test_hfconfig_refuses_by_name_what_is_not_built),
         cmocka_unit_test(test_hfconfig_refuses_wrong_types_and_bad_json),
         cmocka_unit_test(test_hfconfig_finds_the_chat_template),

@@ -20,9 +20,15 @@ static uint32_t dice(uint32_t n)
     return (uint32_t)(dice_state >> 33) % n;
 }
 
+/* Any type whose blocks rows of n_cols can hold. */
 static enum td_dtype any_type(uint32_t n_cols)
 {
-    return (enum td_dtype)dice(n_cols % 32 ? TD_Q8_0 : TD_Q4_0 + 1);
+    enum td_dtype type;
+
+    do
+        type = (enum td_dtype)dice(TD_N_DTYPES);
+    while (td_dtype_row_bytes(type, n_cols) == 0);
+    return type;
 }
 
 /* One problem: a model, its ranks, and the plan of them. */
@@ -79,8 +85,8 @@ static void set_random(struct fixture *f)
     s->head_dim = head_dims[dice(6)];
     s->n_kv_heads = 1 + dice(8);
     s->n_heads = s->n_kv_heads * (1 + dice(6));
-    s->d_model = dice(2) ? 32 * (1 + dice(40)) : 1 + dice(900);
-    s->d_ff = dice(2) ? 32 * (1 + dice(100)) : 1 + dice(3000);
+    s->d_model = dice(3) == 0 ? 256 * (1 + dice(5)) : dice(2) ? 32 * (1 + dice(40)) : 1 + dice(900);
+    s->d_ff = dice(3) == 0 ? 256 * (1 + dice(12)) : dice(2) ? 32 * (1 + dice(100)) : 1 + dice(3000);
     s->n_vocab = 1 + dice(5000);
     s->max_positions = 16 * (1 + dice(64));
     s->tied_head = dice(2);
@@ -112,7 +118,9 @@ static void make(struct fixture *f)
 
 static size_t row_bytes(enum td_dtype type, size_t n)
 {
-    return n / td_dtype_info(type)->block_elems * td_dtype_info(type)->block_bytes;
+    size_t scales = type == TD_F8_E4M3 ? (n + 127) / 128 * 4 : 0;
+
+    return n / td_dtype_info(type)->block_elems * td_dtype_info(type)->block_bytes + scales;
 }
 
 /* Of the whole model, every tensor once; norms are held in F32. */
@@ -147,8 +155,8 @@ static void check_leaves(const struct fixture *f, uint32_t layer)
     assert_int_equal(attn.n_cols, s->n_heads * s->head_dim);
     assert_int_equal(ffn.n_cols, s->d_ff);
     assert_int_equal(attn.leaf_cols % s->head_dim, 0);
-    assert_int_equal(attn.leaf_cols % td_dtype_info(f->model.layer[layer].o)->block_elems, 0);
-    assert_int_equal(ffn.leaf_cols % td_dtype_info(f->model.layer[layer].down)->block_elems, 0);
+    assert_int_equal(attn.leaf_cols % td_dtype_info(f->model.layer[layer].o)->sum_cols, 0);
+    assert_int_equal(ffn.leaf_cols % td_dtype_info(f->model.layer[layer].down)->sum_cols, 0);
     assert_in_range(attn.n_leaves, 1, TD_PLAN_MAX_LEAVES);
     assert_in_range(ffn.n_leaves, 1, TD_PLAN_MAX_LEAVES);
     assert_true((attn.n_leaves - 1) * attn.leaf_cols < attn.n_cols);

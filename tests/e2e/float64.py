@@ -2,54 +2,21 @@
 rounded but its weights."""
 import math
 import os
-import struct
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: more threads would mostly wait for each other
 import numpy  # noqa: E402
 
+from gguffile import Gguf  # noqa: E402
+
 
 class Model:
-    """Reads a file whose tensors are all F32, as `tensord quantize --type f32` writes it."""
-    SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
     def __init__(self, path):
-        self.data, self.at = path.read_bytes(), 4
-        assert self.data[:4] == b"GGUF" and self.take("I") == 3
-        n_tensors, n_pairs = self.take("Q"), self.take("Q")
-        self.metadata = {}
-        for _ in range(n_pairs):
-            key = self.string().decode()
-            self.metadata[key] = self.value(self.take("I"))
-        heads = {}
-        for _ in range(n_tensors):
-            name = self.string().decode()
-            shape = [self.take("Q") for _ in range(self.take("I"))]
-            kind, offset = self.take("I"), self.take("Q")
-            assert kind == 0, f"{name} is not F32"
-            heads[name] = (shape[::-1], offset)
-        start = -(-self.at // 32) * 32
-        self.tensors = {
-            name: numpy.frombuffer(self.data, "<f4", math.prod(shape), start + offset).reshape(shape).astype("f8")
-            for name, (shape, offset) in heads.items()}
-        assert self.metadata["general.architecture"] == b"qwen3"
-
-    def take(self, code):
-        value, = struct.unpack_from("<" + code, self.data, self.at)
-        self.at += struct.calcsize("<" + code)
-        return value
-
-    def string(self):
-        n = self.take("Q")
-        self.at += n
-        return self.data[self.at - n:self.at]
-
-    def value(self, kind):
-        if kind == 8:
-            return self.string()
-        if kind == 9:
-            elem, n = self.take("I"), self.take("Q")
-            return [self.value(elem) for _ in range(n)]
-        return self.take(self.SCALARS[kind])
+        """Of a file whose tensors are all F32, as `tensord quantize --type f32` writes it."""
+        file = Gguf(path)
+        assert file.metadata["general.architecture"] == b"qwen3" and set(file.types().values()) == {"F32"}
+        self.metadata = file.metadata
+        self.tensors = {name: numpy.frombuffer(data, "<f4").reshape(shape[::-1]).astype("f8")
+                        for name, (_, shape, data) in file.tensors.items()}
 
     def norm(self, x, name):
         eps = self.metadata["qwen3.attention.layer_norm_rms_epsilon"]

@@ -13,7 +13,7 @@ TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "
          "iq4_xs", "mxfp4"]
 FORMS = [(t, ()) for t in TYPES] + [("f8_e4m3", ("--fp8-scales", s)) for s in ("block", "channel", "tensor")]
 RANKS = [1, 2, 3, 4, 8]
-CONTEXT, WINDOWS = 256, 8
+CONTEXT = 256
 
 forms = pytest.mark.parametrize("kind,options", FORMS, ids=[k + "".join("-" + o for o in opts[1:]) for k, opts in FORMS])
 
@@ -41,7 +41,6 @@ def stories(tensord, tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("stories") / "stories.txt"
     path.write_text("\n".join(d for d in text.split("<|endoftext|>") if "<|" not in d))
     ids = tensord.json("tokenize", "--model", tiny, "--file", path)["ids"]
-    assert len(ids) >= CONTEXT * WINDOWS
     return path, ids
 
 
@@ -73,6 +72,4 @@ def test_perplexity_is_that_of_float64_over_the_stored_weights(tensord, quantize
     model = Model(path)
     want = numpy.concatenate([model.nll(ids[i:i + CONTEXT]) for i in range(0, out["windows"] * CONTEXT, CONTEXT)])
     assert len(out["nll"]) == len(want) == out["scored_tokens"]
-    print(kind, out["perplexity"], math.exp(want.mean()), "off by", out["perplexity"] / math.exp(want.mean()) - 1,
-          "a score by", numpy.abs(out["nll"] - want).max())
     assert out["perplexity"] == pytest.approx(math.exp(want.mean()), rel=1e-3)

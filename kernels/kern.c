@@ -70,8 +70,9 @@ static enum td_status check_shape(const struct td_kern *kern, const struct td_ma
     for (uint32_t i = 0; i < s->n_leaves; i++) {
         if (s->leaf_end[i] <= before || (s->leaf_end[i] % unit && i + 1 < s->n_leaves))
             return td_err_set(err, TD_INVALID,
-                              "leaf %u ends at column %u: expected a multiple of %u past %u", i,
-                              s->leaf_end[i], unit, before);
+                              "leaf %u of a matrix of type %s ends at column %u: expected a "
+                              "multiple of %u past %u",
+                              i, td_dtype_info(s->dtype)->name, s->leaf_end[i], unit, before);
         before = s->leaf_end[i];
     }
     if (td_dtype_row_bytes(s->dtype, s->n_cols) == 0)

@@ -98,13 +98,13 @@ build() { # NAME  FOLDER  cmake arguments...
 
 # ---- cmocka ----
 
-# Runs the program of every tests/unit/*/test_*.c, `jobs` at a time; output and exit status end in $logs/<stage>.
+# Runs the program of every test_*.c of tests/unit/* and tests/ops, `jobs` at a time; output and exit status end in $logs/<stage>.
 # shellcheck disable=SC2016 # the inner shell expands the names
 run_programs() { # STAGE  FOLDER
     local out=$logs/$1
     rm -rf "$out"
     mkdir -p "$out"
-    find tests/unit -name 'test_*.c' -printf '%f\n' | sort | sed 's/\.c$//' |
+    find tests/unit tests/ops -name 'test_*.c' -printf '%f\n' | sort | sed 's/\.c$//' |
         OUT=$out FOLDER=$2/tests xargs -P "$jobs" -I{} bash -c '
             timeout 300 "$FOLDER/{}" >"$OUT/{}.log" 2>&1 </dev/null
             echo $? >"$OUT/{}.status"'
@@ -129,7 +129,7 @@ stage_unit() {
     run_programs unit build
     for status_file in "$logs"/unit/*.status; do
         [ -e "$status_file" ] || {
-            fail "there is no test_*.c in tests/unit"
+            fail "there is no test_*.c in tests/unit and tests/ops"
             return
         }
         name=$(basename "$status_file" .status)

@@ -313,7 +313,7 @@ static int sub_scale(const struct lane *l, const uint8_t *block, uint32_t b, uin
         return (int)bits_at(l, block, 4, i / 4, i % 4, 0, 15);
     case TD_IQ4_XS:
         return (int)(((field32(l, block, 4) >> (4 * b)) & 15) |
-                     ((field16(l, block, 2) >> (2 * b)) & 3u) << 4) -
+                     (((uint32_t)field16(l, block, 2) >> (2 * b)) & 3u) << 4) -
                32;
     default:
         return 0;

@@ -16,8 +16,10 @@ static inline float td_e4m3_to_f32(uint8_t v)
 
     if ((v & 0x7fu) == 0x7fu)
         return td_half_bits_f32(sign | 0x7fc00000u);
-    /* Read as a float of bias 127 the value is 2^-120 of itself, subnormals too. */
-    return td_half_bits_f32(sign | (uint32_t)(v & 0x7fu) << 20) * 0x1p120f;
+    /* No F32 below its normal range on the way: the products of BF16 and F8 are taken with those flushed. */
+    if ((v & 0x78u) == 0)
+        return td_half_bits_f32(sign | td_half_f32_bits((float)(v & 7u) * 0x1p-9f));
+    return td_half_bits_f32(sign | (((uint32_t)(v & 0x7fu) << 20) + (120u << 23)));
 }
 
 /* To nearest, ties to even. What lies beyond 448, infinity too, becomes 448 of its sign; NaN stays NaN. */

@@ -8,18 +8,21 @@ import pytest
 TEXT = "text/tinystories-dev.txt"
 HF_260K, HF_3M = "stories260K/hf", "stories3M/hf-bf16-sharded"
 F32_260K = "stories260K/gguf/stories260K-F32.gguf"
-Q8_3M, Q4_3M = "stories3M/gguf/stories3M-Q8_0.gguf", "stories3M/gguf/stories3M-Q4_0.gguf"
+Q4_3M = "stories3M/gguf/stories3M-Q4_0.gguf"
 
 # Model, file of that type in its perplexity.md, bound in percent. The BF16 shards of stories3M are measured against the F32
-# file that they were rounded from; their own value is not listed.
+# file that they were rounded from; their own value is not listed. Where activations are rounded to int8, a last bit anywhere
+# moves these 1,016 scores by some 0.2 %: of stories3M-Q6_K llama.cpp itself says 4.8265 to 4.8446, by its cache's type and its
+# attention kernel. Over the 17,272 scores of 100,000 bytes of Ulysses it and we differ by 0.04 % there.
 LISTED = [
     (F32_260K, "stories260K-F32.gguf", 0.02),
     (HF_260K, "stories260K-F32.gguf", 0.02),
-    ("stories260K/gguf/stories260K-F16.gguf", "stories260K-F16.gguf", 0.1),
-    ("stories260K/gguf/stories260K-BF16.gguf", "stories260K-BF16.gguf", 0.1),
     (HF_3M, "(F32, 12.7 MB, not kept)", 0.1),
-    (Q8_3M, "stories3M-Q8_0.gguf", 0.2),
-    (Q4_3M, "stories3M-Q4_0.gguf", 0.2),
+    *((f"stories260K/gguf/stories260K-{t}.gguf", f"stories260K-{t}.gguf", 0.1) for t in ("F16", "BF16")),
+    *((f"stories260K/gguf/stories260K-{t}.gguf", f"stories260K-{t}.gguf", 0.2)
+      for t in ("IQ4_XS", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")),
+    *((f"stories3M/gguf/stories3M-{t}.gguf", f"stories3M-{t}.gguf", 0.2) for t in ("Q4_0", "Q4_K_M", "Q8_0")),
+    ("stories3M/gguf/stories3M-Q6_K.gguf", "stories3M-Q6_K.gguf", 0.4),
 ]
 
 
@@ -45,6 +48,11 @@ def test_perplexity_is_the_listed_one(tensord, shared, model, row, percent):
     assert out["tokens"] == out["windows"] * 256
 
 
+def test_every_file_that_is_listed_is_measured(shared):
+    there = {str(p.relative_to(shared / "models")) for p in (shared / "models").glob("*/gguf/*.gguf")}
+    assert there <= {model for model, _, _ in LISTED}
+
+
 @pytest.mark.parametrize("model", [HF_260K, HF_3M, Q4_3M])
 def test_three_ranks_give_the_same_bits(tensord, shared, model):
     alone = perplexity(tensord, shared, model, "--context", 256)
@@ -56,11 +64,15 @@ def test_three_ranks_give_the_same_bits(tensord, shared, model):
 
 @pytest.mark.parametrize("model,reference", [(HF_260K, "stories260K/reference.json"),
                                              (HF_3M, "stories3M/reference-bf16.json")])
-def test_every_score_is_that_of_the_float64_reference(tensord, shared, model, reference):
+def test_every_score_is_that_of_the_float64_reference(tensord, shared, tmp_path, model, reference):
     forced = json.loads((shared / "models" / reference).read_text())["teacher_forced"]
     n = len(forced["ids"])
+    path = shared / "models" / model
+    if model == HF_3M:  # products with BF16 weights round the activations; with the same weights in F32 they do not
+        path = tmp_path / "f32.gguf"
+        tensord.json("quantize", shared / "models" / model, path, "--type", "f32")
     # The reference keeps keys and values unrounded. Its scores have six decimals.
-    out = perplexity(tensord, shared, model, "--rule", "all", "--context", n, "--verbose", "--kv-cache-dtype", "f32")
+    out = perplexity(tensord, shared, path, "--rule", "all", "--context", n, "--verbose", "--kv-cache-dtype", "f32")
     assert out["scored_tokens"] == len(out["nll"])
     assert out["nll"][:n - 1] == pytest.approx(forced["nll"], abs=1e-4)
     assert sum(out["nll"][:n - 1]) / (n - 1) == pytest.approx(forced["mean_nll"], abs=5e-6)

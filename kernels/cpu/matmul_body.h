@@ -19,9 +19,12 @@ enum {
     PLAIN_BYTES = CHUNK_FLOAT / 128 * (128 * 128 + 128) > CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT
                       ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
                       : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
-    WIDE_BYTES = CHUNK_INT / 32 * 34 * TD_CPU_GROUP, /* packed chunk: Q8_0 has the longest */
+    WIDE_BYTES = CHUNK_FLOAT * 4 * TD_CPU_GROUP, /* packed chunk: F32 has the longest */
     AHEAD = 2048 /* bytes that one token's stream prefetches ahead */
 };
+
+_Static_assert(CHUNK_INT / 32 * 34 <= CHUNK_FLOAT * 4,
+               "a packed chunk of Q8_0 is longer than one of F32");
 
 /* ---- fields of packed blocks of 32 lanes: the half `h` of them ---- */
 

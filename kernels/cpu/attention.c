@@ -141,7 +141,7 @@ static void rope_task(void *user, uint32_t task)
 void td_cpu_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
                     const struct td_kv_rows *rows_in, uint32_t n, const struct td_rope_kv *in)
 {
-    struct rope_job job = {td_cpu_of(kern)->isa, kv, rows_in, in, n, ROPE_ROWS};
+    struct rope_job job = {&td_cpu_of(kern)->isa, kv, rows_in, in, n, ROPE_ROWS};
 
     /* Rows of one block share cache lines: many rows are cut where blocks usually end. */
     if (n < ROPE_ROWS * kern->n_threads)
@@ -480,7 +480,7 @@ enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *k
                                 float *out, struct td_err *err)
 {
     struct td_cpu *cpu = td_cpu_of(kern);
-    struct attention_job job = {.ops = cpu->isa->attend,
+    struct attention_job job = {.ops = cpu->isa.attend,
                                 .kv = kv,
                                 .rows = rows_in,
                                 .q = q,

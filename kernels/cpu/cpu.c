@@ -167,30 +167,45 @@ static enum td_status no_such_isa(const char *name, struct td_err *err)
     return td_err_set(err, TD_UNSUPPORTED, "this processor has no %s", name);
 }
 
-/* Sets isa and bf16; `name` NULL: the best there is. AVX-512 comes with its BF16 unit (avx512bf16) or without (avx512). */
+static void take_bf16_unit(struct td_cpu *cpu)
+{
+    cpu->isa.bf16 = td_cpu_avx512bf16.bf16;
+    strcat(cpu->head.name, "+bf16");
+}
+
+static void take_int_unit(struct td_cpu *cpu)
+{
+    cpu->isa.product = td_cpu_avx512amx.product;
+    cpu->isa.max_tile[TD_ACT_INT32] = cpu->isa.max_tile[TD_ACT_INT256] = 1;
+    strcat(cpu->head.name, "+amx");
+}
+
+/* Sets isa and the device's name; `name` NULL: the best there is. AVX-512 comes with units that replace parts of it:
+ * avx512bf16 and avx512amx ask for it with that one, avx512 for it alone. */
 static enum td_status choose_isa(struct td_cpu *cpu, const char *name, struct td_err *err)
 {
-    bool with_unit = name && strcasecmp(name, "avx512bf16") == 0;
+    const bool bf16 = name && strcasecmp(name, "avx512bf16") == 0;
+    const bool amx = name && strcasecmp(name, "avx512amx") == 0;
+    const char *table = bf16 || amx ? "avx512" : name;
     size_t i = 0, n = sizeof ISAS / sizeof ISAS[0];
 
-    while (i < n && (name ? strcasecmp(with_unit ? "avx512" : name, ISAS[i]->name) != 0
-                          : !ISAS[i]->available()))
+    while (i < n && (name ? strcasecmp(table, ISAS[i]->name) != 0 : !ISAS[i]->available()))
         i++;
     if (i == n)
         return td_err_set(err, TD_INVALID,
-                          "instruction set '%s': expected auto, ref, avx2, avx512 or avx512bf16",
+                          "instruction set '%s': expected auto, ref, avx2, avx512, avx512bf16 or "
+                          "avx512amx",
                           name);
-    if (!ISAS[i]->available() || (with_unit && !td_cpu_avx512bf16.available()))
+    if (!ISAS[i]->available() || (bf16 && !td_cpu_avx512bf16.available()) ||
+        (amx && !td_cpu_avx512amx.available()))
         return no_such_isa(name, err);
-    cpu->isa = ISAS[i];
-    cpu->bf16 = ISAS[i]->bf16;
+    cpu->isa = *ISAS[i];
     snprintf(cpu->head.name, sizeof cpu->head.name, "cpu %s", ISAS[i]->name);
-    if (!name && ISAS[i] == &td_cpu_isa_avx512)
-        with_unit = td_cpu_avx512bf16.available() && td_cpu_avx512bf16.beats_fma();
-    if (with_unit) {
-        cpu->bf16 = td_cpu_avx512bf16.bf16;
-        snprintf(cpu->head.name, sizeof cpu->head.name, "cpu avx512bf16");
-    }
+    if (bf16 || (!name && ISAS[i] == &td_cpu_isa_avx512 && td_cpu_avx512bf16.available() &&
+                 td_cpu_avx512bf16.beats_fma()))
+        take_bf16_unit(cpu);
+    if (amx || (!name && ISAS[i] == &td_cpu_isa_avx512 && td_cpu_avx512amx.available()))
+        take_int_unit(cpu);
     return TD_OK;
 }
 

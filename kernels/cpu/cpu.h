@@ -65,22 +65,6 @@ struct td_cpu_bf16 {
     void (*product)(const struct td_cpu_product *p);
 };
 
-struct td_cpu {
-    struct td_kern head;
-    const struct td_cpu_isa *isa;
-    struct td_cpu_bf16 bf16; /* isa's, or a faster unit's */
-    struct td_pool *pool;
-    struct td_slab *slab;               /* that the next matrix is cut from */
-    struct td_cpu_attention *attention; /* scratch of attention, grown on demand and kept */
-    uint8_t *scratch;                   /* prepared activations, grown on demand and kept */
-    size_t scratch_bytes;
-};
-
-static inline struct td_cpu *td_cpu_of(struct td_kern *kern)
-{
-    return (struct td_cpu *)kern;
-}
-
 /* ---- matrices ---- */
 
 struct td_cpu_matrix {
@@ -382,6 +366,22 @@ struct td_cpu_isa {
     const struct td_cpu_attend_ops *attend;
 };
 
+struct td_cpu {
+    struct td_kern head;
+    struct td_cpu_isa
+        isa; /* the instruction set's table, with the units that replace parts of it */
+    struct td_pool *pool;
+    struct td_slab *slab;               /* that the next matrix is cut from */
+    struct td_cpu_attention *attention; /* scratch of attention, grown on demand and kept */
+    uint8_t *scratch;                   /* prepared activations, grown on demand and kept */
+    size_t scratch_bytes;
+};
+
+static inline struct td_cpu *td_cpu_of(struct td_kern *kern)
+{
+    return (struct td_cpu *)kern;
+}
+
 /* Sum of 16 lanes: halves joined until one is left. */
 static inline float td_cpu_fold16(const float *lane)
 {
@@ -406,6 +406,13 @@ extern const struct td_cpu_bf16_unit {
     bool (*beats_fma)(void); /* measures, some tens of microseconds */
     struct td_cpu_bf16 bf16;
 } td_cpu_avx512bf16;
+
+/* Integer products of a processor's matrix unit, to replace those of td_cpu_isa_avx512. Activations lie in tiles of one
+ * token, with 15 more rows behind them that may be read. */
+extern const struct td_cpu_int_unit {
+    bool (*available)(void); /* asks the system for the unit */
+    void (*product)(const struct td_cpu_product *p);
+} td_cpu_avx512amx;
 
 /* Writes source rows (file format) of one group into the packed layout at `dst`. */
 void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,

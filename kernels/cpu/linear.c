@@ -72,7 +72,7 @@ static void prepare_token(const struct linear_job *job, const struct td_cpu_act 
         if (t - t0 < tile.t0 + tile.n)
             break;
     }
-    (act->traits.kind == TD_ACT_BF16 ? job->cpu->bf16.prepare : job->cpu->isa->prepare)(
+    (act->traits.kind == TD_ACT_BF16 ? job->cpu->isa.bf16.prepare : job->cpu->isa.prepare)(
         &job->src, act, t, t - t0 - tile.t0, tile.n,
         act->data + (size_t)(t0 + tile.t0) * act->row_bytes);
 }
@@ -83,7 +83,7 @@ static void prepare_task(void *user, uint32_t task)
     uint32_t t1 = (task + 1) * TOKENS_PER_TASK;
 
     for (uint32_t t = task * TOKENS_PER_TASK; t < t1 && t < job->n; t++) {
-        job->cpu->isa->gather(&job->src, t);
+        job->cpu->isa.gather(&job->src, t);
         for (uint32_t i = 0; i < job->n_acts; i++)
             prepare_token(job, &job->act[i], t);
     }
@@ -100,7 +100,7 @@ static bool same_form(struct td_cpu_traits a, struct td_cpu_traits b)
 /* Index of the activations that m reads; a form that is new gets its place. */
 static uint8_t act_for(struct linear_job *job, const struct td_matrix *m)
 {
-    const struct td_cpu_isa *isa = job->cpu->isa;
+    const struct td_cpu_isa *isa = &job->cpu->isa;
     struct td_cpu_traits traits = td_cpu_traits(m->dtype);
     uint8_t i = 0;
 
@@ -111,7 +111,7 @@ static uint8_t act_for(struct linear_job *job, const struct td_matrix *m)
             .traits = traits,
             .n_cols = m->n_cols,
             .max_tile = isa->max_tile[traits.kind],
-            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, job->cpu->bf16.pairs)};
+            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, isa->bf16.pairs)};
     return i;
 }
 
@@ -139,7 +139,8 @@ static enum td_status place_acts(struct td_cpu *cpu, struct linear_job *job, str
 
     for (uint32_t i = 0; i < job->n_acts; i++) {
         at[i] = bytes;
-        bytes += (job->n * job->act[i].row_bytes + 63) & ~(size_t)63;
+        /* Matrix units read whole tiles of 16 rows. */
+        bytes += ((job->n + 15) * job->act[i].row_bytes + 63) & ~(size_t)63;
     }
     s = reserve_scratch(cpu, bytes, err);
     job->src.factor = (float *)(void *)cpu->scratch;
@@ -155,10 +156,10 @@ static void product(const struct linear_job *job, const struct td_cpu_product *p
     if (p->act->traits.kind == TD_ACT_BF16) {
         uint32_t mode = flush_begin();
 
-        job->cpu->bf16.product(p);
+        job->cpu->isa.bf16.product(p);
         flush_end(mode);
     } else {
-        job->cpu->isa->product(p);
+        job->cpu->isa.product(p);
     }
 }
 
@@ -180,8 +181,8 @@ static void gated(const struct linear_job *job, const struct td_kern_output *o,
     product(job, &gate);
     product(job, up);
     for (uint32_t t = 0; t < up->n; t++)
-        job->cpu->isa->silu_mul(gate_out + t * gate.row_stride, up_out + t * up->row_stride, width,
-                                out + t * row_stride);
+        job->cpu->isa.silu_mul(gate_out + t * gate.row_stride, up_out + t * up->row_stride, width,
+                               out + t * row_stride);
 }
 
 static void product_task(void *user, uint32_t task)

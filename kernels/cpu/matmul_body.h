@@ -9,7 +9,7 @@
  * tile of tokens goes over it. The plain forms, for 32 lanes (vectors of 16 lanes, lower half first):
  *   floats     per column F32. BF16: columns of a pair swapped; or, with TD_BF16_PAIRS, per pair of columns words of two BF16.
  *              F8 has 32 F32 scales before every 128 columns.
- *   integers   per 32 columns 8 steps of words of four stored integers; then per half F32 scales [32], then per half F32
+ *   integers   per 32 columns 8 steps of words of four stored integers (with TD_PLAIN_SIGNED less the offset); then per half F32 scales [32], then per half F32
  *              minimums [32]; INT256 has F32 d [32] (and dmin [32]) after every eighth. */
 
 enum {
@@ -209,6 +209,17 @@ INLINE uint32_t plain_tail(struct td_cpu_traits traits)
     return traits.kind == TD_ACT_INT256 ? (uint32_t)(128 * (1 + traits.mins)) : 0;
 }
 
+/* Stored integers as the plain form has them. */
+INLINE vi plain_word(struct td_cpu_traits traits, vi word)
+{
+#if TD_PLAIN_SIGNED
+    return vi_sub_bytes(word, vi_set1(traits.offset * 0x01010101));
+#else
+    (void)traits;
+    return word;
+#endif
+}
+
 INLINE void expand_int(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, float *plain)
 {
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
@@ -218,8 +229,9 @@ INLINE void expand_int(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, floa
     for (uint32_t k = 0; k < n_k; k += elems, p += bytes) {
         for (int b = 0; b < (int)elems / 32; b++) {
             for (int j = 0; j < 8; j++, plain += 32) {
-                vi_store((uint8_t *)plain, weight_word(dtype, p, b, j, 0));
-                vi_store((uint8_t *)(plain + 16), weight_word(dtype, p, b, j, 1));
+                vi_store((uint8_t *)plain, plain_word(traits, weight_word(dtype, p, b, j, 0)));
+                vi_store((uint8_t *)(plain + 16),
+                         plain_word(traits, weight_word(dtype, p, b, j, 1)));
             }
             for (int half = 0; half < traits.halves; half++, plain += 32) {
                 vf_store(plain, weight_scale(dtype, p, b, half, 0));
@@ -804,6 +816,24 @@ INLINE size_t plain_floats(struct td_cpu_traits traits, bool f8, uint32_t n_k)
     return (size_t)n_k * 32;
 }
 
+/* Token `at`'s sum of a chunk: joined with those that wait for it, or kept until its leaf is whole. */
+INLINE void put_sum(const struct chunk *c, uint32_t at, vf s0, vf s1, uint32_t depth,
+                    uint32_t chunk_index, struct waiting *wait)
+{
+    float *to = wait->acc[at];
+
+    if (c->last) {
+        for (uint32_t k = chunk_index; k & 1; k >>= 1) {
+            depth--;
+            s0 = vf_add(vf_load(wait->sum[depth][at]), s0);
+            s1 = vf_add(vf_load(wait->sum[depth][at] + 16), s1);
+        }
+        to = wait->sum[depth][at];
+    }
+    vf_store(to, s0);
+    vf_store(to + 16, s1);
+}
+
 /* One tile goes over a chunk; what its leaves join to waits at `depth`, after `chunk_index` chunks of the part. */
 INLINE void tile(struct td_cpu_traits traits, bool f8, int n_tokens, const struct td_cpu_product *p,
                  const struct chunk *c, struct td_cpu_tile t, struct lookahead ahead,
@@ -847,31 +877,23 @@ INLINE void tile(struct td_cpu_traits traits, bool f8, int n_tokens, const struc
             for (int h = 0; h < 2; h++)
                 stack[n_stack - 2][i][h] =
                     vf_add(stack[n_stack - 2][i][h], stack[n_stack - 1][i][h]);
-    for (int i = 0; i < n_tokens; i++) {
-        const uint32_t at = t.t0 + (uint32_t)i;
-        uint32_t level = depth;
-        vf s0 = stack[0][i][0], s1 = stack[0][i][1];
-        float *to = wait->acc[at];
+    for (int i = 0; i < n_tokens; i++)
+        put_sum(c, t.t0 + (uint32_t)i, stack[0][i][0], stack[0][i][1], depth, chunk_index, wait);
+}
 
-        if (c->last) {
-            for (uint32_t k = chunk_index; k & 1; k >>= 1) {
-                level--;
-                s0 = vf_add(vf_load(wait->sum[level][at]), s0);
-                s1 = vf_add(vf_load(wait->sum[level][at] + 16), s1);
-            }
-            to = wait->sum[level][at];
-        }
-        vf_store(to, s0);
-        vf_store(to + 16, s1);
-    }
+/* The lines after a chunk, to be asked for in n_tiles passes over it. */
+INLINE struct lookahead look_from(const struct chunk *c, uint32_t n_tiles)
+{
+    const uint32_t n_steps = n_tiles * ((c->k1 - c->k0 + 31) / 32);
+
+    return (struct lookahead){c->next, (uint32_t)((c->next_bytes / 64 + n_steps - 1) / n_steps)};
 }
 
 INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_product *p,
                   const struct chunk *c, uint32_t depth, uint32_t chunk_index, struct waiting *wait)
 {
     const uint32_t n_tiles = td_cpu_tiles(p->n, p->act->max_tile);
-    const uint32_t n_steps = n_tiles * ((c->k1 - c->k0 + 31) / 32);
-    struct lookahead ahead = {c->next, (uint32_t)((c->next_bytes / 64 + n_steps - 1) / n_steps)};
+    struct lookahead ahead = look_from(c, n_tiles);
 
     for (uint32_t i = 0; i < n_tiles; i++) {
         struct td_cpu_tile t = td_cpu_tile(p->n, n_tiles, i);

@@ -22,7 +22,7 @@ static void norm_task(void *user, uint32_t task)
 void td_cpu_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
                     uint32_t dim, float eps, float *out)
 {
-    struct norm_job job = {td_cpu_of(kern)->isa, x, weight, dim, eps, out};
+    struct norm_job job = {&td_cpu_of(kern)->isa, x, weight, dim, eps, out};
 
     if ((size_t)n * dim < 16384)
         for (uint32_t i = 0; i < n; i++)
@@ -48,7 +48,7 @@ static void silu_task(void *user, uint32_t task)
 
 void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n, float *out)
 {
-    struct span_job job = {td_cpu_of(kern)->isa, gate, up, out, n, n < 16384 ? n : 4096};
+    struct span_job job = {&td_cpu_of(kern)->isa, gate, up, out, n, n < 16384 ? n : 4096};
 
     if (n)
         td_pool_run(td_cpu_of(kern)->pool, (uint32_t)((n + job.step - 1) / job.step), silu_task,
@@ -57,5 +57,5 @@ void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, s
 
 void td_cpu_add(struct td_kern *kern, float *x, const float *y, size_t n)
 {
-    td_cpu_of(kern)->isa->add(x, y, n);
+    td_cpu_of(kern)->isa.add(x, y, n);
 }

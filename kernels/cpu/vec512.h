@@ -339,6 +339,11 @@ OP vf vf_swap_pairs(vf a)
     return _mm512_permute_ps(a, 0xb1);
 }
 
+OP vi vi_sub_bytes(vi a, vi b)
+{
+    return _mm512_sub_epi8(a, b);
+}
+
 #if TD_BF16_PAIRS
 /* fma(even, even, fma(odd, odd, acc)) of the pairs in each lane, subnormals flushed. */
 OP vf v_dot_bf16(vf acc, vi w, vi a)

@@ -80,6 +80,21 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def in_f32(tensord, tmp_path_factory):
+    """model -> a GGUF file with the same weights in F32. Products with BF16 weights round the activations to BF16; with this
+    they do not, so that references which do not round either can be held against to a tight bound."""
+    done = {}
+
+    def convert(model):
+        if model not in done:
+            done[model] = tmp_path_factory.mktemp("f32") / "model.gguf"
+            tensord.json("quantize", model, done[model], "--type", "f32")
+        return done[model]
+
+    return convert
+
+
+@pytest.fixture(scope="session")
 def find_model(request):
     """name -> path of one of the models that tests name: "tensord-tiny" or a path below shared's models."""
 

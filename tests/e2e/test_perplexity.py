@@ -64,13 +64,11 @@ def test_three_ranks_give_the_same_bits(tensord, shared, model):
 
 @pytest.mark.parametrize("model,reference", [(HF_260K, "stories260K/reference.json"),
                                              (HF_3M, "stories3M/reference-bf16.json")])
-def test_every_score_is_that_of_the_float64_reference(tensord, shared, tmp_path, model, reference):
+def test_every_score_is_that_of_the_float64_reference(tensord, shared, in_f32, model, reference):
     forced = json.loads((shared / "models" / reference).read_text())["teacher_forced"]
     n = len(forced["ids"])
     path = shared / "models" / model
-    if model == HF_3M:  # products with BF16 weights round the activations; with the same weights in F32 they do not
-        path = tmp_path / "f32.gguf"
-        tensord.json("quantize", shared / "models" / model, path, "--type", "f32")
+    path = in_f32(path) if model == HF_3M else path
     # The reference keeps keys and values unrounded. Its scores have six decimals.
     out = perplexity(tensord, shared, path, "--rule", "all", "--context", n, "--verbose", "--kv-cache-dtype", "f32")
     assert out["scored_tokens"] == len(out["nll"])

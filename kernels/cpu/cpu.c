@@ -175,8 +175,7 @@ static void take_bf16_unit(struct td_cpu *cpu)
 
 static void take_int_unit(struct td_cpu *cpu)
 {
-    cpu->isa.product = td_cpu_avx512amx.product;
-    cpu->isa.max_tile[TD_ACT_INT32] = cpu->isa.max_tile[TD_ACT_INT256] = 1;
+    cpu->ints = &td_cpu_avx512amx;
     strcat(cpu->head.name, "+amx");
 }
 

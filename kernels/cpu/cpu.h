@@ -56,6 +56,7 @@ enum {
 struct td_cpu_source;
 struct td_cpu_act;
 struct td_cpu_product;
+struct td_cpu_int_unit;
 
 /* What struct td_cpu_isa has for TD_ACT_BF16. Products are called with subnormals flushed (linear.c). */
 struct td_cpu_bf16 {
@@ -182,6 +183,7 @@ struct td_cpu_source {
  */
 struct td_cpu_act {
     struct td_cpu_traits traits;
+    const struct td_cpu_int_unit *unit; /* NULL: the instruction set's own functions */
     uint32_t n_cols;
     uint32_t max_tile;
     size_t row_bytes;
@@ -349,6 +351,17 @@ struct td_cpu_attend_ops {
     void (*halves)(enum td_dtype dtype, const float *x, uint32_t n, uint16_t *out);
 };
 
+/* Integer products of a processor's matrix unit: types without halves, from least_tokens on. In its tiles of activations q is
+ * [n_tokens][32], and what lies behind a tile may be read as more tokens. */
+struct td_cpu_int_unit {
+    bool (*available)(void); /* asks the system for the unit */
+    uint8_t tokens;          /* of a tile, at most */
+    uint8_t least_tokens;
+    void (*prepare)(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
+                    uint32_t slot, uint32_t n, uint8_t *out);
+    void (*product)(const struct td_cpu_product *p);
+};
+
 struct td_cpu_isa {
     const char *name;
     bool (*available)(void);
@@ -370,6 +383,7 @@ struct td_cpu {
     struct td_kern head;
     struct td_cpu_isa
         isa; /* the instruction set's table, with the units that replace parts of it */
+    const struct td_cpu_int_unit *ints; /* NULL: none */
     struct td_pool *pool;
     struct td_slab *slab;               /* that the next matrix is cut from */
     struct td_cpu_attention *attention; /* scratch of attention, grown on demand and kept */
@@ -407,12 +421,7 @@ extern const struct td_cpu_bf16_unit {
     struct td_cpu_bf16 bf16;
 } td_cpu_avx512bf16;
 
-/* Integer products of a processor's matrix unit, to replace those of td_cpu_isa_avx512. Activations lie in tiles of one
- * token, with 15 more rows behind them that may be read. */
-extern const struct td_cpu_int_unit {
-    bool (*available)(void); /* asks the system for the unit */
-    void (*product)(const struct td_cpu_product *p);
-} td_cpu_avx512amx;
+extern const struct td_cpu_int_unit td_cpu_avx512amx;
 
 /* Writes source rows (file format) of one group into the packed layout at `dst`. */
 void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const uint8_t *src,

@@ -61,6 +61,22 @@ static uint32_t block_of_tokens(uint32_t n, uint32_t t0)
     return n - t0 < TD_CPU_TOKENS ? n - t0 : TD_CPU_TOKENS;
 }
 
+/* The functions that make and read one form of activations. */
+struct form {
+    void (*prepare)(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
+                    uint32_t slot, uint32_t n, uint8_t *out);
+    void (*product)(const struct td_cpu_product *p);
+};
+
+static struct form form(const struct td_cpu *cpu, const struct td_cpu_act *act)
+{
+    if (act->unit)
+        return (struct form){act->unit->prepare, act->unit->product};
+    if (act->traits.kind == TD_ACT_BF16)
+        return (struct form){cpu->isa.bf16.prepare, cpu->isa.bf16.product};
+    return (struct form){cpu->isa.prepare, cpu->isa.product};
+}
+
 static void prepare_token(const struct linear_job *job, const struct td_cpu_act *act, uint32_t t)
 {
     uint32_t t0 = t / TD_CPU_TOKENS * TD_CPU_TOKENS, n = block_of_tokens(job->n, t0);
@@ -72,9 +88,9 @@ static void prepare_token(const struct linear_job *job, const struct td_cpu_act 
         if (t - t0 < tile.t0 + tile.n)
             break;
     }
-    (act->traits.kind == TD_ACT_BF16 ? job->cpu->isa.bf16.prepare : job->cpu->isa.prepare)(
-        &job->src, act, t, t - t0 - tile.t0, tile.n,
-        act->data + (size_t)(t0 + tile.t0) * act->row_bytes);
+    form(job->cpu, act)
+        .prepare(&job->src, act, t, t - t0 - tile.t0, tile.n,
+                 act->data + (size_t)(t0 + tile.t0) * act->row_bytes);
 }
 
 static void prepare_task(void *user, uint32_t task)
@@ -101,17 +117,22 @@ static bool same_form(struct td_cpu_traits a, struct td_cpu_traits b)
 static uint8_t act_for(struct linear_job *job, const struct td_matrix *m)
 {
     const struct td_cpu_isa *isa = &job->cpu->isa;
+    const struct td_cpu_int_unit *unit = job->cpu->ints;
     struct td_cpu_traits traits = td_cpu_traits(m->dtype);
     uint8_t i = 0;
 
     while (i < job->n_acts && !same_form(job->act[i].traits, traits))
         i++;
-    if (i == job->n_acts)
-        job->act[job->n_acts++] = (struct td_cpu_act){
-            .traits = traits,
-            .n_cols = m->n_cols,
-            .max_tile = isa->max_tile[traits.kind],
-            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, isa->bf16.pairs)};
+    if (i < job->n_acts)
+        return i;
+    if (unit && (traits.kind < TD_ACT_INT32 || traits.halves > 1 || job->n < unit->least_tokens))
+        unit = NULL;
+    job->act[job->n_acts++] =
+        (struct td_cpu_act){.traits = traits,
+                            .unit = unit,
+                            .n_cols = m->n_cols,
+                            .max_tile = unit ? unit->tokens : isa->max_tile[traits.kind],
+                            .row_bytes = td_cpu_act_row_bytes(traits, m->n_cols, isa->bf16.pairs)};
     return i;
 }
 
@@ -153,14 +174,12 @@ static enum td_status place_acts(struct td_cpu *cpu, struct linear_job *job, str
 
 static void product(const struct linear_job *job, const struct td_cpu_product *p)
 {
-    if (p->act->traits.kind == TD_ACT_BF16) {
-        uint32_t mode = flush_begin();
+    const bool flush = p->act->traits.kind == TD_ACT_BF16;
+    const uint32_t mode = flush ? flush_begin() : 0;
 
-        job->cpu->isa.bf16.product(p);
+    form(job->cpu, p->act).product(p);
+    if (flush)
         flush_end(mode);
-    } else {
-        job->cpu->isa.product(p);
-    }
 }
 
 static void gated(const struct linear_job *job, const struct td_kern_output *o,

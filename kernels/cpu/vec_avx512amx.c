@@ -1,4 +1,4 @@
-/* Products of integer types with AMX's int8 tiles, for two tokens and more. */
+/* Products of integer types with AMX's int8 tiles. */
 #define TD_BF16_PAIRS 0
 #define TD_PLAIN_SIGNED 1
 #include "kernels/cpu/vec512.h"
@@ -33,8 +33,6 @@ AMX_TILES(tiles_int32, TD_ACT_INT32, 1, 0)
 AMX_TILES(tiles_int32_mins, TD_ACT_INT32, 1, 1)
 AMX_TILES(tiles_int256, TD_ACT_INT256, 1, 0)
 AMX_TILES(tiles_int256_mins, TD_ACT_INT256, 1, 1)
-AMX_TILES(tiles_int256_halves, TD_ACT_INT256, 2, 0)
-AMX_TILES(tiles_int256_halves_mins, TD_ACT_INT256, 2, 1)
 
 #define AMX_PRODUCT(name, dtype, run)                                                              \
     static                                                                                         \
@@ -53,32 +51,38 @@ AMX_PRODUCT(q5_0, TD_Q5_0, tiles_int32)
 AMX_PRODUCT(q5_1, TD_Q5_1, tiles_int32_mins)
 AMX_PRODUCT(iq4_nl, TD_IQ4_NL, tiles_int32)
 AMX_PRODUCT(mxfp4, TD_MXFP4, tiles_int32)
-AMX_PRODUCT(q2_k, TD_Q2_K, tiles_int256_halves_mins)
-AMX_PRODUCT(q3_k, TD_Q3_K, tiles_int256_halves)
 AMX_PRODUCT(q4_k, TD_Q4_K, tiles_int256_mins)
 AMX_PRODUCT(q5_k, TD_Q5_K, tiles_int256_mins)
-AMX_PRODUCT(q6_k, TD_Q6_K, tiles_int256_halves)
 AMX_PRODUCT(iq4_xs, TD_IQ4_XS, tiles_int256)
+
+static void prepare(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
+                    uint32_t slot, uint32_t n, uint8_t *out)
+{
+    if (act->traits.kind == TD_ACT_INT32)
+        prepare_ints(src, TD_ACT_INT32, act->traits, t, slot, n, out);
+    else
+        prepare_ints(src, TD_ACT_INT256, act->traits, t, slot, n, out);
+}
 
 static void product(const struct td_cpu_product *p)
 {
     static void (*const by_type[TD_N_DTYPES])(const struct td_cpu_product *) = {
         [TD_Q8_0] = product_q8_0,     [TD_Q4_0] = product_q4_0, [TD_Q4_1] = product_q4_1,
         [TD_Q5_0] = product_q5_0,     [TD_Q5_1] = product_q5_1, [TD_IQ4_NL] = product_iq4_nl,
-        [TD_MXFP4] = product_mxfp4,   [TD_Q2_K] = product_q2_k, [TD_Q3_K] = product_q3_k,
-        [TD_Q4_K] = product_q4_k,     [TD_Q5_K] = product_q5_k, [TD_Q6_K] = product_q6_k,
+        [TD_MXFP4] = product_mxfp4,   [TD_Q4_K] = product_q4_k, [TD_Q5_K] = product_q5_k,
         [TD_IQ4_XS] = product_iq4_xs,
     };
     struct td_cpu_product one = *p;
 
-    if (p->n == 1 || !by_type[p->m->head.dtype]) {
-        td_cpu_isa_avx512.product(p); /* the form of one token's activations is the same */
-        return;
-    }
     for (one.n_groups = 1; one.group < p->group + p->n_groups; one.group++) {
         by_type[p->m->head.dtype](&one);
         one.out += TD_CPU_GROUP;
     }
 }
 
-const struct td_cpu_int_unit td_cpu_avx512amx = {.available = available, .product = product};
+/* Below about 24 tokens its tiles are too empty to win. */
+const struct td_cpu_int_unit td_cpu_avx512amx = {.available = available,
+                                                 .tokens = AMX_TOKENS,
+                                                 .least_tokens = 24,
+                                                 .prepare = prepare,
+                                                 .product = product};

@@ -156,8 +156,12 @@ INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, 
     int8_t q[32];
 
     vi_store_int8(q0, q1, q);
+#if TD_PLAIN_SIGNED
+    memcpy(out + 32 * t, q, 32);
+#else
     for (uint32_t j = 0; j < 8; j++)
         memcpy(out + (j * n + t) * 4, q + j * 4, 4);
+#endif
     memcpy(out + 32 * n + 4 * t, &scale, 4);
     if (traits.halves == 1)
         sum[0] += sum[1];

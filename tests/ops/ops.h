@@ -8,7 +8,7 @@
 #include "kernels/kern.h"
 
 enum {
-    TD_OPS_ISAS = 4,
+    TD_OPS_ISAS = 5,
     TD_OPS_MAX_LEAVES = 16,
     TD_OPS_MAX_PARTS = 3,
     TD_OPS_TOKENS = 12, /* counts of td_ops_tokens */

@@ -14,7 +14,8 @@ enum {
 
 static const char *const dtypes[] = {"auto", NULL};
 static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp16", "q8_0", "q4_0", NULL};
-static const char *const isas[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const isas[] = {"auto",       "ref",       "avx2", "avx512",
+                                   "avx512bf16", "avx512amx", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 

@@ -73,7 +73,14 @@ enum td_option_kv_dtype {
     TD_KV_DTYPE_Q8_0,
     TD_KV_DTYPE_Q4_0
 };
-enum td_option_isa { TD_ISA_AUTO, TD_ISA_REF, TD_ISA_AVX2, TD_ISA_AVX512 };
+enum td_option_isa {
+    TD_ISA_AUTO,
+    TD_ISA_REF,
+    TD_ISA_AVX2,
+    TD_ISA_AVX512,
+    TD_ISA_AVX512BF16,
+    TD_ISA_AVX512AMX
+};
 enum td_option_fp8_scales { TD_FP8_SCALES_BLOCK, TD_FP8_SCALES_CHANNEL, TD_FP8_SCALES_TENSOR };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
 

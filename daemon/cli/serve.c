@@ -138,7 +138,9 @@ static enum td_status launch_start(void *user, uint32_t generation, struct td_er
     static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
                                       [TD_ISA_REF] = "ref",
                                       [TD_ISA_AVX2] = "avx2",
-                                      [TD_ISA_AVX512] = "avx512"};
+                                      [TD_ISA_AVX512] = "avx512",
+                                      [TD_ISA_AVX512BF16] = "avx512bf16",
+                                      [TD_ISA_AVX512AMX] = "avx512amx"};
     struct server *s = user;
     const struct td_options *o = s->opts;
     char threads[32], memory[32];

@@ -20,7 +20,9 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
     static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
                                       [TD_ISA_REF] = "ref",
                                       [TD_ISA_AVX2] = "avx2",
-                                      [TD_ISA_AVX512] = "avx512"};
+                                      [TD_ISA_AVX512] = "avx512",
+                                      [TD_ISA_AVX512BF16] = "avx512bf16",
+                                      [TD_ISA_AVX512AMX] = "avx512amx"};
 
     *out = (struct td_node_params){.n_threads = (uint32_t)opts->threads,
                                    .isa = isa[opts->cpu_isa],

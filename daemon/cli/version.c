@@ -24,7 +24,7 @@
 /* The instruction sets that were built and that this CPU can run, the plain reference first. */
 static void print_cpu(FILE *out)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512", NULL};
+    static const char *const names[] = {"ref", "avx2", "avx512", "avx512bf16", "avx512amx", NULL};
 
     fputs("cpu kernels:", out);
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {

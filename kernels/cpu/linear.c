@@ -256,6 +256,7 @@ enum td_status td_cpu_linear(struct td_kern *kern, const struct td_kern_input *i
                              .n_outs = n_outs};
     uint32_t n_groups = 0, n_blocks = (n + TD_CPU_TOKENS - 1) / TD_CPU_TOKENS;
     uint32_t want = cpu->head.n_threads * TASKS_PER_THREAD;
+    struct td_pool_stage stages[2];
     enum td_status s;
 
     for (uint32_t i = 0; i < n_outs; i++) {
@@ -267,7 +268,6 @@ enum td_status td_cpu_linear(struct td_kern *kern, const struct td_kern_input *i
     s = place_acts(cpu, &job, err);
     if (s)
         return s;
-    td_pool_run(cpu->pool, (n + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, prepare_task, &job);
     job.groups_per_task =
         cpu->head.n_threads == 1 ? n_groups : (n_groups * n_blocks + want - 1) / want;
     if (n == 1) /* whole sets of streams */
@@ -276,7 +276,11 @@ enum td_status td_cpu_linear(struct td_kern *kern, const struct td_kern_input *i
     if (job.groups_per_task > n_groups)
         job.groups_per_task = n_groups;
     job.tasks_per_block = (n_groups + job.groups_per_task - 1) / job.groups_per_task;
-    td_pool_run(cpu->pool, job.tasks_per_block * n_blocks, product_task, &job);
+    stages[0] = (struct td_pool_stage){
+        .fn = prepare_task, .user = &job, .n_tasks = (n + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK};
+    stages[1] = (struct td_pool_stage){
+        .fn = product_task, .user = &job, .n_tasks = job.tasks_per_block * n_blocks};
+    td_pool_chain(cpu->pool, stages, 2);
     return TD_OK;
 }
 

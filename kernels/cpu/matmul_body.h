@@ -213,7 +213,7 @@ INLINE uint32_t plain_tail(struct td_cpu_traits traits)
 INLINE vi plain_word(struct td_cpu_traits traits, vi word)
 {
 #if TD_PLAIN_SIGNED
-    return vi_sub_bytes(word, vi_set1(traits.offset * 0x01010101));
+    return vi_sub_bytes(word, vi_set1((int32_t)((uint32_t)traits.offset * 0x01010101u)));
 #else
     (void)traits;
     return word;

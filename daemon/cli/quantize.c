@@ -252,6 +252,7 @@ done:
 static enum td_status check_output(const struct td_quantize *q, struct td_err *err)
 {
     const struct td_options *o = q->opts;
+    size_t n = strlen(o->output);
     struct stat info;
 
     if (q->type == TD_F8_E4M3 && td_checkpoint_gguf(q->ck))
@@ -259,6 +260,12 @@ static enum td_status check_output(const struct td_quantize *q, struct td_err *e
                           "GGUF files have no type f8_e4m3, so '%s' cannot become one; expected a "
                           "Hugging Face directory",
                           o->model);
+    if (q->type == TD_F8_E4M3 && n > 5 && strcmp(o->output + n - 5, ".gguf") == 0)
+        return td_err_set(
+            err, TD_INVALID,
+            "weights of f8_e4m3 are written as a Hugging Face directory; expected a name "
+            "that does not end in .gguf, got '%s'",
+            o->output);
     if (lstat(o->output, &info) != 0)
         return errno == ENOENT
                    ? TD_OK

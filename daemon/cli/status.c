@@ -47,13 +47,13 @@ static void print_ranks(const json_t *ranks)
     size_t i;
     json_t *rank;
 
-    printf("\n%4s  %-16s %8s  %-10s %-10s %10s %10s %10s %9s %10s\n", "rank", "host", "pid",
+    printf("\n%4s  %-16s %8s  %-19s %-10s %10s %10s %10s %9s %10s\n", "rank", "host", "pid",
            "device", "state", "memory", "weights", "KV", "steps", "exchanged");
     json_array_foreach(ranks, i, rank)
     {
         char memory[32], weights[32], kv[32], exchanged[32];
 
-        printf("%4llu  %-16s %8llu  %-10s %-10s %10s %10s %10s %9llu %10s\n",
+        printf("%4llu  %-16s %8llu  %-19s %-10s %10s %10s %10s %9llu %10s\n",
                (unsigned long long)number_of(rank, "rank"), or_dash(text_of(rank, "host")),
                (unsigned long long)number_of(rank, "pid"), or_dash(text_of(rank, "device")),
                text_of(rank, "state"),

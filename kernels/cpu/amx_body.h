@@ -1,4 +1,4 @@
-/* Products of integer types with AMX tiles: the plain form of matmul_body.h with signed integers (TD_PLAIN_SIGNED) is what a
+/* Products of integer types with AMX tiles: the plain form of plain_body.h with signed integers (TD_PLAIN_SIGNED) is what a
  * tile of weights looks like, and a block of activations with a row of 32 bytes per token what one of activations looks like. The
  * integer sums are exact, so the bits are those of the other files. */
 #ifndef TD_KERNELS_CPU_AMX_BODY_H

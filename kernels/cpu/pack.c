@@ -11,22 +11,6 @@ static void copy_words(uint8_t *dst, const uint8_t *src, uint32_t n)
     memcpy(dst, src, (size_t)n * 4);
 }
 
-static uint16_t load16(const uint8_t *p)
-{
-    uint16_t v;
-
-    memcpy(&v, p, 2);
-    return v;
-}
-
-static uint32_t load32(const uint8_t *p)
-{
-    uint32_t v;
-
-    memcpy(&v, p, 4);
-    return v;
-}
-
 static void store32(uint8_t *p, uint32_t v)
 {
     memcpy(p, &v, 4);
@@ -68,9 +52,9 @@ static void get_sixes(const uint8_t *words, uint8_t v[16])
 {
     v[15] = 0;
     for (uint32_t i = 0; i < 15; i++)
-        v[i] = (uint8_t)((load32(words + i / 5 * 4) >> (6 * (i % 5))) & 63);
+        v[i] = (uint8_t)((td_half_load32(words + i / 5 * 4) >> (6 * (i % 5))) & 63);
     for (uint32_t i = 0; i < 3; i++)
-        v[15] = (uint8_t)(v[15] | (load32(words + 4 * i) >> 30) << (2 * i));
+        v[15] = (uint8_t)(v[15] | (td_half_load32(words + 4 * i) >> 30) << (2 * i));
 }
 
 /* Q4_K, Q5_K: 12 bytes hold eight 6-bit scales (v[0 .. 7]) and minimums (v[8 .. 15]): the first four of each in the low bits
@@ -118,20 +102,20 @@ static void image_q8_0(const uint8_t *f, uint8_t *l)
 {
     memcpy(l, f, 2);
     for (int i = 2; i < 34; i += 4)
-        store32(l + i, load32(f + i) ^ 0x80808080u); /* int8 + 128; its own reverse */
+        store32(l + i, td_half_load32(f + i) ^ 0x80808080u); /* int8 + 128; its own reverse */
 }
 
 static void image_q5(size_t head, const uint8_t *f, uint8_t *l)
 {
     memcpy(l, f, head);
-    store32(l + head, spread_bits(load32(f + head)));
+    store32(l + head, spread_bits(td_half_load32(f + head)));
     copy_words(l + head + 4, f + head + 4, 4);
 }
 
 static void file_q5(size_t head, const uint8_t *l, uint8_t *f)
 {
     memcpy(f, l, head);
-    store32(f + head, collect_bits(load32(l + head)));
+    store32(f + head, collect_bits(td_half_load32(l + head)));
     copy_words(f + head + 4, l + head + 4, 4);
 }
 
@@ -270,7 +254,7 @@ static void pack_bf16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_
     spread(4, n_cols / 2, lanes, src, stride, dst);
     dst += (size_t)(n_cols / 2) * 4 * lanes;
     for (uint32_t i = 0; n_cols % 2 && i < lanes; i++)
-        store32(dst + (size_t)i * 4, load16(src + i * stride + (size_t)(n_cols - 1) * 2));
+        store32(dst + (size_t)i * 4, td_half_load16(src + i * stride + (size_t)(n_cols - 1) * 2));
 }
 
 static void pack_f8(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
@@ -435,11 +419,12 @@ void td_pack_row(const struct td_cpu_matrix *m, uint32_t row, float *out)
         return;
     case TD_F16:
         for (uint32_t k = 0; k < n_cols; k++)
-            out[k] = td_f16_to_f32(load16(p + ((size_t)k * lanes + lane) * 2));
+            out[k] = td_f16_to_f32(td_half_load16(p + ((size_t)k * lanes + lane) * 2));
         return;
     case TD_BF16:
         for (uint32_t k = 0; k < n_cols; k++)
-            out[k] = td_bf16_to_f32(load16(p + ((size_t)(k / 2) * lanes + lane) * 4 + k % 2 * 2));
+            out[k] = td_bf16_to_f32(
+                td_half_load16(p + ((size_t)(k / 2) * lanes + lane) * 4 + k % 2 * 2));
         return;
     case TD_F8_E4M3:
         row_f8(n_cols, lanes, lane, p, out);

@@ -9,25 +9,9 @@ static bool available(void)
     return true;
 }
 
-static uint16_t load16(const uint8_t *p)
-{
-    uint16_t v;
-
-    memcpy(&v, p, 2);
-    return v;
-}
-
-static uint32_t load32(const uint8_t *p)
-{
-    uint32_t v;
-
-    memcpy(&v, p, 4);
-    return v;
-}
-
 static float load_f32(const uint8_t *p)
 {
-    return td_half_bits_f32(load32(p));
+    return td_half_bits_f32(td_half_load32(p));
 }
 
 /* ---- activations ---- */
@@ -143,12 +127,12 @@ static uint8_t field8(const struct lane *l, const uint8_t *block, size_t at)
 
 static uint16_t field16(const struct lane *l, const uint8_t *block, size_t at)
 {
-    return load16(block + at * l->lanes + (size_t)l->lane * 2);
+    return td_half_load16(block + at * l->lanes + (size_t)l->lane * 2);
 }
 
 static uint32_t field32(const struct lane *l, const uint8_t *block, size_t at)
 {
-    return load32(block + at * l->lanes + (size_t)l->lane * 4);
+    return td_half_load32(block + at * l->lanes + (size_t)l->lane * 4);
 }
 
 /* The float weight of a column: float types of 2 or 4 bytes. */

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-static const size_t HUGE_PAGE = (size_t)2 << 20, SLAB = (size_t)64 << 20;
+/* Each mapping is twice the one before, so that a large model leaves few ends unused and a small one takes little. */
+static const size_t HUGE_PAGE = (size_t)2 << 20, FIRST = (size_t)64 << 20, MOST = (size_t)512 << 20;
 
 struct td_slab {
     uint8_t *memory; /* on a huge page */
@@ -20,8 +21,8 @@ static size_t round_up(size_t bytes, size_t unit)
 /* A mapping that begins on a huge page. */
 static uint8_t *map_huge(size_t bytes)
 {
-    uint8_t *p = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *p =
+        mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     size_t before;
 
     if (p == MAP_FAILED)
@@ -41,7 +42,7 @@ static struct td_slab *open_slab(size_t bytes)
 
     if (!slab)
         return NULL;
-    *slab = (struct td_slab){.bytes = round_up(bytes > SLAB ? bytes : SLAB, HUGE_PAGE)};
+    *slab = (struct td_slab){.bytes = round_up(bytes, HUGE_PAGE)};
     slab->memory = map_huge(slab->bytes);
     if (!slab->memory) {
         free(slab);
@@ -57,7 +58,9 @@ void *td_slab_take(struct td_slab **current, size_t bytes, struct td_slab **owne
 
     bytes = round_up(bytes, 64);
     if (!slab || slab->bytes - slab->used < bytes) {
-        slab = open_slab(bytes);
+        size_t next = !slab ? FIRST : slab->bytes < MOST / 2 ? 2 * slab->bytes : MOST;
+
+        slab = open_slab(bytes > next ? bytes : next);
         if (!slab)
             return NULL;
         *current = slab;

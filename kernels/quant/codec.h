@@ -28,11 +28,6 @@ extern const struct td_codec td_kquant_q2_k, td_kquant_q3_k, td_kquant_q4_k, td_
 extern const struct td_codec td_iq4_nl, td_iq4_xs;
 extern const struct td_codec td_mxfp4;
 
-static inline uint16_t td_codec_load16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] | p[1] << 8);
-}
-
 static inline void td_codec_store16(uint8_t *p, uint16_t v)
 {
     p[0] = (uint8_t)v;
@@ -41,7 +36,7 @@ static inline void td_codec_store16(uint8_t *p, uint16_t v)
 
 static inline float td_codec_get_f16(const uint8_t *p)
 {
-    return td_f16_to_f32(td_codec_load16(p));
+    return td_f16_to_f32(td_half_load16(p));
 }
 
 /* Stores a scale as F16, never as infinity, and gives back what was stored. Below 2^-14, where F16 has few bits, it is

@@ -35,11 +35,11 @@ void td_dequant_row(enum td_dtype type, const void *src, float *dst, size_t n_el
         return;
     case TD_F16:
         for (size_t i = 0; i < n_elems; i++)
-            dst[i] = td_f16_to_f32(td_codec_load16(p + 2 * i));
+            dst[i] = td_f16_to_f32(td_half_load16(p + 2 * i));
         return;
     case TD_BF16:
         for (size_t i = 0; i < n_elems; i++)
-            dst[i] = td_bf16_to_f32(td_codec_load16(p + 2 * i));
+            dst[i] = td_bf16_to_f32(td_half_load16(p + 2 * i));
         return;
     case TD_F8_E4M3:
         for (size_t i = 0; i < n_elems; i++)

@@ -22,6 +22,23 @@ static inline uint32_t td_half_f32_bits(float f)
     return u;
 }
 
+/* 16 and 32 bits from any address. */
+static inline uint16_t td_half_load16(const uint8_t *p)
+{
+    uint16_t v;
+
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline uint32_t td_half_load32(const uint8_t *p)
+{
+    uint32_t v;
+
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
 static inline float td_bf16_to_f32(uint16_t h)
 {
     return td_half_bits_f32((uint32_t)h << 16);

@@ -108,7 +108,7 @@ static void encode_nl(const float *src, uint8_t *block)
 static void decode_xs(const uint8_t *block, float *dst)
 {
     float d = td_codec_get_f16(block);
-    uint16_t high = td_codec_load16(block + 2);
+    uint16_t high = td_half_load16(block + 2);
 
     for (int r = 0; r < RUNS; r++) {
         int s = (block[4 + r / 2] >> r % 2 * 4 & 15) | (high >> 2 * r & 3) << 4;

@@ -89,6 +89,12 @@ if [ ${#models[@]} -eq 0 ]; then
     usage >&2
     exit 2
 fi
+for file in "${models[@]}"; do
+    if [ ! -e "$file" ]; then
+        echo "cpu.sh: model '$file' does not exist" >&2
+        exit 1
+    fi
+done
 for file in "$tensord" "${peers[@]}"; do
     if [ ! -x "$file" ]; then
         echo "cpu.sh: '$file' is no program: expected one that can be run" >&2

@@ -69,6 +69,7 @@ def test_greedy_ids_equal_the_published_text(tensord, shared):
 @pytest.mark.parametrize("dtype,margin,off", [("f32", 1e-3, 5e-3), ("bf16", 0.1, 0.1)])
 def test_greedy_ids_of_the_shipped_model_equal_transformers(tensord, tiny, in_f32, dtype, margin, off):
     golden = json.loads((ROOT / "tests/golden/tensord-tiny.json").read_text())
+    decided = 0
     for p in golden["prompts"]:
         ids = ",".join(map(str, p["prompt_ids"]))
         out = tensord.json("generate", "--model", in_f32(tiny) if dtype == "f32" else tiny, "--prompt-ids", ids, "--max-tokens", len(p["greedy_ids"]),
@@ -76,11 +77,13 @@ def test_greedy_ids_of_the_shipped_model_equal_transformers(tensord, tiny, in_f3
         # A tie closer than the roundings of either program decides nothing, nor what comes after it.
         clear = [t[0][1] - t[1][1] > margin for t in p["top5"]]
         n = clear.index(False) if False in clear else len(clear)
-        assert n > 8 or dtype == "bf16"
+        decided += n
         assert out["ids"][:n] == p["greedy_ids"][:n]
-        for mine, theirs in zip(out["logprobs"][:n], p["top5"][:n], strict=True):
+        # The step of the first tie still has the same tokens before it.
+        for mine, theirs in zip(out["logprobs"][:n + 1], p["top5"][:n + 1], strict=True):
             assert [t["logprob"] - mine["top"][0]["logprob"] for t in mine["top"]] == pytest.approx(
                 [t[1] - theirs[0][1] for t in theirs], abs=off)
+    assert decided == 9 * 48 if dtype == "f32" else decided > 100
 
 
 @pytest.mark.parametrize("model,layout", CASES)

@@ -7,7 +7,7 @@
  *   F32, F16   per column: the value.
  *   BF16       per pair of columns: both values (an odd last column is paired with 0).
  *   F8_E4M3    per 128 columns: F32 scale; then per column the byte.
- *   Q8_0       F16 scale; at 2L 8 words: word j holds columns 4j .. 4j+3 as weight + 128.
+ *   Q8_0       F16 scale; at 2L 8 words: word j holds columns 4j .. 4j+3.
  *   Q4_0, IQ4_NL  F16 scale; at 2L 4 words of nibbles: the low ones of word j are columns 4j .. 4j+3, the high ones 16 more.
  *   Q4_1       F16 scale; at 2L F16 minimum; at 4L 4 words of nibbles as in Q4_0.
  *   Q5_0       F16 scale; at 2L a word of fifth bits: bit j of byte i is that of column 4j+i; at 6L nibbles as in Q4_0.
@@ -47,8 +47,8 @@
 
 enum {
     TD_CPU_GROUP = 32,
-    TD_CPU_TOKENS = 96,    /* tokens per pass over a group: their activations stay in L2 */
-    TD_CPU_STREAMS = 4,    /* groups that one token is multiplied with side by side */
+    TD_CPU_TOKENS = 128,   /* tokens per pass over a group: their activations stay in L2 */
+    TD_CPU_STREAMS = 2,    /* groups that one token is multiplied with side by side */
     TD_CPU_MAX_LEVELS = 8, /* subtrees at hand in a sum of TD_KERN_MAX_LEAVES leaves */
     TD_CPU_QUERIES = 128,  /* queries that are walked over the keys together */
 };
@@ -114,7 +114,7 @@ enum td_cpu_act_kind {
 
 struct td_cpu_traits {
     enum td_cpu_act_kind kind;
-    int offset; /* stored integer = weight + offset */
+    int offset; /* stored integer (that of a packed int8: made unsigned) = weight + offset */
     int halves; /* sub-blocks per 32 columns */
     int mins;   /* 1: sub-blocks have a minimum */
     int narrow; /* 1: stored integers are below 128 */

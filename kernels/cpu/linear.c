@@ -199,9 +199,14 @@ static void gated(const struct linear_job *job, const struct td_kern_output *o,
     gate.row_stride = up->row_stride = (size_t)up->n_groups * TD_CPU_GROUP;
     product(job, &gate);
     product(job, up);
-    for (uint32_t t = 0; t < up->n; t++)
+    for (uint32_t t = 0; t < up->n; t++) {
+        const float *later = out + (t + 8 < up->n ? t + 8 : t) * row_stride;
+
+        __builtin_prefetch(later, 1, 3);
+        __builtin_prefetch(later + width - 1, 1, 3);
         job->cpu->isa.silu_mul(gate_out + t * gate.row_stride, up_out + t * up->row_stride, width,
                                out + t * row_stride);
+    }
 }
 
 static void product_task(void *user, uint32_t task)

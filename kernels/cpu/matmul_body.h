@@ -17,7 +17,9 @@ enum {
                       ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
                       : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
     WIDE_BYTES = CHUNK_FLOAT * 4 * TD_CPU_GROUP, /* packed chunk: F32 has the longest */
-    AHEAD = 2048 /* bytes that one token's stream prefetches ahead */
+    AHEAD = 1024,   /* bytes that one token's stream prefetches ahead */
+    LOOK_STREAMS = 4,
+    DOT_TOKENS = 16 /* of a tile whose dot products a matrix unit makes */
 };
 
 _Static_assert(CHUNK_INT / 32 * 34 <= CHUNK_FLOAT * 4,
@@ -25,16 +27,29 @@ _Static_assert(CHUNK_INT / 32 * 34 <= CHUNK_FLOAT * 4,
 
 /* ---- leaves: acc += what n_k columns give to `n_tokens` tokens x 32 rows ---- */
 
-/* Lines of the next chunk that a tile asks for while it works on this one, a few per block. */
+/* What is asked for while something else is worked on: so many cache lines a step, from LOOK_STREAMS places by turns. */
 struct lookahead {
     const uint8_t *p;
-    uint32_t lines;
+    size_t apart;         /* bytes between two places */
+    uint32_t lines, owed; /* of a step; not asked for yet */
 };
+
+/* `bytes` bytes in n_steps steps. */
+INLINE struct lookahead look_from(const uint8_t *p, size_t bytes, uint32_t n_steps)
+{
+    return (struct lookahead){.p = p,
+                              .apart = bytes / LOOK_STREAMS,
+                              .lines = (uint32_t)((bytes / 64 + n_steps - 1) / n_steps)};
+}
 
 INLINE void look_ahead(struct lookahead *ahead)
 {
-    for (uint32_t i = 0; i < ahead->lines; i++, ahead->p += 64)
-        __builtin_prefetch(ahead->p, 0, 2);
+    uint32_t owed = ahead->owed + ahead->lines;
+
+    for (; owed >= LOOK_STREAMS; owed -= LOOK_STREAMS, ahead->p += 64)
+        for (uint32_t i = 0; i < LOOK_STREAMS; i++)
+            __builtin_prefetch(ahead->p + i * ahead->apart, 0, 2);
+    ahead->owed = owed;
 }
 
 /* Columns of plain floats [n_k][32] and of activations [n_k][n_tokens]. */
@@ -115,10 +130,14 @@ INLINE vi dot_of(struct td_cpu_traits traits, vi acc, vi w, vi a)
     return traits.narrow ? vi_dot_narrow(acc, w, a) : vi_dot(acc, w, a);
 }
 
-/* Weights of integer types: from the packed block of a type, or from the plain form. */
+/* Where the sides of an integer product are: weights in the packed block of a type or in the plain form, for which a matrix
+ * unit may have made the dot products already; activations in a tile of which these tokens may be a part. */
 struct ints {
     bool plain;
     enum td_dtype dtype; /* of the packed form */
+    bool made;           /* the dot products are at hand */
+    int in_tile; /* tokens of the tile; activations `a` below are moved on by 4 bytes a token */
+    const int32_t (*dots)[2][DOT_TOKENS][16]; /* [blocks of 32 columns][half of the lanes][token] */
 };
 
 INLINE vi int_word(struct ints from, const uint8_t *p, int b, int j, int h)
@@ -144,23 +163,26 @@ INLINE vf int_min(struct ints from, struct td_cpu_traits traits, const uint8_t *
     return weight_min(from.dtype, p, b, half, h);
 }
 
-/* dot = start + the integer dot products of a half (or of all) of 32 columns. `a` is the tile's block of activations. */
+/* dot = start + the integer dot products of a half (or of all) of 32 columns. */
 INLINE void dots(struct td_cpu_traits traits, struct ints from, int n_tokens, const uint8_t *p,
                  const uint8_t *a, int b, int half, vi dot[][2])
 {
     const int steps = 8 / traits.halves;
 
+    if (from.made)
+        return;
+
 #pragma GCC unroll 8
     for (int t = 0; t < n_tokens; t++)
         dot[t][0] = dot[t][1] =
-            traits.offset ? vi_set1_word(a + (36 + 4 * half) * n_tokens + 4 * t) : vi_set1(0);
+            traits.offset ? vi_set1_word(a + (36 + 4 * half) * from.in_tile + 4 * t) : vi_set1(0);
 #pragma GCC unroll 8
     for (int j = half * steps; j < (half + 1) * steps; j++) {
         vi w0 = int_word(from, p, b, j, 0), w1 = int_word(from, p, b, j, 1);
 
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            vi x = vi_set1_word(a + (j * n_tokens + t) * 4);
+            vi x = vi_set1_word(a + (j * from.in_tile + t) * 4);
 
             dot[t][0] = dot_of(traits, dot[t][0], w0, x);
             dot[t][1] = dot_of(traits, dot[t][1], w1, x);
@@ -168,9 +190,15 @@ INLINE void dots(struct td_cpu_traits traits, struct ints from, int n_tokens, co
     }
 }
 
-INLINE vf act_float(const uint8_t *a, int n_tokens, int at, int t)
+/* The dot products of token t with 16 rows, as floats. */
+INLINE vf dot_float(struct ints from, vi dot[][2], int b, int h, int t)
 {
-    return vf_set1(*(const float *)(const void *)(a + at * n_tokens + 4 * t));
+    return vf_from_vi(from.made ? vi_load((const uint8_t *)from.dots[b][h][t]) : dot[t][h]);
+}
+
+INLINE vf act_float(struct ints from, const uint8_t *a, int at, int t)
+{
+    return vf_set1(*(const float *)(const void *)(a + at * from.in_tile + 4 * t));
 }
 
 INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_tokens,
@@ -183,7 +211,7 @@ INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_toke
         vf s0 = int_scale(from, p, 0, 0, 0), s1 = int_scale(from, p, 0, 0, 1);
         vi dot[8][2];
 
-        if (from.plain)
+        if (from.plain || from.made)
             look_ahead(ahead);
         else
             for (size_t i = 0; i < bytes; i += 64)
@@ -191,24 +219,26 @@ INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_toke
         dots(traits, from, n_tokens, p, a, 0, 0, dot);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            vf x = act_float(a, n_tokens, 32, t);
+            vf x = act_float(from, a, 32, t);
 
-            acc[t][0] = vf_fma(vf_from_vi(dot[t][0]), vf_mul(s0, x), acc[t][0]);
-            acc[t][1] = vf_fma(vf_from_vi(dot[t][1]), vf_mul(s1, x), acc[t][1]);
+            acc[t][0] = vf_fma(dot_float(from, dot, 0, 0, t), vf_mul(s0, x), acc[t][0]);
+            acc[t][1] = vf_fma(dot_float(from, dot, 0, 1, t), vf_mul(s1, x), acc[t][1]);
         }
         if (traits.mins) {
             vf m0 = int_min(from, traits, p, 0, 0, 0), m1 = int_min(from, traits, p, 0, 0, 1);
 
 #pragma GCC unroll 8
             for (int t = 0; t < n_tokens; t++) {
-                vf x = act_float(a, n_tokens, 40, t);
+                vf x = act_float(from, a, 40, t);
 
                 acc[t][0] = vf_fma(m0, x, acc[t][0]);
                 acc[t][1] = vf_fma(m1, x, acc[t][1]);
             }
         }
         p += bytes;
-        a += td_cpu_act_block_bytes(traits) * (uint32_t)n_tokens;
+        a += td_cpu_act_block_bytes(traits) * (uint32_t)from.in_tile;
+        if (from.made)
+            from.dots++;
     }
 }
 
@@ -226,8 +256,8 @@ INLINE void eighth(struct td_cpu_traits traits, struct ints from, int n_tokens, 
         s1 = int_scale(from, p, b, half, 1);
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            sum[t][0] = vf_fma(vf_from_vi(dot[t][0]), s0, sum[t][0]);
-            sum[t][1] = vf_fma(vf_from_vi(dot[t][1]), s1, sum[t][1]);
+            sum[t][0] = vf_fma(dot_float(from, dot, b, 0, t), s0, sum[t][0]);
+            sum[t][1] = vf_fma(dot_float(from, dot, b, 1, t), s1, sum[t][1]);
         }
     }
 }
@@ -242,7 +272,7 @@ INLINE void eighth_mins(struct td_cpu_traits traits, struct ints from, int n_tok
 
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            vf x = act_float(a, n_tokens, 36 + 4 * traits.halves + 4 * half, t);
+            vf x = act_float(from, a, 36 + 4 * traits.halves + 4 * half, t);
 
             sum[t][0] = vf_fma(m0, x, sum[t][0]);
             sum[t][1] = vf_fma(m1, x, sum[t][1]);
@@ -264,6 +294,35 @@ INLINE vf block_float(struct ints from, const uint8_t *p, const uint8_t *tail, i
     return half_at(p, (uint32_t)i * 2, h);
 }
 
+INLINE void store_sums(int n_tokens, vf acc[][2], float to[][TD_CPU_GROUP])
+{
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++)
+        for (int h = 0; h < 2; h++)
+            vf_store(to[t] + 16 * h, acc[t][h]);
+}
+
+/* Moves sums out of the registers, which the compiler would rather take from the inner loop. */
+INLINE void hold(int n_tokens, vf acc[][2], float held[8][TD_CPU_GROUP])
+{
+    store_sums(n_tokens, acc, held);
+    __asm__ volatile("" : "+m"(*(float(*)[8][TD_CPU_GROUP])held));
+}
+
+/* acc = held + sum * (scales `d` of the block times those of the activations, negative for minimums). */
+INLINE void add_block(struct ints from, int n_tokens, vf d0, vf d1, bool negative, const uint8_t *a,
+                      vf sum[][2], float held[][TD_CPU_GROUP], vf acc[][2])
+{
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++) {
+        vf x = act_float(from, a, 32, t);
+
+        x = negative ? vf_neg(x) : x;
+        acc[t][0] = vf_fma(sum[t][0], vf_mul(d0, x), vf_load(held[t]));
+        acc[t][1] = vf_fma(sum[t][1], vf_mul(d1, x), vf_load(held[t] + 16));
+    }
+}
+
 /* The eighths of the plain form are a loop; those of the packed form differ in their shifts and are written out. */
 INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tokens,
                         const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
@@ -272,12 +331,15 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
     const size_t step = from.plain ? plain_block(traits) : 0;
     const size_t bytes =
         from.plain ? 8 * step + plain_tail(traits) : block_bytes(from.dtype) * TD_CPU_GROUP;
-    const size_t act_step = td_cpu_act_block_bytes(traits) * (uint32_t)n_tokens;
+    const size_t act_step = td_cpu_act_block_bytes(traits) * (uint32_t)from.in_tile;
 
-    for (uint32_t k = 0; k < n_k; k += 256, p += bytes, a += 8 * act_step) {
+    for (uint32_t k = 0; k < n_k;
+         k += 256, p += bytes, a += 8 * act_step, from.dots += from.made ? 8 : 0) {
         const uint8_t *tail = p + 8 * step;
-        vf sum[8][2], d0 = block_float(from, p, tail, 0, 0), d1 = block_float(from, p, tail, 0, 1);
+        float held[8][TD_CPU_GROUP];
+        vf sum[8][2];
 
+        hold(n_tokens, acc, held);
         clear(n_tokens, sum);
         if (from.plain) {
 #pragma GCC unroll 1
@@ -294,15 +356,11 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
                 eighth(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
             }
         }
-#pragma GCC unroll 8
-        for (int t = 0; t < n_tokens; t++) {
-            vf x = act_float(a, n_tokens, 32, t);
-
-            acc[t][0] = vf_fma(sum[t][0], vf_mul(d0, x), acc[t][0]);
-            acc[t][1] = vf_fma(sum[t][1], vf_mul(d1, x), acc[t][1]);
-        }
+        add_block(from, n_tokens, block_float(from, p, tail, 0, 0),
+                  block_float(from, p, tail, 0, 1), false, a, sum, held, acc);
         if (!traits.mins)
             continue;
+        hold(n_tokens, acc, held);
         clear(n_tokens, sum);
         if (from.plain) {
 #pragma GCC unroll 1
@@ -314,15 +372,8 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
             for (int b = 0; b < 8; b++)
                 eighth_mins(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
         }
-        d0 = block_float(from, p, tail, 1, 0);
-        d1 = block_float(from, p, tail, 1, 1);
-#pragma GCC unroll 8
-        for (int t = 0; t < n_tokens; t++) {
-            vf x = vf_neg(act_float(a, n_tokens, 32, t));
-
-            acc[t][0] = vf_fma(vf_mul(d0, x), sum[t][0], acc[t][0]);
-            acc[t][1] = vf_fma(vf_mul(d1, x), sum[t][1], acc[t][1]);
-        }
+        add_block(from, n_tokens, block_float(from, p, tail, 1, 0),
+                  block_float(from, p, tail, 1, 1), true, a, sum, held, acc);
     }
 }
 
@@ -347,7 +398,7 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
                      vf acc[][2])
 {
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
-    const struct ints from = {false, dtype};
+    const struct ints from = {.dtype = dtype, .in_tile = 1};
     const float *x = (const float *)(const void *)a;
     vf sum[1][2];
 
@@ -476,9 +527,8 @@ struct chunk {
     uint32_t leaf0, n_leaves;
     uint32_t k0, k1;  /* columns */
     bool first, last; /* piece of its leaf */
-    const float *plain;
-    const uint8_t *next; /* packed bytes after the chunk */
-    size_t next_bytes;
+    const uint8_t *w; /* of a full group: the plain form, or the packed one */
+    struct lookahead *ahead;
 };
 
 /* Sums of all tokens that wait for their right-hand neighbours. */
@@ -487,15 +537,16 @@ struct waiting {
     float acc[TD_CPU_TOKENS][TD_CPU_GROUP]; /* of a leaf in pieces */
 };
 
-INLINE void leaf_plain(struct td_cpu_traits traits, bool f8, int n_tokens, const float *w,
-                       const uint8_t *a, uint32_t n_k, struct lookahead *ahead, vf acc[][2])
+INLINE void leaf_plain(struct td_cpu_traits traits, bool f8, struct ints from, int n_tokens,
+                       const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
+                       vf acc[][2])
 {
-    const struct ints from = {true, TD_Q8_0};
+    const float *w = (const float *)(const void *)p;
 
     if (traits.kind == TD_ACT_INT32)
-        leaf_int32(traits, from, n_tokens, (const uint8_t *)w, a, n_k, ahead, acc);
+        leaf_int32(traits, from, n_tokens, p, a, n_k, ahead, acc);
     else if (traits.kind == TD_ACT_INT256)
-        leaf_int256(traits, from, n_tokens, (const uint8_t *)w, a, n_k, ahead, acc);
+        leaf_int256(traits, from, n_tokens, p, a, n_k, ahead, acc);
     else if (f8)
         leaf_f8(n_tokens, w, (const float *)(const void *)a, n_k, ahead, acc);
     else if (traits.kind == TD_ACT_BF16)
@@ -504,84 +555,79 @@ INLINE void leaf_plain(struct td_cpu_traits traits, bool f8, int n_tokens, const
         leaf_float(n_tokens, w, (const float *)(const void *)a, n_k, ahead, acc);
 }
 
-/* Token `at`'s sum of a chunk: joined with those that wait for it, or kept until its leaf is whole. */
-INLINE void put_sum(const struct chunk *c, uint32_t at, vf s0, vf s1, uint32_t depth,
-                    uint32_t chunk_index, struct waiting *wait)
+/* Activations of a tile from the chunk's first column on. */
+INLINE const uint8_t *tile_acts(struct td_cpu_traits traits, const struct td_cpu_product *p,
+                                const struct chunk *c, struct td_cpu_tile t)
 {
-    float *to = wait->acc[at];
-
-    if (c->last) {
-        for (uint32_t k = chunk_index; k & 1; k >>= 1) {
-            depth--;
-            s0 = vf_add(vf_load(wait->sum[depth][at]), s0);
-            s1 = vf_add(vf_load(wait->sum[depth][at] + 16), s1);
-        }
-        to = wait->sum[depth][at];
-    }
-    vf_store(to, s0);
-    vf_store(to + 16, s1);
+    return p->act->data + (size_t)(p->t0 + t.t0) * p->act->row_bytes +
+           act_bytes(traits, c->k0) * t.n;
 }
 
-/* One tile goes over a chunk; what its leaves join to waits at `depth`, after `chunk_index` chunks of the part. */
-INLINE void tile(struct td_cpu_traits traits, bool f8, int n_tokens, const struct td_cpu_product *p,
-                 const struct chunk *c, struct td_cpu_tile t, struct lookahead ahead,
-                 uint32_t depth, uint32_t chunk_index, struct waiting *wait)
+/* Where the 32 sums of a token will be stored is far away: a row of the output lies in between. */
+INLINE void ask_for_sums(const float *out)
+{
+    __builtin_prefetch(out, 1, 3);
+    __builtin_prefetch(out + TD_CPU_GROUP - 1, 1, 3);
+}
+
+/* acc = left + acc. */
+INLINE void add_left(int n_tokens, float left[][TD_CPU_GROUP], vf acc[][2])
+{
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++)
+        for (int h = 0; h < 2; h++)
+            acc[t][h] = vf_add(vf_load(left[t] + 16 * h), acc[t][h]);
+}
+
+/* n_tokens tokens from t0 on go over a chunk with the activations `a`; what its leaves join to waits at `depth`, after
+ * `chunk_index` chunks of the part. */
+INLINE void tile(struct td_cpu_traits traits, bool f8, struct ints from, int n_tokens,
+                 const struct td_cpu_product *p, const struct chunk *c, uint32_t t0,
+                 const uint8_t *a, struct lookahead *ahead, uint32_t depth, uint32_t chunk_index,
+                 struct waiting *wait)
 {
     const struct td_matrix *m = &p->m->head;
-    const uint8_t *a = p->act->data + (size_t)(p->t0 + t.t0) * p->act->row_bytes +
-                       act_bytes(traits, c->k0) * (uint32_t)n_tokens;
-    const float *w = c->plain;
-    vf acc[8][2], stack[TD_CPU_MAX_LEVELS][8][2];
+    const uint8_t *w = c->w;
+    float stack[TD_CPU_MAX_LEVELS][8][TD_CPU_GROUP], (*to)[TD_CPU_GROUP] = wait->acc;
     uint32_t n_stack = 0, k0 = c->k0;
+    vf acc[8][2];
 
-    for (uint32_t leaf = 0; leaf < c->n_leaves; leaf++) {
+    for (uint32_t i = 0; c->k0 == 0 && i < (uint32_t)n_tokens; i++)
+        ask_for_sums(p->out + (t0 + i) * p->row_stride);
+    for (uint32_t leaf = 0;; leaf++) {
+        const bool end = leaf + 1 == c->n_leaves;
         uint32_t k1 = m->leaf_end[c->leaf0 + leaf] < c->k1 ? m->leaf_end[c->leaf0 + leaf] : c->k1;
         uint32_t n_k = k1 - k0;
 
 #pragma GCC unroll 8
         for (int i = 0; i < n_tokens; i++) {
-            acc[i][0] = c->first ? vf_set1(0.0f) : vf_load(wait->acc[t.t0 + (uint32_t)i]);
-            acc[i][1] = c->first ? vf_set1(0.0f) : vf_load(wait->acc[t.t0 + (uint32_t)i] + 16);
+            acc[i][0] = c->first ? vf_set1(0.0f) : vf_load(wait->acc[t0 + (uint32_t)i]);
+            acc[i][1] = c->first ? vf_set1(0.0f) : vf_load(wait->acc[t0 + (uint32_t)i] + 16);
         }
-        leaf_plain(traits, f8, n_tokens, w, a, n_k, &ahead, acc);
-        w += plain_floats(traits, f8, n_k);
-        a += act_bytes(traits, n_k) * (uint32_t)n_tokens;
+        leaf_plain(traits, f8, from, n_tokens, w, a, n_k, ahead, acc);
+        w += from.plain ? plain_bytes(traits, f8, n_k) : lane_bytes(from.dtype, n_k) * TD_CPU_GROUP;
+        a += act_bytes(traits, n_k) * (uint32_t)from.in_tile;
+        if (from.made)
+            from.dots += n_k / 32;
         k0 = k1;
-        for (uint32_t i = leaf; i & 1; i >>= 1) {
-            n_stack--;
-            for (int k = 0; k < n_tokens; k++) {
-                acc[k][0] = vf_add(stack[n_stack][k][0], acc[k][0]);
-                acc[k][1] = vf_add(stack[n_stack][k][1], acc[k][1]);
-            }
-        }
-        for (int i = 0; i < n_tokens; i++) {
-            stack[n_stack][i][0] = acc[i][0];
-            stack[n_stack][i][1] = acc[i][1];
-        }
-        n_stack++;
+        for (uint32_t i = leaf; n_stack && (i & 1 || end); i >>= 1)
+            add_left(n_tokens, stack[--n_stack], acc);
+        if (end) /* joined with all on its left */
+            break;
+        store_sums(n_tokens, acc, stack[n_stack++]);
     }
-    for (; n_stack > 1; n_stack--)
-        for (int i = 0; i < n_tokens; i++)
-            for (int h = 0; h < 2; h++)
-                stack[n_stack - 2][i][h] =
-                    vf_add(stack[n_stack - 2][i][h], stack[n_stack - 1][i][h]);
-    for (int i = 0; i < n_tokens; i++)
-        put_sum(c, t.t0 + (uint32_t)i, stack[0][i][0], stack[0][i][1], depth, chunk_index, wait);
-}
-
-/* The lines after a chunk, to be asked for in n_tiles passes over it. */
-INLINE struct lookahead look_from(const struct chunk *c, uint32_t n_tiles)
-{
-    const uint32_t n_steps = n_tiles * ((c->k1 - c->k0 + 31) / 32);
-
-    return (struct lookahead){c->next, (uint32_t)((c->next_bytes / 64 + n_steps - 1) / n_steps)};
+    if (c->last) {
+        for (uint32_t i = chunk_index; i & 1; i >>= 1)
+            add_left(n_tokens, &wait->sum[--depth][t0], acc);
+        to = wait->sum[depth];
+    }
+    store_sums(n_tokens, acc, &to[t0]);
 }
 
 INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_product *p,
                   const struct chunk *c, uint32_t depth, uint32_t chunk_index, struct waiting *wait)
 {
     const uint32_t n_tiles = td_cpu_tiles(p->n, p->act->max_tile);
-    struct lookahead ahead = look_from(c, n_tiles);
 
     for (uint32_t i = 0; i < n_tiles; i++) {
         struct td_cpu_tile t = td_cpu_tile(p->n, n_tiles, i);
@@ -590,7 +636,8 @@ INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_prod
 #define TILE(T)                                                                                    \
     case T:                                                                                        \
         if (T <= (traits.kind >= TD_ACT_INT32 ? TD_TILE_INT : TD_TILE_FLOAT))                      \
-            tile(traits, f8, T, p, c, t, ahead, depth, chunk_index, wait);                         \
+            tile(traits, f8, (struct ints){.plain = true, .in_tile = T}, T, p, c, t.t0,            \
+                 tile_acts(traits, p, c, t), c->ahead, depth, chunk_index, wait);                  \
         break
             TILE(1);
             TILE(2);
@@ -604,7 +651,6 @@ INLINE void tiles(struct td_cpu_traits traits, bool f8, const struct td_cpu_prod
         default:
             break;
         }
-        ahead.p += (size_t)ahead.lines * ((c->k1 - c->k0 + 31) / 32) * 64;
     }
 }
 
@@ -633,20 +679,19 @@ static uint32_t leaves_per_chunk(const struct td_matrix *m, uint32_t part, uint3
     return n;
 }
 
-INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, expand_fn *expand,
-                        tiles_fn *run)
+/* `expand` makes the plain form of a full group; NULL: `run` reads the packed one. The next group is asked for in n_passes passes
+ * over this one. */
+INLINE void many_tokens(enum td_dtype dtype, uint32_t chunk_cols, uint32_t n_passes,
+                        const struct td_cpu_product *p, expand_fn *expand, tiles_fn *run)
 {
     const struct td_matrix *m = &p->m->head;
-    const struct td_cpu_traits traits = td_cpu_traits(dtype);
     const uint32_t lanes = td_cpu_lanes(m, p->group);
-    const uint32_t chunk_cols = traits.kind >= TD_ACT_INT32 ? CHUNK_INT : CHUNK_FLOAT;
-    /* Full groups of F32, and of BF16 as pairs, are in their plain form already. */
-    const bool is_plain =
-        lanes == TD_CPU_GROUP && (dtype == TD_F32 || (TD_BF16_PAIRS && dtype == TD_BF16));
     const uint8_t *w = td_cpu_group_data(p->m, p->group);
     _Alignas(64) uint8_t plain[PLAIN_BYTES];
     _Alignas(64) uint8_t wide[WIDE_BYTES];
     _Alignas(64) struct waiting wait;
+    struct lookahead ahead =
+        look_from(w + p->m->group_bytes, p->m->group_bytes, n_passes * ((m->n_cols + 31) / 32));
     uint32_t k0 = 0;
 
     for (uint32_t part = 0; part < m->n_parts; part++) {
@@ -655,7 +700,8 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
         uint32_t depth = 0, index = 0;
 
         for (uint32_t leaf = begin; leaf < end; leaf += step, index++) {
-            struct chunk c = {.leaf0 = leaf, .n_leaves = leaf + step < end ? step : end - leaf};
+            struct chunk c = {
+                .leaf0 = leaf, .n_leaves = leaf + step < end ? step : end - leaf, .ahead = &ahead};
             uint32_t leaf_end = m->leaf_end[leaf + c.n_leaves - 1];
 
             for (; k0 < leaf_end; k0 = c.k1) {
@@ -663,15 +709,15 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
                 c.k0 = k0;
                 c.k1 = leaf_end - k0 < chunk_cols ? leaf_end : k0 + chunk_cols;
                 c.last = c.k1 == leaf_end;
-                c.plain = (const float *)(const void *)(is_plain ? w : plain);
-                c.next_bytes = lane_bytes(dtype, c.k1 - k0) * lanes;
-                c.next = w + c.next_bytes;
                 if (lanes < TD_CPU_GROUP)
                     td_pack_widen(dtype, lanes, w, c.k1 - k0, wide);
-                if (!is_plain)
-                    expand(lanes < TD_CPU_GROUP ? wide : w, c.k1 - k0, (float *)(void *)plain);
+                c.w = lanes < TD_CPU_GROUP ? wide : w;
+                if (expand) {
+                    expand(c.w, c.k1 - k0, (float *)(void *)plain);
+                    c.w = plain;
+                }
                 run(p, &c, depth, index, &wait);
-                w = c.next;
+                w += lane_bytes(dtype, c.k1 - k0) * lanes;
             }
             for (uint32_t i = index; i & 1; i >>= 1)
                 depth--;
@@ -723,7 +769,10 @@ INLINE void many_tokens(enum td_dtype dtype, const struct td_cpu_product *p, exp
         one.group += one.n_groups;                                                                 \
         one.out += (size_t)one.n_groups * TD_CPU_GROUP;                                            \
         for (; one.group < p->group + p->n_groups; one.group++, one.out += TD_CPU_GROUP)           \
-            many_tokens(dtype, &one, expand_##name, run);                                          \
+            many_tokens(dtype,                                                                     \
+                        td_cpu_traits(dtype).kind >= TD_ACT_INT32 ? CHUNK_INT : CHUNK_FLOAT,       \
+                        td_cpu_tiles(p->n, p->act->max_tile), &one,                                \
+                        plain_is_packed(dtype) ? NULL : expand_##name, run);                       \
     }
 
 #endif

@@ -98,13 +98,6 @@ static void write_scales_k3(const uint8_t v[16], uint8_t *s)
 
 /* ---- one block: file -> lane image, and back ---- */
 
-static void image_q8_0(const uint8_t *f, uint8_t *l)
-{
-    memcpy(l, f, 2);
-    for (int i = 2; i < 34; i += 4)
-        store32(l + i, td_half_load32(f + i) ^ 0x80808080u); /* int8 + 128; its own reverse */
-}
-
 static void image_q5(size_t head, const uint8_t *f, uint8_t *l)
 {
     memcpy(l, f, head);
@@ -190,9 +183,7 @@ static void to_image(enum td_dtype dtype, const uint8_t *file, uint8_t *image)
 {
     const struct layout *layout = &LAYOUT[dtype];
 
-    if (dtype == TD_Q8_0)
-        image_q8_0(file, image);
-    else if (dtype == TD_Q5_0)
+    if (dtype == TD_Q5_0)
         image_q5(2, file, image);
     else if (dtype == TD_Q5_1)
         image_q5(4, file, image);
@@ -212,9 +203,7 @@ static void to_file(enum td_dtype dtype, const uint8_t *image, uint8_t *file)
 {
     const struct layout *layout = &LAYOUT[dtype];
 
-    if (dtype == TD_Q8_0)
-        image_q8_0(image, file);
-    else if (dtype == TD_Q5_0)
+    if (dtype == TD_Q5_0)
         file_q5(2, image, file);
     else if (dtype == TD_Q5_1)
         file_q5(4, image, file);

@@ -82,7 +82,7 @@ INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h
 
     switch (dtype) {
     case TD_Q8_0:
-        return word_at(p, 2 + step, h);
+        return vi_sub_bytes(word_at(p, 2 + step, h), vi_set1((int32_t)0x80808080));
     case TD_Q4_0:
         return bits_of(word_at(p, 2 + quarter, h), upper, 15);
     case TD_Q4_1:
@@ -255,12 +255,6 @@ INLINE float *put_pair(vf even0, vf even1, vf odd0, vf odd1, float *plain)
 INLINE void expand_float(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, float *plain)
 {
     switch (dtype) {
-    case TD_F32:
-        for (uint32_t k = 0; k < n_k; k++, plain += 32) {
-            vf_store(plain, vf_cast(word_at(p, k * 4, 0)));
-            vf_store(plain + 16, vf_cast(word_at(p, k * 4, 1)));
-        }
-        return;
     case TD_F16:
         for (uint32_t k = 0; k < n_k; k++, plain += 32) {
             vf_store(plain, half_at(p, k * 2, 0));
@@ -310,16 +304,23 @@ INLINE size_t lane_bytes(enum td_dtype dtype, uint32_t n_k)
     return n_k / (td_cpu_traits(dtype).kind == TD_ACT_INT256 ? 256 : 32) * block_bytes(dtype);
 }
 
-/* Floats of the plain form of n_k columns. */
-INLINE size_t plain_floats(struct td_cpu_traits traits, bool f8, uint32_t n_k)
+/* Bytes of the plain form of n_k columns. */
+INLINE size_t plain_bytes(struct td_cpu_traits traits, bool f8, uint32_t n_k)
 {
     if (traits.kind == TD_ACT_INT32)
-        return n_k / 32 * (plain_block(traits) / 4);
+        return n_k / 32 * plain_block(traits);
     if (traits.kind == TD_ACT_INT256)
-        return n_k / 256 * ((8 * plain_block(traits) + plain_tail(traits)) / 4);
+        return n_k / 256 * (8 * plain_block(traits) + plain_tail(traits));
     if (traits.kind == TD_ACT_BF16)
-        return (size_t)(n_k + 1) / 2 * (2 - TD_BF16_PAIRS) * 32 + (f8 ? (n_k + 127) / 128 * 32 : 0);
-    return (size_t)n_k * 32;
+        return (size_t)(n_k + 1) / 2 * (2 - TD_BF16_PAIRS) * 128 +
+               (f8 ? (n_k + 127) / 128 * 128 : 0);
+    return (size_t)n_k * 128;
+}
+
+/* Types whose packed form, of a full group, is the plain one. */
+INLINE bool plain_is_packed(enum td_dtype dtype)
+{
+    return dtype == TD_F32 || (TD_BF16_PAIRS && dtype == TD_BF16);
 }
 
 #endif

@@ -206,7 +206,7 @@ static int stored(const struct lane *l, const uint8_t *block, uint32_t b, uint32
 
     switch (l->dtype) {
     case TD_Q8_0:
-        return (int)bits_at(l, block, 2, j, i, 0, 255);
+        return (int)bits_at(l, block, 2, j, i, 0, 255) ^ 128;
     case TD_Q4_0:
         return (int)nibble_at(l, block, 2, j % 4, i, j / 4);
     case TD_Q4_1:

@@ -230,6 +230,11 @@ OP __m256i dot4(__m256i acc, __m256i w, __m256i a)
 }
 
 /* acc + sum of four unsigned bytes of w times four signed bytes of a, per lane, exact. */
+OP vi vi_sub_bytes(vi x, vi y)
+{
+    return (vi){_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)};
+}
+
 OP vi vi_dot(vi acc, vi w, vi x)
 {
     return (vi){dot4(acc.a, w.a, x.a), dot4(acc.b, w.b, x.b)};

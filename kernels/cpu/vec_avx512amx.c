@@ -21,18 +21,34 @@ static bool available(void)
            (edx >> 24 & 3) == 3 && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
-#define AMX_TILES(name, kind, halves, mins)                                                        \
+#define AMX_TILES(name, kind, mins, ...)                                                           \
     static __attribute__((noinline)) void name(const struct td_cpu_product *p,                     \
                                                const struct chunk *c, uint32_t depth,              \
                                                uint32_t chunk_index, struct waiting *wait)         \
     {                                                                                              \
-        amx_tiles((struct td_cpu_traits){kind, 0, halves, mins, 0}, p, c, depth, chunk_index,      \
-                  wait);                                                                           \
+        amx_tiles((struct td_cpu_traits){kind, 0, 1, mins, 0}, (struct ints){__VA_ARGS__}, p, c,   \
+                  depth, chunk_index, wait);                                                       \
     }
-AMX_TILES(tiles_int32, TD_ACT_INT32, 1, 0)
-AMX_TILES(tiles_int32_mins, TD_ACT_INT32, 1, 1)
-AMX_TILES(tiles_int256, TD_ACT_INT256, 1, 0)
-AMX_TILES(tiles_int256_mins, TD_ACT_INT256, 1, 1)
+AMX_TILES(tiles_q8_0, TD_ACT_INT32, 0, .dtype = TD_Q8_0)
+AMX_TILES(tiles_int32, TD_ACT_INT32, 0, .plain = true)
+AMX_TILES(tiles_int32_mins, TD_ACT_INT32, 1, .plain = true)
+AMX_TILES(tiles_int256, TD_ACT_INT256, 0, .plain = true)
+AMX_TILES(tiles_int256_mins, TD_ACT_INT256, 1, .plain = true)
+
+static void amx_product(const struct td_cpu_product *p, enum td_dtype dtype, expand_fn *expand,
+                        tiles_fn *run)
+{
+    const uint32_t n_tiles = td_cpu_tiles(p->n, DOT_TOKENS);
+    struct td_cpu_product one = *p;
+
+    amx_configure(td_cpu_tile(p->n, n_tiles, 0).n);
+    for (one.n_groups = 1; one.group < p->group + p->n_groups; one.group++) {
+        many_tokens(dtype, CHUNK_AMX, 3 * n_tiles /* amx_dots, and two calls of `tile` */, &one,
+                    expand, run);
+        one.out += TD_CPU_GROUP;
+    }
+    amx_release();
+}
 
 #define AMX_PRODUCT(name, dtype, run)                                                              \
     static                                                                                         \
@@ -42,9 +58,8 @@ AMX_TILES(tiles_int256_mins, TD_ACT_INT256, 1, 1)
     }                                                                                              \
     static void product_##name(const struct td_cpu_product *p)                                     \
     {                                                                                              \
-        many_tokens(dtype, p, expand_##name, run);                                                 \
+        amx_product(p, dtype, expand_##name, run);                                                 \
     }
-AMX_PRODUCT(q8_0, TD_Q8_0, tiles_int32)
 AMX_PRODUCT(q4_0, TD_Q4_0, tiles_int32)
 AMX_PRODUCT(q4_1, TD_Q4_1, tiles_int32_mins)
 AMX_PRODUCT(q5_0, TD_Q5_0, tiles_int32)
@@ -54,6 +69,11 @@ AMX_PRODUCT(mxfp4, TD_MXFP4, tiles_int32)
 AMX_PRODUCT(q4_k, TD_Q4_K, tiles_int256_mins)
 AMX_PRODUCT(q5_k, TD_Q5_K, tiles_int256_mins)
 AMX_PRODUCT(iq4_xs, TD_IQ4_XS, tiles_int256)
+
+static void product_q8_0(const struct td_cpu_product *p)
+{
+    amx_product(p, TD_Q8_0, NULL, tiles_q8_0);
+}
 
 static void prepare(const struct td_cpu_source *src, const struct td_cpu_act *act, uint32_t t,
                     uint32_t slot, uint32_t n, uint8_t *out)
@@ -72,17 +92,13 @@ static void product(const struct td_cpu_product *p)
         [TD_MXFP4] = product_mxfp4,   [TD_Q4_K] = product_q4_k, [TD_Q5_K] = product_q5_k,
         [TD_IQ4_XS] = product_iq4_xs,
     };
-    struct td_cpu_product one = *p;
 
-    for (one.n_groups = 1; one.group < p->group + p->n_groups; one.group++) {
-        by_type[p->m->head.dtype](&one);
-        one.out += TD_CPU_GROUP;
-    }
+    by_type[p->m->head.dtype](p);
 }
 
-/* Below about 24 tokens its tiles are too empty to win. */
+/* Below about 8 tokens its tiles are too empty to win. */
 const struct td_cpu_int_unit td_cpu_avx512amx = {.available = available,
-                                                 .tokens = AMX_TOKENS,
-                                                 .least_tokens = 24,
+                                                 .tokens = DOT_TOKENS,
+                                                 .least_tokens = 8,
                                                  .prepare = prepare,
                                                  .product = product};

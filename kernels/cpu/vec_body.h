@@ -11,6 +11,11 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#ifndef TD_PLAIN_SIGNED
+#define TD_PLAIN_SIGNED                                                                            \
+    0 /* integers of plain_body.h and their activations for units that take signed weights */
+#endif
+
 INLINE vf v_exp(vf x)
 {
     vf n, r, p;
@@ -152,7 +157,7 @@ INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, 
     const vf inverse = vf_set1(td_cpu_act_inverse(max));
     vi q0 = vi_from_finite(vf_round(vf_mul(x0, inverse)));
     vi q1 = vi_from_finite(vf_round(vf_mul(x1, inverse)));
-    int32_t sum[2] = {vi_sum(q0), vi_sum(q1)};
+    int32_t sum[2] = {0, 0};
     int8_t q[32];
 
     vi_store_int8(q0, q1, q);
@@ -163,8 +168,14 @@ INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, 
         memcpy(out + (j * n + t) * 4, q + j * 4, 4);
 #endif
     memcpy(out + 32 * n + 4 * t, &scale, 4);
-    if (traits.halves == 1)
-        sum[0] += sum[1];
+    if (TD_PLAIN_SIGNED && !traits.mins)
+        return; /* nobody reads the start */
+    if (traits.halves == 1) {
+        sum[0] = vi_sum(vi_add(q0, q1));
+    } else {
+        sum[0] = vi_sum(q0);
+        sum[1] = vi_sum(q1);
+    }
     out += 36 * n + 4 * t;
     for (int h = 0; h < traits.halves; h++) {
         int32_t start = -traits.offset * sum[h];

@@ -17,7 +17,7 @@ enum {
                       ? CHUNK_FLOAT / 128 * (128 * 128 + 128)
                       : CHUNK_INT / 32 * (1024 + 512) + CHUNK_INT,
     WIDE_BYTES = CHUNK_FLOAT * 4 * TD_CPU_GROUP, /* packed chunk: F32 has the longest */
-    AHEAD = 1024,   /* bytes that one token's stream prefetches ahead */
+    AHEAD = 1024, /* bytes that one token's stream prefetches ahead */
     LOOK_STREAMS = 4,
     DOT_TOKENS = 16 /* of a tile whose dot products a matrix unit makes */
 };
@@ -323,14 +323,11 @@ INLINE void add_block(struct ints from, int n_tokens, vf d0, vf d1, bool negativ
     }
 }
 
-/* The eighths of the plain form are a loop; those of the packed form differ in their shifts and are written out. */
 INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tokens,
                         const uint8_t *p, const uint8_t *a, uint32_t n_k, struct lookahead *ahead,
                         vf acc[][2])
 {
-    const size_t step = from.plain ? plain_block(traits) : 0;
-    const size_t bytes =
-        from.plain ? 8 * step + plain_tail(traits) : block_bytes(from.dtype) * TD_CPU_GROUP;
+    const size_t step = plain_block(traits), bytes = 8 * step + plain_tail(traits);
     const size_t act_step = td_cpu_act_block_bytes(traits) * (uint32_t)from.in_tile;
 
     for (uint32_t k = 0; k < n_k;
@@ -341,20 +338,10 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
 
         hold(n_tokens, acc, held);
         clear(n_tokens, sum);
-        if (from.plain) {
 #pragma GCC unroll 1
-            for (int b = 0; b < 8; b++) {
-                look_ahead(ahead);
-                eighth(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step, b,
-                       sum);
-            }
-        } else {
-#pragma GCC unroll 8
-            for (int b = 0; b < 8; b++) {
-                for (size_t i = bytes / 8 * (size_t)b; i < bytes / 8 * (size_t)(b + 1); i += 64)
-                    __builtin_prefetch(p + AHEAD + i, 0, 3);
-                eighth(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
-            }
+        for (int b = 0; b < 8; b++) {
+            look_ahead(ahead);
+            eighth(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step, b, sum);
         }
         add_block(from, n_tokens, block_float(from, p, tail, 0, 0),
                   block_float(from, p, tail, 0, 1), false, a, sum, held, acc);
@@ -362,22 +349,53 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
             continue;
         hold(n_tokens, acc, held);
         clear(n_tokens, sum);
-        if (from.plain) {
 #pragma GCC unroll 1
-            for (int b = 0; b < 8; b++)
-                eighth_mins(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step,
-                            b, sum);
-        } else {
-#pragma GCC unroll 8
-            for (int b = 0; b < 8; b++)
-                eighth_mins(traits, from, n_tokens, p, a + (size_t)b * act_step, b, sum);
-        }
+        for (int b = 0; b < 8; b++)
+            eighth_mins(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step, b,
+                        sum);
         add_block(from, n_tokens, block_float(from, p, tail, 1, 0),
                   block_float(from, p, tail, 1, 1), true, a, sum, held, acc);
     }
 }
 
 /* ---- one token: straight from the packed form of a full group ---- */
+
+/* A block of 256 columns of some groups, an eighth of each by turns. Eighths differ in their shifts and are written out. */
+INLINE void block_one(enum td_dtype dtype, uint32_t n_groups, const uint8_t *const *w,
+                      const uint8_t *a, vf acc[][1][2])
+{
+    const struct td_cpu_traits traits = td_cpu_traits(dtype);
+    const struct ints from = {.dtype = dtype, .in_tile = 1};
+    const size_t eighth_bytes = block_bytes(dtype) * TD_CPU_GROUP / 8;
+    const size_t act_step = td_cpu_act_block_bytes(traits);
+    float held[1][TD_CPU_GROUP];
+    vf sum[TD_CPU_STREAMS][1][2];
+
+    for (uint32_t g = 0; g < n_groups; g++)
+        clear(1, sum[g]);
+#pragma GCC unroll 8
+    for (int b = 0; b < 8; b++)
+#pragma GCC unroll 1
+        for (uint32_t g = 0; g < n_groups; g++) {
+            for (size_t i = 0; i < eighth_bytes; i += 64)
+                __builtin_prefetch(w[g] + (size_t)b * eighth_bytes + AHEAD + i, 0, 3);
+            eighth(traits, from, 1, w[g], a + (size_t)b * act_step, b, sum[g]);
+        }
+    for (uint32_t g = 0; g < n_groups; g++) {
+        store_sums(1, acc[g], held);
+        add_block(from, 1, block_float(from, w[g], NULL, 0, 0), block_float(from, w[g], NULL, 0, 1),
+                  false, a, sum[g], held, acc[g]);
+        if (!traits.mins)
+            continue;
+        clear(1, sum[g]);
+#pragma GCC unroll 8
+        for (int b = 0; b < 8; b++)
+            eighth_mins(traits, from, 1, w[g], a + (size_t)b * act_step, b, sum[g]);
+        store_sums(1, acc[g], held);
+        add_block(from, 1, block_float(from, w[g], NULL, 1, 0), block_float(from, w[g], NULL, 1, 1),
+                  true, a, sum[g], held, acc[g]);
+    }
+}
 
 INLINE void pair_step(vi w0, vi w1, const float *x, vf acc[2])
 {
@@ -405,9 +423,6 @@ INLINE void leaf_one(enum td_dtype dtype, const uint8_t *p, const uint8_t *a, ui
     switch (traits.kind) {
     case TD_ACT_INT32:
         leaf_int32(traits, from, 1, p, a, n_k, NULL, acc);
-        return;
-    case TD_ACT_INT256:
-        leaf_int256(traits, from, 1, p, a, n_k, NULL, acc);
         return;
     case TD_ACT_BF16:
         for (uint32_t k = 0; dtype == TD_BF16 && k < n_k; k += 2, x += 2 - TD_BF16_PAIRS) {
@@ -489,9 +504,12 @@ INLINE void one_token(enum td_dtype dtype, const struct td_cpu_product *p)
                 const uint32_t left = m->leaf_end[leaf] - k0;
                 const uint32_t n_k = left < stripe(dtype) ? left : stripe(dtype);
 
+                if (traits.kind == TD_ACT_INT256)
+                    block_one(dtype, p->n_groups, w, a, acc);
 #pragma GCC unroll 1
                 for (uint32_t g = 0; g < p->n_groups; g++) {
-                    leaf_one(dtype, w[g], a, n_k, acc[g]);
+                    if (traits.kind != TD_ACT_INT256)
+                        leaf_one(dtype, w[g], a, n_k, acc[g]);
                     w[g] += lane_bytes(dtype, n_k) * TD_CPU_GROUP;
                 }
                 a += act_bytes(traits, n_k);

@@ -65,12 +65,12 @@ INLINE vi bits_of(vi word, int shift, int mask)
     return vi_and(vi_shr(word, shift), vi_set1(mask * 0x01010101));
 }
 
-/* Bit `bit` of every byte of a word, moved to bit `to`. */
-INLINE vi bit_to(vi word, int bit, int to)
+/* Bits `mask` of every byte of a word, from bit `bit` on, moved to bit `to`. */
+INLINE vi bits_to(vi word, int bit, int to, int mask)
 {
     vi moved = bit > to ? vi_shr(word, bit - to) : vi_shl(word, to - bit);
 
-    return vi_and(moved, vi_set1((1 << to) * 0x01010101));
+    return vi_and(moved, vi_set1((mask << to) * 0x01010101));
 }
 
 /* The stored integers of columns 4j .. 4j + 3 of eighth b (0 for blocks of 32). */
@@ -89,10 +89,10 @@ INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h
         return bits_of(word_at(p, 4 + quarter, h), upper, 15);
     case TD_Q5_0:
         return vi_or(bits_of(word_at(p, 6 + quarter, h), upper, 15),
-                     bit_to(word_at(p, 2, h), j, 4));
+                     bits_to(word_at(p, 2, h), j, 4, 1));
     case TD_Q5_1:
         return vi_or(bits_of(word_at(p, 8 + quarter, h), upper, 15),
-                     bit_to(word_at(p, 4, h), j, 4));
+                     bits_to(word_at(p, 4, h), j, 4, 1));
     case TD_IQ4_NL:
         return vi_lookup(iq4, bits_of(word_at(p, 2 + quarter, h), upper, 15));
     case TD_MXFP4:
@@ -101,15 +101,14 @@ INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h
         return bits_of(word_at(p, 16 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15);
     case TD_Q5_K:
         return vi_or(bits_of(word_at(p, 48 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15),
-                     bit_to(word_at(p, 16 + step, h), b, 4));
+                     bits_to(word_at(p, 16 + step, h), b, 4, 1));
     case TD_Q6_K:
-        return vi_or(
-            bits_of(word_at(p, 18 + (uint32_t)(b / 4 * 64 + b % 2 * 32) + step, h), b % 4 / 2 * 4,
-                    15),
-            vi_shl(bits_of(word_at(p, 146 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3), 4));
+        return vi_or(bits_of(word_at(p, 18 + (uint32_t)(b / 4 * 64 + b % 2 * 32) + step, h),
+                             b % 4 / 2 * 4, 15),
+                     bits_to(word_at(p, 146 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 4, 3));
     case TD_Q3_K:
         return vi_or(bits_of(word_at(p, 46 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3),
-                     bit_to(word_at(p, 14 + step, h), b, 2));
+                     bits_to(word_at(p, 14 + step, h), b, 2, 1));
     case TD_Q2_K:
         return bits_of(word_at(p, 20 + (uint32_t)(b / 4) * 32 + step, h), b % 4 * 2, 3);
     case TD_IQ4_XS:

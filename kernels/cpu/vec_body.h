@@ -158,12 +158,12 @@ INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, 
     vi q0 = vi_from_finite(vf_round(vf_mul(x0, inverse)));
     vi q1 = vi_from_finite(vf_round(vf_mul(x1, inverse)));
     int32_t sum[2] = {0, 0};
+#if TD_PLAIN_SIGNED
+    vi_store_int8(q0, q1, (int8_t *)out + 32 * t);
+#else
     int8_t q[32];
 
     vi_store_int8(q0, q1, q);
-#if TD_PLAIN_SIGNED
-    memcpy(out + 32 * t, q, 32);
-#else
     for (uint32_t j = 0; j < 8; j++)
         memcpy(out + (j * n + t) * 4, q + j * 4, 4);
 #endif

@@ -165,56 +165,86 @@ struct fields {
     uint8_t width, n;
 };
 
+static void image_q5_0(const uint8_t *f, uint8_t *l)
+{
+    image_q5(2, f, l);
+}
+
+static void file_q5_0(const uint8_t *l, uint8_t *f)
+{
+    file_q5(2, l, f);
+}
+
+static void image_q5_1(const uint8_t *f, uint8_t *l)
+{
+    image_q5(4, f, l);
+}
+
+static void file_q5_1(const uint8_t *l, uint8_t *f)
+{
+    file_q5(4, l, f);
+}
+
+static void image_q4_k(const uint8_t *f, uint8_t *l)
+{
+    image_k4(32, f, l);
+}
+
+static void file_q4_k(const uint8_t *l, uint8_t *f)
+{
+    file_k4(32, l, f);
+}
+
+static void image_q5_k(const uint8_t *f, uint8_t *l)
+{
+    image_k4(40, f, l);
+}
+
+static void file_q5_k(const uint8_t *l, uint8_t *f)
+{
+    file_k4(40, l, f);
+}
+
+/* How a block becomes its lane image: it is that already, or its fields move, or a function makes it. */
 static const struct layout {
-    const struct move *moves; /* NULL: the order is the file's, or a function's */
-    uint8_t n_moves;
     struct fields fields[4];
+    const struct move *moves;
+    uint8_t n_moves;
+    void (*to_image)(const uint8_t *file, uint8_t *image);
+    void (*to_file)(const uint8_t *image, uint8_t *file);
 } LAYOUT[TD_N_DTYPES] = {
-    [TD_Q8_0] = {NULL, 0, {{2, 1}, {4, 8}}},    [TD_Q4_0] = {NULL, 0, {{2, 1}, {4, 4}}},
-    [TD_Q4_1] = {NULL, 0, {{2, 2}, {4, 4}}},    [TD_Q5_0] = {NULL, 0, {{2, 1}, {4, 5}}},
-    [TD_Q5_1] = {NULL, 0, {{2, 2}, {4, 5}}},    [TD_IQ4_NL] = {NULL, 0, {{2, 1}, {4, 4}}},
-    [TD_MXFP4] = {NULL, 0, {{1, 1}, {4, 4}}},   [TD_Q4_K] = {NULL, 0, {{2, 2}, {4, 35}}},
-    [TD_Q5_K] = {NULL, 0, {{2, 2}, {4, 43}}},   [TD_Q6_K] = {MOVES_Q6_K, 4, {{2, 1}, {4, 52}}},
-    [TD_Q3_K] = {NULL, 0, {{2, 1}, {4, 27}}},   [TD_Q2_K] = {MOVES_Q2_K, 3, {{2, 2}, {4, 20}}},
-    [TD_IQ4_XS] = {NULL, 0, {{2, 2}, {4, 33}}},
+    [TD_Q8_0] = {.fields = {{2, 1}, {4, 8}}},
+    [TD_Q4_0] = {.fields = {{2, 1}, {4, 4}}},
+    [TD_Q4_1] = {.fields = {{2, 2}, {4, 4}}},
+    [TD_IQ4_NL] = {.fields = {{2, 1}, {4, 4}}},
+    [TD_MXFP4] = {.fields = {{1, 1}, {4, 4}}},
+    [TD_IQ4_XS] = {.fields = {{2, 2}, {4, 33}}},
+    [TD_Q6_K] = {.fields = {{2, 1}, {4, 52}}, .moves = MOVES_Q6_K, .n_moves = 4},
+    [TD_Q2_K] = {.fields = {{2, 2}, {4, 20}}, .moves = MOVES_Q2_K, .n_moves = 3},
+    [TD_Q5_0] = {.fields = {{2, 1}, {4, 5}}, .to_image = image_q5_0, .to_file = file_q5_0},
+    [TD_Q5_1] = {.fields = {{2, 2}, {4, 5}}, .to_image = image_q5_1, .to_file = file_q5_1},
+    [TD_Q4_K] = {.fields = {{2, 2}, {4, 35}}, .to_image = image_q4_k, .to_file = file_q4_k},
+    [TD_Q5_K] = {.fields = {{2, 2}, {4, 43}}, .to_image = image_q5_k, .to_file = file_q5_k},
+    [TD_Q3_K] = {.fields = {{2, 1}, {4, 27}}, .to_image = image_q3_k, .to_file = file_q3_k},
 };
 
-static void to_image(enum td_dtype dtype, const uint8_t *file, uint8_t *image)
+static bool as_in_file(const struct layout *layout)
 {
-    const struct layout *layout = &LAYOUT[dtype];
+    return !layout->moves && !layout->to_image;
+}
 
-    if (dtype == TD_Q5_0)
-        image_q5(2, file, image);
-    else if (dtype == TD_Q5_1)
-        image_q5(4, file, image);
-    else if (dtype == TD_Q4_K)
-        image_k4(32, file, image);
-    else if (dtype == TD_Q5_K)
-        image_k4(40, file, image);
-    else if (dtype == TD_Q3_K)
-        image_q3_k(file, image);
-    else if (!layout->moves)
-        memcpy(image, file, td_dtype_info(dtype)->block_bytes);
+static void to_image(const struct layout *layout, const uint8_t *file, uint8_t *image)
+{
+    if (layout->to_image)
+        layout->to_image(file, image);
     for (uint32_t i = 0; i < layout->n_moves; i++)
         memcpy(image + layout->moves[i].lane, file + layout->moves[i].file, layout->moves[i].bytes);
 }
 
-static void to_file(enum td_dtype dtype, const uint8_t *image, uint8_t *file)
+static void to_file(const struct layout *layout, const uint8_t *image, uint8_t *file)
 {
-    const struct layout *layout = &LAYOUT[dtype];
-
-    if (dtype == TD_Q5_0)
-        file_q5(2, image, file);
-    else if (dtype == TD_Q5_1)
-        file_q5(4, image, file);
-    else if (dtype == TD_Q4_K)
-        file_k4(32, image, file);
-    else if (dtype == TD_Q5_K)
-        file_k4(40, image, file);
-    else if (dtype == TD_Q3_K)
-        file_q3_k(image, file);
-    else if (!layout->moves)
-        memcpy(file, image, td_dtype_info(dtype)->block_bytes);
+    if (layout->to_file)
+        layout->to_file(image, file);
     for (uint32_t i = 0; i < layout->n_moves; i++)
         memcpy(file + layout->moves[i].file, image + layout->moves[i].lane, layout->moves[i].bytes);
 }
@@ -237,10 +267,45 @@ spread(uint32_t width, uint32_t n, uint32_t lanes, const uint8_t *src, size_t st
     }
 }
 
+/* Four words of four lanes that are `stride` bytes apart, lane by lane, become four fields, word by word. */
+static inline void turn_words(const uint8_t *src, size_t stride, uint8_t *dst)
+{
+    typedef uint32_t words __attribute__((vector_size(16)));
+    words in[4], low[2], high[2], out[4];
+
+    for (int i = 0; i < 4; i++)
+        memcpy(&in[i], src + (size_t)i * stride, sizeof in[i]);
+    for (int i = 0; i < 2; i++) {
+        low[i] = __builtin_shufflevector(in[2 * i], in[2 * i + 1], 0, 4, 1, 5);
+        high[i] = __builtin_shufflevector(in[2 * i], in[2 * i + 1], 2, 6, 3, 7);
+    }
+    out[0] = __builtin_shufflevector(low[0], low[1], 0, 1, 4, 5);
+    out[1] = __builtin_shufflevector(low[0], low[1], 2, 3, 6, 7);
+    out[2] = __builtin_shufflevector(high[0], high[1], 0, 1, 4, 5);
+    out[3] = __builtin_shufflevector(high[0], high[1], 2, 3, 6, 7);
+    for (size_t i = 0; i < 4; i++)
+        memcpy(dst + i * TD_CPU_GROUP * 4, &out[i], sizeof out[i]);
+}
+
+/* As `spread`, for words. */
+static void spread_words(uint32_t n, uint32_t lanes, const uint8_t *src, size_t stride,
+                         uint8_t *dst)
+{
+    const uint32_t n_turned = lanes == TD_CPU_GROUP ? n / 4 * 4 : 0;
+
+    for (uint32_t f0 = 0; f0 < n_turned; f0 += 16)
+        for (uint32_t i = 0; i < lanes; i += 4)
+            for (uint32_t f = f0; f < f0 + 16 && f < n_turned; f += 4)
+                turn_words(src + i * stride + (size_t)f * 4, stride,
+                           dst + ((size_t)f * lanes + i) * 4);
+    spread(4, n - n_turned, lanes, src + (size_t)n_turned * 4, stride,
+           dst + (size_t)n_turned * lanes * 4);
+}
+
 static void pack_bf16(uint32_t n_cols, uint32_t lanes, const uint8_t *src, size_t stride,
                       uint8_t *dst)
 {
-    spread(4, n_cols / 2, lanes, src, stride, dst);
+    spread_words(n_cols / 2, lanes, src, stride, dst);
     dst += (size_t)(n_cols / 2) * 4 * lanes;
     for (uint32_t i = 0; n_cols % 2 && i < lanes; i++)
         store32(dst + (size_t)i * 4, td_half_load16(src + i * stride + (size_t)(n_cols - 1) * 2));
@@ -266,27 +331,26 @@ static void pack_blocks(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, co
                         size_t stride, uint8_t *dst)
 {
     const struct td_dtype_info *info = td_dtype_info(dtype);
-    const struct fields *fields = LAYOUT[dtype].fields;
-    const size_t bytes = info->block_bytes;
+    const struct layout *layout = &LAYOUT[dtype];
+    const bool as_is = as_in_file(layout);
+    const size_t bytes = info->block_bytes, from_stride = as_is ? stride : MAX_BLOCK;
     uint8_t image[TD_CPU_GROUP][MAX_BLOCK];
 
     for (uint32_t b = 0; b < n_cols / info->block_elems; b++, dst += bytes * lanes) {
         size_t at = 0;
 
-        for (uint32_t i = 0; i < lanes; i++)
-            to_image(dtype, src + i * stride + b * bytes, image[i]);
-        for (const struct fields *f = fields; f->n; at += (size_t)f->n * f->width, f++) {
-            const uint8_t *from = image[0] + at;
+        for (uint32_t i = 0; i < lanes && !as_is; i++)
+            to_image(layout, src + i * stride + b * bytes, image[i]);
+        for (const struct fields *f = layout->fields; f->n; at += (size_t)f->n * f->width, f++) {
+            const uint8_t *from = (as_is ? src + b * bytes : image[0]) + at;
             uint8_t *to = dst + at * lanes;
 
-            if (f->width == 4 && lanes == TD_CPU_GROUP)
-                spread(4, f->n, TD_CPU_GROUP, from, MAX_BLOCK, to);
-            else if (f->width == 4)
-                spread(4, f->n, lanes, from, MAX_BLOCK, to);
+            if (f->width == 4)
+                spread_words(f->n, lanes, from, from_stride, to);
             else if (f->width == 2)
-                spread(2, f->n, lanes, from, MAX_BLOCK, to);
+                spread(2, f->n, lanes, from, from_stride, to);
             else
-                spread(1, f->n, lanes, from, MAX_BLOCK, to);
+                spread(1, f->n, lanes, from, from_stride, to);
         }
     }
 }
@@ -296,7 +360,7 @@ void td_pack_group(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, const u
 {
     switch (dtype) {
     case TD_F32:
-        spread(4, n_cols, lanes, src, stride_bytes, dst);
+        spread_words(n_cols, lanes, src, stride_bytes, dst);
         return;
     case TD_F16:
         spread(2, n_cols, lanes, src, stride_bytes, dst);
@@ -379,18 +443,19 @@ static void row_f8(uint32_t n_cols, uint32_t lanes, uint32_t lane, const uint8_t
 static void row_blocks(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, uint32_t lane,
                        const uint8_t *p, float *out)
 {
+    const struct layout *layout = &LAYOUT[dtype];
     const struct td_dtype_info *info = td_dtype_info(dtype);
 
     for (uint32_t k = 0; k < n_cols; k += (uint32_t)info->block_elems, out += info->block_elems) {
         uint8_t image[MAX_BLOCK], file[MAX_BLOCK];
         size_t at = 0;
 
-        for (const struct fields *f = LAYOUT[dtype].fields; f->n; f++)
+        for (const struct fields *f = layout->fields; f->n; f++)
             for (uint32_t i = 0; i < f->n; i++, at += f->width)
                 memcpy(image + at, p + at * lanes + (size_t)lane * f->width, f->width);
         p += at * lanes;
-        to_file(dtype, image, file);
-        td_dequant_row(dtype, file, out, info->block_elems);
+        to_file(layout, image, file);
+        td_dequant_row(dtype, as_in_file(layout) ? image : file, out, info->block_elems);
     }
 }
 

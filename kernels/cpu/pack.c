@@ -1,15 +1,8 @@
-/* Between the rows of files and the packed layout of cpu.h. A block of one row is first put in the order of the packed
- * fields (its "lane image", as long as the block), then every field goes to its lane; unpacking is the reverse. */
+/* Between the rows of files and the packed layout of cpu.h: every field of a block goes to its lane, a few after their bits
+ * were put in another order; unpacking is the reverse. */
 #include "kernels/cpu/cpu.h"
 
 #include "kernels/quant/dequant.h"
-
-enum { MAX_BLOCK = 210 };
-
-static void copy_words(uint8_t *dst, const uint8_t *src, uint32_t n)
-{
-    memcpy(dst, src, (size_t)n * 4);
-}
 
 static void store32(uint8_t *p, uint32_t v)
 {
@@ -61,12 +54,12 @@ static void get_sixes(const uint8_t *words, uint8_t v[16])
  * of bytes 0 .. 7, the others in bytes 8 .. 11 and the upper bits of those. */
 static void read_scales_k4(const uint8_t *s, uint8_t v[16])
 {
-    for (int i = 0; i < 4; i++) {
-        v[i] = s[i] & 63;
-        v[8 + i] = s[4 + i] & 63;
-        v[4 + i] = (uint8_t)((s[8 + i] & 15) | (s[i] >> 6) << 4);
-        v[12 + i] = (uint8_t)((s[8 + i] >> 4) | (s[4 + i] >> 6) << 4);
-    }
+    const uint32_t low = td_half_load32(s), min = td_half_load32(s + 4), up = td_half_load32(s + 8);
+
+    store32(v, low & 0x3f3f3f3fu);
+    store32(v + 8, min & 0x3f3f3f3fu);
+    store32(v + 4, (up & 0x0f0f0f0fu) | (low >> 6 & 0x03030303u) << 4);
+    store32(v + 12, (up >> 4 & 0x0f0f0f0fu) | (min >> 6 & 0x03030303u) << 4);
 }
 
 static void write_scales_k4(const uint8_t v[16], uint8_t *s)
@@ -96,158 +89,89 @@ static void write_scales_k3(const uint8_t v[16], uint8_t *s)
     }
 }
 
-/* ---- one block: file -> lane image, and back ---- */
+/* ---- blocks ---- */
 
-static void image_q5(size_t head, const uint8_t *f, uint8_t *l)
+/* Words of the packed block that are not in the file's, and back. `f` is the file's block. */
+
+static void make_q5_0(const uint8_t *f, uint8_t *words)
 {
-    memcpy(l, f, head);
-    store32(l + head, spread_bits(td_half_load32(f + head)));
-    copy_words(l + head + 4, f + head + 4, 4);
+    store32(words, spread_bits(td_half_load32(f + 2)));
 }
 
-static void file_q5(size_t head, const uint8_t *l, uint8_t *f)
+static void unmake_q5_0(const uint8_t *words, uint8_t *f)
 {
-    memcpy(f, l, head);
-    store32(f + head, collect_bits(td_half_load32(l + head)));
-    copy_words(f + head + 4, l + head + 4, 4);
+    store32(f + 2, collect_bits(td_half_load32(words)));
 }
 
-static void image_k4(uint32_t n_words, const uint8_t *f, uint8_t *l)
+static void make_q5_1(const uint8_t *f, uint8_t *words)
+{
+    store32(words, spread_bits(td_half_load32(f + 4)));
+}
+
+static void unmake_q5_1(const uint8_t *words, uint8_t *f)
+{
+    store32(f + 4, collect_bits(td_half_load32(words)));
+}
+
+static void make_k4(const uint8_t *f, uint8_t *words)
 {
     uint8_t v[16];
 
-    memcpy(l, f, 4);
     read_scales_k4(f + 4, v);
-    put_sixes(v, l + 4);
-    copy_words(l + 16, f + 16, n_words);
+    put_sixes(v, words);
 }
 
-static void file_k4(uint32_t n_words, const uint8_t *l, uint8_t *f)
+static void unmake_k4(const uint8_t *words, uint8_t *f)
 {
     uint8_t v[16];
 
-    memcpy(f, l, 4);
-    get_sixes(l + 4, v);
+    get_sixes(words, v);
     write_scales_k4(v, f + 4);
-    copy_words(f + 16, l + 16, n_words);
 }
 
-/* File: third bits 32, pairs of bits 64, scales 12, d. */
-static void image_q3_k(const uint8_t *f, uint8_t *l)
+static void make_q3_k(const uint8_t *f, uint8_t *words)
 {
     uint8_t v[16];
 
-    memcpy(l, f + 108, 2);
     read_scales_k3(f + 96, v);
-    put_sixes(v, l + 2);
-    copy_words(l + 14, f, 24);
+    put_sixes(v, words);
 }
 
-static void file_q3_k(const uint8_t *l, uint8_t *f)
+static void unmake_q3_k(const uint8_t *words, uint8_t *f)
 {
     uint8_t v[16];
 
-    memcpy(f + 108, l, 2);
-    get_sixes(l + 2, v);
+    get_sixes(words, v);
     write_scales_k3(v, f + 96);
-    copy_words(f, l + 14, 24);
 }
 
-/* Types whose fields only move: what lies at `file` is `bytes` long and goes to `lane`. */
-struct move {
-    uint8_t file, lane, bytes;
-};
-static const struct move MOVES_Q6_K[] = {{208, 0, 2}, {192, 2, 16}, {0, 18, 128}, {128, 146, 64}};
-static const struct move MOVES_Q2_K[] = {{80, 0, 4}, {0, 4, 16}, {16, 20, 64}};
+enum { MADE = 255, MADE_BYTES = 12, MAX_BLOCK = 210 };
 
-/* Widths of the fields of a lane image: `n` of each. */
-struct fields {
-    uint8_t width, n;
+/* Fields of a packed block in their order: `n` of `width` bytes that are neighbours in the file's block too, from byte `file`
+ * on, or MADE. */
+struct run {
+    uint8_t width, n, file;
 };
 
-static void image_q5_0(const uint8_t *f, uint8_t *l)
-{
-    image_q5(2, f, l);
-}
-
-static void file_q5_0(const uint8_t *l, uint8_t *f)
-{
-    file_q5(2, l, f);
-}
-
-static void image_q5_1(const uint8_t *f, uint8_t *l)
-{
-    image_q5(4, f, l);
-}
-
-static void file_q5_1(const uint8_t *l, uint8_t *f)
-{
-    file_q5(4, l, f);
-}
-
-static void image_q4_k(const uint8_t *f, uint8_t *l)
-{
-    image_k4(32, f, l);
-}
-
-static void file_q4_k(const uint8_t *l, uint8_t *f)
-{
-    file_k4(32, l, f);
-}
-
-static void image_q5_k(const uint8_t *f, uint8_t *l)
-{
-    image_k4(40, f, l);
-}
-
-static void file_q5_k(const uint8_t *l, uint8_t *f)
-{
-    file_k4(40, l, f);
-}
-
-/* How a block becomes its lane image: it is that already, or its fields move, or a function makes it. */
 static const struct layout {
-    struct fields fields[4];
-    const struct move *moves;
-    uint8_t n_moves;
-    void (*to_image)(const uint8_t *file, uint8_t *image);
-    void (*to_file)(const uint8_t *image, uint8_t *file);
+    struct run runs[5];
+    void (*make)(const uint8_t *f, uint8_t *words);
+    void (*unmake)(const uint8_t *words, uint8_t *f);
 } LAYOUT[TD_N_DTYPES] = {
-    [TD_Q8_0] = {.fields = {{2, 1}, {4, 8}}},
-    [TD_Q4_0] = {.fields = {{2, 1}, {4, 4}}},
-    [TD_Q4_1] = {.fields = {{2, 2}, {4, 4}}},
-    [TD_IQ4_NL] = {.fields = {{2, 1}, {4, 4}}},
-    [TD_MXFP4] = {.fields = {{1, 1}, {4, 4}}},
-    [TD_IQ4_XS] = {.fields = {{2, 2}, {4, 33}}},
-    [TD_Q6_K] = {.fields = {{2, 1}, {4, 52}}, .moves = MOVES_Q6_K, .n_moves = 4},
-    [TD_Q2_K] = {.fields = {{2, 2}, {4, 20}}, .moves = MOVES_Q2_K, .n_moves = 3},
-    [TD_Q5_0] = {.fields = {{2, 1}, {4, 5}}, .to_image = image_q5_0, .to_file = file_q5_0},
-    [TD_Q5_1] = {.fields = {{2, 2}, {4, 5}}, .to_image = image_q5_1, .to_file = file_q5_1},
-    [TD_Q4_K] = {.fields = {{2, 2}, {4, 35}}, .to_image = image_q4_k, .to_file = file_q4_k},
-    [TD_Q5_K] = {.fields = {{2, 2}, {4, 43}}, .to_image = image_q5_k, .to_file = file_q5_k},
-    [TD_Q3_K] = {.fields = {{2, 1}, {4, 27}}, .to_image = image_q3_k, .to_file = file_q3_k},
+    [TD_Q8_0] = {.runs = {{2, 1, 0}, {4, 8, 2}}},
+    [TD_Q4_0] = {.runs = {{2, 1, 0}, {4, 4, 2}}},
+    [TD_Q4_1] = {.runs = {{2, 2, 0}, {4, 4, 4}}},
+    [TD_Q5_0] = {{{2, 1, 0}, {4, 1, MADE}, {4, 4, 6}}, make_q5_0, unmake_q5_0},
+    [TD_Q5_1] = {{{2, 2, 0}, {4, 1, MADE}, {4, 4, 8}}, make_q5_1, unmake_q5_1},
+    [TD_IQ4_NL] = {.runs = {{2, 1, 0}, {4, 4, 2}}},
+    [TD_MXFP4] = {.runs = {{1, 1, 0}, {4, 4, 1}}},
+    [TD_Q2_K] = {.runs = {{2, 2, 80}, {4, 4, 0}, {4, 16, 16}}},
+    [TD_Q3_K] = {{{2, 1, 108}, {4, 3, MADE}, {4, 24, 0}}, make_q3_k, unmake_q3_k},
+    [TD_Q4_K] = {{{2, 2, 0}, {4, 3, MADE}, {4, 32, 16}}, make_k4, unmake_k4},
+    [TD_Q5_K] = {{{2, 2, 0}, {4, 3, MADE}, {4, 40, 16}}, make_k4, unmake_k4},
+    [TD_Q6_K] = {.runs = {{2, 1, 208}, {4, 4, 192}, {4, 32, 0}, {4, 16, 128}}},
+    [TD_IQ4_XS] = {.runs = {{2, 2, 0}, {4, 33, 4}}},
 };
-
-static bool as_in_file(const struct layout *layout)
-{
-    return !layout->moves && !layout->to_image;
-}
-
-static void to_image(const struct layout *layout, const uint8_t *file, uint8_t *image)
-{
-    if (layout->to_image)
-        layout->to_image(file, image);
-    for (uint32_t i = 0; i < layout->n_moves; i++)
-        memcpy(image + layout->moves[i].lane, file + layout->moves[i].file, layout->moves[i].bytes);
-}
-
-static void to_file(const struct layout *layout, const uint8_t *image, uint8_t *file)
-{
-    if (layout->to_file)
-        layout->to_file(image, file);
-    for (uint32_t i = 0; i < layout->n_moves; i++)
-        memcpy(file + layout->moves[i].file, image + layout->moves[i].lane, layout->moves[i].bytes);
-}
 
 /* ---- groups ---- */
 
@@ -332,25 +256,22 @@ static void pack_blocks(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, co
 {
     const struct td_dtype_info *info = td_dtype_info(dtype);
     const struct layout *layout = &LAYOUT[dtype];
-    const bool as_is = as_in_file(layout);
-    const size_t bytes = info->block_bytes, from_stride = as_is ? stride : MAX_BLOCK;
-    uint8_t image[TD_CPU_GROUP][MAX_BLOCK];
+    uint8_t made[TD_CPU_GROUP][MADE_BYTES];
 
-    for (uint32_t b = 0; b < n_cols / info->block_elems; b++, dst += bytes * lanes) {
-        size_t at = 0;
+    for (uint32_t b = 0; b < n_cols / info->block_elems; b++, src += info->block_bytes) {
+        for (uint32_t i = 0; layout->make && i < lanes; i++)
+            layout->make(src + i * stride, made[i]);
+        for (const struct run *r = layout->runs; r->n; r++) {
+            const uint8_t *from = r->file == MADE ? made[0] : src + r->file;
+            const size_t from_stride = r->file == MADE ? MADE_BYTES : stride;
 
-        for (uint32_t i = 0; i < lanes && !as_is; i++)
-            to_image(layout, src + i * stride + b * bytes, image[i]);
-        for (const struct fields *f = layout->fields; f->n; at += (size_t)f->n * f->width, f++) {
-            const uint8_t *from = (as_is ? src + b * bytes : image[0]) + at;
-            uint8_t *to = dst + at * lanes;
-
-            if (f->width == 4)
-                spread_words(f->n, lanes, from, from_stride, to);
-            else if (f->width == 2)
-                spread(2, f->n, lanes, from, from_stride, to);
+            if (r->width == 4)
+                spread_words(r->n, lanes, from, from_stride, dst);
+            else if (r->width == 2)
+                spread(2, r->n, lanes, from, from_stride, dst);
             else
-                spread(1, f->n, lanes, from, from_stride, to);
+                spread(1, r->n, lanes, from, from_stride, dst);
+            dst += (size_t)r->n * r->width * lanes;
         }
     }
 }
@@ -411,10 +332,10 @@ void td_pack_widen(enum td_dtype dtype, uint32_t lanes, const uint8_t *src, uint
         return;
     default:
         for (uint32_t k = 0; k < n_cols; k += (uint32_t)elems)
-            for (const struct fields *f = LAYOUT[dtype].fields; f->n; f++) {
-                widen_fields(f->width, f->n, lanes, src, dst);
-                src += (size_t)f->n * f->width * lanes;
-                dst += (size_t)f->n * f->width * TD_CPU_GROUP;
+            for (const struct run *r = LAYOUT[dtype].runs; r->n; r++) {
+                widen_fields(r->width, r->n, lanes, src, dst);
+                src += (size_t)r->n * r->width * lanes;
+                dst += (size_t)r->n * r->width * TD_CPU_GROUP;
             }
         return;
     }
@@ -443,19 +364,18 @@ static void row_f8(uint32_t n_cols, uint32_t lanes, uint32_t lane, const uint8_t
 static void row_blocks(enum td_dtype dtype, uint32_t n_cols, uint32_t lanes, uint32_t lane,
                        const uint8_t *p, float *out)
 {
-    const struct layout *layout = &LAYOUT[dtype];
     const struct td_dtype_info *info = td_dtype_info(dtype);
+    const struct layout *layout = &LAYOUT[dtype];
+    uint8_t file[MAX_BLOCK], made[MADE_BYTES];
 
     for (uint32_t k = 0; k < n_cols; k += (uint32_t)info->block_elems, out += info->block_elems) {
-        uint8_t image[MAX_BLOCK], file[MAX_BLOCK];
-        size_t at = 0;
-
-        for (const struct fields *f = layout->fields; f->n; f++)
-            for (uint32_t i = 0; i < f->n; i++, at += f->width)
-                memcpy(image + at, p + at * lanes + (size_t)lane * f->width, f->width);
-        p += at * lanes;
-        to_file(layout, image, file);
-        td_dequant_row(dtype, as_in_file(layout) ? image : file, out, info->block_elems);
+        for (const struct run *r = layout->runs; r->n; r++)
+            for (uint32_t i = 0; i < r->n; i++, p += (size_t)r->width * lanes)
+                memcpy((r->file == MADE ? made : file + r->file) + i * r->width,
+                       p + (size_t)lane * r->width, r->width);
+        if (layout->unmake)
+            layout->unmake(made, file);
+        td_dequant_row(dtype, file, out, info->block_elems);
     }
 }
 

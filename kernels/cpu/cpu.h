@@ -179,7 +179,8 @@ struct td_cpu_source {
  * column order, per
  *   column (F32) or pair of columns (BF16 as pairs)     [n_tokens] values of 4 bytes; BF16 as F32: columns, odd ones first;
  *   32 columns (integers): [8 steps][n_tokens][4] q; F32 scale [n_tokens]; int32 start [halves][n_tokens] =
- *                          -offset * sum of q; with minimums F32 [halves][n_tokens]: sum of q (INT256) or scale * sum (INT32).
+ *                          -offset * sum of q; with minimums F32 [halves][n_tokens]: scale * sum of q (INT32), or
+ *                          in the first place of two sub-blocks int16 [n_tokens][2]: their sums of q (INT256; ref.c has F32).
  */
 struct td_cpu_act {
     struct td_cpu_traits traits;

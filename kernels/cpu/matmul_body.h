@@ -154,13 +154,18 @@ INLINE vf int_scale(struct ints from, const uint8_t *p, int b, int half, int h)
     return weight_scale(from.dtype, p, b, half, h);
 }
 
-INLINE vf int_min(struct ints from, struct td_cpu_traits traits, const uint8_t *p, int b, int half,
-                  int h)
+INLINE vf int_min(struct ints from, const uint8_t *p, int h)
 {
     if (from.plain)
-        return vf_load(
-            (const float *)(const void *)(p + 1024 + (traits.halves + half) * 128 + h * 64));
-    return weight_min(from.dtype, p, b, half, h);
+        return vf_load((const float *)(const void *)(p + 1024 + 128 + h * 64));
+    return weight_min(p, h);
+}
+
+INLINE vi int_mins(struct ints from, struct td_cpu_traits traits, const uint8_t *p, int i, int h)
+{
+    if (from.plain)
+        return vi_load(p + 1024 + traits.halves * 128 + h * 64);
+    return weight_mins(from.dtype, p, i, h);
 }
 
 /* dot = start + the integer dot products of a half (or of all) of 32 columns. */
@@ -225,7 +230,7 @@ INLINE void leaf_int32(struct td_cpu_traits traits, struct ints from, int n_toke
             acc[t][1] = vf_fma(dot_float(from, dot, 0, 1, t), vf_mul(s1, x), acc[t][1]);
         }
         if (traits.mins) {
-            vf m0 = int_min(from, traits, p, 0, 0, 0), m1 = int_min(from, traits, p, 0, 0, 1);
+            vf m0 = int_min(from, p, 0), m1 = int_min(from, p, 1);
 
 #pragma GCC unroll 8
             for (int t = 0; t < n_tokens; t++) {
@@ -262,22 +267,33 @@ INLINE void eighth(struct td_cpu_traits traits, struct ints from, int n_tokens, 
     }
 }
 
-/* sum += the minimums of eighth b times the sums of their activations. */
-INLINE void eighth_mins(struct td_cpu_traits traits, struct ints from, int n_tokens,
-                        const uint8_t *p, const uint8_t *a, int b, vf sum[][2])
+/* sum = the minimums of a block of 256 times the sums of their activations. Its eighths lie `step` and `act_step` apart. */
+INLINE void block_mins(struct td_cpu_traits traits, struct ints from, int n_tokens,
+                       const uint8_t *p, size_t step, const uint8_t *a, size_t act_step,
+                       vf sum[][2])
 {
-#pragma GCC unroll 2
-    for (int half = 0; half < traits.halves; half++) {
-        vf m0 = int_min(from, traits, p, b, half, 0), m1 = int_min(from, traits, p, b, half, 1);
+    vi dot[8][2];
+
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++)
+        dot[t][0] = dot[t][1] = vi_set1(0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 4 * traits.halves; i++) {
+        const size_t b = (size_t)(2 * i / traits.halves);
+        const uint8_t *x = a + b * act_step + (36 + 4 * traits.halves) * from.in_tile;
+        vi m0 = int_mins(from, traits, p + b * step, i, 0);
+        vi m1 = int_mins(from, traits, p + b * step, i, 1);
 
 #pragma GCC unroll 8
         for (int t = 0; t < n_tokens; t++) {
-            vf x = act_float(from, a, 36 + 4 * traits.halves + 4 * half, t);
-
-            sum[t][0] = vf_fma(m0, x, sum[t][0]);
-            sum[t][1] = vf_fma(m1, x, sum[t][1]);
+            dot[t][0] = vi_dot_int16(dot[t][0], m0, vi_set1_word(x + 4 * t));
+            dot[t][1] = vi_dot_int16(dot[t][1], m1, vi_set1_word(x + 4 * t));
         }
     }
+#pragma GCC unroll 8
+    for (int t = 0; t < n_tokens; t++)
+        for (int h = 0; h < 2; h++)
+            sum[t][h] = vf_from_vi(dot[t][h]);
 }
 
 INLINE void clear(int n_tokens, vf sum[][2])
@@ -348,11 +364,7 @@ INLINE void leaf_int256(struct td_cpu_traits traits, struct ints from, int n_tok
         if (!traits.mins)
             continue;
         hold(n_tokens, acc, held);
-        clear(n_tokens, sum);
-#pragma GCC unroll 1
-        for (int b = 0; b < 8; b++)
-            eighth_mins(traits, from, n_tokens, p + (size_t)b * step, a + (size_t)b * act_step, b,
-                        sum);
+        block_mins(traits, from, n_tokens, p, step, a, act_step, sum);
         add_block(from, n_tokens, block_float(from, p, tail, 1, 0),
                   block_float(from, p, tail, 1, 1), true, a, sum, held, acc);
     }
@@ -387,10 +399,7 @@ INLINE void block_one(enum td_dtype dtype, uint32_t n_groups, const uint8_t *con
                   false, a, sum[g], held, acc[g]);
         if (!traits.mins)
             continue;
-        clear(1, sum[g]);
-#pragma GCC unroll 8
-        for (int b = 0; b < 8; b++)
-            eighth_mins(traits, from, 1, w[g], a + (size_t)b * act_step, b, sum[g]);
+        block_mins(traits, from, 1, w[g], 0, a, act_step, sum[g]);
         store_sums(1, acc[g], held);
         add_block(from, 1, block_float(from, w[g], NULL, 1, 0), block_float(from, w[g], NULL, 1, 1),
                   true, a, sum[g], held, acc[g]);

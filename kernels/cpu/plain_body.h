@@ -9,8 +9,8 @@
  *   floats     per column F32. BF16: the columns of a pair swapped; or, with TD_BF16_PAIRS, per pair of columns words of two
  *              BF16. F8 has 32 F32 scales before every 128 columns.
  *   integers   per 32 columns 8 steps of words of four stored integers (with TD_PLAIN_SIGNED less the offset); then per half
- *              F32 scales [32], then per half F32 minimums [32]; INT256 has F32 d [32] (and dmin [32]) after every 256
- *              columns. */
+ *              F32 scales [32], then per half F32 minimums [32]; INT256 has pairs of int16 minimums [32] instead, in the first
+ *              place of two sub-blocks, and F32 d [32] (and dmin [32]) after every 256 columns. */
 #include "kernels/cpu/vec_body.h"
 
 /* ---- fields of packed blocks of 32 lanes: the half `h` of them ---- */
@@ -160,20 +160,21 @@ INLINE vf weight_scale(enum td_dtype dtype, const uint8_t *p, int b, int half, i
     }
 }
 
-INLINE vf weight_min(enum td_dtype dtype, const uint8_t *p, int b, int half, int h)
+/* The minimum of a block of 32. */
+INLINE vf weight_min(const uint8_t *p, int h)
 {
-    const int i = 2 * b + half;
+    return half_at(p, 2, h);
+}
 
-    switch (dtype) {
-    case TD_Q4_K:
-    case TD_Q5_K:
-        return vf_from_vi(six_at(p, 4, 8 + b, h));
-    case TD_Q2_K:
-        return vf_from_vi(
-            vi_and(vi_shr(word_at(p, 4 + (uint32_t)(i / 4) * 4, h), 4 + i % 4 * 8), vi_set1(15)));
-    default:
-        return half_at(p, 2, h);
+/* Minimums 2i and 2i + 1 of a block of 256, as int16. */
+INLINE vi weight_mins(enum td_dtype dtype, const uint8_t *p, int i, int h)
+{
+    if (dtype == TD_Q2_K) {
+        vi w = vi_shr(word_at(p, 4 + (uint32_t)(i / 2) * 4, h), 4 + i % 2 * 16);
+
+        return vi_or(vi_and(w, vi_set1(15)), vi_and(vi_shl(w, 8), vi_set1(15 << 16)));
     }
+    return vi_or(six_at(p, 4, 8 + 2 * i, h), vi_shl(six_at(p, 4, 9 + 2 * i, h), 16));
 }
 
 /* Column k of E4M3 bytes. */
@@ -223,10 +224,13 @@ INLINE void expand_int(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, floa
                 vf_store(plain, weight_scale(dtype, p, b, half, 0));
                 vf_store(plain + 16, weight_scale(dtype, p, b, half, 1));
             }
-            for (int half = 0; traits.mins && half < traits.halves; half++, plain += 32) {
-                vf_store(plain, weight_min(dtype, p, b, half, 0));
-                vf_store(plain + 16, weight_min(dtype, p, b, half, 1));
-            }
+            for (int h = 0; traits.mins && traits.kind == TD_ACT_INT32 && h < 2; h++)
+                vf_store(plain + 16 * h, weight_min(p, h));
+            for (int h = 0; traits.mins && traits.kind == TD_ACT_INT256 && h < 2; h++)
+                if (b * traits.halves % 2 == 0)
+                    vi_store((uint8_t *)(plain + 16 * h),
+                             weight_mins(dtype, p, b * traits.halves / 2, h));
+            plain += traits.mins * traits.halves * 32;
         }
         for (int i = 0; traits.kind == TD_ACT_INT256 && i < 1 + traits.mins; i++, plain += 32) {
             vf_store(plain, half_at(p, (uint32_t)i * 2, 0));

@@ -188,6 +188,12 @@ OP vi vi_dot_narrow(vi acc, vi w, vi a)
     return vi_dot(acc, w, a);
 }
 
+/* acc + sum of two int16 of w times two of a, per lane. */
+OP vi vi_dot_int16(vi acc, vi w, vi a)
+{
+    return _mm512_dpwssd_epi32(acc, w, a);
+}
+
 OP vi vi_and(vi a, vi b)
 {
     return _mm512_and_si512(a, b);

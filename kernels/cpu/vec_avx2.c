@@ -230,6 +230,12 @@ OP __m256i dot4(__m256i acc, __m256i w, __m256i a)
 }
 
 /* acc + sum of four unsigned bytes of w times four signed bytes of a, per lane, exact. */
+OP vi vi_dot_int16(vi acc, vi w, vi x)
+{
+    return (vi){_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, x.a)),
+                _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, x.b))};
+}
+
 OP vi vi_sub_bytes(vi x, vi y)
 {
     return (vi){_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)};

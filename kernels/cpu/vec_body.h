@@ -149,9 +149,9 @@ INLINE vf source_load(const struct td_cpu_source *src, const float *x, vf factor
     return src->norm ? vf_mul(vf_mul(v, factor), load_part(src->norm + k, src->n_cols - k)) : v;
 }
 
-/* 32 columns of token t of a tile of n; `max` is that of the columns which share their scale. */
-INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, uint32_t t,
-                          uint32_t n, uint8_t *out)
+/* 32 columns, the b-th of those that share a scale, of token t of a tile of n; `max` is that of all of them. */
+INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, uint32_t b,
+                          uint32_t t, uint32_t n, uint8_t *out)
 {
     const float scale = td_cpu_act_scale(traits.kind, max);
     const vf inverse = vf_set1(td_cpu_act_inverse(max));
@@ -178,12 +178,18 @@ INLINE void prepare_block(struct td_cpu_traits traits, vf x0, vf x1, float max, 
     }
     out += 36 * n + 4 * t;
     for (int h = 0; h < traits.halves; h++) {
-        int32_t start = -traits.offset * sum[h];
-        float of_sum = traits.kind == TD_ACT_INT32 ? (float)sum[h] * scale : (float)sum[h];
+        const uint32_t i = b * (uint32_t)traits.halves + (uint32_t)h; /* sub-block */
+        const int32_t start = -traits.offset * sum[h];
+        const float scaled = (float)sum[h] * scale;
+        const int16_t whole = (int16_t)sum[h];
+        uint8_t *pair = out + 4 * (uint32_t)traits.halves * n + i % 2 * 2;
 
         memcpy(out + (uint32_t)h * 4 * n, &start, 4);
-        if (traits.mins)
-            memcpy(out + (uint32_t)(traits.halves + h) * 4 * n, &of_sum, 4);
+        if (traits.mins && traits.kind == TD_ACT_INT32)
+            memcpy(out + 4 * n, &scaled, 4);
+        else if (traits.mins) /* the second of a pair may belong to the eighth before */
+            memcpy(traits.halves == 1 && i % 2 ? pair - td_cpu_act_block_bytes(traits) * n : pair,
+                   &whole, 2);
     }
 }
 
@@ -206,7 +212,7 @@ INLINE void prepare_ints(const struct td_cpu_source *src, enum td_cpu_act_kind k
         }
         largest = vf_fold_max_bits(max);
         for (uint32_t i = 0; i < block / 16; i += 2) {
-            prepare_block(traits, v[i], v[i + 1], largest, slot, n, out);
+            prepare_block(traits, v[i], v[i + 1], largest, i / 2, slot, n, out);
             out += td_cpu_act_block_bytes(traits) * n;
         }
     }

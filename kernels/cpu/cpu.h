@@ -114,7 +114,7 @@ enum td_cpu_act_kind {
 
 struct td_cpu_traits {
     enum td_cpu_act_kind kind;
-    int offset; /* stored integer (that of a packed int8: made unsigned) = weight + offset */
+    int offset; /* stored integer = weight + offset; Q8_0's gets it when it is read */
     int halves; /* sub-blocks per 32 columns */
     int mins;   /* 1: sub-blocks have a minimum */
     int narrow; /* 1: stored integers are below 128 */

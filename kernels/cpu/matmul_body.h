@@ -168,7 +168,7 @@ INLINE vi int_mins(struct ints from, struct td_cpu_traits traits, const uint8_t 
     return weight_mins(from.dtype, p, i, h);
 }
 
-/* dot = start + the integer dot products of a half (or of all) of 32 columns. */
+/* dot = start + the integer dot products of a half (or of all) of 32 columns; nothing where they are made already. */
 INLINE void dots(struct td_cpu_traits traits, struct ints from, int n_tokens, const uint8_t *p,
                  const uint8_t *a, int b, int half, vi dot[][2])
 {
@@ -481,7 +481,7 @@ INLINE size_t act_bytes(struct td_cpu_traits traits, uint32_t n_k)
     return td_cpu_act_row_bytes(traits, n_k, TD_BF16_PAIRS);
 }
 
-/* Columns that are taken from one group before the next group's turn. */
+/* Columns that are taken from one group before the next group's turn (blocks of 256 take turns inside). */
 INLINE uint32_t stripe(enum td_dtype dtype)
 {
     const struct td_cpu_traits traits = td_cpu_traits(dtype);
@@ -489,7 +489,7 @@ INLINE uint32_t stripe(enum td_dtype dtype)
     return traits.kind == TD_ACT_INT256 ? 256 : dtype == TD_F8_E4M3 ? 128 : 32;
 }
 
-/* Up to TD_CPU_STREAMS groups side by side: memory is read fastest in several places at a time. */
+/* Up to TD_CPU_STREAMS groups by turns: memory is read fastest in more places than one. */
 INLINE void one_token(enum td_dtype dtype, const struct td_cpu_product *p)
 {
     const struct td_matrix *m = &p->m->head;
@@ -515,12 +515,12 @@ INLINE void one_token(enum td_dtype dtype, const struct td_cpu_product *p)
 
                 if (traits.kind == TD_ACT_INT256)
                     block_one(dtype, p->n_groups, w, a, acc);
+                else
 #pragma GCC unroll 1
-                for (uint32_t g = 0; g < p->n_groups; g++) {
-                    if (traits.kind != TD_ACT_INT256)
+                    for (uint32_t g = 0; g < p->n_groups; g++)
                         leaf_one(dtype, w[g], a, n_k, acc[g]);
+                for (uint32_t g = 0; g < p->n_groups; g++)
                     w[g] += lane_bytes(dtype, n_k) * TD_CPU_GROUP;
-                }
                 a += act_bytes(traits, n_k);
                 k0 += n_k;
             }

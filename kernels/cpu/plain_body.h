@@ -224,10 +224,10 @@ INLINE void expand_int(enum td_dtype dtype, const uint8_t *p, uint32_t n_k, floa
                 vf_store(plain, weight_scale(dtype, p, b, half, 0));
                 vf_store(plain + 16, weight_scale(dtype, p, b, half, 1));
             }
-            for (int h = 0; traits.mins && traits.kind == TD_ACT_INT32 && h < 2; h++)
-                vf_store(plain + 16 * h, weight_min(p, h));
-            for (int h = 0; traits.mins && traits.kind == TD_ACT_INT256 && h < 2; h++)
-                if (b * traits.halves % 2 == 0)
+            for (int h = 0; traits.mins && h < 2; h++)
+                if (traits.kind == TD_ACT_INT32)
+                    vf_store(plain + 16 * h, weight_min(p, h));
+                else if (b * traits.halves % 2 == 0)
                     vi_store((uint8_t *)(plain + 16 * h),
                              weight_mins(dtype, p, b * traits.halves / 2, h));
             plain += traits.mins * traits.halves * 32;

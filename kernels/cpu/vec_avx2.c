@@ -229,7 +229,7 @@ OP __m256i dot4(__m256i acc, __m256i w, __m256i a)
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
 
-/* acc + sum of four unsigned bytes of w times four signed bytes of a, per lane, exact. */
+/* acc + sum of two int16 of w times two of x, per lane. */
 OP vi vi_dot_int16(vi acc, vi w, vi x)
 {
     return (vi){_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, x.a)),
@@ -241,6 +241,7 @@ OP vi vi_sub_bytes(vi x, vi y)
     return (vi){_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)};
 }
 
+/* acc + sum of four unsigned bytes of w times four signed bytes of a, per lane, exact. */
 OP vi vi_dot(vi acc, vi w, vi x)
 {
     return (vi){dot4(acc.a, w.a, x.a), dot4(acc.b, w.b, x.b)};

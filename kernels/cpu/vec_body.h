@@ -11,9 +11,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-#ifndef TD_PLAIN_SIGNED
-#define TD_PLAIN_SIGNED                                                                            \
-    0 /* integers of plain_body.h and their activations for units that take signed weights */
+#ifndef TD_PLAIN_SIGNED /* 1: weights and activations for units that take signed weights */
+#define TD_PLAIN_SIGNED 0
 #endif
 
 INLINE vf v_exp(vf x)

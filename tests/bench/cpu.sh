@@ -83,6 +83,12 @@ while [ $# -gt 0 ]; do
         ;;
     esac
 done
+for number in "reps $reps" "threads $threads" "prompt $prompt" "depth $depth"; do
+    if ! [[ ${number#* } =~ ^[1-9][0-9]*$ ]]; then
+        echo "cpu.sh: --${number% *}: got '${number#* }', expected a whole number from 1" >&2
+        exit 2
+    fi
+done
 tensord=${TENSORD_BIN:-$root/build/tensord}
 unset TENSORD_BIN # it is no option of the program
 if [ ${#models[@]} -eq 0 ]; then
@@ -101,8 +107,11 @@ for file in "$tensord" "${peers[@]}"; do
         exit 1
     fi
 done
+mapfile -t models < <(realpath -- "${models[@]}")
+[ ${#peers[@]} -eq 0 ] || mapfile -t peers < <(realpath -- "${peers[@]}")
 work=${keep:-$(mktemp -d)}
 mkdir -p "$work"
+work=$(realpath -- "$work")
 [ -n "$keep" ] || trap 'rm -rf "$work"' EXIT
 
 has_case() {
@@ -126,13 +135,18 @@ ours() { # INDEX  MODEL  ROUND
     fi
 }
 
+# Peers leave logs where they run.
+in_work() { # COMMAND...
+    (cd "$work" && "$@")
+}
+
 # The same of a peer. One of them has no --n-depth: its -gp P,G times G tokens after P.
 peer() { # INDEX  MODEL  ROUND  PEER
     local bench=${peers[$4]} out=$work/$1.peer$4.$3 extra batched_extra after deep batched
     read -ra extra <<<"${peer_args[$4]}"
     read -ra batched_extra <<<"${batched_args[$4]}"
     if [ "$3" -eq 0 ]; then # which kinds of memory it packs the weights into
-        "$bench" -m "$2" -t "$threads" -r 1 -p 1 -n 0 -v "${extra[@]}" 2>&1 |
+        in_work "$bench" -m "$2" -t "$threads" -r 1 -p 1 -n 0 -v "${extra[@]}" 2>&1 |
             grep 'model buffer size' >"$work/$1.peer$4.buffers" || true
     fi
     if [[ $("$bench" --help 2>&1) == *--n-depth* ]]; then
@@ -145,7 +159,7 @@ peer() { # INDEX  MODEL  ROUND  PEER
     run_peer() { # CASE  arguments...
         local name=$1
         shift
-        "$bench" -t "$threads" -r 1 -o json "$@" "${extra[@]}" >"$out.$name.json" 2>>"$out.log" ||
+        in_work "$bench" -t "$threads" -r 1 -o json "$@" "${extra[@]}" >"$out.$name.json" 2>>"$out.log" ||
             echo "cpu.sh: $bench failed at $name; its messages: $(tail -n 1 "$out.log")" >&2
     }
     if has_case prefill; then run_peer prefill -m "$2" -p "$prompt" -n 0; fi
@@ -153,7 +167,7 @@ peer() { # INDEX  MODEL  ROUND  PEER
     if has_case depth; then run_peer depth -m "$2" "${deep[@]}"; fi
     batched=$(dirname "$bench")/llama-batched-bench
     if has_case batch && [ -x "$batched" ]; then
-        "$batched" -m "$2" -t "$threads" -c $((batch * (fill + gen))) -npp $fill -ntg $gen -npl $batch "${batched_extra[@]}" \
+        in_work "$batched" -m "$2" -t "$threads" -c $((batch * (fill + gen))) -npp $fill -ntg $gen -npl $batch "${batched_extra[@]}" \
             >"$out.batch.txt" 2>&1 || echo "cpu.sh: $batched failed: $(tail -n 1 "$out.batch.txt")" >&2
     fi
 }

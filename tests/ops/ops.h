@@ -11,7 +11,7 @@ enum {
     TD_OPS_ISAS = 5,
     TD_OPS_MAX_LEAVES = 16,
     TD_OPS_MAX_PARTS = 3,
-    TD_OPS_TOKENS = 12, /* counts of td_ops_tokens */
+    TD_OPS_TOKENS = 14, /* counts of td_ops_tokens */
     TD_OPS_ROWS = 7
 };
 

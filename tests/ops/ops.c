@@ -7,7 +7,8 @@
 #include <string.h>
 
 const char *const td_ops_isa[TD_OPS_ISAS] = {"ref", "avx2", "avx512", "avx512bf16", "avx512amx"};
-const uint32_t td_ops_tokens[TD_OPS_TOKENS] = {1, 2, 3, 5, 7, 8, 15, 16, 17, 33, 127, 128, 129, 200};
+const uint32_t td_ops_tokens[TD_OPS_TOKENS] = {1,  2,  3,  5,   7,   8,   15,
+                                               16, 17, 33, 127, 128, 129, 200};
 const uint32_t td_ops_rows[TD_OPS_ROWS] = {1, 2, 31, 32, 33, 96, 100};
 
 static uint64_t state_of_seed;

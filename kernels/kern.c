@@ -209,6 +209,17 @@ enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_
     return TD_OK;
 }
 
+enum td_status td_kern_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                           uint32_t n_top, struct td_top *out, struct td_err *err)
+{
+    if (n_top == 0 || n_top > TD_TOP_MAX)
+        return td_err_set(err, TD_INVALID, "the %u largest of a row: expected 1 to %d", n_top,
+                          TD_TOP_MAX);
+    if (n)
+        kern->ops->top(kern, x, n, width, n_top, out);
+    return TD_OK;
+}
+
 static enum td_status check_head_dim(uint32_t dim, struct td_err *err)
 {
     if (dim == 0 || dim % 2 || dim > TD_KERN_MAX_HEAD_DIM)

@@ -9,6 +9,7 @@
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/err.h"
+#include "kernels/top.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -119,6 +120,10 @@ enum td_status td_kern_silu_mul(struct td_kern *kern, const float *gate, const f
 /* x [n] += y [n]. */
 enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_t n,
                            struct td_err *err);
+
+/* out [n x n_top]: the n_top (1 to TD_TOP_MAX) largest of each row of x [n x width], largest first; ids count from 0. */
+enum td_status td_kern_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                           uint32_t n_top, struct td_top *out, struct td_err *err);
 
 /* ---- attention ---- */
 

@@ -27,6 +27,8 @@ struct td_kern_ops {
     void (*silu_mul)(struct td_kern *kern, const float *gate, const float *up, size_t n,
                      float *out);
     void (*add)(struct td_kern *kern, float *x, const float *y, size_t n);
+    void (*top)(struct td_kern *kern, const float *x, uint32_t n, uint32_t width, uint32_t n_top,
+                struct td_top *out);
     void (*rope_angles)(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
                         bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
     void (*rope_kv)(struct td_kern *kern, const struct td_kv_view *kv,

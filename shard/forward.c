@@ -8,7 +8,8 @@
 struct pass {
     struct td_shard *s;
     const struct td_step *step;
-    uint32_t n; /* rows */
+    uint32_t n;                /* rows */
+    uint32_t n_logits, n_tops; /* that want their logits, and the largest of them */
     struct td_kv_rows kv_rows;
     const float *pending; /* [n x d_model] to be added to x before it is read; NULL: nothing */
     struct td_err *err;
@@ -32,9 +33,14 @@ static enum td_status prepare_rows(struct pass *p)
     if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
         return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows,
                           plan->max_batched_tokens);
-    if (td_step_n_logits(step) > plan->max_num_seqs)
+    p->n_logits = td_step_n_want(step, TD_WANT_LOGITS);
+    p->n_tops = td_step_n_want(step, TD_WANT_TOP);
+    if (p->n_logits + p->n_tops > plan->max_num_seqs)
         return td_err_set(p->err, TD_INVALID, "%u rows want logits: expected at most %u",
-                          td_step_n_logits(step), plan->max_num_seqs);
+                          p->n_logits + p->n_tops, plan->max_num_seqs);
+    if (p->n_tops && (step->n_top == 0 || step->n_top > TD_TOP_MAX))
+        return td_err_set(p->err, TD_INVALID, "rows want the %u largest logits: expected 1 to %d",
+                          step->n_top, TD_TOP_MAX);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         const struct td_step_row *row = &step->rows[i];
         const struct td_step_seq *seq = &step->seqs[row->seq];
@@ -185,53 +191,90 @@ static enum td_status feed_forward(struct pass *p, uint32_t i)
                              s->ffn_runs + (size_t)i * s->p.plan->tp);
 }
 
-/* Copies the rows that want logits, in order. */
-static uint32_t wanted_rows(const struct pass *p, const float *x, float *out)
+/* Copies the rows that want something: those of whole logits first, then those of the largest. */
+static void wanted_rows(const struct pass *p, const float *x, float *out)
 {
     size_t d = p->s->p.model->spec->d_model;
-    uint32_t n = 0;
 
-    for (uint32_t i = 0; i < p->n; i++)
-        if (p->step->rows[i].want == TD_WANT_LOGITS)
-            memcpy(out + (size_t)n++ * d, x + (size_t)i * d, d * sizeof(float));
-    return n;
+    for (uint32_t want = TD_WANT_LOGITS; want <= TD_WANT_TOP; want++)
+        for (uint32_t i = 0; i < p->n; i++)
+            if (p->step->rows[i].want == want) {
+                memcpy(out, x + (size_t)i * d, d * sizeof(float));
+                out += d;
+            }
 }
 
-/* Final norm and head on stage 0; slices meet on rank 0. */
-static enum td_status head(struct pass *p, uint32_t n, const float **logits)
+/* The first n_logits rows of every rank's slice meet on rank 0. */
+static enum td_status gather_logits(struct pass *p, const float *slice_of_mine)
 {
     struct td_shard *s = p->s;
-    struct td_shard_buffers *b = &s->buf;
-    const struct td_spec *spec = s->p.model->spec;
     const struct td_plan *plan = s->p.plan;
-    enum td_status st = TD_OK;
-    const float *slice = b->gathered;
-    const struct td_kern_input in = {
-        .x = b->head_in, .norm = s->weights.final_norm, .eps = spec->rms_eps};
-    const struct td_kern_output out = {.m = s->weights.head,
-                                       .out = plan->tp > 1 ? b->head_out : b->logits};
+    const size_t n_vocab = s->p.model->spec->n_vocab;
+    const float *slice = s->buf.gathered;
+    enum td_status st;
 
-    if (s->weights.head)
-        st = td_kern_linear(s->p.kern, &in, n, &out, 1, p->err);
-    if (st || plan->tp == 1) {
-        *logits = b->logits;
-        return st;
-    }
     for (uint32_t r = 0; r < plan->tp; r++)
-        s->counts[r] =
-            (size_t)n * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) * sizeof(float);
-    st = td_comm_gather(s->tp, 0, b->head_out, s->counts, b->gathered, p->err);
+        s->counts[r] = (size_t)p->n_logits * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) *
+                       sizeof(float);
+    st = td_comm_gather(s->tp, 0, slice_of_mine, s->counts, s->buf.gathered, p->err);
     if (st || s->rank != 0)
         return st;
     for (uint32_t r = 0; r < plan->tp; r++) {
         size_t width = plan->rank[r].vocab_end - plan->rank[r].vocab_begin;
 
-        for (uint32_t i = 0; i < n; i++, slice += width)
-            memcpy(b->logits + (size_t)i * spec->n_vocab + plan->rank[r].vocab_begin, slice,
+        for (uint32_t i = 0; i < p->n_logits; i++, slice += width)
+            memcpy(s->buf.logits + i * n_vocab + plan->rank[r].vocab_begin, slice,
                    width * sizeof(float));
     }
-    *logits = b->logits;
     return TD_OK;
+}
+
+/* The largest logits of n_tops rows of this rank's slice [n_tops x width]; those of all slices meet on rank 0. */
+static enum td_status gather_top(struct pass *p, const float *slice, uint32_t width)
+{
+    struct td_shard *s = p->s;
+    struct td_top *mine = s->buf.top, *other = s->buf.all_top;
+    uint32_t tp = s->p.plan->tp, n_top = p->step->n_top;
+    size_t n = (size_t)p->n_tops * n_top;
+    enum td_status st = td_kern_top(s->p.kern, slice, p->n_tops, width, n_top, mine, p->err);
+
+    st = st ? st : td_kern_sync(s->p.kern, p->err);
+    if (st || tp == 1)
+        return st;
+    for (size_t i = 0; i < n; i++)
+        mine[i].id += mine[i].id == UINT32_MAX ? 0 : s->me->vocab_begin;
+    for (uint32_t r = 0; r < tp; r++)
+        s->counts[r] = n * sizeof *mine;
+    st = td_comm_gather(s->tp, 0, mine, s->counts, s->buf.all_top, p->err);
+    if (st || s->rank != 0)
+        return st;
+    other += n; /* rank 0's own are in `mine` already */
+    for (uint32_t r = 1; r < tp; r++)
+        for (uint32_t i = 0; i < p->n_tops; i++, other += n_top)
+            td_top_merge(mine + (size_t)i * n_top, other, n_top);
+    return TD_OK;
+}
+
+/* Final norm and head on stage 0, over rows in the order of wanted_rows. */
+static enum td_status head(struct pass *p)
+{
+    struct td_shard *s = p->s;
+    struct td_shard_buffers *b = &s->buf;
+    const struct td_plan *plan = s->p.plan;
+    uint32_t width = s->me->vocab_end - s->me->vocab_begin;
+    float *slice = plan->tp > 1 ? b->head_out : b->logits;
+    const struct td_kern_input in = {
+        .x = b->head_in, .norm = s->weights.final_norm, .eps = s->p.model->spec->rms_eps};
+    const struct td_kern_output out = {.m = s->weights.head, .out = slice};
+    enum td_status st = TD_OK;
+
+    if (s->weights.head)
+        st = td_kern_linear(s->p.kern, &in, p->n_logits + p->n_tops, &out, 1, p->err);
+    if (!st && p->n_logits && plan->tp > 1)
+        st = gather_logits(p, slice);
+    if (!st && p->n_tops)
+        st = gather_top(p, slice + (size_t)p->n_logits * width, width);
+    return st;
 }
 
 static enum td_status layers(struct pass *p)
@@ -248,17 +291,17 @@ static enum td_status layers(struct pass *p)
     return st ? st : settle(p);
 }
 
-enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, const float **logits,
-                             struct td_err *err)
+enum td_status td_shard_step(struct td_shard *s, const struct td_step *step,
+                             struct td_step_result *result, struct td_err *err)
 {
     struct pass p = {.s = s, .step = step, .err = err};
     const struct td_plan *plan = s->p.plan;
     const size_t d = s->p.model->spec->d_model;
     bool last = s->me->stage == plan->pp - 1;
-    uint32_t n_logits = td_step_n_logits(step);
     enum td_status st = prepare_rows(&p);
+    uint32_t n_wanted = p.n_logits + p.n_tops;
 
-    *logits = NULL;
+    *result = (struct td_step_result){0};
     if (st)
         return st;
     if (s->me->stage == 0)
@@ -268,17 +311,21 @@ enum td_status td_shard_step(struct td_shard *s, const struct td_step *step, con
     st = st ? st : layers(&p);
     if (!st && !last)
         st = td_comm_send(s->pipe, s->rank + plan->tp, s->buf.x, p.n * d * sizeof(float), err);
-    if (!st && last && n_logits && plan->pp > 1) {
+    if (!st && last && n_wanted && plan->pp > 1) {
         wanted_rows(&p, s->buf.x, s->buf.sum);
-        st = td_comm_send(s->pipe, s->me->tp_index, s->buf.sum, n_logits * d * sizeof(float), err);
+        st = td_comm_send(s->pipe, s->me->tp_index, s->buf.sum, n_wanted * d * sizeof(float), err);
     }
-    if (st || s->me->stage != 0 || n_logits == 0)
+    if (st || s->me->stage != 0 || n_wanted == 0)
         return st;
     if (plan->pp > 1)
         st = td_comm_recv(s->pipe, s->rank + (plan->pp - 1) * plan->tp, s->buf.head_in,
-                          n_logits * d * sizeof(float), err);
+                          n_wanted * d * sizeof(float), err);
     else
         wanted_rows(&p, s->buf.x, s->buf.head_in);
-    st = st ? st : head(&p, n_logits, logits);
-    return st ? st : td_kern_sync(s->p.kern, err); /* the host reads them next */
+    st = st ? st : head(&p);
+    st = st ? st : td_kern_sync(s->p.kern, err); /* the host reads them next */
+    if (!st && s->rank == 0)
+        *result = (struct td_step_result){p.n_logits ? s->buf.logits : NULL,
+                                          p.n_tops ? s->buf.top : NULL, step->n_top};
+    return st;
 }

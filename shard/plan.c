@@ -1,6 +1,7 @@
 #include "shard/plan.h"
 
 #include "comm/comm.h"
+#include "kernels/top.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -286,13 +287,15 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     const struct td_plan_rank *r = &plan->rank[rank];
     struct td_plan_widths w = td_plan_widths(plan, model, rank);
     size_t n = plan->max_batched_tokens, d = s->d_model;
+    size_t tops = TD_TOP_MAX * sizeof(struct td_top) / sizeof(float); /* of one row */
     size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + w.ff + 2 * s->head_dim + w.own_parts * d +
                          (plan->tp > 1 ? w.all_parts * d : 0));
 
     if (r->stage == 0)
-        floats += (size_t)plan->max_num_seqs * (d + (r->vocab_end - r->vocab_begin));
+        floats += (size_t)plan->max_num_seqs * (d + tops + (r->vocab_end - r->vocab_begin));
     if (rank == 0)
-        floats += (size_t)plan->max_num_seqs * s->n_vocab * (plan->tp > 1 ? 2 : 1);
+        floats += (size_t)plan->max_num_seqs *
+                  (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops : s->n_vocab);
     return floats;
 }
 
@@ -320,7 +323,7 @@ static size_t exchanged(const struct td_plan *plan, const struct td_plan_model *
     }
     if (plan->pp > 1) /* the row to the next stage; from the last back to the first */
         bytes += (size_t)s->d_model * sizeof(float);
-    if (r->stage == 0 && r->tp_index > 0) /* logits to rank 0 */
+    if (r->stage == 0 && r->tp_index > 0) /* logits to rank 0; of a row with TD_WANT_TOP less */
         bytes += (size_t)(r->vocab_end - r->vocab_begin) * sizeof(float);
     return bytes;
 }

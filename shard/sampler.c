@@ -21,12 +21,21 @@ struct td_sampler {
     double *leaf_sum; /* owned [n_leaves]; kept weight of each leaf in the draw at hand */
 };
 
-/* The inputs of one draw. */
+/* The inputs of one draw: a whole row, or its largest logits; then all others are -inf, which no stage can tell apart. */
 struct row {
     const struct td_sampler *s;
-    const float *logits; /* [n_vocab] */
+    const float *logits;      /* [n_vocab]; NULL: `top` */
+    const struct td_top *top; /* [n_top] by ascending id */
+    uint32_t n_top;
     const uint32_t *banned;
     uint32_t n_banned;
+};
+
+/* The ids of one leaf with their logits after stages 1 to 4; of a row's largest logits, those among them. */
+struct leaf {
+    uint32_t n, first_id;
+    const struct td_top *top; /* [n]; NULL: ids first_id, first_id + 1, ... */
+    float z[TD_VSUM_LEAF];
 };
 
 /* Which ids are left: those with a larger key, and those with this key up to this id. */
@@ -92,6 +101,11 @@ enum td_status td_sampling_validate(const struct td_sampling *s, uint32_t n_voca
     return TD_OK;
 }
 
+static bool has_penalties(const struct td_sampling *p)
+{
+    return p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
+}
+
 /* Stable and in place; 300 entries at most, once per request. */
 static void sort_bias(struct td_sampling *p)
 {
@@ -125,8 +139,7 @@ enum td_status td_sampler_open(const struct td_sampling *params, uint32_t n_voca
     s->leaf_sum = calloc(s->n_leaves, sizeof(*s->leaf_sum));
     if (!s->leaf_sum)
         goto no_memory;
-    if (params->repetition_penalty != 1 || params->presence_penalty != 0 ||
-        params->frequency_penalty != 0) {
+    if (has_penalties(params)) {
         s->seen = calloc(n_vocab, sizeof(*s->seen));
         if (!s->seen)
             goto no_memory;
@@ -218,25 +231,73 @@ static void apply_penalties(const struct td_sampler *s, uint32_t base, uint32_t 
     }
 }
 
-/* Stages 1 to 4 for one leaf, into `z`; returns its length. */
-static uint32_t load_leaf(const struct row *r, uint32_t leaf, float z[TD_VSUM_LEAF])
+/* The first leaf from `leaf` on that may hold a logit above -inf; n_leaves when there is none. */
+static uint32_t leaf_from(const struct row *r, uint32_t leaf)
+{
+    if (r->logits)
+        return leaf;
+    for (uint32_t i = 0; i < r->n_top; i++)
+        if (r->top[i].id / TD_VSUM_LEAF >= leaf)
+            return r->top[i].id / TD_VSUM_LEAF;
+    return r->s->n_leaves;
+}
+
+static uint32_t first_leaf(const struct row *r)
+{
+    return leaf_from(r, 0);
+}
+
+static uint32_t next_leaf(const struct row *r, uint32_t leaf)
+{
+    return leaf_from(r, leaf + 1);
+}
+
+static uint32_t id_at(const struct leaf *l, uint32_t i)
+{
+    return l->top ? l->top[i].id : l->first_id + i;
+}
+
+/* There is neither bias nor penalty then. */
+static void load_top_leaf(const struct row *r, uint32_t leaf, struct leaf *l)
+{
+    uint32_t first = 0;
+
+    while (r->top[first].id / TD_VSUM_LEAF != leaf)
+        first++;
+    l->top = r->top + first;
+    for (l->n = 0; first + l->n < r->n_top && l->top[l->n].id / TD_VSUM_LEAF == leaf; l->n++) {
+        l->z[l->n] = l->top[l->n].value;
+        for (uint32_t i = 0; i < r->n_banned; i++)
+            if (r->banned[i] == l->top[l->n].id)
+                l->z[l->n] = -INFINITY;
+    }
+}
+
+/* Stages 1 to 4 for one leaf of first_leaf and next_leaf. */
+static void load_leaf(const struct row *r, uint32_t leaf, struct leaf *l)
 {
     const struct td_sampler *s = r->s;
     uint32_t base = leaf * TD_VSUM_LEAF;
     uint32_t n = s->n_vocab - base < TD_VSUM_LEAF ? s->n_vocab - base : TD_VSUM_LEAF;
 
+    if (!r->logits) {
+        load_top_leaf(r, leaf, l);
+        return;
+    }
+    l->n = n;
+    l->first_id = base;
+    l->top = NULL;
     for (uint32_t i = 0; i < n; i++) {
         float v = r->logits[base + i];
 
-        z[i] = v == v ? v : -INFINITY;
+        l->z[i] = v == v ? v : -INFINITY;
     }
-    apply_bias(&s->params, base, n, z);
+    apply_bias(&s->params, base, n, l->z);
     if (s->seen)
-        apply_penalties(s, base, n, z);
+        apply_penalties(s, base, n, l->z);
     for (uint32_t i = 0; i < r->n_banned; i++)
         if (r->banned[i] - base < n)
-            z[r->banned[i] - base] = -INFINITY;
-    return n;
+            l->z[r->banned[i] - base] = -INFINITY;
 }
 
 /* The largest logit after stages 1 to 4; false when all are -inf. */
@@ -246,21 +307,21 @@ static bool find_max(const struct row *r, float *max, uint32_t *id)
     float best = -INFINITY;
     uint32_t at = 0;
 
-    if (s->params.n_bias == 0 && !s->seen && r->n_banned == 0) {
+    if (r->logits && s->params.n_bias == 0 && !s->seen && r->n_banned == 0) {
         for (uint32_t i = 0; i < s->n_vocab; i++)
             if (r->logits[i] > best) {
                 best = r->logits[i];
                 at = i;
             }
     } else {
-        for (uint32_t leaf = 0; leaf < s->n_leaves; leaf++) {
-            float z[TD_VSUM_LEAF];
-            uint32_t n = load_leaf(r, leaf, z);
+        for (uint32_t leaf = first_leaf(r); leaf < s->n_leaves; leaf = next_leaf(r, leaf)) {
+            struct leaf l;
 
-            for (uint32_t i = 0; i < n; i++)
-                if (z[i] > best) {
-                    best = z[i];
-                    at = leaf * TD_VSUM_LEAF + i;
+            load_leaf(r, leaf, &l);
+            for (uint32_t i = 0; i < l.n; i++)
+                if (l.z[i] > best) {
+                    best = l.z[i];
+                    at = id_at(&l, i);
                 }
         }
     }
@@ -274,25 +335,22 @@ static double weight_of(float z, float max, double inv_t)
     return z == max ? 1.0 : td_detmath_exp(((double)z - (double)max) * inv_t);
 }
 
-/* The kept weights of one leaf into `w` (0 for ids cut away); returns their sum in ascending id. */
+/* Loads a leaf, and the kept weights of it into `w` (0 for ids cut away); returns their sum in ascending id. */
 static double leaf_weights(const struct row *r, uint32_t leaf, struct cut c, float max,
-                           double inv_t, double min_w, double w[TD_VSUM_LEAF])
+                           double inv_t, double min_w, struct leaf *l, double w[TD_VSUM_LEAF])
 {
-    float z[TD_VSUM_LEAF];
-    uint32_t n = load_leaf(r, leaf, z);
     bool all = c.key == 0;
     double sum = 0;
 
+    load_leaf(r, leaf, l);
     if (all) {
-        for (uint32_t i = 0; i < n; i++)
-            w[i] = z[i] == max ? 1.0 : td_detmath_exp(((double)z[i] - (double)max) * inv_t);
+        for (uint32_t i = 0; i < l->n; i++)
+            w[i] = l->z[i] == max ? 1.0 : td_detmath_exp(((double)l->z[i] - (double)max) * inv_t);
     } else {
-        for (uint32_t i = 0; i < n; i++)
-            w[i] = is_kept(c, order_key(z[i]), leaf * TD_VSUM_LEAF + i)
-                       ? weight_of(z[i], max, inv_t)
-                       : 0;
+        for (uint32_t i = 0; i < l->n; i++)
+            w[i] = is_kept(c, order_key(l->z[i]), id_at(l, i)) ? weight_of(l->z[i], max, inv_t) : 0;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < l->n; i++) {
         w[i] = w[i] >= min_w ? w[i] : 0;
         sum += w[i];
     }
@@ -310,14 +368,15 @@ static void count_leaf(const struct row *r, uint32_t leaf, struct cut c, bool by
                        double inv_t, uint32_t prefix, uint32_t mask, struct digit d,
                        double bucket[N_BUCKETS])
 {
-    float z[TD_VSUM_LEAF];
-    uint32_t n = load_leaf(r, leaf, z);
+    struct leaf l;
 
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t key = order_key(z[i]);
+    load_leaf(r, leaf, &l);
+    for (uint32_t i = 0; i < l.n; i++) {
+        uint32_t key = order_key(l.z[i]);
 
-        if ((key & mask) == prefix && is_kept(c, key, leaf * TD_VSUM_LEAF + i))
-            bucket[(key >> d.shift) % d.n_values] += by_weight ? weight_of(z[i], max, inv_t) : 1.0;
+        if ((key & mask) == prefix && is_kept(c, key, id_at(&l, i)))
+            bucket[(key >> d.shift) % d.n_values] +=
+                by_weight ? weight_of(l.z[i], max, inv_t) : 1.0;
     }
 }
 
@@ -337,7 +396,7 @@ static struct cut shrink(const struct row *r, struct cut c, bool by_weight, floa
         struct digit d = digits[level];
         uint32_t b = d.n_values, lowest = 0;
 
-        for (uint32_t leaf = 0; leaf < r->s->n_leaves; leaf++)
+        for (uint32_t leaf = first_leaf(r); leaf < r->s->n_leaves; leaf = next_leaf(r, leaf))
             count_leaf(r, leaf, c, by_weight, max, inv_t, prefix, mask, d, bucket);
         while (b-- > 0) {
             if (bucket[b] == 0)
@@ -357,14 +416,14 @@ static struct cut shrink(const struct row *r, struct cut c, bool by_weight, floa
     /* All keys under the prefix are equal now; lower ids first. */
     out = (struct cut){prefix, 0};
     tie = from_order_key(prefix);
-    for (uint32_t leaf = 0; leaf < r->s->n_leaves; leaf++) {
-        float z[TD_VSUM_LEAF];
-        uint32_t n = load_leaf(r, leaf, z);
+    for (uint32_t leaf = first_leaf(r); leaf < r->s->n_leaves; leaf = next_leaf(r, leaf)) {
+        struct leaf l;
 
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t id = leaf * TD_VSUM_LEAF + i;
+        load_leaf(r, leaf, &l);
+        for (uint32_t i = 0; i < l.n; i++) {
+            uint32_t id = id_at(&l, i);
 
-            if (order_key(z[i]) != prefix || !is_kept(c, prefix, id))
+            if (order_key(l.z[i]) != prefix || !is_kept(c, prefix, id))
                 continue;
             out.last_id = id;
             above += by_weight ? weight_of(tie, max, inv_t) : 1.0;
@@ -379,12 +438,18 @@ static double sum_weights(struct td_sampler *s, const struct row *r, struct cut 
                           double inv_t, double min_w)
 {
     struct td_vsum sum;
+    uint32_t next = first_leaf(r);
 
     td_vsum_init(&sum);
     for (uint32_t leaf = 0; leaf < s->n_leaves; leaf++) {
         double w[TD_VSUM_LEAF];
+        struct leaf l;
 
-        s->leaf_sum[leaf] = leaf_weights(r, leaf, c, max, inv_t, min_w, w);
+        s->leaf_sum[leaf] = 0;
+        if (leaf == next) {
+            s->leaf_sum[leaf] = leaf_weights(r, leaf, c, max, inv_t, min_w, &l, w);
+            next = next_leaf(r, leaf);
+        }
         td_vsum_push(&sum, s->leaf_sum[leaf]);
     }
     return td_vsum_total(&sum);
@@ -412,7 +477,8 @@ static uint32_t draw_id(struct td_sampler *s, const struct row *r, float max, ui
     double total = sum_weights(s, r, c, max, inv_t, (double)p->min_p);
     double target = (double)td_sampler_uniform(p->seed, p->choice, position, 0) * total;
     double w[TD_VSUM_LEAF], run = 0;
-    uint32_t leaf = 0, last_leaf = 0, n, id = 0;
+    uint32_t leaf = 0, last_leaf = 0, id = 0;
+    struct leaf l;
 
     for (; leaf < s->n_leaves; leaf++) {
         if (s->leaf_sum[leaf] == 0)
@@ -427,13 +493,11 @@ static uint32_t draw_id(struct td_sampler *s, const struct row *r, float max, ui
         leaf = last_leaf;
         run = -INFINITY;
     }
-    leaf_weights(r, leaf, c, max, inv_t, (double)p->min_p, w);
-    n = s->n_vocab - leaf * TD_VSUM_LEAF < TD_VSUM_LEAF ? s->n_vocab - leaf * TD_VSUM_LEAF
-                                                        : TD_VSUM_LEAF;
-    for (uint32_t i = 0; i < n; i++) {
+    leaf_weights(r, leaf, c, max, inv_t, (double)p->min_p, &l, w);
+    for (uint32_t i = 0; i < l.n; i++) {
         if (w[i] == 0)
             continue;
-        id = leaf * TD_VSUM_LEAF + i;
+        id = id_at(&l, i);
         run += w[i];
         if (run > target)
             break;
@@ -498,27 +562,60 @@ static void fill_logprobs(const struct td_sampler *s, const float *logits, struc
     }
 }
 
-void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t position,
-                     const uint32_t *banned, uint32_t n_banned, struct td_sampled *out)
+static void draw(struct td_sampler *s, const struct row *r, uint32_t position,
+                 struct td_sampled *out)
 {
-    struct row r = {s, logits, banned, n_banned};
     float max;
 
     out->n_top = 0;
     out->logprob = 0;
-    out->no_choice = !find_max(&r, &max, &out->id);
+    out->no_choice = !find_max(r, &max, &out->id);
     if (out->no_choice)
-        out->id = lowest_allowed(&r);
+        out->id = lowest_allowed(r);
     else if (!is_greedy(&s->params))
-        out->id = draw_id(s, &r, max, position);
+        out->id = draw_id(s, r, max, position);
+}
+
+void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t position,
+                     const uint32_t *banned, uint32_t n_banned, struct td_sampled *out)
+{
+    struct row r = {.s = s, .logits = logits, .banned = banned, .n_banned = n_banned};
+
+    draw(s, &r, position, out);
     if (s->params.n_logprobs >= 0)
         fill_logprobs(s, logits, out);
+}
+
+uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned)
+{
+    uint64_t kept = is_greedy(s) ? 1 : s->top_k > 0 ? (uint64_t)s->top_k : TD_TOP_MAX + 1;
+
+    if (has_penalties(s) || s->n_bias || s->n_logprobs >= 0 || kept + n_banned > TD_TOP_MAX)
+        return 0;
+    return (uint32_t)kept + n_banned;
+}
+
+void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_t n_top,
+                         uint32_t position, const uint32_t *banned, uint32_t n_banned,
+                         struct td_sampled *out)
+{
+    struct td_top by_id[TD_TOP_MAX];
+    struct row r = {.s = s, .top = by_id, .banned = banned, .n_banned = n_banned};
+
+    for (uint32_t i = 0; i < n_top && top[i].id < s->n_vocab; i++) {
+        uint32_t j = r.n_top++;
+
+        for (; j > 0 && by_id[j - 1].id > top[i].id; j--)
+            by_id[j] = by_id[j - 1];
+        by_id[j] = top[i];
+    }
+    draw(s, &r, position, out);
 }
 
 void td_sampler_probs(struct td_sampler *s, const float *logits, const uint32_t *banned,
                       uint32_t n_banned, double *probs)
 {
-    struct row r = {s, logits, banned, n_banned};
+    struct row r = {.s = s, .logits = logits, .banned = banned, .n_banned = n_banned};
     double inv_t, total;
     struct cut c;
     uint32_t id;
@@ -534,11 +631,11 @@ void td_sampler_probs(struct td_sampler *s, const float *logits, const uint32_t 
     total = sum_weights(s, &r, c, max, inv_t, (double)s->params.min_p);
     for (uint32_t leaf = 0; leaf < s->n_leaves; leaf++) {
         double w[TD_VSUM_LEAF];
-        uint32_t base = leaf * TD_VSUM_LEAF;
+        struct leaf l;
 
-        leaf_weights(&r, leaf, c, max, inv_t, (double)s->params.min_p, w);
-        for (uint32_t i = 0; i < TD_VSUM_LEAF && base + i < s->n_vocab; i++)
-            probs[base + i] = w[i] / total;
+        leaf_weights(&r, leaf, c, max, inv_t, (double)s->params.min_p, &l, w);
+        for (uint32_t i = 0; i < l.n; i++)
+            probs[id_at(&l, i)] = w[i] / total;
     }
 }
 

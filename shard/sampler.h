@@ -5,6 +5,7 @@
 #define TD_SHARD_SAMPLER_H
 
 #include "kernels/base/err.h"
+#include "kernels/top.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -84,6 +85,14 @@ void td_sampler_accept(struct td_sampler *s, uint32_t id); /* one output token *
  * request is broken, and the caller should end the sequence with an error. */
 void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t position,
                      const uint32_t *banned, uint32_t n_banned, struct td_sampled *out);
+/* How many of a row's largest logits give the same draw as the whole row, with up to n_banned banned ids: those that top-k or
+ * greed keep, and one for each that is banned. 0: the whole row is needed (no such cut, or more than TD_TOP_MAX; bias,
+ * penalties, logprobs). */
+uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned);
+/* The same draw from the row's n_top largest logits, as td_kern_top gives them; n_top is at least td_sampling_n_top's. */
+void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_t n_top,
+                         uint32_t position, const uint32_t *banned, uint32_t n_banned,
+                         struct td_sampled *out);
 /* The distribution that the draw above uses: the probability of each id after stage 8 into `probs` [n_vocab]. Also for
  * greedy (1 for one id). For tests and for verifying drafts; costs a pass more than a draw. */
 void td_sampler_probs(struct td_sampler *s, const float *logits, const uint32_t *banned,

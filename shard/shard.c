@@ -66,8 +66,9 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     size_t n = plan->max_batched_tokens, d = spec->d_model, seqs = plan->max_num_seqs;
     size_t vocab = s->me->vocab_end - s->me->vocab_begin;
     struct td_plan_widths w = td_plan_widths(plan, s->p.model, s->rank);
-    size_t floats = 0;
+    size_t floats = 0, tops = seqs * TD_TOP_MAX * sizeof(struct td_top) / sizeof(float);
     bool first = s->me->stage == 0, root = s->rank == 0;
+    float *top, *all_top;
 
     {
         struct {
@@ -89,6 +90,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             {&b->head_out, first ? seqs * vocab : 0},
             {&b->gathered, root && plan->tp > 1 ? seqs * spec->n_vocab : 0},
             {&b->logits, root ? seqs * spec->n_vocab : 0},
+            {&top, first ? tops : 0},
+            {&all_top, root && plan->tp > 1 ? plan->tp * tops : 0},
         };
 
         for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++)
@@ -104,6 +107,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             floats += (all_buffers[i].floats + 15) & ~(size_t)15;
         }
     }
+    b->top = (struct td_top *)(void *)top;
+    b->all_top = (struct td_top *)(void *)all_top;
     return TD_OK;
 }
 

@@ -29,10 +29,10 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
                              struct td_err *err);
 void td_shard_close(struct td_shard *shard); /* NULL is legal */
 
-/* Runs one TD_STEP_RUN step on every rank. On rank 0, *logits points to [td_step_n_logits x n_vocab] (rows in the order of the
- * step), borrowed until the next step; NULL elsewhere. At most max_num_seqs rows may want logits. */
+/* Runs one TD_STEP_RUN step on every rank. *result is rank 0's, borrowed until the next step; all zero elsewhere. At most
+ * max_num_seqs rows may want something. */
 enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step,
-                             const float **logits, struct td_err *err);
+                             struct td_step_result *result, struct td_err *err);
 
 struct td_shard_stats {
     size_t weight_bytes; /* from the allocator */

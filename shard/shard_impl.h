@@ -20,6 +20,10 @@ struct td_shard_buffers {
     float *head_out;  /* [max_num_seqs x vocab slice]; stage 0 */
     float *gathered;  /* [max_num_seqs x n_vocab] slices in rank order; rank 0 with tp > 1 */
     float *logits;    /* [max_num_seqs x n_vocab]; rank 0 */
+    struct td_top
+        *top; /* [max_num_seqs x TD_TOP_MAX] of the slice; of all slices on rank 0; stage 0 */
+    struct td_top
+        *all_top; /* [tp x max_num_seqs x TD_TOP_MAX] slices in rank order; rank 0 with tp > 1 */
     float *memory;
     size_t bytes;
 };

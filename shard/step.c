@@ -6,7 +6,7 @@
 
 /* The encoded form, all fields little-endian:
  *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
- *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 zero
+ *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top
  * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows} and
  * n_table block ids, u32 each. */
 enum { HEAD_BYTES = 48, ROW_BYTES = 16, SEQ_BYTES = 16, BLOCK_BYTES = 4 };
@@ -68,6 +68,7 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->number = number;
     step->hash = 0;
     step->n_submits_seen = 0;
+    step->n_top = 0;
     step->n_rows = 0;
     step->n_seqs = 0;
     step->n_table = 0;
@@ -96,12 +97,20 @@ bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, en
     return true;
 }
 
-uint32_t td_step_n_logits(const struct td_step *step)
+bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t n_top)
+{
+    if (!td_step_add_row(step, token, position, TD_WANT_TOP))
+        return false;
+    step->n_top = n_top > step->n_top ? n_top : step->n_top;
+    return true;
+}
+
+uint32_t td_step_n_want(const struct td_step *step, enum td_want want)
 {
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < step->n_rows; i++)
-        n += step->rows[i].want == TD_WANT_LOGITS;
+        n += step->rows[i].want == want;
     return n;
 }
 
@@ -133,7 +142,7 @@ void td_step_encode(struct td_step *step, void *out)
     put32(&at, step->n_rows);
     put32(&at, step->n_seqs);
     put32(&at, step->n_table);
-    put32(&at, 0);
+    put32(&at, step->n_top);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         put32(&at, step->rows[i].token);
         put32(&at, step->rows[i].position);
@@ -157,6 +166,7 @@ struct head {
     uint32_t kind;
     uint64_t number;
     uint64_t n_submits_seen;
+    uint32_t n_top;
     uint32_t n_rows;
     uint32_t n_seqs;
     uint32_t n_table;
@@ -186,13 +196,15 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_submits_seen = get64(in + 24),
                        .n_rows = get32(in + 32),
                        .n_seqs = get32(in + 36),
-                       .n_table = get32(in + 40)};
+                       .n_table = get32(in + 40),
+                       .n_top = get32(in + 44)};
     if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_STOP)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
                           TD_STEP_RUN, TD_STEP_STOP);
-    if (get32(in + 44) != 0)
-        return td_err_set(err, TD_PEER_PROTOCOL, "step has 0x%08x in a field that is zero",
-                          get32(in + 44));
+    if (h->n_top > TD_TOP_MAX)
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "step wants the %u largest logits, expected at most %d", h->n_top,
+                          TD_TOP_MAX);
     status = check_cap("rows", h->n_rows, caps->cap_rows, err);
     if (status == TD_OK)
         status = check_cap("sequences", h->n_seqs, caps->cap_seqs, err);
@@ -205,16 +217,17 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                           "step of %zu bytes, expected %zu for %u rows, %u sequences and %u blocks",
                           bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table), h->n_rows, h->n_seqs,
                           h->n_table);
-    if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table))
+    if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table || h->n_top))
         return td_err_set(err, TD_PEER_PROTOCOL,
-                          "step of kind %u has %u rows, %u sequences and %u blocks, expected none",
-                          h->kind, h->n_rows, h->n_seqs, h->n_table);
+                          "step of kind %u has %u rows, %u sequences, %u blocks and n_top %u, "
+                          "expected none",
+                          h->kind, h->n_rows, h->n_seqs, h->n_table, h->n_top);
     return TD_OK;
 }
 
 /* The rows of sequence `seq`, which start at `first_row`. */
-static enum td_status check_rows(const uint8_t *rows, uint32_t seq, uint32_t first_row,
-                                 uint32_t n_rows, struct td_err *err)
+static enum td_status check_rows(const struct head *h, const uint8_t *rows, uint32_t seq,
+                                 uint32_t first_row, uint32_t n_rows, struct td_err *err)
 {
     for (uint32_t i = first_row; i < first_row + n_rows; i++) {
         const uint8_t *row = rows + (size_t)i * ROW_BYTES;
@@ -226,9 +239,10 @@ static enum td_status check_rows(const uint8_t *rows, uint32_t seq, uint32_t fir
             return td_err_set(err, TD_PEER_PROTOCOL,
                               "step row %u is at position %u, expected one above %u", i,
                               get32(row + 4), get32(row - ROW_BYTES + 4));
-        if (get32(row + 12) > TD_WANT_LOGITS)
-            return td_err_set(err, TD_PEER_PROTOCOL, "step row %u wants %u, expected at most %d", i,
-                              get32(row + 12), TD_WANT_LOGITS);
+        if (get32(row + 12) > (h->n_top ? TD_WANT_TOP : TD_WANT_LOGITS))
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "step row %u wants %u with n_top %u, expected at most %d", i,
+                              get32(row + 12), h->n_top, h->n_top ? TD_WANT_TOP : TD_WANT_LOGITS);
     }
     return TD_OK;
 }
@@ -253,7 +267,7 @@ static enum td_status check_seqs(const struct head *h, const uint8_t *rows, cons
             return td_err_set(err, TD_PEER_PROTOCOL,
                               "step sequence %u has %u rows, expected 1 to the %u left", s, n_rows,
                               h->n_rows - first_row);
-        status = check_rows(rows, s, first_row, n_rows, err);
+        status = check_rows(h, rows, s, first_row, n_rows, err);
         if (status != TD_OK)
             return status;
         first_row += n_rows;
@@ -291,6 +305,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     step->number = h.number;
     step->hash = hash;
     step->n_submits_seen = h.n_submits_seen;
+    step->n_top = h.n_top;
     step->n_rows = h.n_rows;
     step->n_seqs = h.n_seqs;
     step->n_table = h.n_table;

@@ -4,13 +4,14 @@
 #define TD_SHARD_STEP_H
 
 #include "kernels/base/err.h"
+#include "kernels/top.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a row wants back. */
-enum td_want { TD_WANT_NONE = 0, TD_WANT_LOGITS = 1 };
+/* What a row wants back: nothing, all its logits, or the step's n_top largest of them. */
+enum td_want { TD_WANT_NONE = 0, TD_WANT_LOGITS = 1, TD_WANT_TOP = 2 };
 
 /* One token of one sequence. Rows of a sequence are adjacent, in ascending position. */
 struct td_step_row {
@@ -37,6 +38,7 @@ struct td_step {
     uint64_t hash;   /* XXH3-64 over the encoded content, checked by every rank */
     uint64_t
         n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
+    uint32_t n_top; /* for TD_WANT_TOP: 1 to TD_TOP_MAX; 0 without such rows */
     uint32_t n_rows, n_seqs, n_table;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */
@@ -52,7 +54,16 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
 bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
                      uint32_t state_slot);
 bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, enum td_want want);
-uint32_t td_step_n_logits(const struct td_step *step); /* rows that want logits */
+/* The same for a row that wants its n_top largest logits at least; it gets as many as the row that wants most. */
+bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t n_top);
+uint32_t td_step_n_want(const struct td_step *step, enum td_want want); /* rows that want it */
+
+/* What a step gives back. Rows stand in the order of the step. */
+struct td_step_result {
+    const float *logits;      /* [rows with TD_WANT_LOGITS x n_vocab] */
+    const struct td_top *top; /* [rows with TD_WANT_TOP x n_top] */
+    uint32_t n_top;           /* the step's */
+};
 
 /* Flat little-endian form. encode needs td_step_encoded_bytes(); decode checks every length against the caps. */
 size_t td_step_encoded_bytes(const struct td_step *step);

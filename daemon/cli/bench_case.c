@@ -30,21 +30,24 @@ static void begin_step(struct td_bench *b)
     td_step_reset(&b->step, TD_STEP_RUN, b->spmd->node.n_steps);
 }
 
-/* Rows of one sequence; the last one's logits are wanted where `last` says so. */
+/* Rows of one sequence; of the last one the largest logit is wanted where `last` says so, as greedy requests do. */
 static void add_rows(struct td_bench *b, struct sequence seq, uint32_t position, uint32_t n,
                      bool last)
 {
     td_step_add_seq(&b->step, b->blocks + seq.first_block, seq.n_blocks, UINT32_MAX);
     for (uint32_t i = 0; i < n; i++)
-        td_step_add_row(&b->step, b->ids[(position + i) % b->n_ids], position + i,
-                        last && i + 1 == n ? TD_WANT_LOGITS : TD_WANT_NONE);
+        if (last && i + 1 == n)
+            td_step_add_top_row(&b->step, b->ids[(position + i) % b->n_ids], position + i, 1);
+        else
+            td_step_add_row(&b->step, b->ids[(position + i) % b->n_ids], position + i,
+                            TD_WANT_NONE);
 }
 
 static enum td_status run_step(struct td_bench *b)
 {
-    const float *logits;
+    struct td_step_result none;
 
-    return b->spmd->rank == 0 ? td_node_lead(&b->spmd->node, &b->step, &logits, b->err)
+    return b->spmd->rank == 0 ? td_node_lead(&b->spmd->node, &b->step, &none, b->err)
                               : td_node_follow(&b->spmd->node, b->err);
 }
 

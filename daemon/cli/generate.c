@@ -227,14 +227,15 @@ static enum td_status run(struct generation *g)
     XXH3_64bits_reset(g->hash);
     g->start_ns = td_clock_now_ns();
     while (!g->done && td_engine_plan_step(g->engine, &g->step)) {
-        const float *logits;
+        struct td_step_result result;
 
-        s = td_node_lead(&g->spmd->node, &g->step, &logits, g->err);
+        s = td_node_lead(&g->spmd->node, &g->step, &result, g->err);
         if (s)
             return s;
-        if (logits)
-            XXH3_64bits_update(g->hash, logits, (size_t)spec->n_vocab * sizeof *logits);
-        s = td_engine_complete_step(g->engine, &g->step, logits, g->err);
+        if (result.logits) /* --json asks for logprobs, and so for whole rows */
+            XXH3_64bits_update(g->hash, result.logits,
+                               (size_t)spec->n_vocab * sizeof *result.logits);
+        s = td_engine_complete_step(g->engine, &g->step, &result, g->err);
         if (s || g->failed)
             return s ? s : g->failed;
         if (g->n_out == 1 && !g->decode_exchanged_at) {
@@ -377,7 +378,8 @@ static enum td_status follow(struct td_spmd *s, uint64_t *decode_exchanged, stru
     do {
         st = td_node_follow(&s->node, err);
         if (!st && !prefilled && s->node.step.kind == TD_STEP_RUN &&
-            td_step_n_logits(&s->node.step)) {
+            (td_step_n_want(&s->node.step, TD_WANT_LOGITS) ||
+             td_step_n_want(&s->node.step, TD_WANT_TOP))) {
             td_shard_stats(s->node.shard, &stats);
             at_first_token = stats.exchanged_bytes;
             prefilled = true;

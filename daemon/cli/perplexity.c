@@ -53,6 +53,7 @@ static enum td_status run_rows(struct measurement *m, const uint32_t *window, ui
 {
     struct td_spmd *s = m->spmd;
     size_t n_vocab = s->node.model->spec->n_vocab;
+    struct td_step_result result;
     const float *logits;
     enum td_status st;
 
@@ -63,7 +64,8 @@ static enum td_status run_rows(struct measurement *m, const uint32_t *window, ui
 
         td_step_add_row(&m->step, token, i, scored ? TD_WANT_LOGITS : TD_WANT_NONE);
     }
-    st = td_node_lead(&s->node, &m->step, &logits, m->err);
+    st = td_node_lead(&s->node, &m->step, &result, m->err);
+    logits = result.logits;
     for (uint32_t i = begin; !st && scored && i < end; i++, logits += n_vocab)
         m->nll[m->n_scored++] = td_vsum_logsumexp(logits, n_vocab) - (double)logits[window[i + 1]];
     return st;

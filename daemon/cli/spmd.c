@@ -132,7 +132,7 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
 
 enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err)
 {
-    const float *none;
+    struct td_step_result none;
 
     td_step_reset(&s->node.step, TD_STEP_STOP, s->node.n_steps);
     return td_node_lead(&s->node, &s->node.step, &none, err);

@@ -238,7 +238,7 @@ static void obey_all(struct td_compute *c, bool wait)
 
 static enum td_status lead_kind(struct td_compute *c, enum td_step_kind kind)
 {
-    const float *none;
+    struct td_step_result none;
 
     td_step_reset(&c->step, kind, td_engine_take_number(c->engine));
     c->step.n_submits_seen = c->n_submits;
@@ -264,7 +264,7 @@ static enum td_status serve_lead(struct td_compute *c)
     enum td_status s;
 
     while (!c->stop) {
-        const float *logits;
+        struct td_step_result result;
         uint64_t start;
 
         obey_all(c, false);
@@ -286,8 +286,8 @@ static enum td_status serve_lead(struct td_compute *c)
         }
         told = UINT64_MAX;
         start = td_clock_now_ns();
-        s = td_node_lead(&c->node, &c->step, &logits, &c->err);
-        s = s ? s : td_engine_complete_step(c->engine, &c->step, logits, &c->err);
+        s = td_node_lead(&c->node, &c->step, &result, &c->err);
+        s = s ? s : td_engine_complete_step(c->engine, &c->step, &result, &c->err);
         if (s)
             return s;
         refresh_gauges(c, td_clock_now_ns() - start);

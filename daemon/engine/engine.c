@@ -18,7 +18,7 @@ struct seq {
     struct td_ending ending;
     struct td_sampler *sampler; /* owned; NULL before the first step */
     uint32_t n_output;
-    uint32_t logits_row; /* in the step that is being completed */
+    uint32_t result_row; /* in the step that is being completed, among those that want the same */
     bool cancelled;
     struct seq *prev, *next; /* all open requests */
 };
@@ -155,6 +155,7 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
         free_seq(q);
         return st;
     }
+    q->core.n_top = td_sampling_n_top(&q->req.sampling, q->req.min_tokens ? q->ending.n_ids : 0);
     *out = q;
     return TD_OK;
 
@@ -283,8 +284,8 @@ static void end_with_error(struct td_engine *e, struct seq *q, enum td_status st
     end_seq(e, q, &event);
 }
 
-/* One row of logits: draws, judges and tells. */
-static void take_logits(struct td_engine *e, struct seq *q, const float *logits)
+/* One row's result: draws, judges and tells. */
+static void take_row(struct td_engine *e, struct seq *q, const struct td_step_result *result)
 {
     struct td_token_event event = {
         .request_id = q->req.id, .index = q->n_output, .has_token = true};
@@ -296,7 +297,12 @@ static void take_logits(struct td_engine *e, struct seq *q, const float *logits)
         return;
     }
     banned = td_ending_banned(&q->ending, q->n_output, &n_banned);
-    td_sampler_draw(q->sampler, logits, q->core.n_ids, banned, n_banned, &event.token);
+    if (q->core.n_top)
+        td_sampler_draw_top(q->sampler, result->top + (size_t)q->result_row * result->n_top,
+                            result->n_top, q->core.n_ids, banned, n_banned, &event.token);
+    else
+        td_sampler_draw(q->sampler, result->logits + (size_t)q->result_row * e->params.n_vocab,
+                        q->core.n_ids, banned, n_banned, &event.token);
     if (event.token.no_choice) {
         end_with_error(e, q, TD_CORRUPT);
         return;
@@ -317,9 +323,9 @@ static void take_logits(struct td_engine *e, struct seq *q, const float *logits)
 }
 
 enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
-                                       const float *logits, struct td_err *err)
+                                       const struct td_step_result *result, struct td_err *err)
 {
-    uint32_t n = td_sched_n_planned(e->sched), n_logits = 0;
+    uint32_t n = td_sched_n_planned(e->sched), n_logits = 0, n_tops = 0;
 
     if (!e->in_flight || step->number != e->flight_number)
         return td_err_set(err, TD_INVALID, "step %llu is complete, but %s %llu",
@@ -330,7 +336,9 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
         struct seq *q = planned(e, i);
 
         e->done[i] = q;
-        q->logits_row = td_sched_wants_logits(&q->core) ? n_logits++ : NO_ROW;
+        q->result_row = NO_ROW;
+        if (td_sched_wants_logits(&q->core))
+            q->result_row = q->core.n_top ? n_tops++ : n_logits++;
     }
     td_sched_complete(e->sched);
     e->in_flight = false;
@@ -338,8 +346,8 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
     for (uint32_t i = 0; i < n; i++) {
         struct seq *q = e->done[i];
 
-        if (q->logits_row != NO_ROW && !q->cancelled)
-            take_logits(e, q, logits + (size_t)q->logits_row * e->params.n_vocab);
+        if (q->result_row != NO_ROW && !q->cancelled)
+            take_row(e, q, result);
     }
     sweep_cancelled(e);
     return TD_OK;

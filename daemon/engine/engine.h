@@ -68,11 +68,10 @@ bool td_engine_cancel(struct td_engine *e, uint64_t request_id);
 /* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that
  * reset, when there is nothing to run or a step is in flight: sleep until the next submit or cancel. */
 bool td_engine_plan_step(struct td_engine *e, struct td_step *step);
-/* The step in flight has run. `logits`: [td_step_n_logits(step) x n_vocab], in the order of the rows that want them.
- * Draws a token for each such row, sends the events and frees what ended. TD_INVALID when `step` is not the one in
- * flight. */
+/* The step in flight has run and gave `result`. Draws a token for each row that wanted one, sends the events and frees what
+ * ended. TD_INVALID when `step` is not the one in flight. */
 enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
-                                       const float *logits, struct td_err *err);
+                                       const struct td_step_result *result, struct td_err *err);
 /* Ends every open request with TD_FINISH_ERROR and `cause` (a rank is lost, the shard failed, a deadline of a drain
  * passed). A step in flight is forgotten. */
 void td_engine_fail_all(struct td_engine *e, const struct td_err *cause);

@@ -205,12 +205,12 @@ void td_node_close(struct td_node *node)
 }
 
 /* The wire form: the length of the encoded step in 8 bytes, then the step. */
-enum td_status td_node_lead(struct td_node *node, struct td_step *step, const float **logits,
-                            struct td_err *err)
+enum td_status td_node_lead(struct td_node *node, struct td_step *step,
+                            struct td_step_result *result, struct td_err *err)
 {
     enum td_status s = TD_OK;
 
-    *logits = NULL;
+    *result = (struct td_step_result){0};
     if (td_comm_size(node->world) > 1) {
         uint64_t bytes = td_step_encoded_bytes(step);
         uint8_t *wire = node->wire;
@@ -226,7 +226,7 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step, const fl
                               err);
     }
     if (!s && step->kind == TD_STEP_RUN)
-        s = td_shard_step(node->shard, step, logits, err);
+        s = td_shard_step(node->shard, step, result, err);
     if (!s)
         __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
     return s;
@@ -235,7 +235,7 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step, const fl
 enum td_status td_node_follow(struct td_node *node, struct td_err *err)
 {
     uint8_t *wire = node->wire;
-    const float *logits;
+    struct td_step_result none;
     uint64_t bytes;
     enum td_status s = td_comm_bcast(node->world, 0, wire, HEAD_BYTES, err);
 
@@ -254,7 +254,7 @@ enum td_status td_node_follow(struct td_node *node, struct td_err *err)
         return td_err_set(err, TD_PEER_MISMATCH, "rank 0 sent step %llu, this rank expected %llu",
                           (unsigned long long)node->step.number, (unsigned long long)node->n_steps);
     if (!s && node->step.kind == TD_STEP_RUN)
-        s = td_shard_step(node->shard, &node->step, &logits, err);
+        s = td_shard_step(node->shard, &node->step, &none, err);
     if (!s)
         __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
     return s;

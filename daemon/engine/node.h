@@ -73,9 +73,9 @@ void td_node_close(struct td_node *node);
 /* `status` of this rank becomes the group's: if any rank failed, all get that rank's error. */
 enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err);
 
-/* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *logits as td_shard_step gives them. */
-enum td_status td_node_lead(struct td_node *node, struct td_step *step, const float **logits,
-                            struct td_err *err);
+/* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *result as td_shard_step gives it. */
+enum td_status td_node_lead(struct td_node *node, struct td_step *step,
+                            struct td_step_result *result, struct td_err *err);
 /* Other ranks: receive one step into node->step and run it when it is TD_STEP_RUN. */
 enum td_status td_node_follow(struct td_node *node, struct td_err *err);
 

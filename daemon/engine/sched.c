@@ -144,8 +144,12 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
         !td_step_add_seq(step, table, n_blocks, td_blocks_state_slot(s->blocks, seq->slot)))
         return false;
     for (uint32_t pos = seq->n_computed; pos < seq->n_computed + n; pos++)
-        td_step_add_row(step, seq->ids[pos], pos,
-                        pos + 1 == seq->n_ids ? TD_WANT_LOGITS : TD_WANT_NONE);
+        if (pos + 1 < seq->n_ids)
+            td_step_add_row(step, seq->ids[pos], pos, TD_WANT_NONE);
+        else if (seq->n_top)
+            td_step_add_top_row(step, seq->ids[pos], pos, seq->n_top);
+        else
+            td_step_add_row(step, seq->ids[pos], pos, TD_WANT_LOGITS);
     seq->n_planned = n;
     s->planned[s->n_planned++] = seq;
     return true;

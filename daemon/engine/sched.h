@@ -19,6 +19,8 @@ struct td_sched_seq {
     uint32_t *ids; /* borrowed [cap_ids]: the prompt, then the output */
     uint32_t n_ids;
     uint32_t cap_ids; /* prompt + output at most */
+    uint32_t
+        n_top; /* of the last row's logits this many of the largest are enough; 0: all are wanted */
 
     enum td_sched_state state;
     uint64_t ticket;                  /* order of submission; a larger one is younger */

@@ -153,6 +153,7 @@ static const struct td_kern_ops OPS = {
     .rmsnorm = td_cpu_rmsnorm,
     .silu_mul = td_cpu_silu_mul,
     .add = td_cpu_add,
+    .top = td_cpu_top,
     .rope_angles = td_cpu_rope_angles,
     .rope_kv = td_cpu_rope_kv,
     .attention = td_cpu_attention,

@@ -377,6 +377,8 @@ struct td_cpu_isa {
     void (*rmsnorm)(const float *x, const float *weight, uint32_t dim, float eps, float *out);
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
     void (*add)(float *x, const float *y, size_t n);
+    /* The first of x [n] that is larger than `floor`; n where none is. NaN never is. */
+    uint32_t (*above)(const float *x, uint32_t n, float floor);
     const struct td_cpu_attend_ops *attend;
 };
 
@@ -444,6 +446,8 @@ void td_cpu_rmsnorm(struct td_kern *kern, const float *x, const float *weight, u
 void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,
                      float *out);
 void td_cpu_add(struct td_kern *kern, float *x, const float *y, size_t n);
+void td_cpu_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width, uint32_t n_top,
+                struct td_top *out);
 void td_cpu_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
                         bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
 void td_cpu_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,

@@ -56,6 +56,25 @@ static void silu_mul(const float *gate, const float *up, size_t n, float *out)
     }
 }
 
+static uint32_t above(const float *x, uint32_t n, float floor)
+{
+    vf limit = vf_set1(floor);
+    uint32_t i = 0;
+
+    for (; n - i >= 64; i += 64)
+        if (vf_above(vf_load(x + i), limit) | vf_above(vf_load(x + i + 16), limit) |
+            vf_above(vf_load(x + i + 32), limit) | vf_above(vf_load(x + i + 48), limit))
+            break;
+    for (; i < n; i += 16) {
+        uint32_t lanes = vf_above(load_part(x + i, n - i), limit);
+
+        lanes &= n - i < 16 ? (1u << (n - i)) - 1 : 0xffffu;
+        if (lanes)
+            return i + (uint32_t)__builtin_ctz(lanes);
+    }
+    return n;
+}
+
 TILES(tiles_f32, TD_ACT_F32, 1, 0, 0, false)
 TILES(tiles_int32, TD_ACT_INT32, 1, 0, 0, false)
 TILES(tiles_int32_narrow, TD_ACT_INT32, 1, 0, 1, false)
@@ -105,6 +124,7 @@ static void product(const struct td_cpu_product *p)
         .rmsnorm = rmsnorm,                                                                        \
         .silu_mul = silu_mul,                                                                      \
         .add = add,                                                                                \
+        .above = above,                                                                            \
         .attend = attend,                                                                          \
     }
 

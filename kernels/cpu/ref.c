@@ -416,6 +416,15 @@ static void add(float *x, const float *y, size_t n)
         x[i] = x[i] + y[i];
 }
 
+static uint32_t above(const float *x, uint32_t n, float floor)
+{
+    uint32_t i = 0;
+
+    while (i < n && !(x[i] > floor))
+        i++;
+    return i;
+}
+
 const struct td_cpu_isa td_cpu_isa_ref = {
     .name = "ref",
     .available = available,
@@ -427,4 +436,5 @@ const struct td_cpu_isa td_cpu_isa_ref = {
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
     .add = add,
+    .above = above,
     .attend = td_cpu_attend_ref};

@@ -89,6 +89,12 @@ OP vf vf_round(vf a)
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
+/* A bit for each lane of a that is larger than b's; NaN never is. */
+OP uint32_t vf_above(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+}
+
 /* Per lane the larger of two values, none of them negative, in the order of the bits: NaN is above infinity. */
 OP vf vf_max_bits(vf a, vf b)
 {

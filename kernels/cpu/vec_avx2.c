@@ -108,6 +108,13 @@ OP __m256 max_bits(__m256 x, __m256 y)
     return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y)));
 }
 
+/* A bit for each lane of x that is larger than y's; NaN never is. */
+OP uint32_t vf_above(vf x, vf y)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)) |
+           (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ)) << 8;
+}
+
 /* Per lane the larger of two values, none of them negative, in the order of the bits: NaN is above infinity. */
 OP vf vf_max_bits(vf x, vf y)
 {

@@ -89,6 +89,13 @@ def test_a_seed_fixes_the_draws(client):
     assert len({draw(seed) for seed in range(6)}) > 1
 
 
+def test_whole_logits_and_the_largest_of_them_give_the_same_tokens(client):
+    """Logprobs need every logit of a step; without them greedy and top-k draw from the ranks' largest."""
+    for temperature, top_k, least in ((0, 0, 0), (1.0, 5, 0), (0.8, 40, 30), (1.3, 62, 40)):
+        fields = {"temperature": temperature, "max_tokens": 48, "seed": 11, "extra_body": {"top_k": top_k, "min_tokens": least}}
+        assert complete(client, **fields).choices[0].text == complete(client, logprobs=0, **fields).choices[0].text
+
+
 def test_sampling_parameters_are_taken(client):
     greedy = complete(client).choices[0].text
     assert complete(client, temperature=1.0, extra_body={"top_k": 1}).choices[0].text == greedy

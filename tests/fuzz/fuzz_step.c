@@ -20,12 +20,14 @@ static void check_step(const struct td_step *step)
         FUZZ_CHECK((uint64_t)seq->first_block + seq->n_blocks <= step->n_table);
         for (uint32_t i = 0; i < seq->n_rows; i++, row++) {
             FUZZ_CHECK(row < step->n_rows && step->rows[row].seq == s);
-            FUZZ_CHECK(step->rows[row].want <= TD_WANT_LOGITS);
+            FUZZ_CHECK(step->rows[row].want <= TD_WANT_TOP);
             FUZZ_CHECK(i == 0 || step->rows[row].position > step->rows[row - 1].position);
         }
     }
     FUZZ_CHECK(row == step->n_rows);
-    FUZZ_CHECK(td_step_n_logits(step) <= step->n_rows);
+    FUZZ_CHECK(td_step_n_want(step, TD_WANT_LOGITS) <= step->n_rows);
+    FUZZ_CHECK(step->n_top <= TD_TOP_MAX);
+    FUZZ_CHECK(td_step_n_want(step, TD_WANT_TOP) == 0 || step->n_top > 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -224,6 +224,7 @@ static void steps(void)
         need(td_step_add_row(&step, i, 10 + i, i == 3 ? TD_WANT_LOGITS : TD_WANT_NONE), "a row");
     need(td_step_add_seq(&step, blocks, 1, 2), "a sequence");
     need(td_step_add_row(&step, 9, 0, TD_WANT_LOGITS), "a row");
+    need(td_step_add_top_row(&step, 9, 1, 40), "a row");
     save_step("run", &step);
     td_step_reset(&step, TD_STEP_STOP, 8);
     save_step("stop", &step);

@@ -232,6 +232,88 @@ static void test_ops_rows_rope_angles_are_float64_on_every_isa(void **state)
     td_ops_close_all(&devices);
 }
 
+/* The largest of a row, found one after the other. */
+static void check_list(const float *row, uint32_t width, const struct td_top *list, uint32_t n_top,
+                       const char *name)
+{
+    bool *taken = calloc(width + 1, sizeof *taken);
+
+    for (uint32_t k = 0; k < n_top; k++) {
+        uint32_t best = UINT32_MAX;
+
+        for (uint32_t i = 0; i < width; i++)
+            if (!taken[i] && row[i] > -INFINITY && (best == UINT32_MAX || row[i] > row[best]))
+                best = i;
+        if (list[k].id != best || (best != UINT32_MAX && list[k].value != row[best]))
+            fail_msg("place %u of %u on %s, width %u: id %u (%a), expected %u", k, n_top, name,
+                     width, list[k].id, (double)list[k].value, best);
+        if (best == UINT32_MAX)
+            assert_true(list[k].value == -INFINITY);
+        else
+            taken[best] = true;
+    }
+    free(taken);
+}
+
+/* Rows with many equal values, and with NaN, infinities and both zeros among them. */
+static void test_ops_rows_top_is_what_a_search_finds_on_every_isa(void **state)
+{
+    static const uint32_t widths[] = {0, 1, 15, 16, 17, 63, 64, 65, 200, 8191, 8192, 40001};
+    static const uint32_t tops[] = {1, 2, 7, TD_TOP_MAX};
+    enum { N = 5 };
+    struct td_ops_devices devices;
+    struct td_err err;
+
+    (void)state;
+    td_ops_seed(3205);
+    td_ops_open_all(&devices);
+    for (uint32_t w = 0; w < sizeof widths / sizeof widths[0]; w++) {
+        uint32_t width = widths[w];
+        float *x = malloc(((size_t)N * width + 1) * sizeof *x);
+        struct td_top out[N * TD_TOP_MAX], ref[N * TD_TOP_MAX];
+
+        for (uint32_t i = 0; i < N * width; i++) {
+            uint32_t row = i / width;
+
+            x[i] = row == 0 ? td_ops_normal() : rintf(2.0f * td_ops_normal());
+            if (row == 2 && td_ops_below(8) == 0)
+                x[i] = SPECIAL[td_ops_below(N_SPECIAL)];
+            if (row == 3) /* ascending: every one enters the list */
+                x[i] = (float)i;
+            if (row == 4)
+                x[i] = i % 2 ? NAN : -INFINITY;
+        }
+        for (uint32_t k = 0; k < sizeof tops / sizeof tops[0]; k++)
+            for (uint32_t isa = 0; isa < TD_OPS_ISAS; isa++)
+                for (int t = 0; t < 2 && devices.kern[isa][t]; t++) {
+                    struct td_kern *kern = devices.kern[isa][t];
+
+                    assert_int_equal(td_kern_top(kern, x, N, width, tops[k], out, &err), TD_OK);
+                    for (uint32_t r = 0; r < N; r++)
+                        if (isa == 0 && t == 0)
+                            check_list(x + (size_t)r * width, width, out + (size_t)r * tops[k],
+                                       tops[k], td_kern_name(kern));
+                    if (isa == 0 && t == 0)
+                        memcpy(ref, out, sizeof ref);
+                    assert_memory_equal(out, ref, N * tops[k] * sizeof ref[0]);
+                    /* A row alone, and cut into runs by the threads, is the same. */
+                    for (uint32_t r = 0; r < N; r++) {
+                        assert_int_equal(
+                            td_kern_top(kern, x + (size_t)r * width, 1, width, tops[k], out, &err),
+                            TD_OK);
+                        assert_memory_equal(out, ref + (size_t)r * tops[k],
+                                            tops[k] * sizeof ref[0]);
+                    }
+                }
+        free(x);
+    }
+    assert_int_equal(td_kern_top(devices.kern[0][0], NULL, 1, 1, 0, NULL, &err), TD_INVALID);
+    assert_int_equal(td_kern_top(devices.kern[0][0], NULL, 1, 1, TD_TOP_MAX + 1, NULL, &err),
+                     TD_INVALID);
+    assert_non_null(strstr(err.cause, "65 largest"));
+    td_ops_close_all(&devices);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -239,6 +321,7 @@ int main(void)
         cmocka_unit_test(test_ops_rows_silu_and_sum_are_float64_on_every_isa),
         cmocka_unit_test(test_ops_rows_agree_on_every_isa_at_the_edge),
         cmocka_unit_test(test_ops_rows_rope_angles_are_float64_on_every_isa),
+        cmocka_unit_test(test_ops_rows_top_is_what_a_search_finds_on_every_isa),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

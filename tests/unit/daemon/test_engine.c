@@ -101,6 +101,22 @@ static void toy_logits(const uint32_t *ids, uint32_t n, float logits[N_VOCAB])
     }
 }
 
+/* The n largest of them; the toy's logits are all different from each other but by chance, and never infinite. */
+static void toy_top(const uint32_t *ids, uint32_t n_ids, uint32_t n, struct td_top *top)
+{
+    float logits[N_VOCAB];
+
+    toy_logits(ids, n_ids, logits);
+    for (uint32_t k = 0; k < n; k++) {
+        top[k] = TD_TOP_NONE;
+        for (uint32_t v = 0; v < N_VOCAB; v++)
+            if (logits[v] > top[k].value)
+                top[k] = (struct td_top){logits[v], v};
+        if (top[k].id < N_VOCAB)
+            logits[top[k].id] = -INFINITY;
+    }
+}
+
 struct client {
     struct td_request req;
     uint32_t got[MAX_LEN]; /* output ids by events */
@@ -125,6 +141,8 @@ struct world {
         uint32_t position;
     } kv[MAX_BLOCKS * 16];
     float logits[16 * N_VOCAB];
+    struct td_top top[16 * TD_TOP_MAX];
+    struct td_step_result result;
 };
 
 static struct world world;
@@ -239,8 +257,9 @@ static void run_model(struct world *w, uint32_t oldest)
 {
     const struct td_step *st = &w->step;
     bool used[MAX_BLOCKS] = {false}, oldest_seen = oldest == UINT32_MAX;
-    uint32_t n_logits = 0, first = 0;
+    uint32_t n_logits = 0, n_tops = 0, first = 0;
 
+    w->result = (struct td_step_result){w->logits, w->top, st->n_top};
     for (uint32_t r = 0; r < st->n_rows; r++) {
         const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
         uint32_t pos = st->rows[r].position, cell;
@@ -278,6 +297,8 @@ static void run_model(struct world *w, uint32_t oldest)
         oldest_seen = oldest_seen || is_known(w, ids, last + 1, oldest);
         if (st->rows[first + q->n_rows - 1].want == TD_WANT_LOGITS)
             toy_logits(ids, last + 1, w->logits + n_logits++ * N_VOCAB);
+        else if (st->rows[first + q->n_rows - 1].want == TD_WANT_TOP)
+            toy_top(ids, last + 1, st->n_top, w->top + n_tops++ * st->n_top);
         first += q->n_rows;
     }
     assert_int_equal(first, st->n_rows);
@@ -364,7 +385,7 @@ static bool run_step(struct world *w)
     if (!td_engine_plan_step(w->engine, &w->step))
         return false;
     run_model(w, UINT32_MAX);
-    if (td_engine_complete_step(w->engine, &w->step, w->logits, &err))
+    if (td_engine_complete_step(w->engine, &w->step, &w->result, &err))
         fail_msg("%s", err.cause);
     return true;
 }
@@ -383,6 +404,11 @@ static void randomise_sampling(struct client *c)
     s->presence_penalty = rng(3) ? 0 : 0.4f;
     s->frequency_penalty = rng(3) ? 0 : 0.2f;
     s->n_logprobs = (int32_t)rng(4) - 1;
+    if (rng(2)) { /* nothing that needs a whole row, but for temperature without top_k */
+        s->repetition_penalty = 1;
+        s->presence_penalty = s->frequency_penalty = 0;
+        s->n_logprobs = -1;
+    }
     c->req.ignore_eos = rng(4) == 0;
     c->req.min_tokens = rng(3) ? 0 : rng(c->req.max_tokens + 1);
     if (rng(4) == 0) {
@@ -470,7 +496,7 @@ static uint64_t random_workload(struct world *w)
             td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
             expect_idle(w);
         } else {
-            assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+            assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
         }
         assert_int_equal(td_engine_check(w->engine, NULL), TD_OK);
         assert_true(++steps < 5000);
@@ -609,7 +635,7 @@ static void test_engine_cancel_ends_waiting_running_and_in_flight_requests(void 
     w->client[1].cancelled = true;
     td_engine_stats(w->engine, 0, &stats);
     assert_int_equal(stats.n_running, 2);
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
     assert_int_equal(w->client[1].finish, TD_FINISH_CANCELLED);
     assert_int_equal(w->client[1].n_got, 2); /* the token in flight is dropped */
     while (run_step(w))
@@ -736,7 +762,7 @@ static void test_engine_refuses_what_it_cannot_do_and_says_why(void **state)
     while (run_step(w))
         ;
     expect_idle(w);
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, &err), TD_INVALID);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, &err), TD_INVALID);
     close_world(w);
 
     p.n_vocab = N_VOCAB;
@@ -758,9 +784,11 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     (void)state;
     rng_state = 35;
     open_world(w, small_engine());
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < 4; i++) {
         struct client *c = add_client(w, 3, 6);
 
+        td_sampling_default(&c->req.sampling);
+        c->req.sampling.temperature = i % 2 ? 0 : 1; /* the largest logit, or all of them */
         c->req.ignore_eos = true;
         assert_int_equal(submit(w, c, NULL), TD_OK);
     }
@@ -769,13 +797,18 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     run_model(w, UINT32_MAX);
     for (uint32_t v = 0; v < N_VOCAB; v++)
         w->logits[v] = NAN;
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
-    assert_int_equal(w->client[0].finish, TD_FINISH_ERROR);
-    assert_int_equal(w->client[0].error, TD_CORRUPT);
+    w->top[0] = TD_TOP_NONE;
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_int_equal(w->client[i].finish, TD_FINISH_ERROR);
+        assert_int_equal(w->client[i].error, TD_CORRUPT);
+    }
     while (run_step(w))
         ;
-    check_client(&w->client[1], 32); /* its neighbour does not notice */
-    assert_int_equal(w->client[1].finish, TD_FINISH_LENGTH);
+    for (uint32_t i = 2; i < 4; i++) { /* their neighbours do not notice */
+        check_client(&w->client[i], 32);
+        assert_int_equal(w->client[i].finish, TD_FINISH_LENGTH);
+    }
     expect_idle(w);
     close_world(w);
 }
@@ -801,9 +834,9 @@ static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **sta
     {
         struct td_step other = {.number = 3};
 
-        assert_int_equal(td_engine_complete_step(w->engine, &other, w->logits, NULL), TD_INVALID);
+        assert_int_equal(td_engine_complete_step(w->engine, &other, &w->result, NULL), TD_INVALID);
     }
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, w->logits, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
     assert_true(td_engine_plan_step(w->engine, &w->step));
     assert_true(w->step.number == 4);
     td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});

@@ -65,7 +65,7 @@ static void complete(struct fixture *f, uint32_t id)
     for (uint32_t i = 0; i < td_sched_n_planned(f->sched); i++)
         if (td_sched_wants_logits(td_sched_planned(f->sched, i)))
             done[n++] = td_sched_planned(f->sched, i);
-    assert_int_equal(n, td_step_n_logits(&f->step));
+    assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
     td_sched_complete(f->sched);
     for (uint32_t i = 0; i < n; i++)
         td_sched_append(done[i], id);
@@ -136,7 +136,7 @@ static void test_sched_puts_decodes_before_prefill_within_the_budget(void **stat
     assert_int_equal(f.step.n_rows, 6);
     assert_int_equal(f.step.n_seqs, 3);
     assert_int_equal(f.step.seqs[2].n_rows, 1);
-    assert_int_equal(td_step_n_logits(&f.step), 2);
+    assert_int_equal(td_step_n_want(&f.step, TD_WANT_LOGITS), 2);
     complete(&f, 1);
     assert_true(plan(&f)); /* two decodes, four of the prompt */
     assert_int_equal(f.step.n_rows, 6);

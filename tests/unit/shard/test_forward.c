@@ -20,6 +20,7 @@ enum {
     BLOCK_TOKENS = 16,
     MAX_ROWS = 24,
     MAX_LEN = 150,
+    MAX_VOCAB = 100,
     BLOCKS_PER_SEQ = (MAX_LEN + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
     N_BLOCKS = N_SEQS * BLOCKS_PER_SEQ
 };
@@ -232,13 +233,14 @@ static void close_model(struct model *m)
 
 /* ---- what is run ---- */
 
-/* Sequences and the steps that compute them. The logits of every position are wanted. */
+/* Sequences and the steps that compute them. The logits of every position are wanted, of some only the largest. */
 struct script {
     uint32_t len[N_SEQS];
     uint32_t token[N_SEQS][MAX_LEN];
     uint32_t block[N_SEQS][BLOCKS_PER_SEQ];
     uint32_t n_steps;
     struct td_step step[MAX_STEPS];
+    bool some_top;
 };
 
 static void begin_step(struct script *s)
@@ -257,7 +259,10 @@ static void add_rows(struct script *s, uint32_t seq, uint32_t from, uint32_t n)
 
     assert_true(td_step_add_seq(step, s->block[seq], BLOCKS_PER_SEQ, UINT32_MAX));
     for (uint32_t i = from; i < from + n; i++)
-        assert_true(td_step_add_row(step, s->token[seq][i], i, TD_WANT_LOGITS));
+        if (s->some_top && rnd() % 3 == 0)
+            assert_true(td_step_add_top_row(step, s->token[seq][i], i, 1 + rnd() % TD_TOP_MAX));
+        else
+            assert_true(td_step_add_row(step, s->token[seq][i], i, TD_WANT_LOGITS));
 }
 
 static void make_sequences(struct script *s, const struct shape *shape)
@@ -294,6 +299,7 @@ static void steps_mixed(struct script *s)
 {
     uint32_t done[N_SEQS] = {0}, left = N_SEQS;
 
+    s->some_top = true;
     while (left) {
         uint32_t room = MAX_ROWS, first = rnd() % N_SEQS;
         bool begun = false;
@@ -315,6 +321,7 @@ static void steps_mixed(struct script *s)
             left -= done[q] == s->len[q];
         }
     }
+    s->some_top = false;
 }
 
 static void drop_steps(struct script *s)
@@ -368,6 +375,7 @@ struct rank {
     struct td_comm *world;
     const char *isa;
     float *logits;    /* rank 0: by sequence and position */
+    float *expected;  /* rank 0: the same from another run; NULL: none */
     uint32_t kill_at; /* this rank is lost before that step; UINT32_MAX: never */
     enum td_dtype kv;
     enum td_status status;
@@ -403,8 +411,35 @@ static enum td_status open_rank(struct rank *r, struct td_kern **kern, struct td
     return st;
 }
 
-static void keep_logits(struct rank *r, const struct td_step *step, const float *logits)
+/* Whether `top` lists the largest of a row, found one after the other. */
+static bool is_top_of(const float *row, uint32_t n_vocab, const struct td_top *top, uint32_t n_top)
 {
+    bool taken[MAX_VOCAB] = {false};
+
+    for (uint32_t k = 0; k < n_top; k++) {
+        uint32_t best = UINT32_MAX;
+
+        for (uint32_t v = 0; v < n_vocab; v++)
+            if (!taken[v] && (best == UINT32_MAX || row[v] > row[best]))
+                best = v;
+        if (top[k].id != best)
+            return false;
+        if (best == UINT32_MAX)
+            continue;
+        if (memcmp(&top[k].value, &row[best], sizeof row[best]) != 0)
+            return false;
+        taken[best] = true;
+    }
+    return true;
+}
+
+/* A row of which only the largest logits came is compared here, and then stands as expected. */
+static void keep_result(struct rank *r, const struct td_step *step,
+                        const struct td_step_result *result)
+{
+    const float *logits = result->logits;
+    const struct td_top *top = result->top;
+    const uint32_t n_vocab = r->shape->n_vocab;
     uint32_t row = 0;
 
     for (uint32_t q = 0; q < step->n_seqs; q++) {
@@ -412,9 +447,26 @@ static void keep_logits(struct rank *r, const struct td_step *step, const float 
 
         while (r->script->block[seq][0] != step->table[step->seqs[q].first_block])
             seq++;
-        for (uint32_t i = 0; i < step->seqs[q].n_rows; i++, row++)
-            memcpy(at(r->shape, r->logits, seq, step->rows[row].position),
-                   logits + (size_t)row * r->shape->n_vocab, r->shape->n_vocab * sizeof(float));
+        for (uint32_t i = 0; i < step->seqs[q].n_rows; i++, row++) {
+            uint32_t position = step->rows[row].position;
+            float *kept = at(r->shape, r->logits, seq, position);
+
+            if (step->rows[row].want == TD_WANT_LOGITS) {
+                memcpy(kept, logits, n_vocab * sizeof *kept);
+                logits += n_vocab;
+                continue;
+            }
+            if (r->expected) {
+                const float *want = at(r->shape, r->expected, seq, position);
+
+                if (!is_top_of(want, n_vocab, top, result->n_top))
+                    r->status = td_err_set(&r->err, TD_CORRUPT,
+                                           "the %u largest logits of position %u are wrong",
+                                           result->n_top, position);
+                memcpy(kept, want, n_vocab * sizeof *kept);
+            }
+            top += result->n_top;
+        }
     }
 }
 
@@ -430,17 +482,17 @@ static void *run_rank(void *arg)
     r->status = open_rank(r, &kern, &shard);
     for (uint32_t i = 0; !r->status && i < r->script->n_steps; i++) {
         const struct td_step *step = &r->script->step[i];
-        const float *logits = NULL;
+        struct td_step_result result;
 
         if (i == r->kill_at)
             td_comm_sim_kill(r->world);
         td_shard_stats(shard, &before);
-        r->status = td_shard_step(shard, step, &logits, &r->err);
+        r->status = td_shard_step(shard, step, &result, &r->err);
         td_shard_stats(shard, &after);
         if (step->n_rows == 1)
             r->one_row_bytes = after.exchanged_bytes - before.exchanged_bytes;
         if (!r->status && r->logits)
-            keep_logits(r, step, logits);
+            keep_result(r, step, &result);
     }
     if (shard)
         td_shard_stats(shard, &r->stats);
@@ -465,7 +517,8 @@ static const char *isa_of(uint32_t i)
 /* Runs the script on every rank; `ranks` keeps what came of it, with the plans, which the caller frees. */
 static void run_group(const struct shape *shape, const struct model *model,
                       const struct layout *layout, struct script *script, uint32_t first_isa,
-                      enum td_dtype kv, float *logits, uint32_t victim, struct rank *ranks)
+                      enum td_dtype kv, float *logits, float *expected, uint32_t victim,
+                      struct rank *ranks)
 {
     struct td_comm *comms[MAX_RANKS];
     struct td_err err;
@@ -479,6 +532,7 @@ static void run_group(const struct shape *shape, const struct model *model,
                                  .world = comms[i],
                                  .isa = isa_of(first_isa ? first_isa + i : 0),
                                  .logits = i == 0 ? logits : NULL,
+                                 .expected = i == 0 ? expected : NULL,
                                  .kill_at = i == victim ? 2 : UINT32_MAX,
                                  .kv = kv};
         assert_int_equal(pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]), 0);
@@ -543,7 +597,7 @@ static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void *
         open_model(shape, &model);
         make_sequences(&script, shape);
         steps_alone(&script);
-        run_group(shape, &model, &LAYOUTS[0], &script, 0, kv, want, UINT32_MAX, ranks);
+        run_group(shape, &model, &LAYOUTS[0], &script, 0, kv, want, NULL, UINT32_MAX, ranks);
         if (ranks[0].status)
             fail_msg("shape %u: %s", k, ranks[0].err.cause);
         free_plans(ranks, 1);
@@ -555,7 +609,7 @@ static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void *
             drop_steps(&script);
             steps_mixed(&script);
             memset(got, 0xff, logits_bytes(shape));
-            run_group(shape, &model, layout, &script, 1 + l, kv, got, UINT32_MAX, ranks);
+            run_group(shape, &model, layout, &script, 1 + l, kv, got, want, UINT32_MAX, ranks);
             snprintf(what, sizeof what, "shape %u, layout %u (tp %u, pp %u), isa from %s", k, l,
                      layout->tp, layout->pp, isa_of(1 + l));
             for (uint32_t i = 0; i < layout->n; i++)
@@ -593,7 +647,8 @@ static void test_forward_sends_for_one_row_what_the_plan_says(void **state)
 
             if (LAYOUTS[l].pp > shape->n_layers)
                 continue;
-            run_group(shape, &model, &LAYOUTS[l], &script, 1, TD_F16, logits, UINT32_MAX, ranks);
+            run_group(shape, &model, &LAYOUTS[l], &script, 1, TD_F16, logits, NULL, UINT32_MAX,
+                      ranks);
             for (uint32_t i = 0; i < LAYOUTS[l].n; i++) {
                 assert_int_equal(ranks[i].status, TD_OK);
                 sent += ranks[i].one_row_bytes;
@@ -623,7 +678,7 @@ static void test_forward_ends_on_every_rank_when_one_is_lost(void **state)
     for (uint32_t victim = 0; victim < 4; victim++) {
         const struct layout *layout = victim % 2 ? &LAYOUTS[10] : &LAYOUTS[3];
 
-        run_group(shape, &model, layout, &script, 1, TD_F32, logits, victim, ranks);
+        run_group(shape, &model, layout, &script, 1, TD_F32, logits, NULL, victim, ranks);
         for (uint32_t i = 0; i < layout->n; i++) {
             assert_int_equal(ranks[i].status, TD_PEER_LOST);
             assert_true(strlen(ranks[i].err.cause) > 10);
@@ -644,7 +699,7 @@ static enum td_status refused(const struct shape *shape, struct td_err *err)
 
     open_model(shape, &model);
     memset(&script, 0, sizeof script);
-    run_group(shape, &model, &LAYOUTS[0], &script, 0, TD_F16, NULL, UINT32_MAX, &rank);
+    run_group(shape, &model, &LAYOUTS[0], &script, 0, TD_F16, NULL, NULL, UINT32_MAX, &rank);
     free_plans(&rank, 1);
     close_model(&model);
     *err = rank.err;
@@ -676,7 +731,7 @@ static void test_forward_refuses_a_bad_step_and_goes_on(void **state)
     struct td_plan *plan = calloc(1, sizeof *plan);
     struct td_shard_params params = {.plan = plan};
     struct td_shard *shard;
-    const float *logits;
+    struct td_step_result result;
     struct td_step step;
     struct model model;
     struct td_err err;
@@ -694,25 +749,34 @@ static void test_forward_refuses_a_bad_step_and_goes_on(void **state)
     assert_int_equal(td_step_open(&step, 8, 2, 32, &err), TD_OK);
 
     td_step_reset(&step, TD_STEP_RUN, 0);
-    assert_int_equal(td_shard_step(shard, &step, &logits, &err), TD_INVALID); /* no row */
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* no row */
     td_step_add_seq(&step, (const uint32_t[]){0}, 1, UINT32_MAX);
     td_step_add_row(&step, SHAPES[0].n_vocab, 0, TD_WANT_LOGITS);
-    assert_int_equal(td_shard_step(shard, &step, &logits, &err), TD_INVALID); /* no such token */
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* no such token */
     assert_non_null(strstr(err.cause, "token 40"));
     step.rows[0].token = 1;
     step.rows[0].position = BLOCK_TOKENS;
-    assert_int_equal(td_shard_step(shard, &step, &logits, &err), TD_INVALID); /* past its blocks */
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* past its blocks */
     step.rows[0].position = 0;
     step.table[0] = plan->n_blocks;
-    assert_int_equal(td_shard_step(shard, &step, &logits, &err), TD_INVALID); /* no such block */
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* no such block */
     step.table[0] = 0;
     for (uint32_t i = 1; i < 3; i++)
         td_step_add_row(&step, 1, i, TD_WANT_LOGITS);
-    assert_int_equal(td_shard_step(shard, &step, &logits, &err), TD_INVALID); /* 3 > 2 logits */
-    step.rows[1].want = TD_WANT_NONE;
-    assert_int_equal(td_shard_step(shard, &step, &logits, &err), TD_OK);
-    assert_non_null(logits);
-    assert_true(isfinite(logits[0]));
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* 3 > 2 logits */
+    step.rows[1].want = TD_WANT_TOP;
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* 3 > 2 results */
+    step.rows[2].want = TD_WANT_NONE;
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* n_top 0 */
+    step.n_top = TD_TOP_MAX + 1;
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "65 largest"));
+    assert_null(result.logits);
+    step.n_top = 2;
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_OK);
+    assert_true(isfinite(result.logits[0]));
+    assert_true(result.top[0].value >= result.top[1].value);
+    assert_int_equal(result.n_top, 2);
 
     td_step_close(&step);
     td_shard_close(shard);

@@ -226,6 +226,109 @@ static void test_sampler_never_draws_a_banned_id(void **state)
     td_sampler_close(s);
 }
 
+/* The n largest of a row: found one after the other, by other means than td_top_insert. */
+static void largest(const float *logits, uint32_t n_vocab, uint32_t n, struct td_top *top)
+{
+    struct td_top last = {INFINITY, 0};
+
+    for (uint32_t k = 0; k < n; k++) {
+        struct td_top best = TD_TOP_NONE;
+
+        for (uint32_t id = 0; id < n_vocab; id++) {
+            float v = logits[id];
+            bool after = k == 0 || v < last.value || (v == last.value && id > last.id);
+
+            if (after && v > best.value)
+                best = (struct td_top){v, id};
+        }
+        top[k] = last = best;
+        if (best.id == UINT32_MAX)
+            last.value = -INFINITY;
+    }
+}
+
+/* Rows with many equal logits, NaN and infinities; every mix of stages that the largest are enough for. */
+static void test_sampler_draws_the_same_from_the_largest_logits(void **state)
+{
+    enum { N = 20000, ROUNDS = 600 };
+    static float logits[N];
+    uint32_t n_drawn = 0, n_broken = 0;
+
+    (void)state;
+    rng_state = 31;
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        uint32_t n_vocab = round % 5 ? (uint32_t)(1 + rng() % N) : (uint32_t)(1 + rng() % 50);
+        uint32_t banned[4], n_banned = (uint32_t)(rng() % 5), n_top;
+        bool coarse = rng() % 3 == 0, broken = rng() % 20 == 0;
+        struct td_top top[TD_TOP_MAX];
+        struct td_sampling p;
+        struct td_sampled a, b;
+        struct td_sampler *s;
+
+        for (uint32_t i = 0; i < n_vocab; i++) {
+            logits[i] = (float)(rng_unit() * 12 - 6);
+            if (coarse)
+                logits[i] = floorf(logits[i]) * (rng() % 2 ? 1.0f : -1.0f);
+            if (rng() % 40 == 0 || broken)
+                logits[i] = rng() % 2 ? NAN : -INFINITY;
+        }
+        if (rng() % 30 == 0)
+            logits[rng() % n_vocab] = INFINITY;
+        td_sampling_default(&p);
+        p.temperature = rng() % 3 ? (float)(0.2 + rng_unit()) : 0;
+        p.top_k = (int32_t)(1 + rng() % 60);
+        p.top_p = rng() % 2 ? 1 : (float)(0.3 + 0.6 * rng_unit());
+        p.min_p = rng() % 2 ? 0 : 0.02f;
+        p.seed = rng();
+        for (uint32_t i = 0; i < n_banned; i++)
+            banned[i] = rng() % 2 ? (uint32_t)(rng() % n_vocab) : draw_one(&p, logits, n_vocab, i);
+        n_top = td_sampling_n_top(&p, n_banned);
+        assert_true(n_top > 0 && n_top <= TD_TOP_MAX);
+        n_top += (uint32_t)(rng() % (TD_TOP_MAX + 1 - n_top)); /* more do no harm */
+        largest(logits, n_vocab, n_top, top);
+        s = open_sampler(&p, n_vocab);
+        for (uint32_t d = 0; d < 4; d++) {
+            td_sampler_draw(s, logits, d, banned, n_banned, &a);
+            td_sampler_draw_top(s, top, n_top, d, banned, n_banned, &b);
+            if (a.id != b.id || a.no_choice != b.no_choice)
+                fail_msg("round %u: %u ids, top_k %d: id %u, expected %u", round, n_vocab, p.top_k,
+                         b.id, a.id);
+            n_drawn++;
+            n_broken += a.no_choice;
+        }
+        td_sampler_close(s);
+    }
+    assert_true(n_broken > 20 && n_drawn - n_broken > 1500);
+}
+
+static void test_sampler_says_when_it_needs_the_whole_row(void **state)
+{
+    struct td_sampling p;
+
+    (void)state;
+    td_sampling_default(&p);
+    assert_int_equal(td_sampling_n_top(&p, 0), 0); /* no cut */
+    p.top_k = 40;
+    assert_int_equal(td_sampling_n_top(&p, 0), 40);
+    assert_int_equal(td_sampling_n_top(&p, 24), TD_TOP_MAX);
+    assert_int_equal(td_sampling_n_top(&p, 25), 0);
+    p.temperature = 0;
+    assert_int_equal(td_sampling_n_top(&p, 0), 1);
+    assert_int_equal(td_sampling_n_top(&p, 3), 4);
+    p.n_logprobs = 0;
+    assert_int_equal(td_sampling_n_top(&p, 0), 0);
+    p.n_logprobs = -1;
+    p.repetition_penalty = 1.1f;
+    assert_int_equal(td_sampling_n_top(&p, 0), 0);
+    p.repetition_penalty = 1;
+    p.n_bias = 1;
+    assert_int_equal(td_sampling_n_top(&p, 0), 0);
+    p.n_bias = 0;
+    p.temperature = 1;
+    p.top_k = INT32_MAX;
+    assert_int_equal(td_sampling_n_top(&p, UINT32_MAX), 0);
+}
+
 static int compare_desc(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -595,6 +698,8 @@ int main(void)
         cmocka_unit_test(test_sampler_greedy_takes_the_lowest_id_of_a_tie),
         cmocka_unit_test(test_sampler_survives_nan_and_infinities),
         cmocka_unit_test(test_sampler_never_draws_a_banned_id),
+        cmocka_unit_test(test_sampler_draws_the_same_from_the_largest_logits),
+        cmocka_unit_test(test_sampler_says_when_it_needs_the_whole_row),
         cmocka_unit_test(test_sampler_agrees_with_llamacpp_vectors),
         cmocka_unit_test(test_sampler_cuts_agree_with_a_full_sort),
         cmocka_unit_test(test_sampler_draws_follow_the_distribution),

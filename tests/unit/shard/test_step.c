@@ -19,7 +19,7 @@ enum {
     AT_N_ROWS = 32,
     AT_N_SEQS = 36,
     AT_N_TABLE = 40,
-    AT_ZERO = 44,
+    AT_N_TOP = 44,
     HEAD = 48
 };
 
@@ -59,6 +59,7 @@ static void assert_same(const struct td_step *a, const struct td_step *b)
     assert_int_equal(a->kind, b->kind);
     assert_true(a->number == b->number && a->hash == b->hash &&
                 a->n_submits_seen == b->n_submits_seen);
+    assert_int_equal(a->n_top, b->n_top);
     assert_int_equal(a->n_rows, b->n_rows);
     assert_int_equal(a->n_seqs, b->n_seqs);
     assert_int_equal(a->n_table, b->n_table);
@@ -107,7 +108,12 @@ static void test_step_adds_sequences_and_rows_in_order(void **state)
     assert_int_equal(step.seqs[1].n_blocks, 3);
     assert_int_equal(step.seqs[1].state_slot, 4);
     assert_int_equal(step.rows[3].seq, 1);
-    assert_int_equal(td_step_n_logits(&step), 2);
+    assert_int_equal(td_step_n_want(&step, TD_WANT_LOGITS), 2);
+    assert_int_equal(step.n_top, 0);
+    assert_true(td_step_add_top_row(&step, 1, 34, 5));
+    assert_true(td_step_add_top_row(&step, 1, 35, 3));
+    assert_int_equal(td_step_n_want(&step, TD_WANT_TOP), 2);
+    assert_int_equal(step.n_top, 5);
     td_step_close(&step);
 }
 
@@ -195,16 +201,18 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_MAGIC, 5, "begins with 0x00000005"},
         {AT_KIND, 0, "kind 0, expected 1 to 3"},
         {AT_KIND, 4, "kind 4, expected 1 to 3"},
-        {AT_KIND, TD_STEP_IDLE, "kind 2 has 4 rows, 2 sequences and 5 blocks, expected none"},
+        {AT_KIND, TD_STEP_IDLE,
+         "kind 2 has 4 rows, 2 sequences, 5 blocks and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},
         {AT_N_ROWS, 3, "expected 148 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
-        {AT_ZERO, 1, "a field that is zero"},
+        {AT_N_TOP, TD_TOP_MAX + 1, "the 65 largest logits, expected at most 64"},
         {ROW + 8, 1, "row 0 is of sequence 1, expected 0"},
         {ROW + 3 * 16 + 8, 0, "row 3 is of sequence 0, expected 1"},
         {ROW + 16 + 4, 16, "row 1 is at position 16, expected one above 16"},
-        {ROW + 12, 2, "row 0 wants 2, expected at most 1"},
+        {ROW + 12, 2, "row 0 wants 2 with n_top 0, expected at most 1"},
+        {ROW + 12, 3, "row 0 wants 3 with n_top 0, expected at most 1"},
         {SEQ, 6, "sequence 0 has 2 blocks from 6 on, the table has 5"},
         {SEQ, UINT32_MAX, "2 blocks from 4294967295 on"},
         {SEQ + 4, UINT32_MAX, "4294967295 blocks from 0 on"},
@@ -331,7 +339,12 @@ static void fill_at_random(struct td_step *step)
         if (step->n_rows == CAP_ROWS || !td_step_add_seq(step, blocks, n_blocks, dice(50)))
             return;
         for (uint32_t r = 0, n = 1 + dice(20); r < n; r++) {
-            if (!td_step_add_row(step, dice(5000), position + r, (enum td_want)dice(2)))
+            bool added =
+                dice(4) == 0
+                    ? td_step_add_top_row(step, dice(5000), position + r, 1 + dice(64))
+                    : td_step_add_row(step, dice(5000), position + r, (enum td_want)dice(2));
+
+            if (!added)
                 break;
         }
     }
@@ -349,10 +362,13 @@ static void assert_sound(const struct td_step *step)
         for (uint32_t r = 0; r < step->seqs[s].n_rows; r++, row++) {
             assert_true(row < step->n_rows);
             assert_int_equal(step->rows[row].seq, s);
+            assert_true(step->rows[row].want <= TD_WANT_LOGITS ||
+                        (step->rows[row].want == TD_WANT_TOP && step->n_top >= 1));
             assert_true(r == 0 || step->rows[row].position > step->rows[row - 1].position);
         }
     }
     assert_int_equal(row, step->n_rows);
+    assert_true(step->n_top <= TD_TOP_MAX);
 }
 
 /* Words replaced at random with small and extreme values, hash made right: refused, or sound. */

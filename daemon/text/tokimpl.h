@@ -40,7 +40,8 @@ enum td_status td_tokimpl_make_special(struct td_tokenizer *tok, struct td_str t
                                        struct td_err *err);
 /* Makes the marks of the chat templates that we render special, then indexes the vocabulary; merge rules come next. */
 enum td_status td_tokimpl_index(struct td_tokenizer *tok, struct td_err *err);
-/* Adds the merge rule of `rank` that joins two keys. TD_CORRUPT when the vocabulary lacks one of the three tokens. */
+/* Adds the merge rule of `rank` that joins two keys. TD_CORRUPT when the vocabulary lacks one of the three tokens:
+ * nothing is added then. */
 enum td_status td_tokimpl_add_merge(struct td_tokenizer *tok, struct td_str left,
                                     struct td_str right, uint32_t rank, struct td_bytes *scratch,
                                     struct td_err *err);

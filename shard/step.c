@@ -35,6 +35,14 @@ static uint64_t get64(const uint8_t *p)
     return get32(p) | (uint64_t)get32(p + 4) << 32;
 }
 
+uint32_t td_step_table_cap(uint32_t max_num_seqs, uint32_t max_tokens_per_seq,
+                           uint32_t block_tokens)
+{
+    uint64_t n = ((uint64_t)max_tokens_per_seq + block_tokens - 1) / block_tokens * max_num_seqs;
+
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
 enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t cap_seqs,
                             uint32_t cap_table, struct td_err *err)
 {

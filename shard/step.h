@@ -46,6 +46,9 @@ struct td_step {
     uint32_t *table;                        /* [cap_table] block ids */
 };
 
+/* Table entries that a step of so many sequences may have; a block that several share counts for each. */
+uint32_t td_step_table_cap(uint32_t max_num_seqs, uint32_t max_tokens_per_seq,
+                           uint32_t block_tokens);
 enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t cap_seqs,
                             uint32_t cap_table, struct td_err *err);
 void td_step_close(struct td_step *step);

@@ -26,22 +26,20 @@ enum td_status td_auth_add(struct td_auth *auth, struct td_str key, struct td_er
     return TD_OK;
 }
 
-bool td_auth_check_key(const struct td_auth *auth, struct td_str key)
+static uint32_t which_key(const struct td_auth *auth, struct td_str key)
 {
-    if (auth->n_keys == 0) {
-        return true;
-    }
     unsigned char digest[TD_AUTH_DIGEST_BYTES];
     SHA256((const unsigned char *)(key.len > 0 ? key.ptr : ""), key.len, digest);
-    unsigned int found = 0;
+    uint32_t found = 0;
     for (size_t i = 0; i < auth->n_keys; i++) {
         /* Every key is compared, so the time tells neither which one fits nor how far one agrees. */
-        found |= CRYPTO_memcmp(auth->digest[i], digest, sizeof(digest)) == 0 ? 1u : 0u;
+        uint32_t differs = CRYPTO_memcmp(auth->digest[i], digest, sizeof(digest)) != 0;
+        found |= (uint32_t)(i + 1) & (differs - 1);
     }
-    return key.len > 0 && found != 0;
+    return key.len > 0 ? found : 0;
 }
 
-bool td_auth_check(const struct td_auth *auth, struct td_str authorization, struct td_str x_api_key)
+static struct td_str key_of(struct td_str authorization, struct td_str x_api_key)
 {
     static const char scheme[] = "Bearer ";
     struct td_str key = {NULL, 0};
@@ -56,5 +54,21 @@ bool td_auth_check(const struct td_auth *auth, struct td_str authorization, stru
             key.len--;
         }
     }
-    return td_auth_check_key(auth, key);
+    return key;
+}
+
+bool td_auth_check_key(const struct td_auth *auth, struct td_str key)
+{
+    return auth->n_keys == 0 || which_key(auth, key) != 0;
+}
+
+bool td_auth_check(const struct td_auth *auth, struct td_str authorization, struct td_str x_api_key)
+{
+    return td_auth_check_key(auth, key_of(authorization, x_api_key));
+}
+
+uint32_t td_auth_which(const struct td_auth *auth, struct td_str authorization,
+                       struct td_str x_api_key)
+{
+    return which_key(auth, key_of(authorization, x_api_key));
 }

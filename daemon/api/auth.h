@@ -6,6 +6,8 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/err.h"
 
+#include <stdint.h>
+
 enum { TD_AUTH_MAX_KEYS = 64, TD_AUTH_DIGEST_BYTES = 32, TD_AUTH_MAX_KEY_BYTES = 1024 };
 
 struct td_auth {
@@ -22,5 +24,8 @@ bool td_auth_check_key(const struct td_auth *auth, struct td_str key);
  * (the key itself). Empty slices stand for absent headers. gRPC metadata "authorization" is checked the same way. */
 bool td_auth_check(const struct td_auth *auth, struct td_str authorization,
                    struct td_str x_api_key);
+/* Which of the keys it is, counted from 1 in the order they were added; 0: none of them, or the set is empty. */
+uint32_t td_auth_which(const struct td_auth *auth, struct td_str authorization,
+                       struct td_str x_api_key);
 
 #endif

@@ -25,6 +25,8 @@ td_http_tail(const struct td_http_request *req); /* what "*" of the route stands
 bool td_http_query(struct td_http_request *req, const char *name, struct td_str *value);
 /* The first header of that name, in any case, trimmed; {NULL, 0} when absent. */
 struct td_str td_http_header(const struct td_http_request *req, const char *name);
+/* Which of the route's API keys the request brought, counted from 1; 0: the route is open. */
+uint32_t td_http_key(const struct td_http_request *req);
 struct td_str td_http_body(const struct td_http_request *req);
 /* Moves the body to the caller (free with td_bytes_deinit), who may then use it on another thread and longer than the
  * request lives. */

@@ -42,6 +42,14 @@ size_t td_http_request_count(const struct td_http_request *req, const char *name
     return n;
 }
 
+uint32_t td_http_key(const struct td_http_request *req)
+{
+    return req->route->auth == NULL
+               ? 0
+               : td_auth_which(req->route->auth, td_http_header(req, "authorization"),
+                               td_http_header(req, "x-api-key"));
+}
+
 struct td_str td_http_header(const struct td_http_request *req, const char *name)
 {
     for (size_t i = 0; i < req->n_headers; i++) {

@@ -83,6 +83,8 @@ static const struct td_option table[] = {
     {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
      .max = 1000000, .preset = "256",
      .help = "requests that may wait; one more is refused with 429"},
+    {"no-prefix-cache", NULL, NULL, TD_OPTION_FLAG, AT(no_prefix_cache), TD_FOR_SERVE,
+     .help = "compute every prompt anew, also where another began with the same tokens"},
     {"seed", NULL, NULL, TD_OPTION_INT, AT(seed), GROUP | TD_FOR_CHAT, .metavar = "N", .min = 0,
      .max = INT64_MAX, .preset_note = "drawn anew",
      .help = "seed of the draws for requests that bring none"},

@@ -339,6 +339,7 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
                                 .n_ranks = s->world ? td_comm_size(s->world) : (uint32_t)o->ranks,
                                 .kv_dtype_auto = o->kv_cache_dtype == TD_KV_DTYPE_AUTO,
                                 .max_queue = (uint32_t)o->max_queue,
+                                .prefix_cache = !o->no_prefix_cache,
                                 .op_limit_ns = 60000000000u,
                                 .on_failed = on_group_failed,
                                 .user = s};

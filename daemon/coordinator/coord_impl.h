@@ -23,7 +23,7 @@ struct td_job {
     bool raw_text;              /* special tokens are kept: pieces as they are */
     td_job_event_fn *on_event;
     void *user;
-    uint32_t n_output;
+    uint32_t n_output, n_cached;
     uint64_t accepted_ns, first_ns;
 };
 
@@ -68,8 +68,9 @@ struct td_coord {
     uint32_t n_open;
     uint64_t next_id;
     uint64_t n_requests, n_failed, n_finished;
-    uint32_t n_running, n_waiting, kv_blocks_used;
-    uint64_t prompt_tokens, generated_tokens; /* of requests that got a first token, since start */
+    uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle;
+    uint64_t prompt_tokens, cached_tokens,
+        generated_tokens; /* of requests that got a first token, since start */
 
     struct {
         td_coord_ready_fn *fn;

@@ -13,10 +13,12 @@ enum value {
     WAITING,
     OPEN,
     KV_USED,
+    KV_IDLE,
     KV_TOTAL,
     GENERATION,
     RESTARTS,
     PROMPT_TOKENS,
+    CACHED_TOKENS,
     GENERATED_TOKENS,
     EXCHANGED,
     EXCHANGE_WAIT,
@@ -39,13 +41,17 @@ static const struct {
     [RUNNING] = {TD_METRICS_GAUGE, "tensord_requests_running", "Requests in the steps"},
     [WAITING] = {TD_METRICS_GAUGE, "tensord_requests_waiting", "Requests queued at rank 0"},
     [OPEN] = {TD_METRICS_GAUGE, "tensord_requests_open", "Requests accepted and not ended"},
-    [KV_USED] = {TD_METRICS_GAUGE, "tensord_kv_blocks_used", "KV blocks in use"},
+    [KV_USED] = {TD_METRICS_GAUGE, "tensord_kv_blocks_used", "KV blocks in use by requests"},
+    [KV_IDLE] = {TD_METRICS_GAUGE, "tensord_kv_blocks_idle",
+                 "KV blocks that only the prefix cache holds"},
     [KV_TOTAL] = {TD_METRICS_GAUGE, "tensord_kv_blocks", "KV blocks of the group"},
     [GENERATION] = {TD_METRICS_GAUGE, "tensord_group_generation", "Launches of the group"},
     [RESTARTS] = {TD_METRICS_COUNTER, "tensord_group_restarts_total",
                   "Groups launched after a loss"},
     [PROMPT_TOKENS] = {TD_METRICS_COUNTER, "tensord_prompt_tokens_total",
                        "Prompt tokens of requests that got an answer"},
+    [CACHED_TOKENS] = {TD_METRICS_COUNTER, "tensord_cached_tokens_total",
+                       "Prompt tokens that came from the prefix cache"},
     [GENERATED_TOKENS] = {TD_METRICS_COUNTER, "tensord_generated_tokens_total", "Tokens generated"},
     [EXCHANGED] = {TD_METRICS_GAUGE, "tensord_exchanged_bytes",
                    "Activation bytes that this group's ranks have sent"},
@@ -75,10 +81,12 @@ static void refresh(void *user)
     v[WAITING] = s.n_waiting;
     v[OPEN] = s.n_open;
     v[KV_USED] = s.kv_blocks_used;
+    v[KV_IDLE] = s.kv_blocks_idle;
     v[KV_TOTAL] = s.plan ? s.plan->n_blocks : 0;
     v[GENERATION] = s.generation;
     v[RESTARTS] = s.n_restarts;
     v[PROMPT_TOKENS] = (double)s.prompt_tokens;
+    v[CACHED_TOKENS] = (double)s.cached_tokens;
     v[GENERATED_TOKENS] = (double)s.generated_tokens;
     for (uint32_t i = 0; i < s.n_ranks; i++) {
         v[RANKS_READY] += s.members[i].attached && s.members[i].loaded;

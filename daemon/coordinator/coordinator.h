@@ -76,6 +76,7 @@ struct td_job_event {
     const struct td_err *error; /* TD_FINISH_ERROR */
     uint32_t n_prompt;          /* last event: usage */
     uint32_t n_output;
+    uint32_t n_cached;                           /* of n_prompt, from the prefix cache */
     uint64_t queue_ns, first_token_ns, total_ns; /* last event; since accepted */
 };
 typedef void td_job_event_fn(struct td_job *job, const struct td_job_event *event, void *user);
@@ -127,7 +128,9 @@ struct td_coord_status {
     const struct td_plan *plan;            /* NULL until planned; borrowed */
     const struct td_served *served;        /* NULL: nothing */
     uint32_t n_running, n_waiting, n_open; /* open: jobs that the coordinator knows */
-    uint32_t kv_blocks_used;
+    uint32_t kv_blocks_used;               /* by requests */
+    uint32_t kv_blocks_idle;               /* only the prefix cache holds them */
+    uint64_t cached_tokens;                /* of prompt_tokens, from the prefix cache */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t n_requests, n_failed;
     uint64_t start_ns;      /* uv_hrtime at start */

@@ -149,7 +149,7 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
                  td_err_format(err, text, sizeof text));
     c->n_failures = c->was_ready ? 0 : c->n_failures + 1;
     c->was_ready = false;
-    c->n_running = c->n_waiting = c->kv_blocks_used = 0;
+    c->n_running = c->n_waiting = c->kv_blocks_used = c->kv_blocks_idle = 0;
     td_coord_set_state(c, TD_GROUP_LOST);
     {
         struct td_err told;
@@ -358,6 +358,7 @@ static struct td_compute_load *make_load(struct td_coord *c)
     memcpy(load->model_hash, c->served->hash, sizeof load->model_hash);
     load->verify = c->p.verify;
     load->max_queue = c->p.max_queue + c->p.wish.max_num_seqs;
+    load->prefix_cache = c->p.prefix_cache;
     load->op_limit_ns = c->p.op_limit_ns;
     load->plan = c->p.wish;
     load->plan.n_ranks = c->n_ranks;
@@ -460,6 +461,7 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     c->n_running = h->n_running;
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
+    c->kv_blocks_idle = h->kv_blocks_idle;
 }
 
 static void on_tokens(struct td_coord *c, const Tensord__Worker__V1__Tokens *t)

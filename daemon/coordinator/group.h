@@ -29,6 +29,7 @@ struct td_coord_params {
     struct td_plan_params wish;
     bool kv_dtype_auto; /* wish.kv_dtype is chosen by the model */
     uint32_t max_queue;
+    bool prefix_cache;
     uint64_t op_limit_ns;     /* of one exchange */
     uint64_t dead_ns;         /* silence after which a rank counts as lost; 0: 1.5 s */
     uint64_t launch_limit_ns; /* from launch to all registered; 0: 60 s */

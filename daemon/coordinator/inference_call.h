@@ -11,6 +11,7 @@
 
 struct td_inference_service {
     struct td_coord *coord;
+    const struct td_auth *auth;        /* NULL: open */
     struct td_service_metrics metrics; /* of Generate */
 };
 

@@ -209,6 +209,7 @@ static enum td_status send_event(struct td_inference_call *call, struct td_job *
                               : TENSORD__V1__FINISH_REASON__FINISH_REASON_STOP;
         usage.prompt_tokens = event->n_prompt;
         usage.completion_tokens = event->n_output;
+        usage.cached_tokens = event->n_cached;
         usage.seed = td_job_seed(job);
         usage.queue_ns = event->queue_ns;
         usage.first_token_ns = event->first_token_ns;
@@ -245,6 +246,19 @@ static void on_event(struct td_job *job, const struct td_job_event *event, void 
     }
 }
 
+/* Which of the service's keys the call brought, counted from 1; 0: the service is open. */
+static uint32_t key_of(const struct td_inference_call *call)
+{
+    struct td_str authorization = {NULL, 0};
+    struct td_str x_api_key = {NULL, 0};
+    if (call->service->auth == NULL) {
+        return 0;
+    }
+    td_grpc_stream_metadata(call->s, "authorization", 0, &authorization);
+    td_grpc_stream_metadata(call->s, "x-api-key", 0, &x_api_key);
+    return td_auth_which(call->service->auth, authorization, x_api_key);
+}
+
 void td_inference_generate_begin(struct td_inference_call *call)
 {
     const Tensord__V1__GenerateRequest *m = (const void *)call->request;
@@ -256,6 +270,7 @@ void td_inference_generate_begin(struct td_inference_call *call)
         r.prompt = call->ids.data;
         r.n_prompt = (uint32_t)call->ids.len;
         call->ids = (struct td_ids){0};
+        r.cache_salt = key_of(call); /* who has another key does not learn what was asked */
         call->wants_logprobs = r.sampling.n_logprobs >= 0;
         status = td_coord_submit(call->service->coord, call->served, &r, m->keep_special_tokens,
                                  on_event, call, &call->job, &err);

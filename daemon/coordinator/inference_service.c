@@ -105,6 +105,7 @@ enum td_status td_inference_service_open(struct td_coord *coord, struct td_grpc_
         return td_err_set(err, TD_NO_MEMORY, "no memory for the Inference service");
     }
     s->coord = coord;
+    s->auth = auth;
     enum td_status status = td_service_metrics_init(&s->metrics, td_coord_metrics(coord),
                                                     td_rpc_method(TD_RPC_GENERATE)->path, err);
     if (status != TD_OK) {

@@ -61,6 +61,7 @@ static void end(struct td_job *j, struct td_job_event *event)
 
     event->n_prompt = j->request.n_prompt;
     event->n_output = j->n_output;
+    event->n_cached = j->n_cached;
     event->first_token_ns = j->first_ns ? j->first_ns - j->accepted_ns : 0;
     event->total_ns = now - j->accepted_ns;
     if (event->finish == TD_FINISH_ERROR)
@@ -171,7 +172,9 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
         c->generated_tokens++;
         if (!j->first_ns) {
             j->first_ns = uv_hrtime();
+            j->n_cached = event->cached_tokens;
             c->prompt_tokens += j->request.n_prompt;
+            c->cached_tokens += event->cached_tokens;
         }
         s = show(j, event);
     }

@@ -180,6 +180,7 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     r.prompt = part->ids.data;
     r.n_prompt = (uint32_t)part->ids.len;
     part->ids = (struct td_ids){0};
+    r.cache_salt = td_http_key(call->http); /* who has another key does not learn what was asked */
     enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
     if (!call->request.has_seed) {
         random_words(&r.sampling.seed, 1);

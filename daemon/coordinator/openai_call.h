@@ -30,7 +30,7 @@ struct td_openai_part {
     uint32_t n_chars; /* code points of all tokens so far */
     bool role_sent, finish_sent;
     enum td_finish finish;
-    uint32_t n_prompt, n_output; /* at the end */
+    uint32_t n_prompt, n_cached, n_output; /* at the end */
 };
 
 struct td_openai_token {

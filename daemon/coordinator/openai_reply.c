@@ -41,6 +41,7 @@ enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td
     if (event->finish != TD_FINISH_NONE) {
         part->finish = event->finish;
         part->n_prompt = event->n_prompt;
+        part->n_cached = event->n_cached;
         part->n_output = event->n_output;
     }
     if (status == TD_OK && event->has_token && part->call->request.want_logprobs) {
@@ -114,6 +115,7 @@ static struct td_openai_usage usage_of(const struct td_openai_call *call)
     for (size_t i = 0; i < call->n_parts; i++) {
         usage.prompt_tokens += call->parts[i].n_prompt;
         usage.completion_tokens += call->parts[i].n_output;
+        usage.cached_tokens += call->parts[i].n_cached;
     }
     return usage;
 }

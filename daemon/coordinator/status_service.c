@@ -93,11 +93,13 @@ static enum td_status write_group(const struct td_coord_status *st, struct td_by
     s = s ? s : number(out, "n_open", st->n_open);
     s = s ? s : number(out, "kv_blocks", plan ? plan->n_blocks : 0);
     s = s ? s : number(out, "kv_blocks_used", st->kv_blocks_used);
+    s = s ? s : number(out, "kv_blocks_idle", st->kv_blocks_idle);
     s = s ? s : number(out, "kv_block_tokens", plan ? plan->block_tokens : 0);
     s = s ? s : number(out, "max_model_len", plan ? plan->max_model_len : 0);
     s = s ? s : number(out, "max_num_seqs", plan ? plan->max_num_seqs : 0);
     s = s ? s : number(out, "n_steps", n_steps);
     s = s ? s : number(out, "prompt_tokens", st->prompt_tokens);
+    s = s ? s : number(out, "cached_tokens", st->cached_tokens);
     s = s ? s : number(out, "generated_tokens", st->generated_tokens);
     s = s ? s : number(out, "n_restarts", st->n_restarts);
     s = s ? s : text(out, "last_error", st->last_error);

@@ -7,6 +7,7 @@
 struct pool {
     uint32_t n_total;
     uint32_t n_free;
+    uint32_t n_idle;
     uint32_t table_cap; /* of one sequence */
     uint32_t *
         free_ids; /* owned [n_total], a stack; the top n_free entries' order is the order of reuse */
@@ -160,28 +161,47 @@ bool td_blocks_reserve(struct td_blocks *b, uint32_t seq, uint32_t n_tokens)
     return true;
 }
 
-static void drop(struct pool *p, uint32_t id)
+static bool is_idle(const struct pool *p, uint32_t id)
+{
+    return p->refs[id] > 0 && p->refs[id] == p->outside[id];
+}
+
+/* A reference of a sequence comes or goes. */
+static void take(struct pool *p, uint32_t id)
 {
     assert(id < p->n_total && p->refs[id] > 0);
-    if (--p->refs[id] == 0)
+    p->n_idle -= is_idle(p, id);
+    p->refs[id]++;
+}
+
+static void drop(struct pool *p, uint32_t id)
+{
+    assert(id < p->n_total && p->refs[id] > p->outside[id]);
+    p->refs[id]--;
+    p->n_idle += is_idle(p, id);
+    if (p->refs[id] == 0)
         p->free_ids[p->n_free++] = id;
 }
 
-void td_blocks_share(struct td_blocks *b, uint32_t from, uint32_t to, uint32_t n_blocks)
+void td_blocks_adopt(struct td_blocks *b, enum td_layer_kind kind, uint32_t seq, uint32_t id)
 {
-    for (uint32_t k = 0; k < TD_BLOCKS_N_KINDS; k++) {
-        struct pool *p = &b->pool[k];
+    struct pool *p = &b->pool[kind];
 
-        if (p->n_total == 0 || !is_paged(k))
-            continue;
-        assert(p->n_held[to] == 0 && n_blocks <= p->n_held[from]);
-        for (uint32_t i = 0; i < n_blocks; i++) {
-            uint32_t id = table_of(p, from)[i];
+    assert(seq < b->params.max_seqs && p->n_held[seq] < p->table_cap);
+    take(p, id);
+    table_of(p, seq)[p->n_held[seq]++] = id;
+}
 
-            p->refs[id]++;
-            table_of(p, to)[p->n_held[to]++] = id;
-        }
-    }
+void td_blocks_replace(struct td_blocks *b, enum td_layer_kind kind, uint32_t seq, uint32_t i,
+                       uint32_t id)
+{
+    struct pool *p = &b->pool[kind];
+    uint32_t old = table_of(p, seq)[i];
+
+    assert(seq < b->params.max_seqs && i < p->n_held[seq]);
+    take(p, id);
+    table_of(p, seq)[i] = id;
+    drop(p, old);
 }
 
 void td_blocks_release(struct td_blocks *b, uint32_t seq)
@@ -201,7 +221,7 @@ void td_blocks_ref(struct td_blocks *b, enum td_layer_kind kind, uint32_t id)
 
     assert(id < p->n_total && p->refs[id] > 0);
     p->refs[id]++;
-    p->outside[id]++;
+    p->outside[id]++; /* who was idle stays so, who was not too */
 }
 
 void td_blocks_unref(struct td_blocks *b, enum td_layer_kind kind, uint32_t id)
@@ -209,8 +229,12 @@ void td_blocks_unref(struct td_blocks *b, enum td_layer_kind kind, uint32_t id)
     struct pool *p = &b->pool[kind];
 
     assert(id < p->n_total && p->outside[id] > 0);
+    p->n_idle -= is_idle(p, id);
     p->outside[id]--;
-    drop(p, id);
+    p->refs[id]--;
+    p->n_idle += is_idle(p, id);
+    if (p->refs[id] == 0)
+        p->free_ids[p->n_free++] = id;
 }
 
 const uint32_t *td_blocks_table(const struct td_blocks *b, enum td_layer_kind kind, uint32_t seq,
@@ -241,19 +265,29 @@ uint32_t td_blocks_n_free(const struct td_blocks *b, enum td_layer_kind kind)
     return b->pool[kind].n_free;
 }
 
+uint32_t td_blocks_n_idle(const struct td_blocks *b, enum td_layer_kind kind)
+{
+    return b->pool[kind].n_idle;
+}
+
+bool td_blocks_is_idle(const struct td_blocks *b, enum td_layer_kind kind, uint32_t id)
+{
+    return is_idle(&b->pool[kind], id);
+}
+
 uint32_t td_blocks_n_total(const struct td_blocks *b, enum td_layer_kind kind)
 {
     return b->pool[kind].n_total;
 }
 
-bool td_blocks_fits(const struct td_blocks *b, uint32_t n_tokens, uint32_t spare)
+bool td_blocks_fits(const struct td_blocks *b, uint32_t n_tokens, uint32_t spare, uint32_t n_more)
 {
     for (uint32_t k = 0; k < TD_BLOCKS_N_KINDS; k++) {
         uint64_t need = needed(b, k, n_tokens);
 
         if (need > 0 && is_paged(k))
             need += spare;
-        if (need > b->pool[k].n_free)
+        if (need > b->pool[k].n_free + (k == TD_LAYER_ATTENTION ? (uint64_t)n_more : 0))
             return false;
     }
     return true;
@@ -262,11 +296,18 @@ bool td_blocks_fits(const struct td_blocks *b, uint32_t n_tokens, uint32_t spare
 static enum td_status check_pool(const struct td_blocks *b, const struct pool *p, uint32_t *count,
                                  struct td_err *err)
 {
-    for (uint32_t i = 0; i < p->n_total; i++)
+    uint32_t n_idle = 0;
+
+    for (uint32_t i = 0; i < p->n_total; i++) {
         count[i] = p->outside[i];
+        n_idle += is_idle(p, i);
+    }
     for (uint32_t seq = 0; seq < b->params.max_seqs; seq++)
         for (uint32_t i = 0; i < p->n_held[seq]; i++)
             count[table_of(p, seq)[i]]++;
+    if (n_idle != p->n_idle)
+        return td_err_set(err, TD_INTERNAL, "%u idle blocks are counted, %u exist", p->n_idle,
+                          n_idle);
     for (uint32_t i = 0; i < p->n_total; i++)
         if (count[i] != p->refs[i])
             return td_err_set(err, TD_INTERNAL, "block %u counts %u references, %u exist", i,

@@ -36,9 +36,12 @@ enum td_status td_blocks_admit_model(const struct td_blocks *b, const enum td_la
 /* Makes sequence `seq` (0 .. max_seqs - 1) hold what `n_tokens` tokens need in every pool; keeps what it has.
  * False, with nothing changed, when a pool is short. */
 bool td_blocks_reserve(struct td_blocks *b, uint32_t seq, uint32_t n_tokens);
-/* Gives `to`, which holds nothing, the first `n_blocks` attention and latent blocks of `from` too. Only blocks that
- * are written full may be shared; the caller sees to that. Slots are never shared. */
-void td_blocks_share(struct td_blocks *b, uint32_t from, uint32_t to, uint32_t n_blocks);
+/* Gives the sequence a block that is in use elsewhere as its next one. Only blocks that are written full may be shared;
+ * the caller sees to that. Slots are never shared. */
+void td_blocks_adopt(struct td_blocks *b, enum td_layer_kind kind, uint32_t seq, uint32_t id);
+/* Puts block `id`, which is in use elsewhere and holds the same, in the place of the sequence's i-th one. */
+void td_blocks_replace(struct td_blocks *b, enum td_layer_kind kind, uint32_t seq, uint32_t i,
+                       uint32_t id);
 /* Drops every reference of the sequence. Legal when it holds nothing. */
 void td_blocks_release(struct td_blocks *b, uint32_t seq);
 
@@ -54,9 +57,13 @@ uint32_t td_blocks_state_slot(const struct td_blocks *b, uint32_t seq);
 
 uint32_t td_blocks_for_tokens(const struct td_blocks *b, uint32_t n_tokens); /* of a paged kind */
 uint32_t td_blocks_n_free(const struct td_blocks *b, enum td_layer_kind kind);
+/* Blocks that no sequence holds, only references from outside. */
+uint32_t td_blocks_n_idle(const struct td_blocks *b, enum td_layer_kind kind);
+bool td_blocks_is_idle(const struct td_blocks *b, enum td_layer_kind kind, uint32_t id);
 uint32_t td_blocks_n_total(const struct td_blocks *b, enum td_layer_kind kind);
-/* Whether td_blocks_reserve would succeed for a sequence that holds nothing, with `spare` paged blocks left over. */
-bool td_blocks_fits(const struct td_blocks *b, uint32_t n_tokens, uint32_t spare);
+/* Whether td_blocks_reserve would succeed for a sequence that holds nothing, with `spare` paged blocks left over, if
+ * `n_more` attention blocks more were free. */
+bool td_blocks_fits(const struct td_blocks *b, uint32_t n_tokens, uint32_t spare, uint32_t n_more);
 
 /* For tests: the counts equal the tables plus the outside references, and each block without one is in the free list
  * exactly once. TD_INTERNAL with the first block that is not. Allocates. */

@@ -152,7 +152,8 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
     c->gauges.buffer_bytes = shard.buffer_bytes;
     c->gauges.n_running = engine.n_running;
     c->gauges.n_waiting = engine.n_waiting;
-    c->gauges.kv_blocks_used = engine.n_blocks_used;
+    c->gauges.kv_blocks_used = engine.n_blocks_used - engine.n_blocks_idle;
+    c->gauges.kv_blocks_idle = engine.n_blocks_idle;
     c->gauges.kv_blocks = c->node.plan->n_blocks;
     c->gauges.prompt_tokens = engine.n_prompt_tokens;
     c->gauges.generated_tokens = engine.n_output_tokens;
@@ -173,7 +174,8 @@ static void publish(struct td_compute *c, uint64_t load_ns)
         c->gauges.max_model_len = plan->max_model_len;
     }
     if (!c->engine)
-        c->gauges.n_running = c->gauges.n_waiting = c->gauges.kv_blocks_used = 0;
+        c->gauges.n_running = c->gauges.n_waiting = c->gauges.kv_blocks_used =
+            c->gauges.kv_blocks_idle = 0;
     pthread_mutex_unlock(&c->gauge_lock);
 }
 
@@ -324,6 +326,7 @@ static enum td_status open_engine(struct td_compute *c)
                                  .max_num_seqs = plan->max_num_seqs,
                                  .max_batched_tokens = plan->max_batched_tokens,
                                  .max_queue = c->load->max_queue,
+                                 .prefix_cache = c->load->prefix_cache,
                                  .block_tokens = plan->block_tokens,
                                  .n_blocks = plan->n_blocks,
                                  .n_eos = spec->n_eos,

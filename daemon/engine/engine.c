@@ -2,6 +2,7 @@
 
 #include "daemon/engine/blocks.h"
 #include "daemon/engine/ending.h"
+#include "daemon/engine/prefix.h"
 #include "daemon/engine/sched.h"
 
 #include <assert.h>
@@ -45,7 +46,10 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
     struct td_sched_params sp = {.max_num_seqs = params->max_num_seqs,
                                  .max_batched_tokens = params->max_batched_tokens,
                                  .max_chunk_tokens = params->max_chunk_tokens,
-                                 .max_queue = params->max_queue};
+                                 .max_queue = params->max_queue,
+                                 .block_tokens = params->block_tokens,
+                                 .max_tokens_per_seq = params->max_model_len,
+                                 .prefix_cache = params->prefix_cache};
     struct td_engine *e;
     enum td_status st;
 
@@ -85,6 +89,7 @@ static void free_seq(struct seq *q)
     td_sampler_close(q->sampler);
     td_ending_deinit(&q->ending);
     td_request_deinit(&q->req);
+    free(q->core.hashes);
     free(q);
 }
 
@@ -148,6 +153,14 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
         goto no_memory;
     }
     q->req.prompt = q->core.ids = ids;
+    if (p->prefix_cache && !checked.no_prefix_cache) {
+        q->core.salt = checked.cache_salt;
+        q->core.hashes = calloc(q->core.cap_ids / p->block_tokens + 1, sizeof(*q->core.hashes));
+        if (!q->core.hashes) {
+            free_seq(q);
+            goto no_memory;
+        }
+    }
     /* Without stop strings nobody here needs the text. */
     st = td_ending_init(&q->ending, &q->req, p->eos_ids, p->n_eos,
                         checked.n_stops ? p->tokenizer : NULL, err);
@@ -313,8 +326,11 @@ static void take_row(struct td_engine *e, struct seq *q, const struct td_step_re
     }
     td_sampler_accept(q->sampler, event.token.id);
     td_sched_append(&q->core, event.token.id);
-    if (q->n_output++ == 0)
+    if (q->n_output++ == 0) {
         e->stats.n_prompt_tokens += q->req.n_prompt;
+        e->stats.n_cached_tokens += q->core.n_cached;
+        event.cached_tokens = q->core.n_cached;
+    }
     e->stats.n_output_tokens++;
     if (event.finish == TD_FINISH_NONE)
         e->params.on_event(&event, e->params.user);
@@ -377,11 +393,15 @@ void td_engine_stats(const struct td_engine *e, uint64_t now_ns, struct td_engin
     stats->n_waiting = td_sched_n_waiting(e->sched);
     stats->n_blocks = td_blocks_n_total(e->blocks, TD_LAYER_ATTENTION);
     stats->n_blocks_used = stats->n_blocks - td_blocks_n_free(e->blocks, TD_LAYER_ATTENTION);
+    stats->n_blocks_idle = td_blocks_n_idle(e->blocks, TD_LAYER_ATTENTION);
     stats->oldest_wait_ns = td_sched_oldest_wait_ns(e->sched, now_ns);
     stats->n_preemptions = td_sched_n_preemptions(e->sched);
 }
 
 enum td_status td_engine_check(const struct td_engine *e, struct td_err *err)
 {
-    return td_blocks_check(e->blocks, err);
+    const struct td_prefix *prefix = td_sched_prefix(e->sched);
+    enum td_status st = td_blocks_check(e->blocks, err);
+
+    return st || !prefix ? st : td_prefix_check(prefix, err);
 }

@@ -32,6 +32,7 @@ struct td_engine_params {
     uint32_t max_queue;        /* waiting requests; more are refused with TD_BUSY */
     uint32_t block_tokens;     /* positions in one KV block */
     uint32_t n_blocks;         /* KV blocks; must hold one request of max_model_len */
+    bool prefix_cache;         /* keep filled blocks for requests that begin with the same tokens */
     uint32_t n_eos;
     uint32_t eos_ids[TD_SPEC_MAX_EOS];
     const enum td_layer_kind *layer_kinds; /* [n_layers], borrowed during open */
@@ -85,6 +86,8 @@ struct td_engine_stats {
     uint64_t n_steps;
     uint64_t n_rows; /* computed, with those computed again after a preemption */
     uint64_t n_preemptions;
+    uint32_t n_blocks_idle;   /* of n_blocks_used: only the prefix cache holds them */
+    uint64_t n_cached_tokens; /* of n_prompt_tokens: their KV was there */
     uint64_t n_prompt_tokens; /* of requests that have got their first token */
     uint64_t n_output_tokens;
     uint64_t n_finished[TD_FINISH_ERROR + 1]; /* by enum td_finish */

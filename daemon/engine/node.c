@@ -163,7 +163,9 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
         return s;
     shard.plan = node->plan;
     s = td_step_open(&node->step, node->plan->max_batched_tokens, node->plan->max_num_seqs,
-                     node->plan->n_blocks, err); /* no step names a block twice */
+                     td_step_table_cap(node->plan->max_num_seqs, node->plan->max_model_len,
+                                       node->plan->block_tokens),
+                     err);
     if (!s) {
         node->wire_bytes = td_step_max_bytes(&node->step) + sizeof(uint64_t);
         node->wire_bytes = node->wire_bytes < HEAD_BYTES ? HEAD_BYTES : node->wire_bytes;

@@ -35,6 +35,8 @@ struct td_request {
     bool include_stop; /* the stop string stays in the text */
     uint32_t n_stop_ids;
     uint32_t stop_ids[TD_REQUEST_MAX_STOP_IDS];
+    uint64_t cache_salt;  /* requests of different salts share nothing in the prefix cache */
+    bool no_prefix_cache; /* nothing is taken from it and nothing kept in it */
 };
 
 void td_request_init(struct td_request *r);
@@ -48,8 +50,9 @@ enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint3
 /* One token of one request, or its end. Emitted by the engine in order, exactly one with finish != NONE. */
 struct td_token_event {
     uint64_t request_id;
-    uint32_t index; /* of the output token, 0 first */
-    bool has_token; /* false: only the end is told (error, cancel) */
+    uint32_t index;         /* of the output token, 0 first */
+    uint32_t cached_tokens; /* with the first token: prompt tokens whose KV was there */
+    bool has_token;         /* false: only the end is told (error, cancel) */
     struct td_sampled token;
     enum td_finish finish;
     const struct td_err *error; /* TD_FINISH_ERROR only; borrowed during the callback */

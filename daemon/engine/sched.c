@@ -7,6 +7,7 @@
 struct td_sched {
     struct td_sched_params params;
     struct td_blocks *blocks;         /* borrowed */
+    struct td_prefix *prefix;         /* owned; NULL: none */
     struct td_sched_seq *head, *tail; /* waiting, oldest first */
     struct td_sched_seq **running;    /* owned [max_num_seqs], oldest first */
     struct td_sched_seq **planned;    /* owned [max_num_seqs] */
@@ -42,6 +43,10 @@ enum td_status td_sched_open(const struct td_sched_params *params, struct td_blo
         goto no_memory;
     for (uint32_t i = 0; i < n; i++)
         s->free_slots[i] = n - 1 - i;
+    if (params->prefix_cache && td_prefix_open(blocks, params->block_tokens, n, &s->prefix, err)) {
+        td_sched_close(s);
+        return TD_NO_MEMORY;
+    }
     *out = s;
     return TD_OK;
 
@@ -54,6 +59,7 @@ void td_sched_close(struct td_sched *s)
 {
     if (!s)
         return;
+    td_prefix_close(s->prefix);
     free(s->running);
     free(s->planned);
     free(s->free_slots);
@@ -79,6 +85,46 @@ static void queue_unlink(struct td_sched *s, struct td_sched_seq *seq)
     s->n_waiting--;
 }
 
+/* ---- what the prefix cache knows of a sequence ---- */
+
+/* The first `n_tokens` tokens of a sequence, in whole blocks. */
+static struct td_prefix_key key_of(const struct td_sched *s, const struct td_sched_seq *seq,
+                                   uint32_t n_tokens)
+{
+    return (struct td_prefix_key){.salt = seq->salt,
+                                  .ids = seq->ids,
+                                  .hashes = seq->hashes,
+                                  .n_blocks = n_tokens / s->params.block_tokens};
+}
+
+static bool is_cacheable(const struct td_sched *s, const struct td_sched_seq *seq)
+{
+    return s->prefix && seq->hashes;
+}
+
+static void hash_blocks(const struct td_sched *s, struct td_sched_seq *seq)
+{
+    uint32_t bt = s->params.block_tokens;
+
+    if (!is_cacheable(s, seq))
+        return;
+    for (; (seq->n_hashes + 1) * (uint64_t)bt <= seq->n_ids; seq->n_hashes++)
+        seq->hashes[seq->n_hashes] =
+            td_prefix_hash(s->prefix, seq->n_hashes ? seq->hashes[seq->n_hashes - 1] : seq->salt,
+                           seq->ids + (size_t)seq->n_hashes * bt);
+}
+
+/* Of the last token the logits are wanted, so its block is computed in any case. */
+static struct td_prefix_match find_prefix(const struct td_sched *s, const struct td_sched_seq *seq)
+{
+    struct td_prefix_key key;
+
+    if (!is_cacheable(s, seq))
+        return (struct td_prefix_match){0};
+    key = key_of(s, seq, seq->n_ids - 1);
+    return td_prefix_find(s->prefix, &key);
+}
+
 enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uint64_t now_ns,
                                struct td_err *err)
 {
@@ -90,6 +136,11 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
     seq->arrival_ns = now_ns;
     seq->n_computed = 0;
     seq->n_planned = 0;
+    seq->n_hashes = 0;
+    seq->n_cached = 0;
+    seq->n_passed = 0;
+    seq->was_admitted = false;
+    hash_blocks(s, seq);
     queue_insert(s, seq, NULL);
     return TD_OK;
 }
@@ -103,6 +154,8 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
         i++;
     s->n_running--;
     memmove(s->running + i, s->running + i + 1, (s->n_running - i) * sizeof(*s->running));
+    if (is_cacheable(s, seq))
+        td_prefix_leave(s->prefix, seq->slot);
     td_blocks_release(s->blocks, seq->slot);
     s->free_slots[s->params.max_num_seqs - s->n_running - 1] = seq->slot;
     seq->n_computed = 0;
@@ -118,17 +171,29 @@ void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq)
         stop_running(s, seq);
 }
 
-/* Blocks for all tokens of a running sequence, if need be at the cost of younger ones, in the end of itself. */
+static void preempt_youngest(struct td_sched *s)
+{
+    struct td_sched_seq *youngest = s->running[s->n_running - 1], *before = s->head;
+
+    assert(youngest->n_planned == 0);
+    stop_running(s, youngest);
+    while (before && before->ticket < youngest->ticket)
+        before = before->next;
+    queue_insert(s, youngest, before);
+    s->n_preemptions++;
+}
+
+/* Blocks for all tokens of a running sequence, if need be at the cost of idle blocks, then of younger sequences, in the end of
+ * itself. */
 static bool reserve_or_preempt(struct td_sched *s, struct td_sched_seq *seq)
 {
     while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids)) {
-        struct td_sched_seq *youngest = s->running[s->n_running - 1];
+        bool last = s->running[s->n_running - 1] == seq;
 
-        assert(youngest->n_planned == 0);
-        stop_running(s, youngest);
-        queue_insert(s, youngest, s->head);
-        s->n_preemptions++;
-        if (youngest == seq)
+        if (s->prefix && td_prefix_evict(s->prefix))
+            continue;
+        preempt_youngest(s);
+        if (last)
             return false;
     }
     return true;
@@ -194,22 +259,80 @@ static void plan_prefills(struct td_sched *s, struct td_step *step)
     }
 }
 
+/* Whether there are blocks for all tokens of a waiting sequence. The spare block keeps a newcomer from preempting itself at
+ * its first token. Alone it needs none: the pool holds any one sequence whole. */
+static bool fits(const struct td_sched *s, const struct td_sched_seq *seq,
+                 struct td_prefix_match match)
+{
+    uint32_t idle = td_blocks_n_idle(s->blocks, TD_LAYER_ATTENTION);
+
+    return td_blocks_fits(s->blocks, seq->n_ids, s->n_running > 0 ? 1 : 0,
+                          idle - match.n_idle + match.n_ready);
+}
+
+/* Who is admitted next, and what the cache holds of it; NULL: nobody can be. */
+static struct td_sched_seq *choose(const struct td_sched *s, struct td_prefix_match *match)
+{
+    const bool in_order = !s->prefix || s->head->n_passed >= TD_SCHED_MAX_PASSED;
+    struct td_sched_seq *best = NULL, *seq = s->head;
+
+    for (uint32_t i = 0; seq && i < (in_order ? 1 : TD_SCHED_WINDOW); i++, seq = seq->next) {
+        struct td_prefix_match m = find_prefix(s, seq);
+
+        if (m.n_ready < m.n_blocks || (best && m.n_ready <= match->n_ready))
+            continue;
+        if (!fits(s, seq, m)) {
+            if (seq == s->head) /* blocks that come free are for the oldest */
+                return NULL;
+            continue;
+        }
+        best = seq;
+        *match = m;
+    }
+    return best;
+}
+
+/* Takes a waiting sequence into the running set, in the order of tickets, with blocks for all its tokens. */
+static void start_running(struct td_sched *s, struct td_sched_seq *seq,
+                          struct td_prefix_match match)
+{
+    uint32_t i = s->n_running++;
+
+    for (struct td_sched_seq *other = s->head; other != seq; other = other->next)
+        other->n_passed++;
+    queue_unlink(s, seq);
+    seq->slot = s->free_slots[s->params.max_num_seqs - s->n_running];
+    seq->state = TD_SCHED_RUNNING;
+    for (; i > 0 && s->running[i - 1]->ticket > seq->ticket; i--)
+        s->running[i] = s->running[i - 1];
+    s->running[i] = seq;
+    if (is_cacheable(s, seq)) {
+        struct td_prefix_key key = key_of(s, seq, seq->n_ids);
+
+        td_prefix_take(s->prefix, seq->slot, &key, match.n_ready);
+        seq->n_computed = match.n_ready * s->params.block_tokens;
+    }
+    while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids))
+        td_prefix_evict(s->prefix);
+    if (is_cacheable(s, seq)) {
+        struct td_prefix_key key = key_of(s, seq, seq->n_ids);
+
+        td_prefix_promise(s->prefix, seq->slot, &key);
+    }
+    if (!seq->was_admitted)
+        seq->n_cached = seq->n_computed;
+    seq->was_admitted = true;
+}
+
 static void plan_admissions(struct td_sched *s, struct td_step *step)
 {
     while (s->head && s->n_running < s->params.max_num_seqs && rows_left(s, step) > 0) {
-        struct td_sched_seq *seq = s->head;
-        bool fits;
+        struct td_prefix_match match;
+        struct td_sched_seq *seq = choose(s, &match);
 
-        /* The spare block keeps a newcomer from preempting itself at its first token. Alone it needs none: the
-         * pool holds any one sequence whole. */
-        fits = td_blocks_fits(s->blocks, seq->n_ids, s->n_running > 0 ? 1 : 0);
-        if (!fits)
+        if (!seq)
             return;
-        queue_unlink(s, seq);
-        seq->slot = s->free_slots[s->params.max_num_seqs - s->n_running - 1];
-        seq->state = TD_SCHED_RUNNING;
-        s->running[s->n_running++] = seq;
-        td_blocks_reserve(s->blocks, seq->slot, seq->n_ids);
+        start_running(s, seq, match);
         if (!add_rows(s, step, seq, chunk(s, step, seq)))
             return;
     }
@@ -242,8 +365,17 @@ bool td_sched_wants_logits(const struct td_sched_seq *seq)
 void td_sched_complete(struct td_sched *s)
 {
     for (uint32_t i = 0; i < s->n_planned; i++) {
-        s->planned[i]->n_computed += s->planned[i]->n_planned;
-        s->planned[i]->n_planned = 0;
+        struct td_sched_seq *seq = s->planned[i];
+
+        seq->n_computed += seq->n_planned;
+        seq->n_planned = 0;
+        if (is_cacheable(s, seq)) {
+            struct td_prefix_key key;
+
+            hash_blocks(s, seq);
+            key = key_of(s, seq, seq->n_computed);
+            td_prefix_fill(s->prefix, seq->slot, &key);
+        }
     }
     s->n_planned = 0;
 }
@@ -258,8 +390,13 @@ void td_sched_caps(const struct td_sched *s, uint32_t *rows, uint32_t *seqs, uin
 {
     *rows = s->params.max_batched_tokens;
     *seqs = s->params.max_num_seqs;
-    /* Without shared blocks no table entry appears twice. */
-    *table = td_blocks_n_total(s->blocks, TD_LAYER_ATTENTION);
+    *table = td_step_table_cap(s->params.max_num_seqs, s->params.max_tokens_per_seq,
+                               s->params.block_tokens);
+}
+
+const struct td_prefix *td_sched_prefix(const struct td_sched *s)
+{
+    return s->prefix;
 }
 
 uint32_t td_sched_n_running(const struct td_sched *s)

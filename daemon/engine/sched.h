@@ -5,6 +5,7 @@
 #define TD_DAEMON_ENGINE_SCHED_H
 
 #include "daemon/engine/blocks.h"
+#include "daemon/engine/prefix.h"
 #include "kernels/base/err.h"
 #include "shard/step.h"
 
@@ -19,17 +20,25 @@ struct td_sched_seq {
     uint32_t *ids; /* borrowed [cap_ids]: the prompt, then the output */
     uint32_t n_ids;
     uint32_t cap_ids; /* prompt + output at most */
-    uint32_t
-        n_top; /* of the last row's logits this many of the largest are enough; 0: all are wanted */
+    uint32_t n_top;   /* this many of the last row's largest logits are enough; 0: all are wanted */
+    uint64_t *hashes; /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
+    uint64_t salt;    /* sequences of different salts share no block */
 
     enum td_sched_state state;
-    uint64_t ticket;                  /* order of submission; a larger one is younger */
-    uint64_t arrival_ns;              /* as told at submit */
-    uint32_t slot;                    /* of the block manager while running */
-    uint32_t n_computed;              /* positions 0 .. n_computed - 1 are in the cache */
-    uint32_t n_planned;               /* rows in the step in flight */
+    uint64_t ticket;     /* order of submission; a larger one is younger */
+    uint64_t arrival_ns; /* as told at submit */
+    uint32_t slot;       /* of the block manager while running */
+    uint32_t n_computed; /* positions 0 .. n_computed - 1 are in the cache */
+    uint32_t n_planned;  /* rows in the step in flight */
+    uint32_t n_hashes;   /* blocks that are hashed */
+    uint32_t n_cached;   /* tokens whose KV was there when it was first admitted */
+    uint32_t n_passed;   /* younger sequences that were admitted before it */
+    bool was_admitted;
     struct td_sched_seq *prev, *next; /* in the waiting queue */
 };
+
+/* Waiting sequences among which the one with the most cached tokens goes first, and how many may go before one. */
+enum { TD_SCHED_WINDOW = 16, TD_SCHED_MAX_PASSED = 32 };
 
 struct td_sched_params {
     uint32_t max_num_seqs;       /* running at once; the block manager's max_seqs */
@@ -37,6 +46,9 @@ struct td_sched_params {
     uint32_t
         max_chunk_tokens; /* prefill rows of one sequence in a step; 0: only the line above limits */
     uint32_t max_queue;   /* waiting sequences; preempted ones come on top */
+    uint32_t block_tokens;       /* the block manager's */
+    uint32_t max_tokens_per_seq; /* likewise */
+    bool prefix_cache;
 };
 
 struct td_sched;
@@ -53,11 +65,14 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
 void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq);
 
 /* Fills `step`, which the caller has reset and whose caps are at least td_sched_caps: first one row for each running
- * sequence that lacks one position, oldest first; then prefill of running sequences, oldest first; then new ones from
- * the head of the queue while there are a slot, rows and blocks for all their tokens plus one block. When a decode
- * finds no block, the youngest running sequence gives up all of its blocks and goes back to the head of the queue; it
- * computes its tokens again later. So running sequences are always older than waiting ones, and the oldest is never
- * held up. The last row of a sequence that reaches its last token wants logits.
+ * sequence that lacks one position, oldest first; then prefill of running sequences, oldest first; then waiting ones
+ * while there are a slot, rows and blocks for all their tokens plus one block. What the prefix cache holds of a sequence is
+ * not computed again. Among the first TD_SCHED_WINDOW waiting ones that with the most cached tokens goes first, the oldest among
+ * equals; one whose beginning a running sequence computes waits for it. Nobody is passed over more than
+ * TD_SCHED_MAX_PASSED times, nor by one that needs blocks which the oldest lacks.
+ * When a decode finds no block, idle blocks of the cache are evicted; then the youngest running sequence gives up its blocks
+ * and waits again in its order of submission; it goes on later with the same tokens. The oldest running one is never held up.
+ * The last row of a sequence that reaches its last token wants logits.
  * False: there is nothing to do. One step may be in flight. */
 bool td_sched_plan(struct td_sched *s, struct td_step *step);
 /* The sequences of the step in flight, in the order of its td_step_seq entries. */
@@ -71,6 +86,7 @@ void td_sched_complete(struct td_sched *s);
 void td_sched_append(struct td_sched_seq *seq, uint32_t id);
 
 void td_sched_caps(const struct td_sched *s, uint32_t *rows, uint32_t *seqs, uint32_t *table);
+const struct td_prefix *td_sched_prefix(const struct td_sched *s); /* NULL: there is none */
 uint32_t td_sched_n_running(const struct td_sched *s);
 uint32_t td_sched_n_waiting(const struct td_sched *s);
 uint64_t td_sched_n_preemptions(const struct td_sched *s);

@@ -54,6 +54,8 @@ Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uin
     m->include_stop = r->include_stop;
     m->n_stop_ids = r->n_stop_ids;
     m->stop_ids = (uint32_t *)r->stop_ids;
+    m->cache_salt = r->cache_salt;
+    m->no_prefix_cache = r->no_prefix_cache;
     return m;
 }
 
@@ -80,6 +82,8 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     r->min_tokens = m->min_tokens;
     r->ignore_eos = m->ignore_eos;
     r->include_stop = m->include_stop;
+    r->cache_salt = m->cache_salt;
+    r->no_prefix_cache = m->no_prefix_cache;
     for (size_t i = 0; i < m->n_stops; i++) {
         if (m->stops[i].len == 0 || m->stops[i].len > TD_REQUEST_MAX_STOP_BYTES) {
             td_request_deinit(r);
@@ -137,6 +141,7 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
     tensord__worker__v1__token_event__init(m);
     m->request_id = e->request_id;
     m->index = e->index;
+    m->cached_tokens = e->cached_tokens;
     m->finish = (Tensord__Worker__V1__Finish)e->finish;
     if (e->has_token) {
         m->has_token_case = TENSORD__WORKER__V1__TOKEN_EVENT__HAS_TOKEN_TOKEN_ID;
@@ -166,8 +171,10 @@ enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "token event of request %llu has %zu alternatives and finish %d",
                           (unsigned long long)m->request_id, m->n_top, (int)m->finish);
-    *e = (struct td_token_event){
-        .request_id = m->request_id, .index = m->index, .finish = (enum td_finish)m->finish};
+    *e = (struct td_token_event){.request_id = m->request_id,
+                                 .index = m->index,
+                                 .cached_tokens = m->cached_tokens,
+                                 .finish = (enum td_finish)m->finish};
     if (m->has_token_case == TENSORD__WORKER__V1__TOKEN_EVENT__HAS_TOKEN_TOKEN_ID) {
         e->has_token = true;
         e->token.id = m->token_id;
@@ -221,6 +228,7 @@ Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *l
     m->max_waiting = load->max_queue;
     m->op_limit_ns = load->op_limit_ns;
     m->verify = load->verify;
+    m->prefix_cache = load->prefix_cache;
     return m;
 }
 
@@ -257,6 +265,7 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
     }
     strcpy(load->model_hash, m->model_hash);
     load->verify = m->verify;
+    load->prefix_cache = m->prefix_cache;
     load->max_queue = m->max_waiting;
     load->op_limit_ns = m->op_limit_ns;
     load->plan = (struct td_plan_params){.n_ranks = m->group_size,

@@ -348,6 +348,7 @@ static void tell_heartbeat(struct td_worker *w)
     h.n_running = g.n_running;
     h.n_waiting = g.n_waiting;
     h.kv_blocks_used = g.kv_blocks_used;
+    h.kv_blocks_idle = g.kv_blocks_idle;
     h.exchanged_bytes = g.exchanged_bytes;
     h.n_steps = g.n_steps;
     h.wait_ns = g.wait_ns;

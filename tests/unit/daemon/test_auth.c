@@ -28,6 +28,10 @@ static void test_auth_accepts_only_its_keys(void **state)
     assert_true(td_auth_check(&auth, TD_STR("Bearer sk-one"), none));
     assert_true(td_auth_check(&auth, TD_STR("bearer  sk-two"), none));
     assert_true(td_auth_check(&auth, none, TD_STR("sk-two")));
+    assert_int_equal(td_auth_which(&auth, TD_STR("Bearer sk-one"), none), 1);
+    assert_int_equal(td_auth_which(&auth, none, TD_STR("sk-two")), 2);
+    assert_int_equal(td_auth_which(&auth, TD_STR("Bearer wrong"), none), 0);
+    assert_int_equal(td_auth_which(&auth, none, none), 0);
     assert_false(td_auth_check(&auth, none, none));
     assert_false(td_auth_check(&auth, TD_STR("Bearer "), none));
     assert_false(td_auth_check(&auth, TD_STR("Bearer"), none));

@@ -63,8 +63,9 @@ static void test_blocks_cover_tokens_and_come_back(void **state)
     td_blocks_release(b, 1);
     td_blocks_release(b, 1);
     assert_int_equal(td_blocks_n_free(b, TD_LAYER_ATTENTION), 5);
-    assert_true(td_blocks_fits(b, 16, 1));
-    assert_false(td_blocks_fits(b, 17, 1));
+    assert_true(td_blocks_fits(b, 16, 1, 0));
+    assert_false(td_blocks_fits(b, 17, 1, 0));
+    assert_true(td_blocks_fits(b, 17, 1, 1));
     assert_int_equal(td_blocks_state_slot(b, 0), UINT32_MAX);
     expect_whole(b);
     td_blocks_close(b);
@@ -74,11 +75,12 @@ static void test_blocks_cover_tokens_and_come_back(void **state)
 static void test_blocks_are_freed_with_their_last_reference(void **state)
 {
     struct td_blocks *b = open_blocks(6, 0, 0, 0);
-    uint32_t n, id;
+    uint32_t n, id, own;
 
     (void)state;
     assert_true(td_blocks_reserve(b, 0, 12));
-    td_blocks_share(b, 0, 1, 2);
+    for (uint32_t i = 0; i < 2; i++)
+        td_blocks_adopt(b, TD_LAYER_ATTENTION, 1, td_blocks_table(b, TD_LAYER_ATTENTION, 0, &n)[i]);
     assert_true(td_blocks_reserve(b, 1, 12));
     assert_int_equal(td_blocks_n_free(b, TD_LAYER_ATTENTION), 2);
     assert_int_equal(td_blocks_table(b, TD_LAYER_ATTENTION, 1, &n)[1],
@@ -88,9 +90,23 @@ static void test_blocks_are_freed_with_their_last_reference(void **state)
     expect_whole(b);
     td_blocks_release(b, 0);
     assert_int_equal(td_blocks_n_free(b, TD_LAYER_ATTENTION), 3);
+    assert_int_equal(td_blocks_n_idle(b, TD_LAYER_ATTENTION), 0);
     td_blocks_release(b, 1);
     assert_int_equal(td_blocks_n_free(b, TD_LAYER_ATTENTION), 5);
+    assert_int_equal(td_blocks_n_idle(b, TD_LAYER_ATTENTION), 1);
+    assert_true(td_blocks_is_idle(b, TD_LAYER_ATTENTION, id));
     expect_whole(b);
+    /* A sequence takes it in the place of one of its own. */
+    assert_true(td_blocks_reserve(b, 2, 8));
+    own = td_blocks_table(b, TD_LAYER_ATTENTION, 2, &n)[1];
+    td_blocks_replace(b, TD_LAYER_ATTENTION, 2, 1, id);
+    assert_int_equal(td_blocks_table(b, TD_LAYER_ATTENTION, 2, &n)[1], id);
+    assert_int_not_equal(own, id);
+    assert_int_equal(n, 2);
+    assert_int_equal(td_blocks_n_free(b, TD_LAYER_ATTENTION), 4);
+    assert_false(td_blocks_is_idle(b, TD_LAYER_ATTENTION, id));
+    expect_whole(b);
+    td_blocks_release(b, 2);
     td_blocks_unref(b, TD_LAYER_ATTENTION, id);
     assert_int_equal(td_blocks_n_free(b, TD_LAYER_ATTENTION), 6);
     expect_whole(b);
@@ -176,7 +192,12 @@ static void test_blocks_stay_whole_over_random_operations(void **state)
     for (int op = 0; op < 20000; op++) {
         uint32_t seq = rng(5), n;
 
-        switch (rng(4)) {
+        switch (rng(5)) {
+        case 4: /* a block that somebody else has */
+            td_blocks_table(b, TD_LAYER_ATTENTION, seq, &n);
+            if (n_refs > 0 && n > 0)
+                td_blocks_replace(b, TD_LAYER_ATTENTION, seq, rng(n), refs[rng(n_refs)]);
+            break;
         case 0: {
             uint32_t want = held[seq] + rng(6);
 

@@ -26,6 +26,8 @@ static void open_fixture(struct fixture *f, struct td_sched_params p, uint32_t n
                                   .max_tokens_per_seq = max_len};
     uint32_t rows, seqs, table;
 
+    p.block_tokens = 4;
+    p.max_tokens_per_seq = max_len;
     assert_int_equal(td_blocks_open(&bp, &f->blocks, NULL), TD_OK);
     assert_int_equal(td_sched_open(&p, f->blocks, &f->sched, NULL), TD_OK);
     td_sched_caps(f->sched, &rows, &seqs, &table);
@@ -35,6 +37,8 @@ static void open_fixture(struct fixture *f, struct td_sched_params p, uint32_t n
 static void close_fixture(struct fixture *f)
 {
     assert_int_equal(td_blocks_check(f->blocks, NULL), TD_OK);
+    if (td_sched_prefix(f->sched))
+        assert_int_equal(td_prefix_check(td_sched_prefix(f->sched), NULL), TD_OK);
     td_step_close(&f->step);
     td_sched_close(f->sched);
     td_blocks_close(f->blocks);
@@ -271,6 +275,180 @@ static void test_sched_open_refuses_a_budget_below_the_sequences(void **state)
     assert_int_equal(td_sched_open(&p, NULL, &s, &err), TD_INVALID);
 }
 
+/* ---- with the prefix cache ---- */
+
+static const struct td_sched_params with_cache = {
+    .max_num_seqs = 4, .max_batched_tokens = 40, .max_queue = 64, .prefix_cache = true};
+
+struct cached_seq {
+    struct td_sched_seq core;
+    uint32_t ids[MAX_IDS];
+    uint64_t hashes[MAX_IDS / 4];
+};
+
+/* A prompt of n_prompt tokens that are `base`, base + 1, ... */
+static void submit_cached(struct fixture *f, struct cached_seq *q, uint32_t base, uint32_t n_prompt)
+{
+    init_seq(&q->core, q->ids, n_prompt);
+    for (uint32_t i = 0; i < n_prompt; i++)
+        q->ids[i] = base + i;
+    q->core.hashes = q->hashes;
+    assert_int_equal(td_sched_submit(f->sched, &q->core, 0, NULL), TD_OK);
+}
+
+/* Plans and completes a step; the row count is checked. */
+static void step_of(struct fixture *f, uint32_t n_rows)
+{
+    assert_true(plan(f));
+    assert_int_equal(f->step.n_rows, n_rows);
+    complete(f, 7);
+}
+
+static void test_sched_computes_no_block_twice(void **state)
+{
+    struct cached_seq a, b, c;
+    struct fixture f;
+
+    (void)state;
+    open_fixture(&f, with_cache, 12, 32);
+    submit_cached(&f, &a, 100, 10);
+    step_of(&f, 10);
+    td_sched_remove(f.sched, &a.core);
+    assert_int_equal(td_blocks_n_idle(f.blocks, TD_LAYER_ATTENTION), 2); /* its whole blocks */
+    submit_cached(&f, &b, 100, 10);
+    step_of(&f, 2); /* two blocks of four are there */
+    assert_int_equal(b.core.n_cached, 8);
+    assert_int_equal(td_blocks_n_idle(f.blocks, TD_LAYER_ATTENTION), 0);
+    submit_cached(&f, &c, 100, 8);
+    step_of(&f, 1 + 4); /* the last token's block in any case, beside the decode */
+    assert_int_equal(c.core.n_cached, 4);
+    td_sched_remove(f.sched, &b.core);
+    td_sched_remove(f.sched, &c.core);
+    /* An output goes on as a prompt: 100 .. 107, then 7 7 7. */
+    submit_cached(&f, &b, 100, 11);
+    for (uint32_t i = 8; i < 11; i++)
+        b.ids[i] = 7;
+    td_sched_remove(f.sched, &b.core); /* hashed before they were changed */
+    assert_int_equal(td_sched_submit(f.sched, &b.core, 0, NULL), TD_OK);
+    assert_true(plan(&f));
+    assert_int_equal(b.core.n_computed, 8);
+    complete(&f, 7);
+    td_sched_remove(f.sched, &b.core);
+    close_fixture(&f);
+}
+
+static void test_sched_other_salts_and_passing_sequences_share_nothing(void **state)
+{
+    struct cached_seq a, b, c;
+    struct fixture f;
+
+    (void)state;
+    open_fixture(&f, with_cache, 12, 32);
+    submit_cached(&f, &a, 100, 10);
+    step_of(&f, 10);
+    submit_cached(&f, &b, 100, 10);
+    td_sched_remove(f.sched, &b.core);
+    b.core.salt = 1;
+    assert_int_equal(td_sched_submit(f.sched, &b.core, 0, NULL), TD_OK);
+    step_of(&f, 1 + 10);
+    submit_cached(&f, &c, 100, 10);
+    td_sched_remove(f.sched, &c.core);
+    c.core.hashes = NULL;
+    assert_int_equal(td_sched_submit(f.sched, &c.core, 0, NULL), TD_OK);
+    step_of(&f, 2 + 10);
+    assert_int_equal(b.core.n_cached + c.core.n_cached, 0);
+    td_sched_remove(f.sched, &a.core);
+    td_sched_remove(f.sched, &b.core);
+    td_sched_remove(f.sched, &c.core);
+    assert_int_equal(td_blocks_n_idle(f.blocks, TD_LAYER_ATTENTION),
+                     5); /* 12 tokens of a, 8 of b */
+    close_fixture(&f);
+}
+
+static void test_sched_waits_for_a_beginning_that_is_being_computed(void **state)
+{
+    struct td_sched_params p = with_cache;
+    struct cached_seq a, b, c;
+    struct fixture f;
+
+    (void)state;
+    p.max_chunk_tokens = 6;
+    open_fixture(&f, p, 16, 32);
+    submit_cached(&f, &a, 100, 14);
+    submit_cached(&f, &b, 100, 16);
+    submit_cached(&f, &c, 500, 3);
+    step_of(&f, 6 + 3); /* b waits for a; c, which begins otherwise, does not */
+    step_of(&f, 6 + 1);
+    step_of(&f, 2 + 1 + 4); /* three blocks are filled: now b has them too */
+    assert_int_equal(b.core.n_cached, 12);
+    td_sched_remove(f.sched, &a.core);
+    td_sched_remove(f.sched, &b.core);
+    td_sched_remove(f.sched, &c.core);
+    /* Whom it waits for is taken out half way: it computes the rest itself. */
+    submit_cached(&f, &a, 900, 14);
+    submit_cached(&f, &b, 900, 14);
+    step_of(&f, 6);
+    td_sched_remove(f.sched, &a.core);
+    step_of(&f, 6);
+    assert_int_equal(b.core.n_cached, 4);
+    td_sched_remove(f.sched, &b.core);
+    close_fixture(&f);
+}
+
+static void test_sched_evicts_idle_blocks_before_it_preempts(void **state)
+{
+    struct cached_seq a, b;
+    struct fixture f;
+
+    (void)state;
+    open_fixture(&f, with_cache, 6, 24);
+    submit_cached(&f, &a, 100, 9);
+    step_of(&f, 9);
+    td_sched_remove(f.sched, &a.core); /* two blocks stay */
+    submit_cached(&f, &b, 500, 15);    /* four blocks */
+    step_of(&f, 15);
+    for (uint32_t i = 0; i < 8; i++)
+        step_of(&f, 1); /* up to 23 tokens in six blocks */
+    assert_true(td_sched_n_preemptions(f.sched) == 0);
+    assert_int_equal(td_blocks_n_idle(f.blocks, TD_LAYER_ATTENTION), 0);
+    td_sched_remove(f.sched, &b.core);
+    close_fixture(&f);
+}
+
+static void test_sched_admits_the_most_cached_first_but_passes_nobody_over_for_ever(void **state)
+{
+    enum { N = 50 };
+    static struct cached_seq q[N], first, other;
+    struct td_sched_params p = with_cache;
+    uint32_t n = 0;
+    struct fixture f;
+
+    (void)state;
+    p.max_num_seqs = 1;
+    open_fixture(&f, p, 12, 32);
+    submit_cached(&f, &first, 100, 9);
+    step_of(&f, 9);
+    td_sched_remove(f.sched, &first.core);
+    submit_cached(&f, &other, 500, 5); /* the oldest, of which nothing is cached */
+    submit_cached(&f, &q[n++], 100, 9);
+    while (true) {
+        assert_true(n < N);
+        submit_cached(&f, &q[n++], 100, 9); /* there is always one with a better claim */
+        assert_true(plan(&f));
+        complete(&f, 7);
+        if (other.core.state == TD_SCHED_RUNNING)
+            break;
+        assert_int_equal(f.step.n_rows, 1);
+        td_sched_remove(f.sched, &q[n - 2].core);
+    }
+    assert_int_equal(other.core.n_passed, TD_SCHED_MAX_PASSED);
+    assert_int_equal(n, TD_SCHED_MAX_PASSED + 2);
+    td_sched_remove(f.sched, &other.core);
+    td_sched_remove(f.sched, &q[n - 2].core);
+    td_sched_remove(f.sched, &q[n - 1].core);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,6 +458,11 @@ int main(void)
         cmocka_unit_test(test_sched_preempts_youngest_when_blocks_run_out),
         cmocka_unit_test(test_sched_refuses_over_the_queue_cap_and_takes_out_of_the_middle),
         cmocka_unit_test(test_sched_open_refuses_a_budget_below_the_sequences),
+        cmocka_unit_test(test_sched_computes_no_block_twice),
+        cmocka_unit_test(test_sched_other_salts_and_passing_sequences_share_nothing),
+        cmocka_unit_test(test_sched_waits_for_a_beginning_that_is_being_computed),
+        cmocka_unit_test(test_sched_evicts_idle_blocks_before_it_preempts),
+        cmocka_unit_test(test_sched_admits_the_most_cached_first_but_passes_nobody_over_for_ever),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,9 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -340,41 +338,6 @@ static void test_tokenizer_reads_ids_with_holes(void **state)
     td_tokenizer_close(tok);
 }
 
-/* GPT-2's vocabulary with " the" (262) under another name, as files with made-up vocabularies have it. */
-static void test_tokenizer_passes_over_rules_of_a_gguf_whose_tokens_are_missing(void **state)
-{
-    static const char name[] = "\5\0\0\0\0\0\0\0\xC4\xA0the";
-    char path[] = "/tmp/tensord-test-XXXXXX.gguf";
-    int fd;
-    struct td_tokenizer *tok;
-    struct td_bytes file, out = {0};
-    struct td_ids ids = {0};
-    char *at;
-
-    (void)state;
-    SKIP_WITHOUT_SHARED();
-    file = text_read(TOKENIZERS "gpt-2/ggml-vocab-gpt-2.gguf");
-    at = memmem(file.data, file.len, name, sizeof name - 1);
-    assert_non_null(at);
-    memcpy(at + 8, "#####", 5);
-    fd = mkstemps(path, 5);
-    assert_int_equal(write(fd, file.data, file.len), file.len);
-    close(fd);
-    tok = text_open(path);
-    unlink(path);
-    CHECK(tok, "in", 0, 259);
-    assert_int_equal(td_tokenizer_encode(tok, TD_STR(" the"), 0, &ids, NULL), TD_OK);
-    assert_true(ids.len > 1);
-    for (size_t i = 0; i < ids.len; i++)
-        assert_int_not_equal(ids.data[i], 262);
-    assert_int_equal(td_detok_text(tok, ids.data, ids.len, 0, &out), TD_OK);
-    assert_true(td_str_eq(td_bytes_str(&out), TD_STR(" the")));
-    td_ids_deinit(&ids);
-    td_bytes_deinit(&out);
-    td_bytes_deinit(&file);
-    td_tokenizer_close(tok);
-}
-
 static void check_refused(const char *json, enum td_status status, const char *word)
 {
     struct td_tokenizer *tok = NULL;
@@ -570,7 +533,6 @@ int main(void)
         cmocka_unit_test(test_tokenizer_never_spells_a_special_token),
         cmocka_unit_test(test_tokenizer_puts_bos_first_when_the_model_wants_it),
         cmocka_unit_test(test_tokenizer_reads_ids_with_holes),
-        cmocka_unit_test(test_tokenizer_passes_over_rules_of_a_gguf_whose_tokens_are_missing),
         cmocka_unit_test(test_tokenizer_refuses_by_name_what_it_cannot_do),
         cmocka_unit_test(test_tokenizer_refuses_broken_files),
         cmocka_unit_test(test_tokenizer_refuses_text_that_is_not_utf8),

@@ -38,6 +38,8 @@ static void make_request(struct td_request *r)
     r->n_stops = 1;
     r->stop_ids[0] = 9;
     r->n_stop_ids = 1;
+    r->cache_salt = UINT64_MAX - 1;
+    r->no_prefix_cache = true;
     r->sampling.seed = UINT64_MAX;
     r->sampling.temperature = 0.5f;
     r->sampling.n_bias = 1;
@@ -63,6 +65,7 @@ static void test_wire_submit_comes_back_equal(void **state)
     assert_string_equal(back.stops[0], "\n\n");
     assert_int_equal(back.stop_bytes[0], 2);
     assert_int_equal(back.stop_ids[0], 9);
+    assert_true(back.cache_salt == UINT64_MAX - 1 && back.no_prefix_cache);
     assert_true(back.sampling.seed == UINT64_MAX);
     assert_true(back.sampling.temperature == 0.5f);
     assert_int_equal(back.sampling.bias[0].id, 3);
@@ -113,6 +116,7 @@ static void test_wire_assign_comes_back_equal(void **state)
     load.share[1] = 1;
     load.plan.share = load.share;
     load.plan.kv_bytes = 12345;
+    load.prefix_cache = true;
     td_arena_init(&arena, 0, 0);
     m = through_bytes(&td_wire_assign_make(&load, 1, &arena)->base);
     assert_int_equal(m->rank, 1);
@@ -120,6 +124,7 @@ static void test_wire_assign_comes_back_equal(void **state)
     assert_string_equal(back->path, "/a model");
     assert_int_equal(back->plan.n_ranks, 2);
     assert_int_equal(back->plan.kv_bytes, 12345);
+    assert_true(back->prefix_cache);
     assert_non_null(back->plan.share);
     assert_int_equal(back->plan.share[0], 3);
     assert_int_equal(back->plan.share[1], 1);
@@ -160,6 +165,7 @@ static void test_wire_error_event_carries_its_text(void **state)
     (void)state;
     td_err_set(&error, TD_DEVICE, "the device is gone");
     e.error = &error;
+    e.cached_tokens = 48;
     td_arena_init(&arena, 0, 0);
     made = td_wire_token_make(&e, &arena);
     assert_non_null(made);
@@ -167,6 +173,7 @@ static void test_wire_error_event_carries_its_text(void **state)
     m = through_bytes(&made->base);
     assert_int_equal(td_wire_token_read(m, &back, &text, NULL), TD_OK);
     assert_false(back.has_token);
+    assert_int_equal(back.cached_tokens, 48);
     assert_ptr_equal(back.error, &text);
     assert_int_equal(text.status, TD_DEVICE);
     assert_string_equal(text.cause, "the device is gone");

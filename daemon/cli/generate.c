@@ -235,7 +235,7 @@ static enum td_status run(struct generation *g)
         if (result.logits) /* --json asks for logprobs, and so for whole rows */
             XXH3_64bits_update(g->hash, result.logits,
                                (size_t)spec->n_vocab * sizeof *result.logits);
-        s = td_engine_complete_step(g->engine, &g->step, &result, g->err);
+        s = td_engine_complete_step(g->engine, &g->step, &result, 0, g->err);
         if (s || g->failed)
             return s ? s : g->failed;
         if (g->n_out == 1 && !g->decode_exchanged_at) {

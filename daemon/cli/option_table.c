@@ -83,6 +83,10 @@ static const struct td_option table[] = {
     {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
      .max = 1000000, .preset = "256",
      .help = "requests that may wait; one more is refused with 429"},
+    {"max-step-stretch", NULL, NULL, TD_OPTION_INT, AT(max_step_stretch), TD_FOR_SERVE,
+     .metavar = "PERCENT", .min = 0, .max = 100000, .preset = "60",
+     .help =
+         "how much longer a step of running answers may take for prompts beside them; 0: no limit"},
     {"no-prefix-cache", NULL, NULL, TD_OPTION_FLAG, AT(no_prefix_cache), TD_FOR_SERVE,
      .help = "compute every prompt anew, also where another began with the same tokens"},
     {"seed", NULL, NULL, TD_OPTION_INT, AT(seed), GROUP | TD_FOR_CHAT, .metavar = "N", .min = 0,

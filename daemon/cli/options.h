@@ -117,6 +117,7 @@ struct td_options {
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
     int64_t max_queue;
+    int64_t max_step_stretch;
     bool no_prefix_cache;
     int64_t seed; /* valid when td_options_is_set(&seed) */
 

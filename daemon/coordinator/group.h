@@ -30,9 +30,10 @@ struct td_coord_params {
     bool kv_dtype_auto; /* wish.kv_dtype is chosen by the model */
     uint32_t max_queue;
     bool prefix_cache;
-    uint64_t op_limit_ns;     /* of one exchange */
-    uint64_t dead_ns;         /* silence after which a rank counts as lost; 0: 1.5 s */
-    uint64_t launch_limit_ns; /* from launch to all registered; 0: 60 s */
+    uint32_t max_stretch_percent; /* of a step by prompts beside running answers; 0: no limit */
+    uint64_t op_limit_ns;         /* of one exchange */
+    uint64_t dead_ns;             /* silence after which a rank counts as lost; 0: 1.5 s */
+    uint64_t launch_limit_ns;     /* from launch to all registered; 0: 60 s */
     struct td_group_launcher launcher;
     /* The group is given up for good: before it was ever ready, or after too many failures. NULL is legal. */
     void (*on_failed)(const struct td_err *err, void *user);

@@ -267,7 +267,7 @@ static enum td_status serve_lead(struct td_compute *c)
 
     while (!c->stop) {
         struct td_step_result result;
-        uint64_t start;
+        uint64_t start, step_ns;
 
         obey_all(c, false);
         if (c->stop)
@@ -289,10 +289,11 @@ static enum td_status serve_lead(struct td_compute *c)
         told = UINT64_MAX;
         start = td_clock_now_ns();
         s = td_node_lead(&c->node, &c->step, &result, &c->err);
-        s = s ? s : td_engine_complete_step(c->engine, &c->step, &result, &c->err);
+        step_ns = td_clock_now_ns() - start;
+        s = s ? s : td_engine_complete_step(c->engine, &c->step, &result, step_ns, &c->err);
         if (s)
             return s;
-        refresh_gauges(c, td_clock_now_ns() - start);
+        refresh_gauges(c, step_ns);
     }
     return lead_kind(c, TD_STEP_STOP);
 }
@@ -327,6 +328,7 @@ static enum td_status open_engine(struct td_compute *c)
                                  .max_batched_tokens = plan->max_batched_tokens,
                                  .max_queue = c->load->max_queue,
                                  .prefix_cache = c->load->prefix_cache,
+                                 .max_stretch_percent = c->load->max_stretch_percent,
                                  .block_tokens = plan->block_tokens,
                                  .n_blocks = plan->n_blocks,
                                  .n_eos = spec->n_eos,

@@ -20,6 +20,7 @@ struct td_compute_load {
     uint64_t memory[TD_PLAN_MAX_RANKS];
     uint32_t max_queue;
     bool prefix_cache;
+    uint32_t max_stretch_percent;
     uint64_t op_limit_ns;
 };
 

@@ -49,7 +49,8 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
                                  .max_queue = params->max_queue,
                                  .block_tokens = params->block_tokens,
                                  .max_tokens_per_seq = params->max_model_len,
-                                 .prefix_cache = params->prefix_cache};
+                                 .prefix_cache = params->prefix_cache,
+                                 .max_stretch_percent = params->max_stretch_percent};
     struct td_engine *e;
     enum td_status st;
 
@@ -339,7 +340,8 @@ static void take_row(struct td_engine *e, struct seq *q, const struct td_step_re
 }
 
 enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
-                                       const struct td_step_result *result, struct td_err *err)
+                                       const struct td_step_result *result, uint64_t step_ns,
+                                       struct td_err *err)
 {
     uint32_t n = td_sched_n_planned(e->sched), n_logits = 0, n_tops = 0;
 
@@ -356,7 +358,7 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
         if (td_sched_wants_logits(&q->core))
             q->result_row = q->core.n_top ? n_tops++ : n_logits++;
     }
-    td_sched_complete(e->sched);
+    td_sched_complete(e->sched, step_ns);
     e->in_flight = false;
     /* Callbacks may submit and cancel meanwhile: neither frees a sequence. */
     for (uint32_t i = 0; i < n; i++) {
@@ -375,7 +377,7 @@ void td_engine_fail_all(struct td_engine *e, const struct td_err *cause)
     struct seq *q = e->first;
 
     if (e->in_flight)
-        td_sched_complete(e->sched);
+        td_sched_complete(e->sched, 0);
     e->in_flight = false;
     while (q) {
         struct seq *next = q->next;

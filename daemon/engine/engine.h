@@ -33,6 +33,8 @@ struct td_engine_params {
     uint32_t block_tokens;     /* positions in one KV block */
     uint32_t n_blocks;         /* KV blocks; must hold one request of max_model_len */
     bool prefix_cache;         /* keep filled blocks for requests that begin with the same tokens */
+    uint32_t
+        max_stretch_percent; /* of a step by prompts beside running answers (pace.h); 0: no limit */
     uint32_t n_eos;
     uint32_t eos_ids[TD_SPEC_MAX_EOS];
     const enum td_layer_kind *layer_kinds; /* [n_layers], borrowed during open */
@@ -69,10 +71,11 @@ bool td_engine_cancel(struct td_engine *e, uint64_t request_id);
 /* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that
  * reset, when there is nothing to run or a step is in flight: sleep until the next submit or cancel. */
 bool td_engine_plan_step(struct td_engine *e, struct td_step *step);
-/* The step in flight has run and gave `result`. Draws a token for each row that wanted one, sends the events and frees what
+/* The step in flight has run in `step_ns` (0: not known) and gave `result`. Draws a token for each row that wanted one, sends the events and frees what
  * ended. TD_INVALID when `step` is not the one in flight. */
 enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
-                                       const struct td_step_result *result, struct td_err *err);
+                                       const struct td_step_result *result, uint64_t step_ns,
+                                       struct td_err *err);
 /* Ends every open request with TD_FINISH_ERROR and `cause` (a rank is lost, the shard failed, a deadline of a drain
  * passed). A step in flight is forgotten. */
 void td_engine_fail_all(struct td_engine *e, const struct td_err *cause);

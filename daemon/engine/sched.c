@@ -1,5 +1,7 @@
 #include "daemon/engine/sched.h"
 
+#include "daemon/engine/pace.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,8 @@ struct td_sched {
     struct td_sched_seq **planned;    /* owned [max_num_seqs] */
     uint32_t *free_slots;             /* owned [max_num_seqs], a stack */
     uint32_t n_waiting, n_running, n_planned;
+    struct td_pace pace;
+    uint32_t n_decode, n_prompt; /* rows of the step in flight */
     uint64_t next_ticket;
     uint64_t n_preemptions;
 };
@@ -36,6 +40,7 @@ enum td_status td_sched_open(const struct td_sched_params *params, struct td_blo
         goto no_memory;
     s->params = *params;
     s->blocks = blocks;
+    td_pace_init(&s->pace, params->max_stretch_percent);
     s->running = calloc(n, sizeof(*s->running));
     s->planned = calloc(n, sizeof(*s->planned));
     s->free_slots = calloc(n, sizeof(*s->free_slots));
@@ -220,20 +225,27 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
     return true;
 }
 
+/* For prompts, in this step. */
 static uint32_t rows_left(const struct td_sched *s, const struct td_step *step)
 {
-    return s->params.max_batched_tokens - step->n_rows;
+    uint32_t room = s->params.max_batched_tokens - step->n_rows;
+    uint32_t limit = td_pace_limit(&s->pace, s->n_decode);
+
+    limit -= limit < s->n_prompt ? limit : s->n_prompt;
+    return room < limit ? room : limit;
 }
 
-static uint32_t chunk(const struct td_sched *s, const struct td_step *step,
-                      const struct td_sched_seq *seq)
+/* Rows of a sequence that is not at its last token; false when the caller's step is too small. */
+static bool add_chunk(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq)
 {
-    uint32_t n = seq->n_ids - seq->n_computed;
+    uint32_t n = seq->n_ids - seq->n_computed, room = rows_left(s, step);
     uint32_t limit = s->params.max_chunk_tokens;
 
     if (limit > 0 && n > limit)
         n = limit;
-    return n < rows_left(s, step) ? n : rows_left(s, step);
+    n = n < room ? n : room;
+    s->n_prompt += n;
+    return add_rows(s, step, seq, n);
 }
 
 static void plan_decodes(struct td_sched *s, struct td_step *step)
@@ -245,6 +257,7 @@ static void plan_decodes(struct td_sched *s, struct td_step *step)
             continue;
         if (!reserve_or_preempt(s, seq) || !add_rows(s, step, seq, 1))
             return;
+        s->n_decode++;
     }
 }
 
@@ -254,7 +267,7 @@ static void plan_prefills(struct td_sched *s, struct td_step *step)
     for (uint32_t i = 0; i < s->n_running && rows_left(s, step) > 0; i++) {
         struct td_sched_seq *seq = s->running[i];
 
-        if (seq->n_ids - seq->n_computed > 1 && !add_rows(s, step, seq, chunk(s, step, seq)))
+        if (seq->n_ids - seq->n_computed > 1 && !add_chunk(s, step, seq))
             return;
     }
 }
@@ -333,7 +346,7 @@ static void plan_admissions(struct td_sched *s, struct td_step *step)
         if (!seq)
             return;
         start_running(s, seq, match);
-        if (!add_rows(s, step, seq, chunk(s, step, seq)))
+        if (!add_chunk(s, step, seq))
             return;
     }
 }
@@ -341,6 +354,7 @@ static void plan_admissions(struct td_sched *s, struct td_step *step)
 bool td_sched_plan(struct td_sched *s, struct td_step *step)
 {
     assert(s->n_planned == 0 && step->n_rows == 0);
+    s->n_decode = s->n_prompt = 0;
     plan_decodes(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);
@@ -362,8 +376,9 @@ bool td_sched_wants_logits(const struct td_sched_seq *seq)
     return seq->n_planned > 0 && seq->n_computed + seq->n_planned == seq->n_ids;
 }
 
-void td_sched_complete(struct td_sched *s)
+void td_sched_complete(struct td_sched *s, uint64_t step_ns)
 {
+    td_pace_learn(&s->pace, s->n_decode, s->n_prompt, step_ns);
     for (uint32_t i = 0; i < s->n_planned; i++) {
         struct td_sched_seq *seq = s->planned[i];
 

@@ -49,6 +49,7 @@ struct td_sched_params {
     uint32_t block_tokens;       /* the block manager's */
     uint32_t max_tokens_per_seq; /* likewise */
     bool prefix_cache;
+    uint32_t max_stretch_percent; /* see pace.h */
 };
 
 struct td_sched;
@@ -72,6 +73,7 @@ void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq);
  * TD_SCHED_MAX_PASSED times, nor by one that needs blocks which the oldest lacks.
  * When a decode finds no block, idle blocks of the cache are evicted; then the youngest running sequence gives up its blocks
  * and waits again in its order of submission; it goes on later with the same tokens. The oldest running one is never held up.
+ * Beside decodes the rows of prompts are limited, so that the step takes at most max_stretch_percent longer than one without.
  * The last row of a sequence that reaches its last token wants logits.
  * False: there is nothing to do. One step may be in flight. */
 bool td_sched_plan(struct td_sched *s, struct td_step *step);
@@ -80,8 +82,8 @@ uint32_t td_sched_n_planned(const struct td_sched *s);
 struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);
 /* Whether the planned sequence has a row that wants logits. */
 bool td_sched_wants_logits(const struct td_sched_seq *seq);
-/* The step in flight has run: its rows are in the cache. After it td_sched_planned is empty. */
-void td_sched_complete(struct td_sched *s);
+/* The step in flight has run in `step_ns` (0: not known): its rows are in the cache. After it td_sched_planned is empty. */
+void td_sched_complete(struct td_sched *s, uint64_t step_ns);
 /* One output token. Only after the step that gave its logits is complete. */
 void td_sched_append(struct td_sched_seq *seq, uint32_t id);
 

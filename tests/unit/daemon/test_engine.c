@@ -399,7 +399,7 @@ static bool run_step(struct world *w)
     if (!td_engine_plan_step(w->engine, &w->step))
         return false;
     run_model(w, UINT32_MAX);
-    if (td_engine_complete_step(w->engine, &w->step, &w->result, &err))
+    if (td_engine_complete_step(w->engine, &w->step, &w->result, 0, &err))
         fail_msg("%s", err.cause);
     return true;
 }
@@ -505,6 +505,7 @@ static uint64_t random_workload(struct world *w, uint64_t *n_cached)
     p.max_batched_tokens = p.max_num_seqs + rng(20);
     p.max_chunk_tokens = rng(2) ? 0 : 1 + rng(9);
     p.prefix_cache = rng(4) > 0;
+    p.max_stretch_percent = rng(2) ? 0 : 1 + rng(200);
     open_world(w, p);
     w->cancel_from_callback = rng(4) ? 0 : 30;
     while (true) {
@@ -529,7 +530,10 @@ static uint64_t random_workload(struct world *w, uint64_t *n_cached)
             td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
             expect_idle(w);
         } else {
-            assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
+            assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result,
+                                                     w->step.n_rows * (50 + (uint64_t)rng(20)),
+                                                     NULL),
+                             TD_OK);
         }
         assert_int_equal(td_engine_check(w->engine, NULL), TD_OK);
         assert_true(++steps < 5000);
@@ -671,7 +675,7 @@ static void test_engine_cancel_ends_waiting_running_and_in_flight_requests(void 
     w->client[1].cancelled = true;
     td_engine_stats(w->engine, 0, &stats);
     assert_int_equal(stats.n_running, 2);
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, NULL), TD_OK);
     assert_int_equal(w->client[1].finish, TD_FINISH_CANCELLED);
     assert_int_equal(w->client[1].n_got, 2); /* the token in flight is dropped */
     while (run_step(w))
@@ -798,7 +802,7 @@ static void test_engine_refuses_what_it_cannot_do_and_says_why(void **state)
     while (run_step(w))
         ;
     expect_idle(w);
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, &err), TD_INVALID);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, &err), TD_INVALID);
     close_world(w);
 
     p.n_vocab = N_VOCAB;
@@ -834,7 +838,7 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     for (uint32_t v = 0; v < N_VOCAB; v++)
         w->logits[v] = NAN;
     w->top[0] = TD_TOP_NONE;
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, NULL), TD_OK);
     for (uint32_t i = 0; i < 2; i++) {
         assert_int_equal(w->client[i].finish, TD_FINISH_ERROR);
         assert_int_equal(w->client[i].error, TD_CORRUPT);
@@ -870,9 +874,10 @@ static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **sta
     {
         struct td_step other = {.number = 3};
 
-        assert_int_equal(td_engine_complete_step(w->engine, &other, &w->result, NULL), TD_INVALID);
+        assert_int_equal(td_engine_complete_step(w->engine, &other, &w->result, 0, NULL),
+                         TD_INVALID);
     }
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, NULL), TD_OK);
     assert_true(td_engine_plan_step(w->engine, &w->step));
     assert_true(w->step.number == 4);
     td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});

@@ -15,6 +15,7 @@ struct fixture {
     struct td_blocks *blocks;
     struct td_sched *sched;
     struct td_step step;
+    uint64_t step_ns; /* what every step takes */
 };
 
 static void open_fixture(struct fixture *f, struct td_sched_params p, uint32_t n_blocks,
@@ -26,6 +27,7 @@ static void open_fixture(struct fixture *f, struct td_sched_params p, uint32_t n
                                   .max_tokens_per_seq = max_len};
     uint32_t rows, seqs, table;
 
+    f->step_ns = 0;
     p.block_tokens = 4;
     p.max_tokens_per_seq = max_len;
     assert_int_equal(td_blocks_open(&bp, &f->blocks, NULL), TD_OK);
@@ -70,7 +72,7 @@ static void complete(struct fixture *f, uint32_t id)
         if (td_sched_wants_logits(td_sched_planned(f->sched, i)))
             done[n++] = td_sched_planned(f->sched, i);
     assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
-    td_sched_complete(f->sched);
+    td_sched_complete(f->sched, f->step_ns);
     for (uint32_t i = 0; i < n; i++)
         td_sched_append(done[i], id);
 }
@@ -449,6 +451,34 @@ static void test_sched_admits_the_most_cached_first_but_passes_nobody_over_for_e
     close_fixture(&f);
 }
 
+static void test_sched_takes_few_prompt_rows_beside_decodes(void **state)
+{
+    struct td_sched_params p = {
+        .max_num_seqs = 2, .max_batched_tokens = 40, .max_queue = 4, .max_stretch_percent = 50};
+    struct td_sched_seq seq[2];
+    uint32_t ids[2][MAX_IDS];
+    struct fixture f;
+
+    (void)state;
+    open_fixture(&f, p, 32, 64);
+    init_seq(&seq[0], ids[0], 30);
+    assert_int_equal(td_sched_submit(f.sched, &seq[0], 0, NULL), TD_OK);
+    f.step_ns = 3000; /* 100 ns a row */
+    step_of(&f, 30);  /* alone: as many as fit */
+    f.step_ns = 1400;
+    step_of(&f, 1);
+    init_seq(&seq[1], ids[1], 30);
+    assert_int_equal(td_sched_submit(f.sched, &seq[1], 0, NULL), TD_OK);
+    f.step_ns = 0;
+    for (uint32_t left = 30; left > 7; left -= 7)
+        step_of(&f, 1 + 7); /* half of 1,400 ns longer */
+    step_of(&f, 1 + 2);
+    step_of(&f, 2);
+    td_sched_remove(f.sched, &seq[0]);
+    td_sched_remove(f.sched, &seq[1]);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -458,6 +488,7 @@ int main(void)
         cmocka_unit_test(test_sched_preempts_youngest_when_blocks_run_out),
         cmocka_unit_test(test_sched_refuses_over_the_queue_cap_and_takes_out_of_the_middle),
         cmocka_unit_test(test_sched_open_refuses_a_budget_below_the_sequences),
+        cmocka_unit_test(test_sched_takes_few_prompt_rows_beside_decodes),
         cmocka_unit_test(test_sched_computes_no_block_twice),
         cmocka_unit_test(test_sched_other_salts_and_passing_sequences_share_nothing),
         cmocka_unit_test(test_sched_waits_for_a_beginning_that_is_being_computed),

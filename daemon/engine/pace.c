@@ -1,0 +1,70 @@
+#include "daemon/engine/pace.h"
+
+#include <string.h>
+
+/* Rows that are always allowed, and those of a first step beside answers, of which nothing is known yet. */
+enum { LEAST_ROWS = 4, FIRST_ROWS = 16 };
+
+void td_pace_init(struct td_pace *p, uint32_t max_stretch_percent)
+{
+    memset(p, 0, sizeof *p);
+    p->max_stretch_percent = max_stretch_percent;
+}
+
+static uint32_t bucket_of(uint32_t n_decode)
+{
+    uint32_t bucket = 0;
+
+    while (n_decode >> bucket > 1 && bucket + 1 < TD_PACE_BUCKETS)
+        bucket++;
+    return bucket;
+}
+
+/* A quarter of the way to what was measured: a neighbour's load is forgotten after some steps. */
+static uint64_t approach(uint64_t known, uint64_t measured)
+{
+    return known ? known - known / 4 + measured / 4 : measured;
+}
+
+/* Of a step without prompts: of this size, else of the nearest smaller one that was seen, else of a larger one. */
+static uint64_t decode_ns(const struct td_pace *p, uint32_t n_decode)
+{
+    uint32_t bucket = bucket_of(n_decode);
+
+    for (uint32_t b = bucket + 1; b-- > 0;)
+        if (p->decode_ns[b])
+            return p->decode_ns[b];
+    for (uint32_t b = bucket + 1; b < TD_PACE_BUCKETS; b++)
+        if (p->decode_ns[b])
+            return p->decode_ns[b];
+    return 0;
+}
+
+void td_pace_learn(struct td_pace *p, uint32_t n_decode, uint32_t n_prompt, uint64_t step_ns)
+{
+    uint64_t base = n_decode ? decode_ns(p, n_decode) : 0;
+
+    if (step_ns == 0 || n_decode + n_prompt == 0)
+        return;
+    if (n_prompt == 0)
+        p->decode_ns[bucket_of(n_decode)] = approach(p->decode_ns[bucket_of(n_decode)], step_ns);
+    else if (n_decode == 0 && n_prompt >= FIRST_ROWS)
+        p->row_ns = approach(p->row_ns, step_ns / n_prompt);
+    else if (base)
+        p->row_ns = approach(p->row_ns, step_ns > base ? (step_ns - base) / n_prompt : 1);
+    if (p->row_ns == 0 && n_prompt)
+        p->row_ns = 1;
+}
+
+uint32_t td_pace_limit(const struct td_pace *p, uint32_t n_decode)
+{
+    uint64_t base, rows;
+
+    if (p->max_stretch_percent == 0 || n_decode == 0)
+        return UINT32_MAX;
+    base = decode_ns(p, n_decode);
+    if (base == 0 || p->row_ns == 0)
+        return FIRST_ROWS;
+    rows = base / 100 * p->max_stretch_percent / p->row_ns;
+    return rows < LEAST_ROWS ? LEAST_ROWS : rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;
+}

@@ -1,0 +1,23 @@
+/* How many prompt rows a step may carry beside answers that run, so that these do not stall: learnt from the steps' times.
+ * A pure estimate in whole nanoseconds; reads no clock. One writer: rank 0's compute thread. */
+#ifndef TD_DAEMON_ENGINE_PACE_H
+#define TD_DAEMON_ENGINE_PACE_H
+
+#include <stdint.h>
+
+enum { TD_PACE_BUCKETS = 17 };
+
+struct td_pace {
+    uint32_t max_stretch_percent; /* of a step without prompts; 0: no limit */
+    uint64_t decode_ns
+        [TD_PACE_BUCKETS]; /* of such a step, by the power of two that its rows reach; 0: not seen */
+    uint64_t row_ns;       /* what a prompt row adds; 0: not seen */
+};
+
+void td_pace_init(struct td_pace *p, uint32_t max_stretch_percent);
+/* A step of n_decode rows of running answers and n_prompt rows of prompts took `step_ns` (0: not known). */
+void td_pace_learn(struct td_pace *p, uint32_t n_decode, uint32_t n_prompt, uint64_t step_ns);
+/* Prompt rows for a step with n_decode rows of running answers: enough to go on, UINT32_MAX where there is no limit. */
+uint32_t td_pace_limit(const struct td_pace *p, uint32_t n_decode);
+
+#endif

@@ -24,6 +24,7 @@ struct td_job {
     td_job_event_fn *on_event;
     void *user;
     uint32_t n_output, n_cached;
+    bool paused;
     uint64_t accepted_ns, first_ns;
 };
 
@@ -96,6 +97,8 @@ uint32_t td_job_cancel_all(struct td_coord *c, const struct td_err *err);
 enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r,
                                     struct td_err *err);
 void td_group_send_cancel(struct td_coord *c, uint64_t request_id);
+void td_group_send_pause(struct td_coord *c, uint64_t request_id);
+void td_group_send_resume(struct td_coord *c, uint64_t request_id);
 void td_group_send_all_drain(struct td_coord *c);
 void td_group_tick(struct td_coord *c, uint64_t now_ns);
 void td_group_plan_and_load(struct td_coord *c);

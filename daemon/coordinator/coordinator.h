@@ -88,6 +88,10 @@ enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
                                void *user, struct td_job **job, struct td_err *err);
 /* The asker went away: no further event; the sequence is freed at the next step. */
 void td_job_cancel(struct td_job *job);
+/* What may lie of an answer that its asker does not take, until it is paused. */
+enum { TD_COORD_SLOW_BYTES = 1024, TD_COORD_SLOW_TOKENS = 64 };
+/* The asker takes nothing more for now, or goes on: while paused, its sequence holds no place in the steps. */
+void td_job_pause(struct td_job *job, bool paused);
 uint64_t td_job_id(const struct td_job *job);
 uint64_t td_job_seed(const struct td_job *job);
 

@@ -27,10 +27,24 @@ static enum td_status send_to(struct td_coord *c, struct member *m,
 #define MESSAGE(name)                                                                              \
     td_wire_coordinator_message name = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT
 
+/* Rank 0 has got one more submit: the others may sleep. A rank that cannot be told is lost, and noticed as such. */
+static void wake_others(struct td_coord *c)
+{
+    Tensord__Worker__V1__Wake wake = TENSORD__WORKER__V1__WAKE__INIT;
+
+    wake.n_submits = ++c->n_submits;
+    for (uint32_t i = 1; i < c->n_ranks; i++) {
+        MESSAGE(m);
+
+        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE;
+        m.wake = &wake;
+        (void)send_to(c, &c->members[i], &m, NULL);
+    }
+}
+
 enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r,
                                     struct td_err *err)
 {
-    Tensord__Worker__V1__Wake wake = TENSORD__WORKER__V1__WAKE__INIT;
     enum td_status s = TD_OK;
     MESSAGE(m);
 
@@ -42,14 +56,33 @@ enum td_status td_group_send_submit(struct td_coord *c, const struct td_request 
     td_arena_rewind(&c->arena);
     if (s)
         return s;
-    wake.n_submits = ++c->n_submits;
-    for (uint32_t i = 1; i < c->n_ranks;
-         i++) { /* a rank that cannot be told is lost, and noticed as such */
-        m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE;
-        m.wake = &wake;
-        (void)send_to(c, &c->members[i], &m, NULL);
-    }
+    wake_others(c);
     return TD_OK;
+}
+
+void td_group_send_pause(struct td_coord *c, uint64_t request_id)
+{
+    Tensord__Worker__V1__Pause pause = TENSORD__WORKER__V1__PAUSE__INIT;
+    MESSAGE(m);
+
+    pause.request_id = request_id;
+    m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_PAUSE;
+    m.pause = &pause;
+    if (c->n_ranks)
+        (void)send_to(c, &c->members[0], &m, NULL);
+}
+
+void td_group_send_resume(struct td_coord *c, uint64_t request_id)
+{
+    Tensord__Worker__V1__Resume resume = TENSORD__WORKER__V1__RESUME__INIT;
+    MESSAGE(m);
+
+    resume.request_id = request_id;
+    resume.number = c->n_submits + 1;
+    m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_RESUME;
+    m.resume = &resume;
+    if (c->n_ranks && !send_to(c, &c->members[0], &m, NULL))
+        wake_others(c);
 }
 
 void td_group_send_cancel(struct td_coord *c, uint64_t request_id)

@@ -147,7 +147,11 @@ static void pump(struct td_inference_call *call)
 void td_inference_generate_drain(void *user, struct td_grpc_stream *s)
 {
     (void)user;
-    pump(td_grpc_stream_user(s));
+    struct td_inference_call *call = td_grpc_stream_user(s);
+    pump(call);
+    if (call->job != NULL && call->backlog.len == 0) {
+        td_job_pause(call->job, false);
+    }
 }
 
 static enum td_status queue_packed(struct td_inference_call *call)
@@ -243,6 +247,8 @@ static void on_event(struct td_job *job, const struct td_job_event *event, void 
         td_grpc_stream_cancel(call->s); /* on_close follows, and cancels the job */
     } else if (call->ended) {
         pump(call);
+    } else if (call->backlog.len >= TD_COORD_SLOW_BYTES) {
+        td_job_pause(call->job, true);
     }
 }
 

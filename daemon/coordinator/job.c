@@ -131,6 +131,17 @@ void td_job_cancel(struct td_job *j)
     free_job(j);
 }
 
+void td_job_pause(struct td_job *j, bool paused)
+{
+    if (paused == j->paused)
+        return;
+    j->paused = paused;
+    if (paused)
+        td_group_send_pause(j->c, j->request.id);
+    else
+        td_group_send_resume(j->c, j->request.id);
+}
+
 uint64_t td_job_id(const struct td_job *j)
 {
     return j->request.id;

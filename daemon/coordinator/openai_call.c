@@ -113,6 +113,22 @@ static void fail_with(struct td_openai_call *call, const struct td_err *err)
 
 /* ---- From ids to jobs ---- */
 
+/* Who does not take what is there gets nothing new until it does: others use its place in the steps. */
+static void hold_back(struct td_openai_call *call)
+{
+    for (size_t i = 0; i < call->n_parts; i++) {
+        struct td_openai_part *part = &call->parts[i];
+        if (part->job == NULL) {
+            continue;
+        }
+        if (part->text.len >= TD_COORD_SLOW_BYTES || part->n_tokens >= TD_COORD_SLOW_TOKENS) {
+            td_job_pause(part->job, true);
+        } else if (part->text.len == 0) {
+            td_job_pause(part->job, false);
+        }
+    }
+}
+
 static void on_event(struct td_job *job, const struct td_job_event *event, void *user)
 {
     struct td_openai_part *part = user;
@@ -141,6 +157,8 @@ static void on_event(struct td_job *job, const struct td_job_event *event, void 
         if (td_openai_reply_pump(call)) {
             count_end(call, TD_SERVICE_OK);
             call->http = NULL;
+        } else {
+            hold_back(call);
         }
     } else {
         for (size_t i = 0; i < call->n_parts; i++) {
@@ -169,6 +187,8 @@ static void on_drain(struct td_http_request *http, void *user)
         }
         call->http = NULL;
         free_when_over(call);
+    } else {
+        hold_back(call);
     }
 }
 

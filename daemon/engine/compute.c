@@ -206,6 +206,15 @@ static void obey(struct td_compute *c, struct td_compute_command *command)
         if (c->engine)
             td_engine_cancel(c->engine, command->number);
         break;
+    case TD_COMPUTE_PAUSE:
+        if (c->engine)
+            td_engine_pause(c->engine, command->number, true);
+        break;
+    case TD_COMPUTE_RESUME:
+        c->n_submits = command->n_submits;
+        if (c->engine)
+            td_engine_pause(c->engine, command->number, false);
+        break;
     case TD_COMPUTE_WAKE:
         c->n_submits = command->number > c->n_submits ? command->number : c->n_submits;
         break;

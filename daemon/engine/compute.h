@@ -28,6 +28,8 @@ enum td_compute_verb {
     TD_COMPUTE_LOAD,   /* all ranks */
     TD_COMPUTE_SUBMIT, /* rank 0 */
     TD_COMPUTE_CANCEL, /* rank 0 */
+    TD_COMPUTE_PAUSE,  /* rank 0 */
+    TD_COMPUTE_RESUME, /* rank 0; `n_submits` as with WAKE */
     TD_COMPUTE_WAKE,   /* other ranks: that many requests went to rank 0 */
     TD_COMPUTE_UNLOAD, /* all ranks: stop serving, free the model, wait for the next load */
     TD_COMPUTE_EXIT    /* all ranks: as unload, then the thread ends */
@@ -37,7 +39,9 @@ struct td_compute_command {
     enum td_compute_verb verb;
     struct td_compute_load *load; /* LOAD: takes */
     struct td_request *request;   /* SUBMIT: takes (deinit and free) */
-    uint64_t number;              /* SUBMIT, WAKE: counts submits since load; CANCEL: request id */
+    uint64_t
+        number; /* SUBMIT, WAKE: counts submits since load; CANCEL, PAUSE, RESUME: request id */
+    uint64_t n_submits; /* RESUME: counts as a submit */
 };
 
 enum td_compute_kind {

@@ -21,6 +21,7 @@ struct seq {
     uint32_t n_output;
     uint32_t result_row; /* in the step that is being completed, among those that want the same */
     bool cancelled;
+    bool paused;             /* as it was told; the scheduler follows in the next plan */
     struct seq *prev, *next; /* all open requests */
 };
 
@@ -31,6 +32,8 @@ struct td_engine {
     struct seq *first;
     struct seq **done; /* [max_num_seqs] the sequences of the step that is being completed */
     uint32_t n_cancelled;
+    uint32_t n_paused;
+    bool pauses_changed; /* since the last plan */
     bool in_flight;
     uint64_t flight_number;
     uint64_t next_number;
@@ -154,6 +157,7 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
         goto no_memory;
     }
     q->req.prompt = q->core.ids = ids;
+    q->core.priority = checked.priority;
     if (p->prefix_cache && !checked.no_prefix_cache) {
         q->core.salt = checked.cache_salt;
         q->core.hashes = calloc(q->core.cap_ids / p->block_tokens + 1, sizeof(*q->core.hashes));
@@ -210,6 +214,30 @@ bool td_engine_cancel(struct td_engine *e, uint64_t request_id)
     return true;
 }
 
+bool td_engine_pause(struct td_engine *e, uint64_t request_id, bool paused)
+{
+    struct seq *q = find(e, request_id);
+
+    if (!q || q->cancelled)
+        return false;
+    if (q->paused != paused) {
+        q->paused = paused;
+        e->n_paused += paused ? 1 : -1u;
+        e->pauses_changed = true;
+    }
+    return true;
+}
+
+static void apply_pauses(struct td_engine *e)
+{
+    for (struct seq *q = e->first; e->pauses_changed && q; q = q->next)
+        if (q->paused && q->core.state != TD_SCHED_OUT)
+            td_sched_remove(e->sched, &q->core);
+        else if (!q->paused && q->core.state == TD_SCHED_OUT)
+            td_sched_resume(e->sched, &q->core);
+    e->pauses_changed = false;
+}
+
 /* Takes a sequence out of everything, frees it and then sends its final event, so that the callback may submit the
  * same id again. */
 static void end_seq(struct td_engine *e, struct seq *q, struct td_token_event *event)
@@ -220,6 +248,8 @@ static void end_seq(struct td_engine *e, struct seq *q, struct td_token_event *e
         q->next->prev = q->prev;
     if (q->cancelled)
         e->n_cancelled--;
+    if (q->paused)
+        e->n_paused--;
     event->request_id = q->req.id;
     event->index = event->has_token ? q->n_output - 1 : q->n_output;
     e->stats.n_finished[event->finish]++;
@@ -271,6 +301,7 @@ bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
     if (e->in_flight)
         return false;
     sweep_cancelled(e);
+    apply_pauses(e);
     if (!td_sched_plan(e->sched, step))
         return false;
     open_samplers(e);
@@ -393,6 +424,7 @@ void td_engine_stats(const struct td_engine *e, uint64_t now_ns, struct td_engin
     *stats = e->stats;
     stats->n_running = td_sched_n_running(e->sched);
     stats->n_waiting = td_sched_n_waiting(e->sched);
+    stats->n_paused = e->n_paused;
     stats->n_blocks = td_blocks_n_total(e->blocks, TD_LAYER_ATTENTION);
     stats->n_blocks_used = stats->n_blocks - td_blocks_n_free(e->blocks, TD_LAYER_ATTENTION);
     stats->n_blocks_idle = td_blocks_n_idle(e->blocks, TD_LAYER_ATTENTION);

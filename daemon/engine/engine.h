@@ -68,6 +68,10 @@ enum td_status td_engine_submit(struct td_engine *e, const struct td_request *r,
  * complete_step; tokens of a step in flight are dropped. False when no such request is open. */
 bool td_engine_cancel(struct td_engine *e, uint64_t request_id);
 
+/* Takes an open request out of the steps until it is resumed (its reader is slow): it keeps its tokens and gives up its
+ * blocks; a token of a step in flight is still told. Takes effect with the next plan_step. False when no such request is open. */
+bool td_engine_pause(struct td_engine *e, uint64_t request_id, bool paused);
+
 /* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that
  * reset, when there is nothing to run or a step is in flight: sleep until the next submit or cancel. */
 bool td_engine_plan_step(struct td_engine *e, struct td_step *step);
@@ -83,6 +87,7 @@ void td_engine_fail_all(struct td_engine *e, const struct td_err *cause);
 struct td_engine_stats {
     uint32_t n_running;
     uint32_t n_waiting;
+    uint32_t n_paused;
     uint32_t n_blocks_used;
     uint32_t n_blocks;
     uint64_t oldest_wait_ns; /* of the head of the queue */

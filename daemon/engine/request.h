@@ -36,6 +36,7 @@ struct td_request {
     uint32_t n_stop_ids;
     uint32_t stop_ids[TD_REQUEST_MAX_STOP_IDS];
     uint64_t cache_salt;  /* requests of different salts share nothing in the prefix cache */
+    int32_t priority;     /* a lower one goes first */
     bool no_prefix_cache; /* nothing is taken from it and nothing kept in it */
 };
 

@@ -71,11 +71,23 @@ void td_sched_close(struct td_sched *s)
     free(s);
 }
 
-static void queue_insert(struct td_sched *s, struct td_sched_seq *seq, struct td_sched_seq *before)
+/* The order of everything: priority, then submission. */
+static bool goes_before(const struct td_sched_seq *a, const struct td_sched_seq *b)
 {
+    return a->priority != b->priority ? a->priority < b->priority : a->ticket < b->ticket;
+}
+
+/* Most belong at the end. */
+static void queue_insert(struct td_sched *s, struct td_sched_seq *seq)
+{
+    struct td_sched_seq *after = s->tail, *before;
+
+    while (after && goes_before(seq, after))
+        after = after->prev;
+    before = after ? after->next : s->head;
     seq->state = TD_SCHED_WAITING;
     seq->next = before;
-    seq->prev = before ? before->prev : s->tail;
+    seq->prev = after;
     *(seq->prev ? &seq->prev->next : &s->head) = seq;
     *(before ? &before->prev : &s->tail) = seq;
     s->n_waiting++;
@@ -146,7 +158,7 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
     seq->n_passed = 0;
     seq->was_admitted = false;
     hash_blocks(s, seq);
-    queue_insert(s, seq, NULL);
+    queue_insert(s, seq);
     return TD_OK;
 }
 
@@ -176,15 +188,19 @@ void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq)
         stop_running(s, seq);
 }
 
-static void preempt_youngest(struct td_sched *s)
+void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq)
 {
-    struct td_sched_seq *youngest = s->running[s->n_running - 1], *before = s->head;
+    assert(seq->state == TD_SCHED_OUT && seq->n_planned == 0);
+    queue_insert(s, seq);
+}
 
-    assert(youngest->n_planned == 0);
-    stop_running(s, youngest);
-    while (before && before->ticket < youngest->ticket)
-        before = before->next;
-    queue_insert(s, youngest, before);
+static void preempt_last(struct td_sched *s)
+{
+    struct td_sched_seq *last = s->running[s->n_running - 1];
+
+    assert(last->n_planned == 0);
+    stop_running(s, last);
+    queue_insert(s, last);
     s->n_preemptions++;
 }
 
@@ -197,7 +213,7 @@ static bool reserve_or_preempt(struct td_sched *s, struct td_sched_seq *seq)
 
         if (s->prefix && td_prefix_evict(s->prefix))
             continue;
-        preempt_youngest(s);
+        preempt_last(s);
         if (last)
             return false;
     }
@@ -292,6 +308,8 @@ static struct td_sched_seq *choose(const struct td_sched *s, struct td_prefix_ma
     for (uint32_t i = 0; seq && i < (in_order ? 1 : TD_SCHED_WINDOW); i++, seq = seq->next) {
         struct td_prefix_match m = find_prefix(s, seq);
 
+        if (seq->priority != s->head->priority)
+            break;
         if (m.n_ready < m.n_blocks || (best && m.n_ready <= match->n_ready))
             continue;
         if (!fits(s, seq, m)) {
@@ -305,7 +323,7 @@ static struct td_sched_seq *choose(const struct td_sched *s, struct td_prefix_ma
     return best;
 }
 
-/* Takes a waiting sequence into the running set, in the order of tickets, with blocks for all its tokens. */
+/* Takes a waiting sequence into the running set, in its order there, with blocks for all its tokens. */
 static void start_running(struct td_sched *s, struct td_sched_seq *seq,
                           struct td_prefix_match match)
 {
@@ -316,7 +334,7 @@ static void start_running(struct td_sched *s, struct td_sched_seq *seq,
     queue_unlink(s, seq);
     seq->slot = s->free_slots[s->params.max_num_seqs - s->n_running];
     seq->state = TD_SCHED_RUNNING;
-    for (; i > 0 && s->running[i - 1]->ticket > seq->ticket; i--)
+    for (; i > 0 && goes_before(seq, s->running[i - 1]); i--)
         s->running[i] = s->running[i - 1];
     s->running[i] = seq;
     if (is_cacheable(s, seq)) {
@@ -351,10 +369,28 @@ static void plan_admissions(struct td_sched *s, struct td_step *step)
     }
 }
 
+/* Who waits and is more important than the last running sequence starts at once, if need be in its place. Before anything is
+ * planned, so that no decode takes the blocks that were made free. */
+static void start_important(struct td_sched *s)
+{
+    while (s->head && s->n_running > 0 &&
+           s->head->priority < s->running[s->n_running - 1]->priority) {
+        struct td_prefix_match m = find_prefix(s, s->head);
+
+        if (m.n_ready < m.n_blocks)
+            return;
+        if (s->n_running < s->params.max_num_seqs && fits(s, s->head, m))
+            start_running(s, s->head, m);
+        else
+            preempt_last(s);
+    }
+}
+
 bool td_sched_plan(struct td_sched *s, struct td_step *step)
 {
     assert(s->n_planned == 0 && step->n_rows == 0);
     s->n_decode = s->n_prompt = 0;
+    start_important(s);
     plan_decodes(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);

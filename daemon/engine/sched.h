@@ -23,6 +23,7 @@ struct td_sched_seq {
     uint32_t n_top;   /* this many of the last row's largest logits are enough; 0: all are wanted */
     uint64_t *hashes; /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
     uint64_t salt;    /* sequences of different salts share no block */
+    int32_t priority; /* a lower one goes first */
 
     enum td_sched_state state;
     uint64_t ticket;     /* order of submission; a larger one is younger */
@@ -64,15 +65,18 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
                                struct td_err *err);
 /* Takes a sequence out, wherever it is, and frees its blocks. Not while it has rows in the step in flight. */
 void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq);
+/* Puts one that was removed back into the queue, where its submission had it; it goes on with the same tokens. */
+void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
 
 /* Fills `step`, which the caller has reset and whose caps are at least td_sched_caps: first one row for each running
  * sequence that lacks one position, oldest first; then prefill of running sequences, oldest first; then waiting ones
- * while there are a slot, rows and blocks for all their tokens plus one block. What the prefix cache holds of a sequence is
- * not computed again. Among the first TD_SCHED_WINDOW waiting ones that with the most cached tokens goes first, the oldest among
+ * in the order of priority, then of submission, while there are a slot, rows and blocks for all their tokens plus one block. What the prefix cache holds of a sequence is
+ * not computed again. Among the first TD_SCHED_WINDOW waiting ones of one priority that with the most cached tokens goes first, the oldest among
  * equals; one whose beginning a running sequence computes waits for it. Nobody is passed over more than
  * TD_SCHED_MAX_PASSED times, nor by one that needs blocks which the oldest lacks.
- * When a decode finds no block, idle blocks of the cache are evicted; then the youngest running sequence gives up its blocks
- * and waits again in its order of submission; it goes on later with the same tokens. The oldest running one is never held up.
+ * When a decode finds no block, idle blocks of the cache are evicted; then the last running sequence in the order of priority
+ * and submission gives up its blocks and waits again in that order; it goes on later with the same tokens. The first running one
+ * is never held up. A waiting sequence that finds neither slot nor blocks takes them from running ones of lower priority.
  * Beside decodes the rows of prompts are limited, so that the step takes at most max_stretch_percent longer than one without.
  * The last row of a sequence that reaches its last token wants logits.
  * False: there is nothing to do. One step may be in flight. */

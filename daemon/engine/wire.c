@@ -56,6 +56,7 @@ Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uin
     m->stop_ids = (uint32_t *)r->stop_ids;
     m->cache_salt = r->cache_salt;
     m->no_prefix_cache = r->no_prefix_cache;
+    m->priority = r->priority;
     return m;
 }
 
@@ -84,6 +85,7 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     r->include_stop = m->include_stop;
     r->cache_salt = m->cache_salt;
     r->no_prefix_cache = m->no_prefix_cache;
+    r->priority = m->priority;
     for (size_t i = 0; i < m->n_stops; i++) {
         if (m->stops[i].len == 0 || m->stops[i].len > TD_REQUEST_MAX_STOP_BYTES) {
             td_request_deinit(r);

@@ -451,6 +451,15 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_SUBMIT:
             on_submit(w, m->submit);
             break;
+        case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_PAUSE:
+            post(w, (struct td_compute_command){.verb = TD_COMPUTE_PAUSE,
+                                                .number = m->pause->request_id});
+            break;
+        case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_RESUME:
+            post(w, (struct td_compute_command){.verb = TD_COMPUTE_RESUME,
+                                                .number = m->resume->request_id,
+                                                .n_submits = m->resume->number});
+            break;
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE:
             post(w, (struct td_compute_command){.verb = TD_COMPUTE_WAKE,
                                                 .number = m->wake->n_submits});

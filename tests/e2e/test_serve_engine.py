@@ -1,6 +1,8 @@
 """What the engine does for many requests: the prefix cache."""
 
 import concurrent.futures
+import json
+import socket
 
 import pytest
 from serving import NAME, Server, needs_model, wait_until
@@ -75,3 +77,47 @@ def test_many_at_once_with_one_beginning_get_what_each_gets_alone(server, seqs):
             got = list(pool.map(lambda p: ask(s, p, max_tokens=20), prompts))
         assert [g[0] for g in got] == alone
         assert sum(g[2] for g in got) > 23 * 64
+
+
+def read_events(sock, head):
+    """The data of a chunked event stream up to [DONE], and the chunk that ends the body."""
+    raw = head
+    while not raw.endswith(b"\r\n0\r\n\r\n"):
+        part = sock.recv(65536)
+        assert part, raw[-300:]
+        raw += part
+    body, text = raw.split(b"\r\n\r\n", 1)[1], b""
+    while body:
+        size, body = body.split(b"\r\n", 1)
+        n = int(size, 16)
+        text += body[:n]
+        body = body[n + 2:]
+    data = [line[6:] for line in text.decode().splitlines() if line.startswith("data: ")]
+    assert data.pop() == "[DONE]"
+    return [json.loads(d) for d in data]
+
+
+def is_paused(server, least_tokens):
+    g = server.group()
+    return g["n_running"] == 0 and g["n_open"] == 1 and g["generated_tokens"] >= least_tokens
+
+
+def test_a_slow_reader_gives_up_its_place_and_loses_nothing(server):
+    """Its answer fills every buffer; then its sequence leaves the steps until it reads on."""
+    fields = {"model": NAME, "prompt": story(4, 20), "max_tokens": 1500, "temperature": 0.7, "seed": 3, "ignore_eos": True}
+    whole = server.post("/v1/completions", fields).json()["choices"][0]["text"]
+    start = server.group()["generated_tokens"]
+    body = json.dumps({**fields, "stream": True, "logprobs": 5}).encode()
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.connect(("127.0.0.1", server.port))
+        s.settimeout(60)
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: f"paused: {server.group()}", lambda: is_paused(server, start + 200), 30)
+        done = server.group()["generated_tokens"]
+        assert ask(server, story(6, 30))[0]  # others go on
+        assert server.group()["generated_tokens"] <= done + 12 + 1
+        events = read_events(s, b"")
+    assert "".join(e["choices"][0]["text"] for e in events if e["choices"]) == whole
+    assert sum(len(e["choices"][0]["logprobs"]["tokens"]) for e in events if e["choices"] and e["choices"][0]["logprobs"]) == 1500

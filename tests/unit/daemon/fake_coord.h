@@ -20,6 +20,8 @@ struct td_job {
     td_job_event_fn *on_event;
     void *user;
     uint32_t n_output;
+    uint32_t n_pauses; /* ever */
+    bool paused;
     bool ended;
 };
 
@@ -182,6 +184,13 @@ void td_job_cancel(struct td_job *job)
     assert_false(job->ended);
     job->ended = true;
     fake_coord_current->n_cancelled++;
+}
+
+void td_job_pause(struct td_job *job, bool paused)
+{
+    assert_false(job->ended);
+    job->n_pauses += paused && !job->paused;
+    job->paused = paused;
 }
 
 uint64_t td_job_seed(const struct td_job *job)

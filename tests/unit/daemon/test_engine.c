@@ -125,6 +125,8 @@ struct client {
     enum td_finish finish;
     enum td_status error;
     bool cancelled;
+    bool paused;
+    uint32_t n_late; /* tokens since it was paused */
 };
 
 struct world {
@@ -140,6 +142,7 @@ struct world {
         uint32_t token;
         uint32_t position;
     } kv[MAX_BLOCKS * 16];
+    bool has_pauses;
     uint32_t idle_streak; /* steps without rows of the oldest request */
     uint64_t n_cached;    /* tokens, by events */
     float logits[16 * N_VOCAB];
@@ -173,6 +176,8 @@ static void on_event(const struct td_token_event *event, void *user)
         assert_int_equal(event->cached_tokens, 0);
     }
     if (event->has_token) {
+        c->n_late += c->paused;
+        assert_true(c->n_late <= 1); /* that of the step in flight */
         assert_false(c->cancelled);
         c->got[c->n_got++] = event->token.id;
     }
@@ -316,7 +321,8 @@ static void run_model(struct world *w, uint32_t oldest)
     }
     assert_int_equal(first, st->n_rows);
     w->idle_streak = oldest_seen ? 0 : w->idle_streak + 1;
-    assert_true(w->idle_streak < (w->params.prefix_cache ? 500 : 1)); /* nobody starves */
+    /* Nobody starves. Who is passed over for cached blocks, or comes back from a pause, may wait for others to end. */
+    assert_true(w->idle_streak < (w->params.prefix_cache || w->has_pauses ? 500 : 1));
 }
 
 /* The request by itself, without engine, scheduler, batch or cache. */
@@ -431,13 +437,16 @@ static void randomise_sampling(struct client *c)
     }
 }
 
-/* The first request in the order of submission that is still open and not cancelled. */
+/* The first request in the order of priority and submission that is still open, not paused and not cancelled. */
 static uint32_t oldest_open(const struct world *w)
 {
+    uint32_t best = UINT32_MAX;
+
     for (uint32_t i = 0; i < w->n_clients; i++)
-        if (!w->client[i].n_final && !w->client[i].cancelled)
-            return i;
-    return UINT32_MAX;
+        if (!w->client[i].n_final && !w->client[i].cancelled && !w->client[i].paused &&
+            (best == UINT32_MAX || w->client[i].req.priority < w->client[best].req.priority))
+            best = i;
+    return best;
 }
 
 /* Most requests begin as an earlier one and its output do; some use other salts, or no cache. */
@@ -468,6 +477,7 @@ static void random_arrival(struct world *w)
     c = add_client(w, 1 + rng(p->max_model_len - 1), 1 + rng(30));
     begin_like_another(w, c);
     randomise_sampling(c);
+    c->req.priority = rng(3) ? 0 : (int32_t)rng(3) - 1;
     td_engine_stats(w->engine, 0, &stats);
     st = submit(w, c, &err);
     if (stats.n_waiting >= p->max_queue) {
@@ -489,11 +499,38 @@ static void random_cancel(struct world *w)
         w->client[i].cancelled = true;
 }
 
+static void random_pause(struct world *w)
+{
+    struct client *c = &w->client[rng(w->n_clients)];
+    bool is_open = !c->n_final && !c->cancelled;
+
+    assert_int_equal(td_engine_pause(w->engine, c->req.id, !c->paused), is_open);
+    if (!is_open)
+        return;
+    w->has_pauses = true;
+    c->paused = !c->paused;
+    c->n_late = 0;
+}
+
+static bool resume_all(struct world *w)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < w->n_clients; i++)
+        if (w->client[i].paused && !w->client[i].n_final && !w->client[i].cancelled) {
+            assert_true(td_engine_pause(w->engine, i, false));
+            w->client[i].paused = false;
+            any = true;
+        }
+    return any;
+}
+
 static uint64_t random_workload(struct world *w, uint64_t *n_cached)
 {
     struct td_engine_params p = {.block_tokens = 1 + rng(5), .max_queue = 1 + rng(8)};
     struct td_engine_stats stats;
-    uint32_t n_arrivals = 1 + rng(MAX_REQUESTS), steps = 0, cancel_rate = rng(3) ? 40 : 8;
+    uint32_t n_arrivals = 1 + rng(MAX_REQUESTS), steps = 0, cancel_rate = rng(3) ? 40 : 8,
+             pause_rate = rng(2) ? 1000000 : 4 + rng(20);
     uint64_t number = 0;
     bool fail_midway = rng(10) == 0;
 
@@ -516,7 +553,7 @@ static uint64_t random_workload(struct world *w, uint64_t *n_cached)
         if (rng(cancel_rate) == 0)
             random_cancel(w);
         if (!td_engine_plan_step(w->engine, &w->step)) {
-            if (w->n_clients == n_arrivals)
+            if (w->n_clients == n_arrivals && !resume_all(w))
                 break;
             continue;
         }
@@ -526,6 +563,8 @@ static uint64_t random_workload(struct world *w, uint64_t *n_cached)
         run_model(w, oldest_open(w));
         if (rng(cancel_rate) == 0)
             random_cancel(w); /* in flight */
+        if (rng(pause_rate) == 0)
+            random_pause(w);
         if (fail_midway && steps == 10) {
             td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
             expect_idle(w);

@@ -167,6 +167,10 @@ static void test_inference_service_keeps_what_a_slow_client_does_not_take(void *
     for (int i = 0; i < 2000; i++) { /* the client takes nothing meanwhile */
         fake_coord_emit(job, "0123456789", TD_FINISH_NONE, NULL);
     }
+    assert_true(job->paused);
+    pump(f); /* it takes all: the job may go on */
+    assert_false(job->paused);
+    assert_int_equal(job->n_pauses, 1);
     uint64_t seed = td_job_seed(job);
     fake_coord_emit(job, "end", TD_FINISH_STOP, NULL);
     pump(f);

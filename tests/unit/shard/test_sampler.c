@@ -221,7 +221,7 @@ static void test_sampler_never_draws_a_banned_id(void **state)
         assert_int_not_equal(out.id, 2);
         assert_int_not_equal(out.id, 5000);
     }
-    td_sampler_probs(s, logits, banned, 3, probs);
+    td_sampler_probs(s, logits, 0, banned, 3, probs);
     assert_true(probs[2] == 0 && probs[5000] == 0 && fabs(probs[3] - 1 / 5998.0) < 1e-9);
     td_sampler_close(s);
 }
@@ -373,7 +373,7 @@ static void check_vector(json_t *v, const char *op)
     s = open_sampler(&p, (uint32_t)n);
     for (size_t i = 0; last && i < json_array_size(last); i++)
         td_sampler_accept(s, (uint32_t)json_integer_value(json_array_get(last, i)));
-    td_sampler_probs(s, logits, NULL, 0, got);
+    td_sampler_probs(s, logits, 0, NULL, 0, got);
     td_sampler_close(s);
     for (size_t i = 0; i < n_want; i++)
         expected[i] = json_number_value(json_array_get(want, i));
@@ -484,7 +484,7 @@ static void test_sampler_cuts_agree_with_a_full_sort(void **state)
         for (uint32_t i = 0; i < n; i++) /* many exact ties */
             logits[i] = (float)(rng() % (round % 2 ? 50 : 100000000)) / (round % 2 ? 5 : 1e7f);
         s = open_sampler(&p, n);
-        td_sampler_probs(s, logits, NULL, 0, got);
+        td_sampler_probs(s, logits, 0, NULL, 0, got);
         reference_probs(&p, logits, n, r, want);
         for (uint32_t i = 0; i < n; i++)
             if (fabs(got[i] - want[i]) > 1e-9)
@@ -518,7 +518,7 @@ static void test_sampler_draws_follow_the_distribution(void **state)
     p.temperature = 0.8f;
     p.top_p = 0.9f;
     s = open_sampler(&p, N);
-    td_sampler_probs(s, logits, NULL, 0, probs);
+    td_sampler_probs(s, logits, 0, NULL, 0, probs);
     for (int i = 0; i < N; i++)
         cell_p[i % CELLS] += probs[i];
     for (uint32_t d = 0; d < DRAWS; d++) {
@@ -589,7 +589,7 @@ static void test_sampler_penalties_know_prompt_from_output(void **state)
     td_sampler_accept_prompt(s, prompt, 2);
     td_sampler_accept(s, 2);
     td_sampler_accept(s, 2);
-    td_sampler_probs(s, logits, NULL, 0, probs);
+    td_sampler_probs(s, logits, 0, NULL, 0, probs);
     /* 0: 1 - 1; 1: 1/2, the prompt does not count for presence; 2: -1 * 2 - 2 * 0.25 - 0.5; 3: -1 + 1.5. */
     e0 = exp(0);
     total = e0 + exp(0.5) + exp(-3) + exp(0.5);

@@ -181,6 +181,12 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     r.n_prompt = (uint32_t)part->ids.len;
     part->ids = (struct td_ids){0};
     enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
+    if (status == TD_OK) {
+        const struct td_openai_request *q = &call->request;
+        status = td_request_break_at(&r, call->served->breakers,
+                                     q->has_dry_breakers ? q->dry_breakers : NULL,
+                                     q->n_dry_breakers, err);
+    }
     if (!call->request.has_seed) {
         random_words(&r.sampling.seed, 1);
     }

@@ -1,110 +1,33 @@
 #include "shard/sampler.h"
 
+#include "shard/cut.h"
 #include "shard/detmath.h"
+#include "shard/dry.h"
+#include "shard/logitrow.h"
+#include "shard/mirostat.h"
+#include "shard/penalty.h"
 #include "shard/vsum.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEEN_PROMPT = 1, SEEN_OUTPUT = 2, N_BUCKETS = 2048 };
 #define MIN_LOGPROB (-9999.0)
+enum { DRAW_TOKEN = 0, DRAW_XTC = 1 }; /* indices of the uniform numbers of one position */
 
-/* Nothing here is as long as the vocabulary but the counts, and those only when a penalty needs them: every stage
- * walks the logits leaf by leaf and keeps a threshold instead of a list of candidates. */
+/* Nothing here is as long as the vocabulary but what penalties need, and that only when they are asked for. */
 struct td_sampler {
     struct td_sampling params; /* bias sorted by id */
     uint32_t n_vocab;
     uint32_t n_leaves;
-    uint32_t
-        *seen; /* owned [n_vocab]: 2 * output count + (in the prompt); NULL without penalties */
-    double *leaf_sum; /* owned [n_leaves]; kept weight of each leaf in the draw at hand */
+    struct td_penalty *penalty; /* owned; NULL without penalties */
+    struct td_dry *dry;         /* owned; NULL without DRY */
+    double *leaf_sum;           /* owned [n_leaves]; weight left of each leaf in the draw at hand */
+    double mu;
+    bool has_drawn; /* a token of mirostat was drawn, and none was accepted since */
+    uint32_t drawn_id;
+    double drawn_mu; /* mu once it is accepted */
 };
-
-/* The inputs of one draw: a whole row, or its largest logits; then all others are -inf, which no stage can tell apart. */
-struct row {
-    const struct td_sampler *s;
-    const float *logits;      /* [n_vocab]; NULL: `top` */
-    const struct td_top *top; /* [n_top] by ascending id */
-    uint32_t n_top;
-    const uint32_t *banned;
-    uint32_t n_banned;
-};
-
-/* The ids of one leaf with their logits after stages 1 to 4; of a row's largest logits, those among them. */
-struct leaf {
-    uint32_t n, first_id;
-    const struct td_top *top; /* [n]; NULL: ids first_id, first_id + 1, ... */
-    float z[TD_VSUM_LEAF];
-};
-
-/* Which ids are left: those with a larger key, and those with this key up to this id. */
-struct cut {
-    uint32_t key;
-    uint32_t last_id;
-};
-
-static const struct cut keep_all = {0, UINT32_MAX};
-
-void td_sampling_default(struct td_sampling *s)
-{
-    memset(s, 0, sizeof(*s));
-    s->temperature = 1;
-    s->top_p = 1;
-    s->repetition_penalty = 1;
-    s->n_logprobs = -1;
-}
-
-static enum td_status check_range(const char *name, float v, float low, bool low_open, float high,
-                                  struct td_err *err)
-{
-    if (v >= low && v <= high && !(low_open && v == low))
-        return TD_OK;
-    return td_err_set(err, TD_INVALID, "%s is %g, expected a number in %c%g, %g]", name, (double)v,
-                      low_open ? '(' : '[', (double)low, (double)high);
-}
-
-enum td_status td_sampling_validate(const struct td_sampling *s, uint32_t n_vocab,
-                                    struct td_err *err)
-{
-    enum td_status st;
-
-    if (!(s->temperature >= 0) || isinf(s->temperature))
-        return td_err_set(err, TD_INVALID, "temperature is %g, expected a finite number >= 0",
-                          (double)s->temperature);
-    if (s->top_k < -1)
-        return td_err_set(err, TD_INVALID,
-                          "top_k is %d, expected -1 or 0 (off) or a positive count", s->top_k);
-    if ((st = check_range("top_p", s->top_p, 0, true, 1, err)) ||
-        (st = check_range("min_p", s->min_p, 0, false, 1, err)) ||
-        (st = check_range("presence_penalty", s->presence_penalty, -2, false, 2, err)) ||
-        (st = check_range("frequency_penalty", s->frequency_penalty, -2, false, 2, err)))
-        return st;
-    if (!(s->repetition_penalty > 0) || isinf(s->repetition_penalty))
-        return td_err_set(err, TD_INVALID, "repetition_penalty is %g, expected a finite number > 0",
-                          (double)s->repetition_penalty);
-    if (s->n_logprobs < -1 || s->n_logprobs > TD_SAMPLER_MAX_LOGPROBS)
-        return td_err_set(err, TD_INVALID, "logprobs is %d, expected 0 to %d", s->n_logprobs,
-                          TD_SAMPLER_MAX_LOGPROBS);
-    if (s->n_bias > TD_SAMPLER_MAX_BIAS)
-        return td_err_set(err, TD_INVALID, "logit_bias has %u entries, expected at most %d",
-                          s->n_bias, TD_SAMPLER_MAX_BIAS);
-    for (uint32_t i = 0; i < s->n_bias; i++) {
-        if (n_vocab && s->bias[i].id >= n_vocab)
-            return td_err_set(err, TD_INVALID, "logit_bias names token %u, the vocabulary has %u",
-                              s->bias[i].id, n_vocab);
-        if (!(s->bias[i].bias >= -100 && s->bias[i].bias <= 100))
-            return td_err_set(err, TD_INVALID,
-                              "logit_bias of token %u is %g, expected a number in [-100, 100]",
-                              s->bias[i].id, (double)s->bias[i].bias);
-    }
-    return TD_OK;
-}
-
-static bool has_penalties(const struct td_sampling *p)
-{
-    return p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
-}
 
 /* Stable and in place; 300 entries at most, once per request. */
 static void sort_bias(struct td_sampling *p)
@@ -133,17 +56,18 @@ enum td_status td_sampler_open(const struct td_sampling *params, uint32_t n_voca
     if (!s)
         goto no_memory;
     s->params = *params;
+    s->params.dry_breakers = NULL; /* borrowed no longer than this call */
     sort_bias(&s->params);
+    s->mu = td_mirostat_start(params->mirostat_tau);
     s->n_vocab = n_vocab;
     s->n_leaves = (n_vocab - 1) / TD_VSUM_LEAF + 1;
     s->leaf_sum = calloc(s->n_leaves, sizeof(*s->leaf_sum));
     if (!s->leaf_sum)
         goto no_memory;
-    if (has_penalties(params)) {
-        s->seen = calloc(n_vocab, sizeof(*s->seen));
-        if (!s->seen)
-            goto no_memory;
-    }
+    if (td_sampling_has_penalties(params) && !(s->penalty = td_penalty_open(params, n_vocab)))
+        goto no_memory;
+    if (td_sampling_has_dry(params) && !(s->dry = td_dry_open(params, n_vocab)))
+        goto no_memory;
     *out = s;
     return TD_OK;
 
@@ -156,371 +80,166 @@ void td_sampler_close(struct td_sampler *s)
 {
     if (!s)
         return;
-    free(s->seen);
+    td_dry_close(s->dry);
+    td_penalty_close(s->penalty);
     free(s->leaf_sum);
     free(s);
 }
 
+static void see(struct td_sampler *s, uint32_t id, bool is_output)
+{
+    if (s->penalty)
+        td_penalty_accept(s->penalty, id, is_output);
+    if (s->dry)
+        td_dry_accept(s->dry, id);
+}
+
 void td_sampler_accept_prompt(struct td_sampler *s, const uint32_t *ids, size_t n)
 {
-    for (size_t i = 0; s->seen && i < n; i++)
-        if (ids[i] < s->n_vocab)
-            s->seen[ids[i]] |= SEEN_PROMPT;
+    for (size_t i = 0; i < n; i++)
+        see(s, ids[i], false);
 }
 
 void td_sampler_accept(struct td_sampler *s, uint32_t id)
 {
-    if (s->seen && id < s->n_vocab)
-        s->seen[id] += SEEN_OUTPUT;
+    see(s, id, true);
+    if (s->has_drawn && s->drawn_id == id)
+        s->mu = s->drawn_mu;
+    s->has_drawn = false;
 }
 
-/* Floats as integers in the same order; both zeros give one key. */
-static uint32_t order_key(float v)
+struct td_sampler_state td_sampler_state(const struct td_sampler *s)
 {
-    uint32_t u;
-
-    v += 0.0f;
-    memcpy(&u, &v, sizeof(u));
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
+    return (struct td_sampler_state){.mu = s->mu};
 }
 
-static float from_order_key(uint32_t key)
+enum td_status td_sampler_set_state(struct td_sampler *s, struct td_sampler_state state,
+                                    struct td_err *err)
 {
-    uint32_t u = key & 0x80000000u ? key & 0x7fffffffu : ~key;
-    float v;
-
-    memcpy(&v, &u, sizeof(v));
-    return v;
+    if (!isfinite(state.mu))
+        return td_err_set(err, TD_INVALID, "mirostat's mu is %g, expected a finite number",
+                          state.mu);
+    s->mu = state.mu;
+    s->has_drawn = false;
+    return TD_OK;
 }
 
-static bool is_kept(struct cut c, uint32_t key, uint32_t id)
+/* ---- One draw ---- */
+
+/* base^exponent for 0 <= base <= 1 and exponent >= 0. */
+static double power(double base, double exponent)
 {
-    return key > c.key || (key == c.key && id <= c.last_id);
+    if (exponent == 0)
+        return 1;
+    return td_detmath_exp(exponent * td_detmath_log(base));
 }
 
-static void apply_bias(const struct td_sampling *p, uint32_t base, uint32_t n, float *z)
+/* T of stage 8. */
+static double temperature_of(const struct td_sampling *p, const struct td_cut *c)
 {
-    uint32_t low = 0, high = p->n_bias;
+    double t = (double)p->temperature, range = (double)p->dynatemp_range;
+    double low = t > range ? t - range : 0, high = t + range;
 
-    while (low < high) {
-        uint32_t mid = (low + high) / 2;
-
-        if (p->bias[mid].id < base)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    for (; low < p->n_bias && p->bias[low].id - base < n; low++)
-        z[p->bias[low].id - base] += p->bias[low].bias;
+    if (range == 0)
+        return t;
+    return low + (high - low) * power(td_cut_entropy_share(c), (double)p->dynatemp_exponent);
 }
 
-static void apply_penalties(const struct td_sampler *s, uint32_t base, uint32_t n, float *z)
-{
-    const struct td_sampling *p = &s->params;
-
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t seen = s->seen[base + i];
-        uint32_t count = seen / SEEN_OUTPUT;
-
-        if (seen == 0)
-            continue;
-        if (p->repetition_penalty != 1)
-            z[i] = z[i] > 0 ? z[i] / p->repetition_penalty : z[i] * p->repetition_penalty;
-        if (count > 0)
-            z[i] -= (float)count * p->frequency_penalty + p->presence_penalty;
-    }
-}
-
-/* The first leaf from `leaf` on that may hold a logit above -inf; n_leaves when there is none. */
-static uint32_t leaf_from(const struct row *r, uint32_t leaf)
-{
-    if (r->logits)
-        return leaf;
-    for (uint32_t i = 0; i < r->n_top; i++)
-        if (r->top[i].id / TD_VSUM_LEAF >= leaf)
-            return r->top[i].id / TD_VSUM_LEAF;
-    return r->s->n_leaves;
-}
-
-static uint32_t first_leaf(const struct row *r)
-{
-    return leaf_from(r, 0);
-}
-
-static uint32_t next_leaf(const struct row *r, uint32_t leaf)
-{
-    return leaf_from(r, leaf + 1);
-}
-
-static uint32_t id_at(const struct leaf *l, uint32_t i)
-{
-    return l->top ? l->top[i].id : l->first_id + i;
-}
-
-/* There is neither bias nor penalty then. */
-static void load_top_leaf(const struct row *r, uint32_t leaf, struct leaf *l)
-{
-    uint32_t first = 0;
-
-    while (r->top[first].id / TD_VSUM_LEAF != leaf)
-        first++;
-    l->top = r->top + first;
-    for (l->n = 0; first + l->n < r->n_top && l->top[l->n].id / TD_VSUM_LEAF == leaf; l->n++) {
-        l->z[l->n] = l->top[l->n].value;
-        for (uint32_t i = 0; i < r->n_banned; i++)
-            if (r->banned[i] == l->top[l->n].id)
-                l->z[l->n] = -INFINITY;
-    }
-}
-
-/* Stages 1 to 4 for one leaf of first_leaf and next_leaf. */
-static void load_leaf(const struct row *r, uint32_t leaf, struct leaf *l)
-{
-    const struct td_sampler *s = r->s;
-    uint32_t base = leaf * TD_VSUM_LEAF;
-    uint32_t n = s->n_vocab - base < TD_VSUM_LEAF ? s->n_vocab - base : TD_VSUM_LEAF;
-
-    if (!r->logits) {
-        load_top_leaf(r, leaf, l);
-        return;
-    }
-    l->n = n;
-    l->first_id = base;
-    l->top = NULL;
-    for (uint32_t i = 0; i < n; i++) {
-        float v = r->logits[base + i];
-
-        l->z[i] = v == v ? v : -INFINITY;
-    }
-    apply_bias(&s->params, base, n, l->z);
-    if (s->seen)
-        apply_penalties(s, base, n, l->z);
-    for (uint32_t i = 0; i < r->n_banned; i++)
-        if (r->banned[i] - base < n)
-            l->z[r->banned[i] - base] = -INFINITY;
-}
-
-/* The largest logit after stages 1 to 4; false when all are -inf. */
-static bool find_max(const struct row *r, float *max, uint32_t *id)
-{
-    const struct td_sampler *s = r->s;
-    float best = -INFINITY;
-    uint32_t at = 0;
-
-    if (r->logits && s->params.n_bias == 0 && !s->seen && r->n_banned == 0) {
-        for (uint32_t i = 0; i < s->n_vocab; i++)
-            if (r->logits[i] > best) {
-                best = r->logits[i];
-                at = i;
-            }
-    } else {
-        for (uint32_t leaf = first_leaf(r); leaf < s->n_leaves; leaf = next_leaf(r, leaf)) {
-            struct leaf l;
-
-            load_leaf(r, leaf, &l);
-            for (uint32_t i = 0; i < l.n; i++)
-                if (l.z[i] > best) {
-                    best = l.z[i];
-                    at = id_at(&l, i);
-                }
-        }
-    }
-    *max = best;
-    *id = at;
-    return best > -INFINITY;
-}
-
-static double weight_of(float z, float max, double inv_t)
-{
-    return z == max ? 1.0 : td_detmath_exp(((double)z - (double)max) * inv_t);
-}
-
-/* Loads a leaf, and the kept weights of it into `w` (0 for ids cut away); returns their sum in ascending id. */
-static double leaf_weights(const struct row *r, uint32_t leaf, struct cut c, float max,
-                           double inv_t, double min_w, struct leaf *l, double w[TD_VSUM_LEAF])
-{
-    bool all = c.key == 0;
-    double sum = 0;
-
-    load_leaf(r, leaf, l);
-    if (all) {
-        for (uint32_t i = 0; i < l->n; i++)
-            w[i] = l->z[i] == max ? 1.0 : td_detmath_exp(((double)l->z[i] - (double)max) * inv_t);
-    } else {
-        for (uint32_t i = 0; i < l->n; i++)
-            w[i] = is_kept(c, order_key(l->z[i]), id_at(l, i)) ? weight_of(l->z[i], max, inv_t) : 0;
-    }
-    for (uint32_t i = 0; i < l->n; i++) {
-        w[i] = w[i] >= min_w ? w[i] : 0;
-        sum += w[i];
-    }
-    return sum;
-}
-
-/* One digit of a key in the radix descent. */
-struct digit {
-    uint32_t shift;
-    uint32_t n_values;
-};
-
-/* Adds one leaf to the histogram of one digit over the keys inside `c` that begin with `prefix`. */
-static void count_leaf(const struct row *r, uint32_t leaf, struct cut c, bool by_weight, float max,
-                       double inv_t, uint32_t prefix, uint32_t mask, struct digit d,
-                       double bucket[N_BUCKETS])
-{
-    struct leaf l;
-
-    load_leaf(r, leaf, &l);
-    for (uint32_t i = 0; i < l.n; i++) {
-        uint32_t key = order_key(l.z[i]);
-
-        if ((key & mask) == prefix && is_kept(c, key, id_at(&l, i)))
-            bucket[(key >> d.shift) % d.n_values] +=
-                by_weight ? weight_of(l.z[i], max, inv_t) : 1.0;
-    }
-}
-
-/* The smallest cut inside `c`, largest logits first, that holds `need` of the weight (or of the count, when not
- * `by_weight`). A radix descent over the ordered keys, 11 + 11 + 10 bits: no sort and no list. */
-static struct cut shrink(const struct row *r, struct cut c, bool by_weight, float max, double inv_t,
-                         double need)
-{
-    static const struct digit digits[3] = {{21, 2048}, {10, 2048}, {0, 1024}};
-    uint32_t prefix = 0, mask = 0;
-    double above = 0; /* weight of the keys larger than everything under `prefix` */
-    struct cut out;
-    float tie;
-
-    for (int level = 0; level < 3; level++) {
-        double bucket[N_BUCKETS] = {0};
-        struct digit d = digits[level];
-        uint32_t b = d.n_values, lowest = 0;
-
-        for (uint32_t leaf = first_leaf(r); leaf < r->s->n_leaves; leaf = next_leaf(r, leaf))
-            count_leaf(r, leaf, c, by_weight, max, inv_t, prefix, mask, d, bucket);
-        while (b-- > 0) {
-            if (bucket[b] == 0)
-                continue;
-            lowest = b;
-            if (above + bucket[b] >= need)
-                break;
-            above += bucket[b];
-        }
-        if (b == UINT32_MAX) { /* rounding kept the sum below `need`: everything stays */
-            above -= bucket[lowest];
-            b = lowest;
-        }
-        prefix |= b << d.shift;
-        mask |= (d.n_values - 1) << d.shift;
-    }
-    /* All keys under the prefix are equal now; lower ids first. */
-    out = (struct cut){prefix, 0};
-    tie = from_order_key(prefix);
-    for (uint32_t leaf = first_leaf(r); leaf < r->s->n_leaves; leaf = next_leaf(r, leaf)) {
-        struct leaf l;
-
-        load_leaf(r, leaf, &l);
-        for (uint32_t i = 0; i < l.n; i++) {
-            uint32_t id = id_at(&l, i);
-
-            if (order_key(l.z[i]) != prefix || !is_kept(c, prefix, id))
-                continue;
-            out.last_id = id;
-            above += by_weight ? weight_of(tie, max, inv_t) : 1.0;
-            if (above >= need)
-                return out;
-        }
-    }
-    return out;
-}
-
-static double sum_weights(struct td_sampler *s, const struct row *r, struct cut c, float max,
-                          double inv_t, double min_w)
-{
-    struct td_vsum sum;
-    uint32_t next = first_leaf(r);
-
-    td_vsum_init(&sum);
-    for (uint32_t leaf = 0; leaf < s->n_leaves; leaf++) {
-        double w[TD_VSUM_LEAF];
-        struct leaf l;
-
-        s->leaf_sum[leaf] = 0;
-        if (leaf == next) {
-            s->leaf_sum[leaf] = leaf_weights(r, leaf, c, max, inv_t, min_w, &l, w);
-            next = next_leaf(r, leaf);
-        }
-        td_vsum_push(&sum, s->leaf_sum[leaf]);
-    }
-    return td_vsum_total(&sum);
-}
-
-/* Stages 6 and 7. */
-static struct cut find_cut(struct td_sampler *s, const struct row *r, float max, double inv_t)
+/* Stages 6 to 12. */
+static void cut_by_share(const struct td_sampler *s, uint32_t position, struct td_cut *c)
 {
     const struct td_sampling *p = &s->params;
-    struct cut c = keep_all;
 
-    if (p->top_k > 0 && (uint32_t)p->top_k < s->n_vocab)
-        c = shrink(r, c, false, max, inv_t, (double)p->top_k);
+    if (p->top_n_sigma > 0)
+        td_cut_top_n_sigma(c, p->top_n_sigma);
+    if (p->top_k > 0)
+        td_cut_top_k(c, (uint32_t)p->top_k);
+    td_cut_set_temperature(c, temperature_of(p, c));
+    if (p->typical_p < 1)
+        td_cut_typical(c, p->typical_p);
     if (p->top_p < 1)
-        c = shrink(r, c, true, max, inv_t, (double)p->top_p * sum_weights(s, r, c, max, inv_t, 0));
-    return c;
+        td_cut_top_p(c, p->top_p);
+    td_cut_min_p(c, p->min_p);
+    if (td_sampler_uniform(p->seed, p->choice, position, DRAW_XTC) < p->xtc_probability)
+        td_cut_xtc(c, p->xtc_threshold);
 }
 
-/* Stages 6 to 9. The uniform number lies on the running sum of leaves, then of ids inside one leaf. */
-static uint32_t draw_id(struct td_sampler *s, const struct row *r, float max, uint32_t position)
+/* Mirostat in the place of stages 6 to 12. Returns all the weight before its cut. */
+static double cut_by_surprise(const struct td_sampler *s, struct td_cut *c)
+{
+    double whole;
+
+    td_cut_set_temperature(c, (double)s->params.temperature);
+    whole = td_cut_sum(c);
+    if (s->params.mirostat == 1) {
+        struct td_top largest[TD_MIROSTAT_N_LARGEST];
+        uint32_t n = td_cut_largest(c, largest, TD_MIROSTAT_N_LARGEST);
+        float z[TD_MIROSTAT_N_LARGEST];
+
+        for (uint32_t i = 0; i < n; i++)
+            z[i] = largest[i].value;
+        if (c->max < INFINITY)
+            td_cut_top_k(c, td_mirostat_k(z, n, c->inv_t, s->mu, s->n_vocab));
+    } else {
+        c->least_weight = whole * td_mirostat_least_share(s->mu);
+        if (c->least_weight > 1) { /* even the largest surprises too much: it alone stays */
+            c->least_weight = 0;
+            td_cut_top_k(c, 1);
+        }
+    }
+    return whole;
+}
+
+/* Stages 6 to 13. */
+static uint32_t draw_id(struct td_sampler *s, struct td_cut *c, uint32_t position)
 {
     const struct td_sampling *p = &s->params;
-    double inv_t = 1.0 / (double)p->temperature;
-    struct cut c = find_cut(s, r, max, inv_t);
-    double total = sum_weights(s, r, c, max, inv_t, (double)p->min_p);
-    double target = (double)td_sampler_uniform(p->seed, p->choice, position, 0) * total;
-    double w[TD_VSUM_LEAF], run = 0;
-    uint32_t leaf = 0, last_leaf = 0, id = 0;
-    struct leaf l;
+    double u = (double)td_sampler_uniform(p->seed, p->choice, position, DRAW_TOKEN);
+    double whole = 0, weight = 1;
+    uint32_t id;
 
-    for (; leaf < s->n_leaves; leaf++) {
-        if (s->leaf_sum[leaf] == 0)
-            continue;
-        last_leaf = leaf;
-        if (run + s->leaf_sum[leaf] > target)
-            break;
-        run += s->leaf_sum[leaf];
-    }
-    if (leaf ==
-        s->n_leaves) { /* the running sum was rounded below the tree's: the last id with weight */
-        leaf = last_leaf;
-        run = -INFINITY;
-    }
-    leaf_weights(r, leaf, c, max, inv_t, (double)p->min_p, &l, w);
-    for (uint32_t i = 0; i < l.n; i++) {
-        if (w[i] == 0)
-            continue;
-        id = id_at(&l, i);
-        run += w[i];
-        if (run > target)
-            break;
+    if (p->mirostat)
+        whole = cut_by_surprise(s, c);
+    else
+        cut_by_share(s, position, c);
+    id = td_cut_pick(c, u * td_cut_sum(c), &weight);
+    if (p->mirostat) {
+        s->has_drawn = true;
+        s->drawn_id = id;
+        s->drawn_mu = td_mirostat_next(s->mu, p->mirostat_tau, p->mirostat_eta, whole, weight);
     }
     return id;
 }
 
-static bool is_greedy(const struct td_sampling *p)
+static void draw(struct td_sampler *s, const struct td_logitrow *r, uint32_t position,
+                 struct td_sampled *out)
 {
-    return p->temperature == 0 || p->top_k == 1;
+    struct td_cut c;
+    float max;
+
+    s->has_drawn = false;
+    out->n_top = 0;
+    out->logprob = 0;
+    out->no_choice = !td_logitrow_max(r, &max, &out->id);
+    if (out->no_choice)
+        out->id = td_logitrow_lowest_allowed(r);
+    else if (!td_sampling_is_greedy(&s->params)) {
+        td_cut_init(&c, r, max, s->leaf_sum);
+        out->id = draw_id(s, &c, position);
+    }
 }
 
-static uint32_t lowest_allowed(const struct row *r)
+static struct td_logitrow row_of(const struct td_sampler *s, const float *logits,
+                                 const uint32_t *banned, uint32_t n_banned)
 {
-    for (uint32_t id = 0; id < r->s->n_vocab; id++) {
-        bool banned = false;
-
-        for (uint32_t i = 0; i < r->n_banned; i++)
-            banned |= r->banned[i] == id;
-        if (!banned)
-            return id;
-    }
-    return 0;
+    return (struct td_logitrow){.n_vocab = s->n_vocab,
+                                .n_leaves = s->n_leaves,
+                                .logits = logits,
+                                .params = &s->params,
+                                .penalty = s->penalty,
+                                .dry = s->dry,
+                                .banned = banned,
+                                .n_banned = n_banned};
 }
 
 /* Of the model's own distribution: no bias, no penalty, temperature 1. */
@@ -562,46 +281,28 @@ static void fill_logprobs(const struct td_sampler *s, const float *logits, struc
     }
 }
 
-static void draw(struct td_sampler *s, const struct row *r, uint32_t position,
-                 struct td_sampled *out)
-{
-    float max;
-
-    out->n_top = 0;
-    out->logprob = 0;
-    out->no_choice = !find_max(r, &max, &out->id);
-    if (out->no_choice)
-        out->id = lowest_allowed(r);
-    else if (!is_greedy(&s->params))
-        out->id = draw_id(s, r, max, position);
-}
-
 void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t position,
                      const uint32_t *banned, uint32_t n_banned, struct td_sampled *out)
 {
-    struct row r = {.s = s, .logits = logits, .banned = banned, .n_banned = n_banned};
+    struct td_logitrow r = row_of(s, logits, banned, n_banned);
 
+    if (s->dry)
+        td_dry_begin(s->dry);
     draw(s, &r, position, out);
+    if (s->dry)
+        td_dry_end(s->dry);
     if (s->params.n_logprobs >= 0)
         fill_logprobs(s, logits, out);
-}
-
-uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned)
-{
-    uint64_t kept = is_greedy(s) ? 1 : s->top_k > 0 ? (uint64_t)s->top_k : TD_TOP_MAX + 1;
-
-    if (has_penalties(s) || s->n_bias || s->n_logprobs >= 0 || kept + n_banned > TD_TOP_MAX)
-        return 0;
-    return (uint32_t)kept + n_banned;
 }
 
 void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_t n_top,
                          uint32_t position, const uint32_t *banned, uint32_t n_banned,
                          struct td_sampled *out)
 {
+    struct td_logitrow r = row_of(s, NULL, banned, n_banned);
     struct td_top by_id[TD_TOP_MAX];
-    struct row r = {.s = s, .top = by_id, .banned = banned, .n_banned = n_banned};
 
+    r.top = by_id;
     for (uint32_t i = 0; i < n_top && top[i].id < s->n_vocab; i++) {
         uint32_t j = r.n_top++;
 
@@ -612,31 +313,45 @@ void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_
     draw(s, &r, position, out);
 }
 
-void td_sampler_probs(struct td_sampler *s, const float *logits, const uint32_t *banned,
-                      uint32_t n_banned, double *probs)
+/* td_sampler_probs without DRY's begin and end. */
+static void fill_probs(struct td_sampler *s, const struct td_logitrow *r, uint32_t position,
+                       double *probs)
 {
-    struct row r = {.s = s, .logits = logits, .banned = banned, .n_banned = n_banned};
-    double inv_t, total;
-    struct cut c;
+    struct td_cut c;
+    double total;
     uint32_t id;
     float max;
 
     memset(probs, 0, s->n_vocab * sizeof(*probs));
-    if (!find_max(&r, &max, &id) || is_greedy(&s->params)) {
-        probs[max == -INFINITY ? lowest_allowed(&r) : id] = 1;
+    if (!td_logitrow_max(r, &max, &id)) {
+        probs[td_logitrow_lowest_allowed(r)] = 1;
         return;
     }
-    inv_t = 1.0 / (double)s->params.temperature;
-    c = find_cut(s, &r, max, inv_t);
-    total = sum_weights(s, &r, c, max, inv_t, (double)s->params.min_p);
-    for (uint32_t leaf = 0; leaf < s->n_leaves; leaf++) {
-        double w[TD_VSUM_LEAF];
-        struct leaf l;
-
-        leaf_weights(&r, leaf, c, max, inv_t, (double)s->params.min_p, &l, w);
-        for (uint32_t i = 0; i < l.n; i++)
-            probs[id_at(&l, i)] = w[i] / total;
+    if (td_sampling_is_greedy(&s->params)) {
+        probs[id] = 1;
+        return;
     }
+    td_cut_init(&c, r, max, s->leaf_sum);
+    if (s->params.mirostat)
+        cut_by_surprise(s, &c);
+    else
+        cut_by_share(s, position, &c);
+    total = td_cut_sum(&c);
+    td_cut_weights(&c, probs);
+    for (id = 0; id < s->n_vocab; id++)
+        probs[id] /= total;
+}
+
+void td_sampler_probs(struct td_sampler *s, const float *logits, uint32_t position,
+                      const uint32_t *banned, uint32_t n_banned, double *probs)
+{
+    struct td_logitrow r = row_of(s, logits, banned, n_banned);
+
+    if (s->dry)
+        td_dry_begin(s->dry);
+    fill_probs(s, &r, position, probs);
+    if (s->dry)
+        td_dry_end(s->dry);
 }
 
 void td_sampler_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])

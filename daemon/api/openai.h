@@ -5,6 +5,7 @@
 #define TD_DAEMON_API_OPENAI_H
 
 #include "daemon/engine/request.h"
+#include "daemon/text/breakers.h"
 #include "kernels/base/arena.h"
 
 enum {
@@ -78,6 +79,9 @@ struct td_openai_request {
     struct td_str stops[TD_REQUEST_MAX_STOPS];
     uint32_t n_stop_ids;
     uint32_t stop_ids[TD_REQUEST_MAX_STOP_IDS];
+    bool has_dry_breakers; /* false: the default ones */
+    uint32_t n_dry_breakers;
+    struct td_str dry_breakers[TD_BREAKERS_MAX]; /* td_request_break_at makes tokens of them */
 };
 
 /* Parses `body`. `defaults` are the model's own sampling defaults (generation_config.json), NULL for OpenAI's. Unknown
@@ -88,7 +92,7 @@ enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str b
                                        const struct td_sampling *defaults,
                                        struct td_openai_request *req, struct td_openai_error *e);
 void td_openai_request_deinit(struct td_openai_request *req);
-/* Copies what the engine needs into `r` (everything but id and prompt): sampling, stops, limits. `r` must be
+/* Copies what the engine needs into `r` (everything but id, prompt and the breakers of DRY): sampling, stops, limits. `r` must be
  * initialised; `context_tokens` stands for an absent max_tokens. TD_NO_MEMORY. */
 enum td_status td_openai_request_fill(const struct td_openai_request *req, uint32_t context_tokens,
                                       struct td_request *r, struct td_err *err);

@@ -7,28 +7,124 @@
 
 /* ---- Sampling and limits ---- */
 
-static bool parse_penalties_and_cuts(struct td_openai_parser *p)
+static bool parse_numbers(struct td_openai_parser *p)
 {
     struct td_sampling *s = &p->req->sampling;
+    const struct {
+        const char *name;
+        double low, high;
+        bool open_low;
+        float *out;
+    } numbers[] = {
+        {"temperature", 0, 2, false, &s->temperature},
+        {"dynatemp_range", 0, 100, false, &s->dynatemp_range},
+        {"dynatemp_exponent", 0, 100, false, &s->dynatemp_exponent},
+        {"top_p", 0, 1, true, &s->top_p},
+        {"min_p", 0, 1, false, &s->min_p},
+        {"typical_p", 0, 1, true, &s->typical_p},
+        {"top_n_sigma", -1, 100, false, &s->top_n_sigma},
+        {"xtc_probability", 0, 1, false, &s->xtc_probability},
+        {"xtc_threshold", 0, 1, false, &s->xtc_threshold},
+        {"repeat_penalty", 0, 1000, true, &s->repetition_penalty}, /* llama-server's name for it */
+        {"repetition_penalty", 0, 1000, true, &s->repetition_penalty},
+        {"presence_penalty", -2, 2, false, &s->presence_penalty},
+        {"frequency_penalty", -2, 2, false, &s->frequency_penalty},
+        {"dry_multiplier", 0, 100, false, &s->dry_multiplier},
+        {"dry_base", 1, 100, false, &s->dry_base},
+        {"mirostat_tau", 0, 100, true, &s->mirostat_tau},
+        {"mirostat_eta", 0, 10, true, &s->mirostat_eta},
+    };
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        if (!td_openai_parse_float(p, numbers[i].name, numbers[i].low, numbers[i].high,
+                                   numbers[i].open_low, numbers[i].out)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool parse_counts(struct td_openai_parser *p)
+{
+    struct td_sampling *s = &p->req->sampling;
+    const struct {
+        const char *name;
+        int64_t low, high;
+        int32_t *out;
+    } counts[] = {
+        {"top_k", -1, INT32_MAX, &s->top_k},
+        {"repeat_last_n", -1, TD_SAMPLING_MAX_WINDOW, &s->repeat_last_n},
+        {"dry_allowed_length", 1, TD_SAMPLING_MAX_WINDOW, &s->dry_allowed_length},
+        {"dry_penalty_last_n", -1, TD_SAMPLING_MAX_WINDOW, &s->dry_penalty_last_n},
+        {"mirostat", 0, 2, &s->mirostat},
+    };
     int64_t n;
     bool present;
-    if (!td_openai_parse_float(p, "temperature", 0, 2, false, &s->temperature) ||
-        !td_openai_parse_float(p, "top_p", 0, 1, true, &s->top_p) ||
-        !td_openai_parse_float(p, "min_p", 0, 1, false, &s->min_p) ||
-        !td_openai_parse_float(p, "repetition_penalty", 0, 1000, true, &s->repetition_penalty) ||
-        !td_openai_parse_float(p, "presence_penalty", -2, 2, false, &s->presence_penalty) ||
-        !td_openai_parse_float(p, "frequency_penalty", -2, 2, false, &s->frequency_penalty) ||
-        !td_openai_parse_int(p, "top_k", -1, INT32_MAX, &present, &n)) {
-        return false;
-    }
-    if (present) {
-        s->top_k = (int32_t)n;
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        if (!td_openai_parse_int(p, counts[i].name, counts[i].low, counts[i].high, &present, &n)) {
+            return false;
+        }
+        if (present) {
+            *counts[i].out = (int32_t)n;
+        }
     }
     if (!td_openai_parse_int(p, "seed", INT64_MIN, INT64_MAX, &p->req->has_seed, &n)) {
         return false;
     }
     if (p->req->has_seed) {
         s->seed = (uint64_t)n;
+    }
+    return true;
+}
+
+/* What every single range lets through. The text begins with the parameter's name. */
+static bool check_together(struct td_openai_parser *p)
+{
+    struct td_err err = {0};
+    if (td_sampling_validate(&p->req->sampling, 0, &err) == TD_OK) {
+        return true;
+    }
+    size_t n = strcspn(err.cause, " ");
+    char param[64];
+    snprintf(param, sizeof(param), "%.*s", (int)n, err.cause);
+    return td_openai_parse_fail(p, param, "invalid_value", "Invalid value for '%s': %s.", param,
+                                err.cause);
+}
+
+static bool parse_dry_breakers(struct td_openai_parser *p)
+{
+    struct td_openai_request *req = p->req;
+    const json_t *value = td_openai_parse_field(p, "dry_sequence_breakers");
+    if (value == NULL) {
+        return true;
+    }
+    if (!json_is_array(value)) {
+        return td_openai_parse_fail_type(p, "dry_sequence_breakers", value, "a list of strings");
+    }
+    size_t n = json_array_size(value);
+    if (n > TD_BREAKERS_MAX) {
+        return td_openai_parse_fail(
+            p, "dry_sequence_breakers", "array_above_max_length",
+            "Invalid 'dry_sequence_breakers': a list of %zu strings, expected at most %d.", n,
+            TD_BREAKERS_MAX);
+    }
+    req->has_dry_breakers = true;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *text = json_array_get(value, i);
+        char param[48];
+        snprintf(param, sizeof(param), "dry_sequence_breakers[%zu]", i);
+        if (!json_is_string(text)) {
+            return td_openai_parse_fail_type(p, param, text, "a string");
+        }
+        if (json_string_length(text) == 0 ||
+            json_string_length(text) > TD_BREAKERS_MAX_TEXT_BYTES) {
+            return td_openai_parse_fail(
+                p, param, "invalid_value", "Invalid value for '%s': %zu bytes, expected 1 to %d.",
+                param, json_string_length(text), TD_BREAKERS_MAX_TEXT_BYTES);
+        }
+        if (!td_openai_parse_copy(p, text, &req->dry_breakers[req->n_dry_breakers])) {
+            return false;
+        }
+        req->n_dry_breakers++;
     }
     return true;
 }
@@ -365,8 +461,9 @@ static bool parse_body(struct td_openai_parser *p)
     return parse_names(p) && refuse_unbuilt(p) &&
            (p->req->kind == TD_OPENAI_CHAT ? td_openai_prompt_messages(p)
                                            : td_openai_prompt_prompts(p)) &&
-           parse_stream(p) && parse_penalties_and_cuts(p) && parse_limits(p) && parse_stop(p) &&
-           parse_stop_ids(p) && parse_logit_bias(p) && parse_logprobs(p);
+           parse_stream(p) && parse_numbers(p) && parse_counts(p) && parse_dry_breakers(p) &&
+           parse_limits(p) && parse_stop(p) && parse_stop_ids(p) && parse_logit_bias(p) &&
+           parse_logprobs(p) && check_together(p);
 }
 
 enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str body,

@@ -134,6 +134,47 @@ static bool on_event(struct td_str data, void *user)
     return !c->event_err.status && !ferror(stdout);
 }
 
+/* Fields that not every server knows: only those that the user asked for. */
+static void add_sampling(const struct td_options *o, json_t *body)
+{
+    const struct {
+        const char *name;
+        const double *value;
+    } numbers[] = {{"typical_p", &o->typical_p},
+                   {"top_n_sigma", &o->top_n_sigma},
+                   {"xtc_probability", &o->xtc_probability},
+                   {"xtc_threshold", &o->xtc_threshold},
+                   {"dynatemp_range", &o->dynatemp_range},
+                   {"dynatemp_exponent", &o->dynatemp_exponent},
+                   {"dry_multiplier", &o->dry_multiplier},
+                   {"dry_base", &o->dry_base},
+                   {"mirostat_tau", &o->mirostat_tau},
+                   {"mirostat_eta", &o->mirostat_eta}};
+    const struct {
+        const char *name;
+        const int64_t *value;
+    } counts[] = {{"repeat_last_n", &o->repeat_last_n},
+                  {"dry_allowed_length", &o->dry_allowed_length},
+                  {"dry_penalty_last_n", &o->dry_penalty_last_n},
+                  {"mirostat", &o->mirostat}};
+    const struct td_option_list *breakers = &o->dry_sequence_breakers;
+    json_t *texts;
+
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (td_options_is_set(o, numbers[i].value))
+            json_object_set_new(body, numbers[i].name, json_real(*numbers[i].value));
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
+        if (td_options_is_set(o, counts[i].value))
+            json_object_set_new(body, counts[i].name, json_integer(*counts[i].value));
+    if (breakers->n == 0)
+        return;
+    texts = json_array();
+    for (uint32_t i = 0; i < breakers->n; i++)
+        if (breakers->n > 1 || strcmp(breakers->items[i], "none") != 0)
+            json_array_append_new(texts, json_string(breakers->items[i]));
+    json_object_set_new(body, "dry_sequence_breakers", texts);
+}
+
 static json_t *body_of(const struct chat *c)
 {
     const struct td_options *o = c->opts;
@@ -147,6 +188,8 @@ static json_t *body_of(const struct chat *c)
                      o->top_p, "min_p", o->min_p, "repetition_penalty", o->repetition_penalty,
                      "presence_penalty", o->presence_penalty, "frequency_penalty",
                      o->frequency_penalty, "stop", stop);
+    if (body)
+        add_sampling(o, body);
     if (body && td_options_is_set(o, &o->seed))
         json_object_set_new(body, "seed", json_integer((json_int_t)o->seed));
     return body;

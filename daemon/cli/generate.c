@@ -3,6 +3,7 @@
 #include "daemon/cli/config.h"
 #include "daemon/cli/spmd.h"
 #include "daemon/engine/engine.h"
+#include "daemon/text/breakers.h"
 #include "daemon/text/chat.h"
 #include "daemon/text/detok.h"
 #include "daemon/text/stop.h"
@@ -135,6 +136,57 @@ static enum td_status read_prompt(struct generation *g, struct td_ids *ids)
     return s;
 }
 
+static void fill_sampling(const struct td_options *o, struct td_sampling *s)
+{
+    s->temperature = (float)o->temperature;
+    s->dynatemp_range = (float)o->dynatemp_range;
+    s->dynatemp_exponent = (float)o->dynatemp_exponent;
+    s->top_k = (int32_t)o->top_k;
+    s->top_p = (float)o->top_p;
+    s->min_p = (float)o->min_p;
+    s->typical_p = (float)o->typical_p;
+    s->top_n_sigma = (float)o->top_n_sigma;
+    s->xtc_probability = (float)o->xtc_probability;
+    s->xtc_threshold = (float)o->xtc_threshold;
+    s->repetition_penalty = (float)o->repetition_penalty;
+    s->presence_penalty = (float)o->presence_penalty;
+    s->frequency_penalty = (float)o->frequency_penalty;
+    s->repeat_last_n = (int32_t)o->repeat_last_n;
+    s->dry_multiplier = (float)o->dry_multiplier;
+    s->dry_base = (float)o->dry_base;
+    s->dry_allowed_length = (int32_t)o->dry_allowed_length;
+    s->dry_penalty_last_n = (int32_t)o->dry_penalty_last_n;
+    s->mirostat = (int32_t)o->mirostat;
+    s->mirostat_tau = (float)o->mirostat_tau;
+    s->mirostat_eta = (float)o->mirostat_eta;
+    s->seed = td_options_is_set(o, &o->seed) ? (uint64_t)o->seed : td_clock_now_ns();
+    /* The JSON object always tells the chosen tokens' own. */
+    s->n_logprobs = o->json && o->logprobs < 0 ? 0 : (int32_t)o->logprobs;
+}
+
+/* The tokens that end a sequence for DRY. */
+static enum td_status break_sequences(struct generation *g, struct td_request *r)
+{
+    const struct td_option_list *list = &g->opts->dry_sequence_breakers;
+    struct td_str texts[TD_BREAKERS_MAX];
+    uint32_t n = list->n == 1 && strcmp(list->items[0], "none") == 0 ? 0 : list->n;
+    struct td_breakers *breakers = NULL;
+    enum td_status s;
+
+    if (!td_sampling_has_dry(&r->sampling))
+        return TD_OK;
+    if (n > TD_BREAKERS_MAX)
+        return td_err_set(g->err, TD_INVALID,
+                          "--dry-sequence-breakers has %u texts, expected at most %d", n,
+                          TD_BREAKERS_MAX);
+    for (uint32_t i = 0; i < n; i++)
+        texts[i] = td_str_from(list->items[i]);
+    s = td_breakers_open(g->tok, &breakers, g->err);
+    s = s ? s : td_request_break_at(r, breakers, list->n ? texts : NULL, n, g->err);
+    td_breakers_close(breakers);
+    return s;
+}
+
 static enum td_status prepare(struct generation *g)
 {
     const struct td_options *o = g->opts;
@@ -177,16 +229,8 @@ static enum td_status prepare(struct generation *g)
     ids = (struct td_ids){0};
     r->max_tokens = g->n_wanted + 1;
     r->ignore_eos = true; /* the end is seen here, one row later */
-    r->sampling.temperature = (float)o->temperature;
-    r->sampling.top_k = (int32_t)o->top_k;
-    r->sampling.top_p = (float)o->top_p;
-    r->sampling.min_p = (float)o->min_p;
-    r->sampling.repetition_penalty = (float)o->repetition_penalty;
-    r->sampling.presence_penalty = (float)o->presence_penalty;
-    r->sampling.frequency_penalty = (float)o->frequency_penalty;
-    r->sampling.seed = td_options_is_set(o, &o->seed) ? (uint64_t)o->seed : td_clock_now_ns();
-    /* The JSON object always tells the chosen tokens' own. */
-    r->sampling.n_logprobs = o->json && o->logprobs < 0 ? 0 : (int32_t)o->logprobs;
+    fill_sampling(o, &r->sampling);
+    s = s ? s : break_sequences(g, r);
     s = s ? s : td_request_validate(r, spec->n_vocab, plan->max_model_len, g->err);
 
 done:

@@ -149,6 +149,21 @@ struct td_options {
     double repetition_penalty;
     double presence_penalty;
     double frequency_penalty;
+    int64_t repeat_last_n;
+    double typical_p;
+    double top_n_sigma;
+    double xtc_probability;
+    double xtc_threshold;
+    double dynatemp_range;
+    double dynatemp_exponent;
+    double dry_multiplier;
+    double dry_base;
+    int64_t dry_allowed_length;
+    int64_t dry_penalty_last_n;
+    struct td_option_list dry_sequence_breakers; /* none: the default ones */
+    int64_t mirostat;
+    double mirostat_tau;
+    double mirostat_eta;
     struct td_option_list stop;
     int64_t logprobs; /* -1: none asked */
     bool ignore_eos;

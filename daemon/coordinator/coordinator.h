@@ -6,6 +6,7 @@
 #define TD_DAEMON_COORDINATOR_COORDINATOR_H
 
 #include "daemon/engine/request.h"
+#include "daemon/text/breakers.h"
 #include "daemon/text/chat.h"
 #include "daemon/text/ids.h"
 #include "daemon/text/tokenizer.h"
@@ -35,6 +36,7 @@ struct td_served {
     struct td_plan_model *plan_model;
     const struct td_spec *spec;
     struct td_tokenizer *tok;
+    struct td_breakers *breakers;
     struct td_chat *chat; /* NULL: no usable template; chat_err says why */
     struct td_err chat_err;
     struct td_sampling defaults; /* generation_config.json over OpenAI's */

@@ -40,6 +40,20 @@ static enum td_status fill_sampling(const Tensord__V1__Sampling *m, struct td_sa
     TAKE(presence_penalty, PRESENCE_PENALTY)
     TAKE(frequency_penalty, FREQUENCY_PENALTY)
     TAKE(seed, SEED)
+    TAKE(typical_p, TYPICAL_P)
+    TAKE(top_n_sigma, TOP_N_SIGMA)
+    TAKE(xtc_probability, XTC_PROBABILITY)
+    TAKE(xtc_threshold, XTC_THRESHOLD)
+    TAKE(dynatemp_range, DYNATEMP_RANGE)
+    TAKE(dynatemp_exponent, DYNATEMP_EXPONENT)
+    TAKE(repeat_last_n, REPEAT_LAST_N)
+    TAKE(dry_multiplier, DRY_MULTIPLIER)
+    TAKE(dry_base, DRY_BASE)
+    TAKE(dry_allowed_length, DRY_ALLOWED_LENGTH)
+    TAKE(dry_penalty_last_n, DRY_PENALTY_LAST_N)
+    TAKE(mirostat, MIROSTAT)
+    TAKE(mirostat_tau, MIROSTAT_TAU)
+    TAKE(mirostat_eta, MIROSTAT_ETA)
 #undef TAKE
     if (m->has_n_logprobs_case != TENSORD__V1__SAMPLING__HAS_N_LOGPROBS__NOT_SET) {
         if (m->n_logprobs > TD_SAMPLER_MAX_LOGPROBS) {
@@ -91,6 +105,27 @@ static enum td_status fill_stops(const Tensord__V1__GenerateRequest *m, struct t
     return TD_OK;
 }
 
+static enum td_status fill_breakers(const struct td_inference_call *call,
+                                    const Tensord__V1__Sampling *m, struct td_request *r,
+                                    struct td_err *err)
+{
+    const struct td_breakers *breakers = call->served->breakers;
+    struct td_str texts[TD_BREAKERS_MAX];
+    if (m == NULL || m->dry_sequence_breakers == NULL) {
+        return td_request_break_at(r, breakers, NULL, 0, err);
+    }
+    const Tensord__V1__DryBreakers *b = m->dry_sequence_breakers;
+    if (b->n_texts > TD_BREAKERS_MAX) {
+        return td_err_set(err, TD_INVALID,
+                          "dry_sequence_breakers has %zu texts, expected at most %d", b->n_texts,
+                          TD_BREAKERS_MAX);
+    }
+    for (size_t i = 0; i < b->n_texts; i++) {
+        texts[i] = td_rpc_str(b->texts[i]);
+    }
+    return td_request_break_at(r, breakers, texts, b->n_texts, err);
+}
+
 static enum td_status fill_request(struct td_inference_call *call, struct td_request *r,
                                    struct td_err *err)
 {
@@ -109,6 +144,9 @@ static enum td_status fill_request(struct td_inference_call *call, struct td_req
     r->include_stop = m->include_stop;
     r->sampling = call->served->defaults;
     enum td_status status = fill_sampling(m->sampling, &r->sampling, err);
+    if (status == TD_OK) {
+        status = fill_breakers(call, m->sampling, r, err);
+    }
     if (status == TD_OK) {
         status = fill_stops(m, r, err);
     }

@@ -202,6 +202,12 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     part->ids = (struct td_ids){0};
     r.cache_salt = td_http_key(call->http); /* who has another key does not learn what was asked */
     enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
+    if (status == TD_OK) {
+        const struct td_openai_request *q = &call->request;
+        status = td_request_break_at(&r, call->served->breakers,
+                                     q->has_dry_breakers ? q->dry_breakers : NULL,
+                                     q->n_dry_breakers, err);
+    }
     if (!call->request.has_seed) {
         random_words(&r.sampling.seed, 1);
     }

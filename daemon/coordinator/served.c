@@ -26,6 +26,8 @@ static void read_defaults(struct td_str json, struct td_sampling *s)
         wish.top_k = (int32_t)json_integer_value(v);
     if (json_is_number(v = json_object_get(root, "min_p")))
         wish.min_p = (float)json_number_value(v);
+    if (json_is_number(v = json_object_get(root, "typical_p")))
+        wish.typical_p = (float)json_number_value(v);
     if (json_is_number(v = json_object_get(root, "repetition_penalty")))
         wish.repetition_penalty = (float)json_number_value(v);
     if (json_is_false(json_object_get(root, "do_sample")))
@@ -75,6 +77,7 @@ enum td_status td_served_open(const char *path, const char *const *names, uint32
     st = st ? st : td_plan_model_read(s->ck, s->plan_model, err);
     st = st ? st : td_checkpoint_hash(s->ck, verify, s->hash, err);
     st = st ? st : td_tokenizer_open(s->ck, &s->tok, err);
+    st = st ? st : td_breakers_open(s->tok, &s->breakers, err);
     if (st) {
         td_served_release(s);
         return st;
@@ -105,6 +108,7 @@ void td_served_release(struct td_served *s)
     if (!s || __atomic_sub_fetch(&s->refs, 1, __ATOMIC_ACQ_REL))
         return;
     td_chat_close(s->chat);
+    td_breakers_close(s->breakers);
     td_tokenizer_close(s->tok);
     free(s->plan_model);
     td_checkpoint_close(s->ck);

@@ -1,4 +1,4 @@
-/* Opening the model that a coordinator serves: checkpoint, tokenizer, chat template, sampling defaults. */
+/* Opening the model that a coordinator serves: checkpoint, tokenizer, breakers, chat template, sampling defaults. */
 #ifndef TD_DAEMON_COORDINATOR_SERVED_H
 #define TD_DAEMON_COORDINATOR_SERVED_H
 

@@ -1,5 +1,7 @@
 #include "daemon/engine/request.h"
 
+#include "daemon/text/breakers.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,11 +15,55 @@ void td_request_init(struct td_request *r)
 void td_request_deinit(struct td_request *r)
 {
     free(r->prompt);
+    free(r->dry_breakers);
     for (uint32_t i = 0; i < r->n_stops && i < TD_REQUEST_MAX_STOPS; i++)
         free(r->stops[i]);
     r->prompt = NULL;
     r->n_prompt = 0;
     r->n_stops = 0;
+    r->dry_breakers = NULL;
+    r->sampling.dry_breakers = NULL;
+    r->sampling.n_dry_breaker_bytes = 0;
+}
+
+enum td_status td_request_set_breakers(struct td_request *r, const uint8_t *set, size_t n_bytes,
+                                       struct td_err *err)
+{
+    uint8_t *copy = NULL;
+
+    if (n_bytes > TD_SAMPLING_MAX_BREAKER_BYTES)
+        return td_err_set(err, TD_TOO_LARGE, "a set of breakers has %zu bytes, expected at most %d",
+                          n_bytes, TD_SAMPLING_MAX_BREAKER_BYTES);
+    if (n_bytes > 0) {
+        copy = malloc(n_bytes);
+        if (!copy)
+            return td_err_set(err, TD_NO_MEMORY, "no memory for a set of breakers");
+        memcpy(copy, set, n_bytes);
+    }
+    free(r->dry_breakers);
+    r->dry_breakers = copy;
+    r->sampling.dry_breakers = copy;
+    r->sampling.n_dry_breaker_bytes = (uint32_t)n_bytes;
+    return TD_OK;
+}
+
+enum td_status td_request_break_at(struct td_request *r, const struct td_breakers *breakers,
+                                   const struct td_str *texts, size_t n, struct td_err *err)
+{
+    size_t n_bytes = td_breakers_set_bytes(breakers);
+    enum td_status st;
+    uint8_t *set;
+
+    if (!td_sampling_has_dry(&r->sampling))
+        return TD_OK;
+    set = malloc(n_bytes + 1); /* never of no bytes, which may give NULL */
+    if (!set)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a set of breakers");
+    st = td_breakers_mark(breakers, texts ? texts : td_breakers_default,
+                          texts ? n : TD_BREAKERS_N_DEFAULT, set, err);
+    st = st ? st : td_request_set_breakers(r, set, n_bytes, err);
+    free(set);
+    return st;
 }
 
 enum td_status td_request_copy(const struct td_request *from, struct td_request *to)
@@ -28,10 +74,16 @@ enum td_status td_request_copy(const struct td_request *from, struct td_request 
         return TD_INVALID;
     r.prompt = NULL;
     r.n_stops = 0;
+    r.dry_breakers = NULL;
+    if (td_request_set_breakers(&r, from->sampling.dry_breakers, from->sampling.n_dry_breaker_bytes,
+                                NULL))
+        return TD_NO_MEMORY;
     if (from->n_prompt > 0) {
         r.prompt = malloc((size_t)from->n_prompt * sizeof(*r.prompt));
-        if (!r.prompt)
+        if (!r.prompt) {
+            td_request_deinit(&r);
             return TD_NO_MEMORY;
+        }
         memcpy(r.prompt, from->prompt, (size_t)from->n_prompt * sizeof(*r.prompt));
     }
     for (; r.n_stops < from->n_stops; r.n_stops++) {

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct td_breakers;
+
 enum { TD_REQUEST_MAX_STOPS = 16, TD_REQUEST_MAX_STOP_BYTES = 256, TD_REQUEST_MAX_STOP_IDS = 16 };
 
 enum td_finish {
@@ -29,6 +31,7 @@ struct td_request {
     uint32_t min_tokens;
     bool ignore_eos;
     struct td_sampling sampling;
+    uint8_t *dry_breakers; /* owned: what sampling.dry_breakers points to; NULL when it has none */
     uint32_t n_stops;
     char *stops[TD_REQUEST_MAX_STOPS]; /* owned */
     size_t stop_bytes[TD_REQUEST_MAX_STOPS];
@@ -43,6 +46,13 @@ struct td_request {
 void td_request_init(struct td_request *r);
 void td_request_deinit(struct td_request *r);
 enum td_status td_request_copy(const struct td_request *from, struct td_request *to); /* deep */
+/* Copies a set of tokens for sampling.dry_breakers; n_bytes may be 0. TD_NO_MEMORY. */
+enum td_status td_request_set_breakers(struct td_request *r, const uint8_t *set, size_t n_bytes,
+                                       struct td_err *err);
+/* The same from the texts that a client named, or the default ones when `texts` is NULL; nothing when the request asks for
+ * no DRY. TD_INVALID (td_breakers_mark), TD_NO_MEMORY. */
+enum td_status td_request_break_at(struct td_request *r, const struct td_breakers *breakers,
+                                   const struct td_str *texts, size_t n, struct td_err *err);
 /* Ranges and the context: prompt not empty, ids < n_vocab, n_prompt + 1 <= max_model_len; lowers max_tokens to what
  * fits. TD_INVALID or TD_TOO_LARGE naming the parameter. */
 enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,

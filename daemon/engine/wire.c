@@ -7,6 +7,49 @@
 
 static const double MAX_SHARE = 9007199254740992.0; /* 2^53: every integer up to it is exact */
 
+/* Every field that both sides hold as one number under one name. */
+#define SAMPLING_FIELDS(X)                                                                         \
+    X(temperature)                                                                                 \
+    X(top_k)                                                                                       \
+    X(top_p)                                                                                       \
+    X(min_p)                                                                                       \
+    X(repetition_penalty)                                                                          \
+    X(presence_penalty)                                                                            \
+    X(frequency_penalty)                                                                           \
+    X(typical_p)                                                                                   \
+    X(top_n_sigma)                                                                                 \
+    X(xtc_probability)                                                                             \
+    X(xtc_threshold)                                                                               \
+    X(dynatemp_range)                                                                              \
+    X(dynatemp_exponent)                                                                           \
+    X(repeat_last_n)                                                                               \
+    X(dry_multiplier)                                                                              \
+    X(dry_base)                                                                                    \
+    X(dry_allowed_length)                                                                          \
+    X(dry_penalty_last_n)                                                                          \
+    X(mirostat)                                                                                    \
+    X(mirostat_tau)                                                                                \
+    X(mirostat_eta)                                                                                \
+    X(seed)                                                                                        \
+    X(choice)                                                                                      \
+    X(n_logprobs)
+
+static void put_sampling(const struct td_sampling *s, Tensord__Worker__V1__Sampling *m)
+{
+#define PUT(field) m->field = s->field;
+    SAMPLING_FIELDS(PUT)
+#undef PUT
+    m->dry_breakers =
+        (ProtobufCBinaryData){s->n_dry_breaker_bytes, (uint8_t *)(uintptr_t)s->dry_breakers};
+}
+
+static void take_sampling(const Tensord__Worker__V1__Sampling *m, struct td_sampling *s)
+{
+#define TAKE(field) s->field = m->field;
+    SAMPLING_FIELDS(TAKE)
+#undef TAKE
+}
+
 Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uint64_t number,
                                                  struct td_arena *arena)
 {
@@ -29,16 +72,7 @@ Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uin
     }
     for (uint32_t i = 0; i < r->n_stops; i++)
         stops[i] = (ProtobufCBinaryData){r->stop_bytes[i], (uint8_t *)r->stops[i]};
-    sampling->temperature = s->temperature;
-    sampling->top_k = s->top_k;
-    sampling->top_p = s->top_p;
-    sampling->min_p = s->min_p;
-    sampling->repetition_penalty = s->repetition_penalty;
-    sampling->presence_penalty = s->presence_penalty;
-    sampling->frequency_penalty = s->frequency_penalty;
-    sampling->seed = s->seed;
-    sampling->choice = s->choice;
-    sampling->n_logprobs = s->n_logprobs;
+    put_sampling(s, sampling);
     sampling->n_bias = s->n_bias;
     sampling->bias = bias;
     m->number = number;
@@ -67,12 +101,13 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
 
     td_request_init(r);
     if (!s || m->n_prompt == 0 || m->n_prompt > UINT32_MAX || m->n_stops > TD_REQUEST_MAX_STOPS ||
-        m->n_stop_ids > TD_REQUEST_MAX_STOP_IDS || s->n_bias > TD_SAMPLER_MAX_BIAS || m->n_emitted)
+        m->n_stop_ids > TD_REQUEST_MAX_STOP_IDS || s->n_bias > TD_SAMPLER_MAX_BIAS ||
+        m->n_emitted || s->dry_breakers.len > TD_SAMPLING_MAX_BREAKER_BYTES)
         return td_err_set(err, TD_PEER_PROTOCOL,
-                          "submit of request %llu has %zu prompt ids, %zu stops, %zu stop ids and "
-                          "%zu biases: over a limit",
+                          "submit of request %llu has %zu prompt ids, %zu stops, %zu stop ids, "
+                          "%zu biases and %zu bytes of breakers: over a limit",
                           (unsigned long long)m->request_id, m->n_prompt, m->n_stops, m->n_stop_ids,
-                          s ? s->n_bias : 0);
+                          s ? s->n_bias : 0, s ? s->dry_breakers.len : 0);
     r->prompt = malloc(m->n_prompt * sizeof *r->prompt);
     if (!r->prompt)
         goto no_memory;
@@ -106,16 +141,9 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     r->n_stop_ids = (uint32_t)m->n_stop_ids;
     if (m->n_stop_ids)
         memcpy(r->stop_ids, m->stop_ids, m->n_stop_ids * sizeof *r->stop_ids);
-    r->sampling.temperature = s->temperature;
-    r->sampling.top_k = s->top_k;
-    r->sampling.top_p = s->top_p;
-    r->sampling.min_p = s->min_p;
-    r->sampling.repetition_penalty = s->repetition_penalty;
-    r->sampling.presence_penalty = s->presence_penalty;
-    r->sampling.frequency_penalty = s->frequency_penalty;
-    r->sampling.seed = s->seed;
-    r->sampling.choice = s->choice;
-    r->sampling.n_logprobs = s->n_logprobs;
+    take_sampling(s, &r->sampling);
+    if (td_request_set_breakers(r, s->dry_breakers.data, s->dry_breakers.len, NULL))
+        goto no_memory;
     r->sampling.n_bias = (uint32_t)s->n_bias;
     for (size_t i = 0; i < s->n_bias; i++)
         r->sampling.bias[i] = (struct td_logit_bias){s->bias[i]->id, s->bias[i]->bias};

@@ -21,6 +21,7 @@ static void read_submit(const Tensord__Worker__V1__Submit *m)
         return;
     FUZZ_CHECK(r.n_stops <= TD_REQUEST_MAX_STOPS && r.n_stop_ids <= TD_REQUEST_MAX_STOP_IDS);
     FUZZ_CHECK(r.sampling.n_bias <= TD_SAMPLER_MAX_BIAS && r.n_prompt > 0);
+    FUZZ_CHECK(r.sampling.n_dry_breaker_bytes <= TD_SAMPLING_MAX_BREAKER_BYTES);
     FUZZ_CHECK(td_request_copy(&r, &copy) == TD_OK);
     fuzz_check_err(td_request_validate(&copy, 1000, 512, &err), &err);
     td_request_deinit(&copy);

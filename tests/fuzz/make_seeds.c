@@ -367,6 +367,9 @@ static void wire(void)
     r.stops[0] = stop;
     r.stop_bytes[0] = 2;
     r.n_stops = 1;
+    r.sampling.dry_multiplier = 1;
+    r.sampling.dry_breakers = (const uint8_t *)"\x02\x80";
+    r.sampling.n_dry_breaker_bytes = 2;
     r.sampling.n_bias = 1;
     tensord__worker__v1__coordinator_message__init(&down);
     down.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_SUBMIT;

@@ -58,6 +58,7 @@ static inline struct td_coord *fake_coord_open(uv_loop_t *loop)
     assert_int_equal(td_tokenizer_open_json(td_bytes_str(&json), TD_STR(""), &c->served.tok, NULL),
                      TD_OK);
     td_bytes_deinit(&json);
+    assert_int_equal(td_breakers_open(c->served.tok, &c->served.breakers, NULL), TD_OK);
     assert_int_equal(td_metrics_open(&c->metrics, NULL), TD_OK);
     c->loop = loop;
     c->served.names[0] = name;
@@ -79,6 +80,7 @@ static inline void fake_coord_close(struct td_coord *c)
     }
     assert_int_equal(c->n_encodes, 0);
     assert_int_equal(c->served.refs, 1); /* every call gave the model back */
+    td_breakers_close(c->served.breakers);
     td_tokenizer_close(c->served.tok);
     td_metrics_close(c->metrics);
     free(c);

@@ -288,6 +288,16 @@ static void test_inference_service_refuses_what_is_wrong_by_name(void **state)
     sampling.has_n_logprobs_case = TENSORD__V1__SAMPLING__HAS_N_LOGPROBS_N_LOGPROBS;
     sampling.n_logprobs = 21;
     check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "n_logprobs is 21");
+    Tensord__V1__DryBreakers breakers = TENSORD__V1__DRY_BREAKERS__INIT;
+    sampling = (Tensord__V1__Sampling)TENSORD__V1__SAMPLING__INIT;
+    sampling.has_dry_multiplier_case = TENSORD__V1__SAMPLING__HAS_DRY_MULTIPLIER_DRY_MULTIPLIER;
+    sampling.dry_multiplier = 1;
+    sampling.dry_sequence_breakers = &breakers;
+    breakers.n_texts = 17;
+    breakers.texts = stops;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "dry_sequence_breakers has 17 texts");
+    breakers.n_texts = 1; /* stops[0] has none */
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "dry_sequence_breakers[0] has 0 bytes");
     Tensord__V1__ChatPrompt chat = TENSORD__V1__CHAT_PROMPT__INIT;
     m = text_request();
     m.prompt_case = TENSORD__V1__GENERATE_REQUEST__PROMPT_CHAT;

@@ -155,6 +155,50 @@ static void test_openai_request_reads_every_field(void **state)
     td_request_deinit(&r);
 }
 
+static void test_openai_request_reads_every_parameter_of_the_sampler(void **state)
+{
+    (void)state;
+    struct td_openai_request req;
+    chat_ok("\"typical_p\":0.75,\"top_n_sigma\":1.5,\"xtc_probability\":0.25,"
+            "\"xtc_threshold\":0.125,\"dynatemp_range\":0.5,\"dynatemp_exponent\":2,"
+            "\"repeat_last_n\":64,\"repeat_penalty\":1.5,\"dry_multiplier\":0.8,\"dry_base\":1.5,"
+            "\"dry_allowed_length\":3,\"dry_penalty_last_n\":0,"
+            "\"dry_sequence_breakers\":[\"\\n\",\"\\u0000ab\"]",
+            &req);
+    const struct td_sampling *s = &req.sampling;
+    assert_true(s->typical_p == 0.75f && s->top_n_sigma == 1.5f);
+    assert_true(s->xtc_probability == 0.25f && s->xtc_threshold == 0.125f);
+    assert_true(s->dynatemp_range == 0.5f && s->dynatemp_exponent == 2);
+    assert_true(s->repeat_last_n == 64 && s->repetition_penalty == 1.5f);
+    assert_true(s->dry_multiplier == 0.8f && s->dry_base == 1.5f);
+    assert_true(s->dry_allowed_length == 3 && s->dry_penalty_last_n == 0);
+    assert_true(req.has_dry_breakers);
+    assert_int_equal(req.n_dry_breakers, 2);
+    assert_str(req.dry_breakers[0], "\n");
+    assert_int_equal(req.dry_breakers[1].len, 3);
+    assert_memory_equal(req.dry_breakers[1].ptr, "\0ab", 3);
+    td_openai_request_deinit(&req);
+    chat_ok("\"mirostat\":2,\"mirostat_tau\":4.5,\"mirostat_eta\":0.25,\"top_k\":40,"
+            "\"dry_sequence_breakers\":[],\"repetition_penalty\":1.25,\"repeat_penalty\":1.5",
+            &req);
+    assert_true(s->mirostat == 2 && s->mirostat_tau == 4.5f && s->mirostat_eta == 0.25f);
+    assert_true(s->repetition_penalty == 1.25f); /* the name that vLLM has, too, wins */
+    assert_true(req.has_dry_breakers && req.n_dry_breakers == 0);
+    td_openai_request_deinit(&req);
+    chat_ok("\"dry_sequence_breakers\":null", &req);
+    assert_false(req.has_dry_breakers);
+    td_openai_request_deinit(&req);
+}
+
+static void test_openai_request_refuses_parameters_that_contradict(void **state)
+{
+    (void)state;
+    chat_refused("\"mirostat\":2,\"typical_p\":0.5", "typical_p", "invalid_value");
+    chat_refused("\"mirostat\":1,\"xtc_probability\":1", "xtc_probability", "invalid_value");
+    chat_refused("\"mirostat\":2,\"temperature\":0", "temperature", "invalid_value");
+    chat_refused("\"dynatemp_range\":1,\"temperature\":0", "temperature", "invalid_value");
+}
+
 static void test_openai_request_takes_null_as_absent(void **state)
 {
     (void)state;
@@ -230,6 +274,22 @@ static void test_openai_request_names_the_field_of_a_wrong_type(void **state)
                                   "repetition_penalty",
                                   "presence_penalty",
                                   "frequency_penalty",
+                                  "typical_p",
+                                  "top_n_sigma",
+                                  "xtc_probability",
+                                  "xtc_threshold",
+                                  "dynatemp_range",
+                                  "dynatemp_exponent",
+                                  "repeat_last_n",
+                                  "repeat_penalty",
+                                  "dry_multiplier",
+                                  "dry_base",
+                                  "dry_allowed_length",
+                                  "dry_penalty_last_n",
+                                  "dry_sequence_breakers",
+                                  "mirostat",
+                                  "mirostat_tau",
+                                  "mirostat_eta",
                                   "seed",
                                   "max_tokens",
                                   "max_completion_tokens",
@@ -294,6 +354,24 @@ static void test_openai_request_names_the_field_out_of_range(void **state)
                  {"n", "0"},
                  {"n", "129"},
                  {"stop", "\"\""},
+                 {"typical_p", "0"},
+                 {"typical_p", "1.1"},
+                 {"top_n_sigma", "-1.5"},
+                 {"xtc_probability", "1.5"},
+                 {"xtc_threshold", "-0.5"},
+                 {"dynatemp_range", "-1"},
+                 {"dynatemp_exponent", "101"},
+                 {"repeat_last_n", "-2"},
+                 {"repeat_last_n", "1048577"},
+                 {"repeat_penalty", "0"},
+                 {"dry_multiplier", "-1"},
+                 {"dry_base", "0.9"},
+                 {"dry_allowed_length", "0"},
+                 {"dry_penalty_last_n", "-2"},
+                 {"mirostat", "3"},
+                 {"mirostat", "-1"},
+                 {"mirostat_tau", "0"},
+                 {"mirostat_eta", "0"},
                  {"logit_bias", "{\"x\":1}"},
                  {"logit_bias", "{\"-1\":1}"},
                  {"logit_bias", "{\"1\":101}"},
@@ -307,6 +385,11 @@ static void test_openai_request_names_the_field_out_of_range(void **state)
         chat_refused(fields, cases[i].field, NULL);
     }
     chat_refused("\"stop\":[\"a\",\"\"]", "stop[1]", "invalid_value");
+    chat_refused("\"dry_sequence_breakers\":[\"a\",\"\"]", "dry_sequence_breakers[1]",
+                 "invalid_value");
+    chat_refused("\"dry_sequence_breakers\":[1]", "dry_sequence_breakers[0]", "invalid_type");
+    chat_refused("\"dry_sequence_breakers\":[[],[],[],[],[],[],[],[],[],[],[],[],[],[],[],[],[]]",
+                 "dry_sequence_breakers", "array_above_max_length");
     chat_refused("\"stop\":[\"a\",1]", "stop[1]", "invalid_type");
     chat_refused("\"top_logprobs\":21,\"logprobs\":true", "top_logprobs", "invalid_value");
     chat_refused("\"top_logprobs\":2", "top_logprobs", "invalid_value");
@@ -427,6 +510,8 @@ int main(void)
         cmocka_unit_test(test_openai_request_has_the_official_defaults),
         cmocka_unit_test(test_openai_request_takes_the_models_own_defaults),
         cmocka_unit_test(test_openai_request_reads_every_field),
+        cmocka_unit_test(test_openai_request_reads_every_parameter_of_the_sampler),
+        cmocka_unit_test(test_openai_request_refuses_parameters_that_contradict),
         cmocka_unit_test(test_openai_request_takes_null_as_absent),
         cmocka_unit_test(test_openai_request_joins_text_parts),
         cmocka_unit_test(test_openai_request_names_what_is_wrong_with_messages),

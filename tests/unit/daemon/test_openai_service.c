@@ -148,6 +148,40 @@ static size_t count(const char *text, const char *needle)
     return n;
 }
 
+/* The fake coordinator takes the model that ships, whose tokenizer has a token for the newline. */
+static void test_openai_service_sends_the_breakers_of_dry_as_tokens(void **state)
+{
+    static const char *const bodies[] = {
+        "{\"prompt\":[1]}",
+        "{\"prompt\":[1],\"dry_multiplier\":1}",
+        "{\"prompt\":[1],\"dry_multiplier\":1,\"dry_sequence_breakers\":[]}",
+        "{\"prompt\":[1],\"dry_multiplier\":1,\"dry_sequence_breakers\":[\"\\n\"]}",
+    };
+    uint32_t n_marked[4] = {0};
+    int fds[4];
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        fds[i] = ask("/v1/completions", bodies[i]);
+        assert_true(wait_for(&n_jobs, i + 1));
+        const struct td_sampling *s = &coord->jobs[i]->request.sampling;
+        assert_int_equal(s->n_dry_breaker_bytes,
+                         i == 0 ? 0 : td_breakers_set_bytes(coord->served.breakers));
+        for (uint32_t id = 0; id < 8 * s->n_dry_breaker_bytes; id++) {
+            if (s->dry_breakers[id / 8] >> id % 8 & 1) {
+                const struct td_str piece = td_tokenizer_piece(coord->served.tok, id);
+                assert_true(i != 3 || memchr(piece.ptr, '\n', piece.len) != NULL);
+                n_marked[i]++;
+            }
+        }
+    }
+    assert_true(n_marked[1] > n_marked[3] && n_marked[3] > 0);
+    assert_int_equal(n_marked[2], 0);
+    api_server_call(server, end_all);
+    for (int i = 0; i < 4; i++) {
+        finish(fds[i]);
+    }
+}
+
 static void test_openai_service_answers_several_prompts_as_choices_in_order(void **state)
 {
     (void)state;
@@ -321,6 +355,7 @@ static void test_openai_service_probes_are_open_and_models_are_not(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(test_openai_service_sends_the_breakers_of_dry_as_tokens),
         TEST(test_openai_service_answers_several_prompts_as_choices_in_order),
         TEST(test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks),
         TEST(test_openai_service_tells_a_loss_in_mid_stream_and_ends),

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 32 };
+enum { MAX_ARGS = 64 };
 
 /* Splits `line` at blanks into writable arguments and parses them. */
 static enum td_status parse_env(struct td_options *o, unsigned command, const char *line,
@@ -73,13 +73,17 @@ static void test_options_read_every_type(void **state)
     struct td_err err;
 
     (void)state;
-    assert_int_equal(parse(&o, TD_FOR_GENERATE,
-                           "-m=m -tp 2 -pp=3 -n 6 --shares 3:1:1 --kv-cache-memory-bytes 1.5GiB "
-                           "--memory-bytes 4096 --kv-cache-dtype BF16 --prompt-ids [1,2,3,300] "
-                           "--temperature 0.7 --top_p 0.9 --presence-penalty -1.5 --top-k -1 "
-                           "--stop a,b --stop c --seed 9223372036854775807 --ignore-eos --json",
-                           &err),
-                     TD_OK);
+    assert_int_equal(
+        parse(&o, TD_FOR_GENERATE,
+              "-m=m -tp 2 -pp=3 -n 6 --shares 3:1:1 --kv-cache-memory-bytes 1.5GiB "
+              "--memory-bytes 4096 --kv-cache-dtype BF16 --prompt-ids [1,2,3,300] "
+              "--temperature 0.7 --top_p 0.9 --presence-penalty -1.5 --top-k -1 "
+              "--repeat-last-n 64 --typical-p 0.5 --top-n-sigma -1 --xtc-probability 0.5 "
+              "--dry-multiplier 0.8 --dry-sequence-breakers , --dry_sequence_breakers : "
+              "--mirostat 2 --mirostat-tau 3 "
+              "--stop a,b --stop c --seed 9223372036854775807 --ignore-eos --json",
+              &err),
+        TD_OK);
     assert_int_equal(o.tensor_parallel_size, 2);
     assert_int_equal(o.pipeline_parallel_size, 3);
     assert_int_equal(o.ranks, 6);
@@ -93,6 +97,14 @@ static void test_options_read_every_type(void **state)
     assert_int_equal(o.prompt_ids.ids[3], 300);
     assert_true(o.temperature == 0.7 && o.top_p == 0.9 && o.presence_penalty == -1.5);
     assert_int_equal(o.top_k, -1);
+    assert_true(o.repeat_last_n == 64 && o.typical_p == 0.5 && o.top_n_sigma == -1);
+    assert_true(o.xtc_probability == 0.5 && o.xtc_threshold == 0.1);
+    assert_true(o.dynatemp_range == 0 && o.dynatemp_exponent == 1);
+    assert_true(o.dry_multiplier == 0.8 && o.dry_base == 1.75);
+    assert_true(o.dry_allowed_length == 2 && o.dry_penalty_last_n == -1);
+    assert_int_equal(o.dry_sequence_breakers.n, 2);
+    assert_string_equal(o.dry_sequence_breakers.items[0], ",");
+    assert_true(o.mirostat == 2 && o.mirostat_tau == 3 && o.mirostat_eta == 0.1);
     assert_int_equal(o.stop.n, 2); /* a stop text may hold a comma */
     assert_string_equal(o.stop.items[0], "a,b");
     assert_string_equal(o.stop.items[1], "c");
@@ -207,6 +219,9 @@ static void test_options_errors_name_flag_value_and_expectation(void **state)
         {TD_FOR_SERVE, "m -tp 0", {"-tp", "'0'", "from 1 to 256"}},
         {TD_FOR_SERVE, "m --seed 9223372036854775808", {"--seed", "9223372036854775808", "2^63"}},
         {TD_FOR_GENERATE, "m --prompt x --temperature nan", {"--temperature", "'nan'", "0 to 100"}},
+        {TD_FOR_GENERATE, "m --prompt x --mirostat 3", {"--mirostat", "'3'", "from 0 to 2"}},
+        {TD_FOR_GENERATE, "m --prompt x --dry-base 0.5", {"--dry-base", "'0.5'", "1 to 100"}},
+        {TD_FOR_CHAT, "--repeat-last-n -2", {"--repeat-last-n", "'-2'", "from -1 to 1048576"}},
         {TD_FOR_GENERATE, "m --prompt x --top-p 0", {"--top-p", "'0'", "above 0 to 1"}},
         {TD_FOR_GENERATE, "m --prompt x --top-p 1e400", {"--top-p", "'1e400'", "above 0 to 1"}},
         {TD_FOR_SERVE, "m --kv-cache-dtype fp8", {"--kv-cache-dtype", "'fp8'", "auto, f32, bf16"}},

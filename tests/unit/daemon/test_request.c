@@ -47,6 +47,7 @@ static void test_request_copy_owns_everything(void **state)
     memcpy(r.stops[1], "a\0b", 3);
     r.stop_bytes[1] = 3;
     r.sampling.seed = 99;
+    assert_int_equal(td_request_set_breakers(&r, (const uint8_t *)"\x81\x02", 2, NULL), TD_OK);
     assert_int_equal(td_request_copy(&r, &copy), TD_OK);
     memset(r.stops[0], 'x', 3);
     r.prompt[2] = 77;
@@ -58,6 +59,14 @@ static void test_request_copy_owns_everything(void **state)
     assert_memory_equal(copy.stops[0], "end", 4);
     assert_memory_equal(copy.stops[1], "a\0b", 4);
     assert_true(copy.sampling.seed == 99);
+    assert_ptr_equal(copy.sampling.dry_breakers, copy.dry_breakers);
+    assert_int_equal(copy.sampling.n_dry_breaker_bytes, 2);
+    assert_memory_equal(copy.dry_breakers, "\x81\x02", 2);
+    assert_int_equal(td_request_set_breakers(&copy, NULL, 0, NULL), TD_OK);
+    assert_null(copy.sampling.dry_breakers);
+    assert_int_equal(copy.sampling.n_dry_breaker_bytes, 0);
+    assert_int_equal(td_request_set_breakers(&copy, (const uint8_t *)"", 1 << 20, NULL),
+                     TD_TOO_LARGE);
     td_request_deinit(&copy);
 }
 

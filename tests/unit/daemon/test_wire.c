@@ -42,6 +42,22 @@ static void make_request(struct td_request *r)
     r->no_prefix_cache = true;
     r->sampling.seed = UINT64_MAX;
     r->sampling.temperature = 0.5f;
+    r->sampling.top_k = -1;
+    r->sampling.typical_p = 0.75f;
+    r->sampling.top_n_sigma = 1.5f;
+    r->sampling.xtc_probability = 0.25f;
+    r->sampling.xtc_threshold = 0.125f;
+    r->sampling.dynatemp_range = 0.375f;
+    r->sampling.dynatemp_exponent = 2.5f;
+    r->sampling.repeat_last_n = 64;
+    r->sampling.dry_multiplier = 0.8f;
+    r->sampling.dry_base = 1.5f;
+    r->sampling.dry_allowed_length = 3;
+    r->sampling.dry_penalty_last_n = -1;
+    r->sampling.mirostat = 2;
+    r->sampling.mirostat_tau = 4.5f;
+    r->sampling.mirostat_eta = 0.2f;
+    assert_int_equal(td_request_set_breakers(r, (const uint8_t *)"\0\x80", 2, NULL), TD_OK);
     r->sampling.n_bias = 1;
     r->sampling.bias[0] = (struct td_logit_bias){3, -1.5f};
 }
@@ -70,6 +86,12 @@ static void test_wire_submit_comes_back_equal(void **state)
     assert_true(back.sampling.temperature == 0.5f);
     assert_int_equal(back.sampling.bias[0].id, 3);
     assert_true(back.sampling.bias[0].bias == -1.5f);
+    assert_memory_equal(back.dry_breakers, "\0\x80", 2);
+    assert_ptr_equal(back.sampling.dry_breakers, back.dry_breakers);
+    /* All else of the struct, whose bytes were all set by td_sampling_default's memset. */
+    back.sampling.dry_breakers = r.sampling.dry_breakers;
+    assert_memory_equal(&back.sampling, &r.sampling, sizeof r.sampling);
+    back.sampling.dry_breakers = back.dry_breakers;
     td_request_deinit(&back);
     td_rpc_free(&m->base);
     td_arena_deinit(&arena);
@@ -101,6 +123,33 @@ static void test_wire_refuses_a_stop_string_that_is_empty_or_too_long(void **sta
     }
     td_arena_deinit(&arena);
     td_request_deinit(&r);
+}
+
+static void test_wire_refuses_a_set_of_breakers_over_the_limit(void **state)
+{
+    struct td_request r, back;
+    struct td_arena arena;
+    struct td_err err = {0};
+    Tensord__Worker__V1__Submit *m;
+    uint8_t *set = calloc(1, TD_SAMPLING_MAX_BREAKER_BYTES + 1);
+
+    (void)state;
+    assert_non_null(set);
+    make_request(&r);
+    td_arena_init(&arena, 0, 0);
+    r.sampling.dry_breakers = set;
+    for (uint32_t over = 0; over < 2; over++) {
+        r.sampling.n_dry_breaker_bytes = TD_SAMPLING_MAX_BREAKER_BYTES + over;
+        m = through_bytes(&td_wire_submit_make(&r, 1, &arena)->base);
+        assert_int_equal(td_wire_submit_read(m, &back, &err), over ? TD_PEER_PROTOCOL : TD_OK);
+        if (!over)
+            td_request_deinit(&back);
+        td_rpc_free(&m->base);
+    }
+    assert_non_null(strstr(err.cause, "524289 bytes of breakers"));
+    td_arena_deinit(&arena);
+    td_request_deinit(&r);
+    free(set);
 }
 
 static void test_wire_assign_comes_back_equal(void **state)
@@ -186,6 +235,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_wire_submit_comes_back_equal),
         cmocka_unit_test(test_wire_refuses_a_stop_string_that_is_empty_or_too_long),
+        cmocka_unit_test(test_wire_refuses_a_set_of_breakers_over_the_limit),
         cmocka_unit_test(test_wire_assign_comes_back_equal),
         cmocka_unit_test(test_wire_refuses_a_share_that_is_no_count),
         cmocka_unit_test(test_wire_error_event_carries_its_text),

@@ -1,5 +1,8 @@
+#include "../check.h"
+
+#include "sampler_check.h"
+
 #include "shard/detmath.h"
-#include "shard/sampler.h"
 #include "shard/vsum.h"
 
 #include <jansson.h>
@@ -13,32 +16,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static uint64_t rng_state;
-
-static uint64_t rng(void)
-{
-    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static double rng_unit(void)
-{
-    return (double)(rng() >> 11) * 0x1p-53;
-}
-
-static struct td_sampler *open_sampler(const struct td_sampling *p, uint32_t n_vocab)
-{
-    struct td_sampler *s = NULL;
-    struct td_err err = {0};
-
-    if (td_sampler_open(p, n_vocab, &s, &err))
-        fail_msg("%s", err.cause);
-    return s;
-}
 
 static uint32_t draw_one(const struct td_sampling *p, const float *logits, uint32_t n_vocab,
                          uint32_t position)
@@ -221,7 +198,7 @@ static void test_sampler_never_draws_a_banned_id(void **state)
         assert_int_not_equal(out.id, 2);
         assert_int_not_equal(out.id, 5000);
     }
-    td_sampler_probs(s, logits, banned, 3, probs);
+    td_sampler_probs(s, logits, 0, banned, 3, probs);
     assert_true(probs[2] == 0 && probs[5000] == 0 && fabs(probs[3] - 1 / 5998.0) < 1e-9);
     td_sampler_close(s);
 }
@@ -279,6 +256,11 @@ static void test_sampler_draws_the_same_from_the_largest_logits(void **state)
         p.top_k = (int32_t)(1 + rng() % 60);
         p.top_p = rng() % 2 ? 1 : (float)(0.3 + 0.6 * rng_unit());
         p.min_p = rng() % 2 ? 0 : 0.02f;
+        p.typical_p = rng() % 2 ? 1 : (float)(0.2 + 0.7 * rng_unit());
+        p.xtc_probability = rng() % 2 ? 0 : 0.7f;
+        p.xtc_threshold = 0.05f;
+        p.dynatemp_range = rng() % 2 || p.temperature == 0 ? 0 : 0.4f;
+        p.dynatemp_exponent = (float)(2 * rng_unit());
         p.seed = rng();
         for (uint32_t i = 0; i < n_banned; i++)
             banned[i] = rng() % 2 ? (uint32_t)(rng() % n_vocab) : draw_one(&p, logits, n_vocab, i);
@@ -301,34 +283,6 @@ static void test_sampler_draws_the_same_from_the_largest_logits(void **state)
     assert_true(n_broken > 20 && n_drawn - n_broken > 1500);
 }
 
-static void test_sampler_says_when_it_needs_the_whole_row(void **state)
-{
-    struct td_sampling p;
-
-    (void)state;
-    td_sampling_default(&p);
-    assert_int_equal(td_sampling_n_top(&p, 0), 0); /* no cut */
-    p.top_k = 40;
-    assert_int_equal(td_sampling_n_top(&p, 0), 40);
-    assert_int_equal(td_sampling_n_top(&p, 24), TD_TOP_MAX);
-    assert_int_equal(td_sampling_n_top(&p, 25), 0);
-    p.temperature = 0;
-    assert_int_equal(td_sampling_n_top(&p, 0), 1);
-    assert_int_equal(td_sampling_n_top(&p, 3), 4);
-    p.n_logprobs = 0;
-    assert_int_equal(td_sampling_n_top(&p, 0), 0);
-    p.n_logprobs = -1;
-    p.repetition_penalty = 1.1f;
-    assert_int_equal(td_sampling_n_top(&p, 0), 0);
-    p.repetition_penalty = 1;
-    p.n_bias = 1;
-    assert_int_equal(td_sampling_n_top(&p, 0), 0);
-    p.n_bias = 0;
-    p.temperature = 1;
-    p.top_k = INT32_MAX;
-    assert_int_equal(td_sampling_n_top(&p, UINT32_MAX), 0);
-}
-
 static int compare_desc(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -342,21 +296,47 @@ static void check_vector(json_t *v, const char *op)
     json_t *probs = json_object_get(v, "probs"), *want = json_object_get(v, "expected");
     json_t *last = json_object_get(v, "last_tokens");
     size_t n = json_array_size(probs), n_want = json_array_size(want);
-    double got[16], expected[16] = {0};
+    double got[16], expected[16] = {0}, total = 0;
+    static const char *const ops[] = {"temp",    "temp_ext", "top_k", "top_p",       "min_p",
+                                      "typical", "xtc",      "dry",   "top_n_sigma", "penalties"};
+    bool known = false;
     struct td_sampling p;
     struct td_sampler *s;
     float logits[16];
 
+    for (size_t i = 0; i < sizeof(ops) / sizeof(*ops); i++)
+        known |= strcmp(op, ops[i]) == 0;
+    if (!known)
+        fail_msg("op %s is not known", op);
     td_sampling_default(&p);
-    if (strcmp(op, "temp") == 0)
+    if (strncmp(op, "temp", 4) == 0)
         p.temperature = (float)json_number_value(json_object_get(v, "temp"));
+    if (strcmp(op, "temp_ext") == 0) {
+        p.dynatemp_range = (float)json_number_value(json_object_get(v, "delta"));
+        p.dynatemp_exponent = (float)json_number_value(json_object_get(v, "exponent"));
+    }
+    if (strcmp(op, "typical") == 0)
+        p.typical_p = (float)json_number_value(json_object_get(v, "p"));
+    if (strcmp(op, "top_n_sigma") == 0)
+        p.top_n_sigma = (float)json_number_value(json_object_get(v, "n"));
+    if (strcmp(op, "xtc") == 0) { /* the coin of position 0 and seed 0 is below 0.99 */
+        p.xtc_probability = (float)json_number_value(json_object_get(v, "p"));
+        p.xtc_threshold = (float)json_number_value(json_object_get(v, "t"));
+        assert_true(td_sampler_uniform(0, 0, 0, 1) < p.xtc_probability);
+    }
+    if (strcmp(op, "dry") == 0) {
+        p.dry_multiplier = (float)json_number_value(json_object_get(v, "multiplier"));
+        p.dry_base = (float)json_number_value(json_object_get(v, "base"));
+        p.dry_allowed_length = (int32_t)json_integer_value(json_object_get(v, "allowed_length"));
+        p.dry_penalty_last_n = (int32_t)json_integer_value(json_object_get(v, "penalty_last_n"));
+    }
     if (strcmp(op, "top_k") == 0)
         p.top_k = (int32_t)json_integer_value(json_object_get(v, "k"));
     if (strcmp(op, "top_p") == 0) /* 0 is refused here; the smallest number stands for it */
         p.top_p = fmaxf((float)json_number_value(json_object_get(v, "p")), 1e-40f);
     if (strcmp(op, "min_p") == 0) /* so is 1.05 */
         p.min_p = fminf((float)json_number_value(json_object_get(v, "p")), 1.0f);
-    if (last) {
+    if (strcmp(op, "penalties") == 0) {
         p.repetition_penalty = (float)json_number_value(json_object_get(v, "repeat_penalty"));
         /* 5 lies outside OpenAI's range; two biases of half of it do not exist, so scale through the count. */
         p.frequency_penalty = (float)json_number_value(json_object_get(v, "alpha_frequency")) / 5;
@@ -373,10 +353,15 @@ static void check_vector(json_t *v, const char *op)
     s = open_sampler(&p, (uint32_t)n);
     for (size_t i = 0; last && i < json_array_size(last); i++)
         td_sampler_accept(s, (uint32_t)json_integer_value(json_array_get(last, i)));
-    td_sampler_probs(s, logits, NULL, 0, got);
+    td_sampler_probs(s, logits, 0, NULL, 0, got);
     td_sampler_close(s);
-    for (size_t i = 0; i < n_want; i++)
+    for (size_t i = 0; i < n_want; i++) {
         expected[i] = json_number_value(json_array_get(want, i));
+        total += expected[i];
+    }
+    /* The vectors of these two give the probabilities of those that are left from before the cut. */
+    for (size_t i = 0; i < n_want && (op[0] == 'x' || op[1] == 'y'); i++)
+        expected[i] /= total;
     qsort(got, n, sizeof(*got), compare_desc);
     qsort(expected, n_want, sizeof(*expected), compare_desc);
     for (size_t i = 0; i < n; i++)
@@ -386,117 +371,25 @@ static void check_vector(json_t *v, const char *op)
 
 static void test_sampler_agrees_with_llamacpp_vectors(void **state)
 {
-    static const char *const ours[] = {"temp", "top_k", "top_p", "min_p", "penalties"};
     FILE *f = fopen(TD_SHARED "/data/numerics/llamacpp-sampling.jsonl", "r");
     char line[4096];
     int n = 0;
 
     (void)state;
-    if (!f) {
-        print_message("SKIP: no %s\n", TD_SHARED "/data/numerics/llamacpp-sampling.jsonl");
-        skip();
-    }
+    if (!f)
+        TD_SKIP("shared: no data/numerics/llamacpp-sampling.jsonl");
     while (fgets(line, sizeof(line), f)) {
         json_t *v = json_loads(line, 0, NULL);
         const char *op = json_string_value(json_object_get(v, "op"));
 
         assert_non_null(op);
-        for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++)
-            if (strcmp(op, ours[i]) == 0) {
-                check_vector(v, op);
-                n++;
-            }
+        check_vector(v, op);
+        n++;
         json_decref(v);
     }
     fclose(f);
     print_message("%d vectors\n", n);
-    assert_int_equal(n, 19);
-}
-
-struct ranked {
-    double weight;
-    uint32_t id;
-};
-
-static int compare_ranked(const void *a, const void *b)
-{
-    const struct ranked *x = a, *y = b;
-
-    if (x->weight != y->weight)
-        return x->weight < y->weight ? 1 : -1;
-    return x->id < y->id ? -1 : 1;
-}
-
-/* Stages 5 to 8 the plain way, with a full sort and libm. Returns the smallest distance of a cut from its limit. */
-static void reference_probs(const struct td_sampling *p, const float *logits, uint32_t n,
-                            struct ranked *r, double *probs)
-{
-    double max = -INFINITY, total = 0, run = 0;
-    uint32_t keep = n;
-
-    for (uint32_t i = 0; i < n; i++)
-        max = fmax(max, (double)logits[i]);
-    for (uint32_t i = 0; i < n; i++)
-        r[i] = (struct ranked){exp(((double)logits[i] - max) / (double)p->temperature), i};
-    qsort(r, n, sizeof(*r), compare_ranked);
-    if (p->top_k > 0 && (uint32_t)p->top_k < n)
-        keep = (uint32_t)p->top_k;
-    for (uint32_t i = 0; i < keep; i++)
-        total += r[i].weight;
-    for (uint32_t i = 0; p->top_p < 1 && i < keep; i++) {
-        run += r[i].weight;
-        if (run >= (double)p->top_p * total) {
-            keep = i + 1;
-            break;
-        }
-    }
-    while (keep > 1 && r[keep - 1].weight < (double)p->min_p)
-        keep--;
-    total = 0;
-    for (uint32_t i = 0; i < keep; i++)
-        total += r[i].weight;
-    memset(probs, 0, n * sizeof(*probs));
-    for (uint32_t i = 0; i < keep; i++)
-        probs[r[i].id] = r[i].weight / total;
-}
-
-static void test_sampler_cuts_agree_with_a_full_sort(void **state)
-{
-    enum { N = 9001 };
-    float *logits = malloc(N * sizeof(*logits));
-    struct ranked *r = malloc(N * sizeof(*r));
-    double *got = malloc(N * sizeof(*got)), *want = malloc(N * sizeof(*want));
-
-    (void)state;
-    assert_true(logits && r && got && want);
-    rng_state = 13;
-    for (int round = 0; round < 60; round++) {
-        static const int32_t ks[] = {-1, 0, 2, 40, 1000, N, 2 * N};
-        struct td_sampling p;
-        struct td_sampler *s;
-        uint32_t n = round % 3 ? N : 1 + (uint32_t)(rng() % 300);
-
-        td_sampling_default(&p);
-        p.temperature = (float)(0.2 + rng_unit() * 2);
-        p.top_k = ks[rng() % 7];
-        p.top_p = rng() % 2 ? 1.0f : (float)(0.01 + 0.98 * rng_unit());
-        p.min_p = rng() % 2 ? 0.0f : (float)(0.3 * rng_unit());
-        for (uint32_t i = 0; i < n; i++) /* many exact ties */
-            logits[i] = (float)(rng() % (round % 2 ? 50 : 100000000)) / (round % 2 ? 5 : 1e7f);
-        s = open_sampler(&p, n);
-        td_sampler_probs(s, logits, NULL, 0, got);
-        reference_probs(&p, logits, n, r, want);
-        for (uint32_t i = 0; i < n; i++)
-            if (fabs(got[i] - want[i]) > 1e-9)
-                fail_msg("round %d (n %u T %g k %d p %g min_p %g): id %u has %g, expected %g",
-                         round, n, (double)p.temperature, p.top_k, (double)p.top_p, (double)p.min_p,
-                         i, got[i], want[i]);
-        td_sampler_close(s);
-    }
-    free(logits);
-    free(r);
-    free(got);
-    free(want);
+    assert_int_equal(n, 31);
 }
 
 static void test_sampler_draws_follow_the_distribution(void **state)
@@ -518,7 +411,7 @@ static void test_sampler_draws_follow_the_distribution(void **state)
     p.temperature = 0.8f;
     p.top_p = 0.9f;
     s = open_sampler(&p, N);
-    td_sampler_probs(s, logits, NULL, 0, probs);
+    td_sampler_probs(s, logits, 0, NULL, 0, probs);
     for (int i = 0; i < N; i++)
         cell_p[i % CELLS] += probs[i];
     for (uint32_t d = 0; d < DRAWS; d++) {
@@ -589,7 +482,7 @@ static void test_sampler_penalties_know_prompt_from_output(void **state)
     td_sampler_accept_prompt(s, prompt, 2);
     td_sampler_accept(s, 2);
     td_sampler_accept(s, 2);
-    td_sampler_probs(s, logits, NULL, 0, probs);
+    td_sampler_probs(s, logits, 0, NULL, 0, probs);
     /* 0: 1 - 1; 1: 1/2, the prompt does not count for presence; 2: -1 * 2 - 2 * 0.25 - 0.5; 3: -1 + 1.5. */
     e0 = exp(0);
     total = e0 + exp(0.5) + exp(-3) + exp(0.5);
@@ -597,6 +490,88 @@ static void test_sampler_penalties_know_prompt_from_output(void **state)
     assert_true(fabs(probs[1] - exp(0.5) / total) < 1e-7);
     assert_true(fabs(probs[2] - exp(-3) / total) < 1e-7);
     assert_true(fabs(probs[3] - exp(0.5) / total) < 1e-7);
+    td_sampler_close(s);
+}
+
+/* One request, drawn once in one go; then with a break after every token, as a replay after a failure does it. */
+static void test_sampler_goes_on_alike_when_ids_and_state_are_replayed(void **state)
+{
+    enum { N = 5000, N_PROMPT = 40, N_OUT = 60 };
+    static float logits[N_OUT][N];
+    uint32_t prompt[N_PROMPT], out_ids[N_OUT];
+    uint8_t breakers[2] = {0x20, 0x80};
+    uint32_t n_mu = 0;
+
+    (void)state;
+    rng_state = 41;
+    for (int i = 0; i < N_PROMPT; i++)
+        prompt[i] = (uint32_t)(rng() % 12);
+    for (int t = 0; t < N_OUT; t++)
+        for (int i = 0; i < N; i++)
+            logits[t][i] = (float)(rng_unit() * 6 + (i < 12 ? 4 : 0));
+    for (int round = 0; round < 8; round++) {
+        struct td_sampling p;
+        struct td_sampled out;
+        struct td_sampler *s;
+        struct td_sampler_state mu[N_OUT];
+
+        td_sampling_default(&p);
+        p.seed = (uint64_t)round;
+        p.mirostat = round % 3;
+        p.mirostat_tau = 3;
+        p.xtc_probability = p.mirostat ? 0 : 0.5f;
+        p.dry_multiplier = 0.8f;
+        p.dry_breakers = breakers;
+        p.n_dry_breaker_bytes = 2;
+        p.dry_penalty_last_n = round % 2 ? -1 : 30;
+        p.repetition_penalty = 1.2f;
+        p.frequency_penalty = 0.1f;
+        p.repeat_last_n = round % 2 ? 25 : -1;
+        s = open_sampler(&p, N);
+        td_sampler_accept_prompt(s, prompt, N_PROMPT);
+        for (uint32_t t = 0; t < N_OUT; t++) {
+            td_sampler_draw(s, logits[t], N_PROMPT + t, NULL, 0, &out);
+            td_sampler_draw(s, logits[t], N_PROMPT + t, NULL, 0, &out); /* changes nothing */
+            td_sampler_accept(s, out_ids[t] = out.id);
+            mu[t] = td_sampler_state(s);
+            n_mu += mu[t].mu != 6;
+        }
+        td_sampler_close(s);
+        for (uint32_t done = 1; done < N_OUT; done += 7) {
+            s = open_sampler(&p, N);
+            td_sampler_accept_prompt(s, prompt, N_PROMPT / 2);
+            td_sampler_accept_prompt(s, prompt + N_PROMPT / 2, N_PROMPT / 2);
+            for (uint32_t t = 0; t < done; t++)
+                td_sampler_accept(s, out_ids[t]);
+            assert_true(td_sampler_state(s).mu == 6); /* ids alone do not bring it back */
+            assert_int_equal(td_sampler_set_state(s, mu[done - 1], NULL), TD_OK);
+            for (uint32_t t = done; t < N_OUT; t++) {
+                td_sampler_draw(s, logits[t], N_PROMPT + t, NULL, 0, &out);
+                if (out.id != out_ids[t])
+                    fail_msg("round %d, %u replayed: token %u is %u, expected %u", round, done, t,
+                             out.id, out_ids[t]);
+                td_sampler_accept(s, out.id);
+                assert_true(td_sampler_state(s).mu == mu[t].mu);
+            }
+            td_sampler_close(s);
+        }
+    }
+    assert_true(n_mu > 4 * N_OUT); /* five of the eight rounds have mirostat, and theirs moves */
+}
+
+static void test_sampler_state_must_be_a_number(void **state)
+{
+    struct td_sampling p;
+    struct td_sampler *s;
+    struct td_err err = {0};
+
+    (void)state;
+    td_sampling_default(&p);
+    p.mirostat = 2;
+    s = open_sampler(&p, 10);
+    assert_int_equal(td_sampler_set_state(s, (struct td_sampler_state){NAN}, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "nan"));
+    assert_true(td_sampler_state(s).mu == 10);
     td_sampler_close(s);
 }
 
@@ -651,44 +626,6 @@ static void test_sampler_logprobs_are_the_models_own(void **state)
     td_sampler_close(s);
 }
 
-static void test_sampling_validate_names_the_parameter(void **state)
-{
-    struct td_sampling p;
-    struct td_err err;
-
-    (void)state;
-#define REFUSES(field, value, text)                                                                \
-    do {                                                                                           \
-        td_sampling_default(&p);                                                                   \
-        assert_int_equal(td_sampling_validate(&p, 10, &err), TD_OK);                               \
-        p.field = (value);                                                                         \
-        assert_int_equal(td_sampling_validate(&p, 10, &err), TD_INVALID);                          \
-        assert_non_null(strstr(err.cause, text));                                                  \
-    } while (0)
-    REFUSES(temperature, -0.5f, "temperature is -0.5");
-    REFUSES(temperature, NAN, "temperature");
-    REFUSES(temperature, INFINITY, "temperature");
-    REFUSES(top_k, -2, "top_k is -2");
-    REFUSES(top_p, 0, "top_p is 0");
-    REFUSES(top_p, 1.5f, "top_p is 1.5");
-    REFUSES(min_p, -0.1f, "min_p");
-    REFUSES(repetition_penalty, 0, "repetition_penalty");
-    REFUSES(presence_penalty, 2.5f, "presence_penalty is 2.5");
-    REFUSES(frequency_penalty, NAN, "frequency_penalty");
-    REFUSES(n_logprobs, 21, "logprobs is 21");
-    REFUSES(n_bias, 301, "logit_bias");
-#undef REFUSES
-    td_sampling_default(&p);
-    p.n_bias = 1;
-    p.bias[0] = (struct td_logit_bias){10, 1};
-    assert_int_equal(td_sampling_validate(&p, 10, &err), TD_INVALID);
-    assert_non_null(strstr(err.cause, "token 10"));
-    assert_int_equal(td_sampling_validate(&p, 0, &err), TD_OK);
-    p.bias[0] = (struct td_logit_bias){9, 101};
-    assert_int_equal(td_sampling_validate(&p, 10, &err), TD_INVALID);
-    assert_non_null(strstr(err.cause, "101"));
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -699,14 +636,13 @@ int main(void)
         cmocka_unit_test(test_sampler_survives_nan_and_infinities),
         cmocka_unit_test(test_sampler_never_draws_a_banned_id),
         cmocka_unit_test(test_sampler_draws_the_same_from_the_largest_logits),
-        cmocka_unit_test(test_sampler_says_when_it_needs_the_whole_row),
         cmocka_unit_test(test_sampler_agrees_with_llamacpp_vectors),
-        cmocka_unit_test(test_sampler_cuts_agree_with_a_full_sort),
         cmocka_unit_test(test_sampler_draws_follow_the_distribution),
         cmocka_unit_test(test_sampler_draw_depends_on_seed_choice_and_position_only),
         cmocka_unit_test(test_sampler_penalties_know_prompt_from_output),
+        cmocka_unit_test(test_sampler_goes_on_alike_when_ids_and_state_are_replayed),
+        cmocka_unit_test(test_sampler_state_must_be_a_number),
         cmocka_unit_test(test_sampler_logprobs_are_the_models_own),
-        cmocka_unit_test(test_sampling_validate_names_the_parameter),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,126 @@
+#include "shard/logitrow.h"
+
+#include "shard/dry.h"
+#include "shard/penalty.h"
+
+#include <math.h>
+
+static uint32_t leaf_from(const struct td_logitrow *r, uint32_t leaf)
+{
+    if (r->logits)
+        return leaf;
+    for (uint32_t i = 0; i < r->n_top; i++)
+        if (r->top[i].id / TD_VSUM_LEAF >= leaf)
+            return r->top[i].id / TD_VSUM_LEAF;
+    return r->n_leaves;
+}
+
+uint32_t td_logitrow_first(const struct td_logitrow *r)
+{
+    return leaf_from(r, 0);
+}
+
+uint32_t td_logitrow_next(const struct td_logitrow *r, uint32_t leaf)
+{
+    return leaf_from(r, leaf + 1);
+}
+
+static void apply_bias(const struct td_sampling *p, uint32_t base, uint32_t n, float *z)
+{
+    uint32_t low = 0, high = p->n_bias;
+
+    while (low < high) {
+        uint32_t mid = (low + high) / 2;
+
+        if (p->bias[mid].id < base)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    for (; low < p->n_bias && p->bias[low].id - base < n; low++)
+        z[p->bias[low].id - base] += p->bias[low].bias;
+}
+
+static void load_top(const struct td_logitrow *r, uint32_t leaf, struct td_logitrow_leaf *l)
+{
+    uint32_t first = 0;
+
+    while (r->top[first].id / TD_VSUM_LEAF != leaf)
+        first++;
+    l->top = r->top + first;
+    for (l->n = 0; first + l->n < r->n_top && l->top[l->n].id / TD_VSUM_LEAF == leaf; l->n++) {
+        l->z[l->n] = l->top[l->n].value;
+        for (uint32_t i = 0; i < r->n_banned; i++)
+            if (r->banned[i] == l->top[l->n].id)
+                l->z[l->n] = -INFINITY;
+    }
+}
+
+void td_logitrow_load(const struct td_logitrow *r, uint32_t leaf, struct td_logitrow_leaf *l)
+{
+    uint32_t base = leaf * TD_VSUM_LEAF;
+    uint32_t n = r->n_vocab - base < TD_VSUM_LEAF ? r->n_vocab - base : TD_VSUM_LEAF;
+
+    if (!r->logits) {
+        load_top(r, leaf, l);
+        return;
+    }
+    l->n = n;
+    l->first_id = base;
+    l->top = NULL;
+    for (uint32_t i = 0; i < n; i++) {
+        float v = r->logits[base + i];
+
+        l->z[i] = v == v ? v : -INFINITY;
+    }
+    apply_bias(r->params, base, n, l->z);
+    if (r->penalty)
+        td_penalty_apply(r->penalty, base, n, l->z);
+    if (r->dry)
+        td_dry_apply(r->dry, base, n, l->z);
+    for (uint32_t i = 0; i < r->n_banned; i++)
+        if (r->banned[i] - base < n)
+            l->z[r->banned[i] - base] = -INFINITY;
+}
+
+bool td_logitrow_max(const struct td_logitrow *r, float *max, uint32_t *id)
+{
+    float best = -INFINITY;
+    uint32_t at = 0;
+
+    if (r->logits && r->params->n_bias == 0 && !r->penalty && !r->dry && r->n_banned == 0) {
+        for (uint32_t i = 0; i < r->n_vocab; i++)
+            if (r->logits[i] > best) {
+                best = r->logits[i];
+                at = i;
+            }
+    } else {
+        for (uint32_t leaf = td_logitrow_first(r); leaf < r->n_leaves;
+             leaf = td_logitrow_next(r, leaf)) {
+            struct td_logitrow_leaf l;
+
+            td_logitrow_load(r, leaf, &l);
+            for (uint32_t i = 0; i < l.n; i++)
+                if (l.z[i] > best) {
+                    best = l.z[i];
+                    at = td_logitrow_id(&l, i);
+                }
+        }
+    }
+    *max = best;
+    *id = at;
+    return best > -INFINITY;
+}
+
+uint32_t td_logitrow_lowest_allowed(const struct td_logitrow *r)
+{
+    for (uint32_t id = 0; id < r->n_vocab; id++) {
+        bool banned = false;
+
+        for (uint32_t i = 0; i < r->n_banned; i++)
+            banned |= r->banned[i] == id;
+        if (!banned)
+            return id;
+    }
+    return 0;
+}

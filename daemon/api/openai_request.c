@@ -308,6 +308,42 @@ static bool parse_logprobs(struct td_openai_parser *p)
     return true;
 }
 
+/* After the stream and the log probabilities: choosing needs the whole answers and what they are worth. */
+static bool parse_choices(struct td_openai_parser *p)
+{
+    struct td_openai_request *req = p->req;
+    int64_t n = 1, best_of;
+    bool present;
+    if (!td_openai_parse_int(p, "n", 1, TD_OPENAI_MAX_CHOICES, &present, &n)) {
+        return false;
+    }
+    req->n = present ? (uint32_t)n : 1;
+    req->best_of = req->n;
+    if (req->kind == TD_OPENAI_CHAT) {
+        return true;
+    }
+    if (!td_openai_parse_int(p, "best_of", 1, TD_OPENAI_MAX_CHOICES, &present, &best_of)) {
+        return false;
+    }
+    if (!present) {
+        return true;
+    }
+    if (best_of < req->n) {
+        return td_openai_parse_fail(p, "best_of", "invalid_value",
+                                    "Invalid value for 'best_of': %d is less than 'n' (%u).",
+                                    (int)best_of, req->n);
+    }
+    if (best_of > req->n && req->stream) {
+        return td_openai_parse_fail(p, "best_of", "invalid_value",
+                                    "'best_of' above 'n' is not allowed with 'stream': true.");
+    }
+    req->best_of = (uint32_t)best_of;
+    if (req->best_of > req->n && !req->want_logprobs) {
+        req->sampling.n_logprobs = 0;
+    }
+    return true;
+}
+
 static bool parse_stream(struct td_openai_parser *p)
 {
     const json_t *options = td_openai_parse_field(p, "stream_options");
@@ -348,7 +384,6 @@ static const struct {
     {"web_search_options", NULL},
     {"suffix", NULL},
     {"echo", "false"},
-    {"best_of", "1"},
     {"use_beam_search", "false"},
     {"guided_json", NULL},
     {"guided_regex", NULL},
@@ -394,14 +429,6 @@ static bool refuse_unbuilt(struct td_openai_parser *p)
         if (value != NULL && !is_neutral(value, refused[i].neutral)) {
             return td_openai_parse_unsupported(p, refused[i].name, "was given");
         }
-    }
-    int64_t n = 1;
-    bool present;
-    if (!td_openai_parse_int(p, "n", 1, 128, &present, &n)) {
-        return false;
-    }
-    if (n > 1) {
-        return td_openai_parse_unsupported(p, "n", "is above 1");
     }
     const char *choices[] = {"tool_choice", "function_call"};
     for (size_t i = 0; i < 2; i++) {
@@ -463,7 +490,7 @@ static bool parse_body(struct td_openai_parser *p)
                                            : td_openai_prompt_prompts(p)) &&
            parse_stream(p) && parse_numbers(p) && parse_counts(p) && parse_dry_breakers(p) &&
            parse_limits(p) && parse_stop(p) && parse_stop_ids(p) && parse_logit_bias(p) &&
-           parse_logprobs(p) && check_together(p);
+           parse_logprobs(p) && parse_choices(p) && check_together(p);
 }
 
 enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str body,

@@ -209,8 +209,9 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
                                      q->n_dry_breakers, err);
     }
     if (!call->request.has_seed) {
-        random_words(&r.sampling.seed, 1);
+        r.sampling.seed = call->seed;
     }
+    r.sampling.choice = part->choice;
     if (status == TD_OK) {
         status = td_coord_submit(call->endpoint->coord, call->served, &r, false, on_event, part,
                                  &part->job, err);
@@ -221,14 +222,29 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     return status;
 }
 
+/* The next candidate of a prompt gets a copy of the ids, before this one gives them away. */
+static enum td_status share_prompt(struct td_openai_part *part, struct td_err *err)
+{
+    if (part->choice + 1 < part->call->request.best_of &&
+        td_ids_append_n(&part[1].ids, part->ids.data, part->ids.len) != TD_OK) {
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %zu ids", part->ids.len);
+    }
+    return TD_OK;
+}
+
 static void submit_all(struct td_openai_call *call)
 {
     struct td_err err = {0};
     for (size_t i = 0; i < call->n_parts; i++) {
-        call->parts[i].times.start_ns = call->start_ns;
-        if (submit(&call->parts[i], &err) != TD_OK) {
-            if (call->n_parts > 1) {
-                td_err_context(&err, "prompt %zu of %zu", i + 1, call->n_parts);
+        struct td_openai_part *part = &call->parts[i];
+        part->times.start_ns = call->start_ns;
+        if (part->choice == 0) {
+            random_words(&call->seed, 1);
+        }
+        if (share_prompt(part, &err) != TD_OK || submit(part, &err) != TD_OK) {
+            if (call->n_prompts > 1) {
+                td_err_context(&err, "prompt %zu of %zu", i / call->request.best_of + 1,
+                               call->n_prompts);
             }
             fail_with(call, &err);
             return;
@@ -245,6 +261,12 @@ static void submit_all(struct td_openai_call *call)
 
 static void encode_rest(struct td_openai_call *call);
 
+/* The first candidate of a prompt. */
+static struct td_openai_part *first_of(struct td_openai_call *call, size_t prompt)
+{
+    return &call->parts[prompt * call->request.best_of];
+}
+
 static void on_encoded(enum td_status status, struct td_ids *ids, const struct td_err *err,
                        void *user)
 {
@@ -252,7 +274,7 @@ static void on_encoded(enum td_status status, struct td_ids *ids, const struct t
     call->pending = false;
     if (call->http != NULL) {
         if (status == TD_OK) {
-            call->parts[call->n_encoded++].ids = *ids;
+            first_of(call, call->n_encoded++)->ids = *ids;
             *ids = (struct td_ids){0};
             encode_rest(call);
         } else {
@@ -273,7 +295,7 @@ static enum td_status encode_next(struct td_openai_call *call, struct td_err *er
     } else {
         const struct td_openai_prompt *prompt = &request->prompts[call->n_encoded];
         if (prompt->is_ids) {
-            return td_ids_append_n(&call->parts[call->n_encoded++].ids, prompt->ids,
+            return td_ids_append_n(&first_of(call, call->n_encoded++)->ids, prompt->ids,
                                    prompt->n_ids) == TD_OK
                        ? TD_OK
                        : td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %u ids",
@@ -290,7 +312,7 @@ static enum td_status encode_next(struct td_openai_call *call, struct td_err *er
 static void encode_rest(struct td_openai_call *call)
 {
     struct td_err err = {0};
-    while (call->n_encoded < call->n_parts) {
+    while (call->n_encoded < call->n_prompts) {
         if (encode_next(call, &err) != TD_OK) {
             fail_with(call, &err);
             return;
@@ -326,15 +348,19 @@ static enum td_status copy_messages(struct td_openai_call *call, struct td_err *
 
 static enum td_status make_parts(struct td_openai_call *call, struct td_err *err)
 {
-    size_t n = call->request.kind == TD_OPENAI_CHAT ? 1 : call->request.n_prompts;
+    const struct td_openai_request *request = &call->request;
+    size_t n_prompts = request->kind == TD_OPENAI_CHAT ? 1 : request->n_prompts;
+    size_t n = n_prompts * request->best_of;
     call->parts = calloc(n, sizeof(*call->parts));
     if (call->parts == NULL) {
-        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu prompts", n);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %zu answers", n);
     }
+    call->n_prompts = n_prompts;
     call->n_parts = n;
     for (size_t i = 0; i < n; i++) {
         call->parts[i].call = call;
         call->parts[i].index = (uint32_t)i;
+        call->parts[i].choice = (uint32_t)(i % request->best_of);
     }
     return call->request.kind == TD_OPENAI_CHAT ? copy_messages(call, err) : TD_OK;
 }

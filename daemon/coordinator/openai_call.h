@@ -17,10 +17,12 @@ struct td_openai_endpoint {
     struct td_service_metrics metrics;
 };
 
-/* One prompt's generation, and what of it is not written yet. */
+/* One candidate of one prompt, and what of it is not written yet. */
 struct td_openai_part {
     struct td_openai_call *call;
-    uint32_t index;
+    uint32_t index;     /* of the choice in a stream */
+    uint32_t choice;    /* among the candidates of its prompt */
+    double logprob;     /* sum over its tokens; where best_of is above n */
     struct td_job *job; /* NULL: not begun, or ended */
     struct td_ids ids;  /* the prompt, until it is submitted */
     struct td_service_times times;
@@ -54,8 +56,10 @@ struct td_openai_call {
     struct td_openai_error error;     /* parse failed, or failed */
     struct td_served *served;         /* retained */
     struct td_chat_message *messages; /* owned */
-    struct td_openai_part *parts;     /* owned, [n_parts] */
-    size_t n_parts, n_encoded;
+    struct td_openai_part
+        *parts; /* owned, [n_parts]: the candidates of the first prompt, of the second, ... */
+    size_t n_parts, n_prompts, n_encoded;
+    uint64_t seed; /* of requests that bring none; candidates differ by their choice index */
 };
 
 /* Takes the request over. */

@@ -44,6 +44,9 @@ enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td
         part->n_cached = event->n_cached;
         part->n_output = event->n_output;
     }
+    if (event->has_token && part->call->request.best_of > part->call->request.n) {
+        part->logprob += (double)event->token->logprob;
+    }
     if (status == TD_OK && event->has_token && part->call->request.want_logprobs) {
         /* The end token is no part of the answer's text, and so not of its log probabilities. */
         bool is_end = event->finish == TD_FINISH_STOP &&
@@ -113,38 +116,75 @@ static struct td_openai_usage usage_of(const struct td_openai_call *call)
 {
     struct td_openai_usage usage = {0};
     for (size_t i = 0; i < call->n_parts; i++) {
-        usage.prompt_tokens += call->parts[i].n_prompt;
-        usage.completion_tokens += call->parts[i].n_output;
-        usage.cached_tokens += call->parts[i].n_cached;
+        const struct td_openai_part *part = &call->parts[i];
+        usage.completion_tokens += part->n_output;
+        if (part->choice == 0) { /* a prompt counts once, however many answers it gets */
+            usage.prompt_tokens += part->n_prompt;
+            usage.cached_tokens += part->n_cached;
+        }
     }
     return usage;
 }
 
+/* ---- The best candidates ---- */
+
+static bool is_better(const struct td_openai_part *a, const struct td_openai_part *b)
+{
+    double x = a->logprob / (a->n_output > 0 ? a->n_output : 1);
+    double y = b->logprob / (b->n_output > 0 ? b->n_output : 1);
+    return x > y || (x == y && a->choice < b->choice);
+}
+
+/* The place of a candidate among those of its prompt, by log probability per token. */
+static uint32_t place_of(const struct td_openai_part *part)
+{
+    const struct td_openai_part *first = part - part->choice;
+    uint32_t place = 0;
+    for (uint32_t i = 0; i < part->call->request.best_of; i++) {
+        place += is_better(&first[i], part);
+    }
+    return place;
+}
+
+/* The choice that a candidate becomes; n_choices or more: none. */
+static size_t choice_of(const struct td_openai_part *part, size_t n_choices)
+{
+    const struct td_openai_request *request = &part->call->request;
+    size_t prompt = (size_t)(part - part->call->parts) / request->best_of;
+    uint32_t place = request->best_of > request->n ? place_of(part) : part->choice;
+    return place < request->n ? prompt * request->n + place : n_choices;
+}
+
 enum td_status td_openai_reply_respond(struct td_openai_call *call)
 {
-    struct td_openai_choice *choices = calloc(call->n_parts, sizeof(*choices));
-    struct logprobs *lps = calloc(call->n_parts, sizeof(*lps));
+    const size_t n_choices = call->n_prompts * call->request.n;
+    struct td_openai_choice *choices = calloc(n_choices, sizeof(*choices));
+    struct logprobs *lps = calloc(n_choices, sizeof(*lps));
     enum td_status status = choices != NULL && lps != NULL ? TD_OK : TD_NO_MEMORY;
     struct td_bytes body = {0};
     for (size_t i = 0; i < call->n_parts && status == TD_OK; i++) {
         const struct td_openai_part *part = &call->parts[i];
-        choices[i] = (struct td_openai_choice){
-            .index = part->index, .text = td_bytes_str(&part->text), .finish = part->finish};
-        if (call->request.want_logprobs && (status = logprobs_init(&lps[i], part)) == TD_OK) {
-            choices[i].has_logprobs = true;
-            choices[i].logprobs = lps[i].tokens;
-            choices[i].n_logprobs = part->n_tokens;
+        size_t at = choice_of(part, n_choices);
+        if (at >= n_choices) {
+            continue;
+        }
+        choices[at] = (struct td_openai_choice){
+            .index = (uint32_t)at, .text = td_bytes_str(&part->text), .finish = part->finish};
+        if (call->request.want_logprobs && (status = logprobs_init(&lps[at], part)) == TD_OK) {
+            choices[at].has_logprobs = true;
+            choices[at].logprobs = lps[at].tokens;
+            choices[at].n_logprobs = part->n_tokens;
         }
     }
     if (status == TD_OK) {
         const struct td_openai_reply reply = reply_of(call);
         const struct td_openai_usage usage = usage_of(call);
-        status = td_openai_response_write(&reply, choices, call->n_parts, &usage, &body);
+        status = td_openai_response_write(&reply, choices, n_choices, &usage, &body);
     }
     if (status == TD_OK) {
         td_http_respond(call->http, 200, "application/json", td_bytes_str(&body));
     }
-    for (size_t i = 0; lps != NULL && i < call->n_parts; i++) {
+    for (size_t i = 0; lps != NULL && i < n_choices; i++) {
         logprobs_deinit(&lps[i]);
     }
     free(lps);

@@ -46,8 +46,9 @@ WRONG = [
     ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
     ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
     ({"prompt": "a", "logit_bias": {"1": 1000}}, "logit_bias"),
-    ({"prompt": "a", "n": 2}, "n"),
-    ({"prompt": "a", "best_of": 3}, "best_of"),
+    ({"prompt": "a", "n": 0}, "n"),
+    ({"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
+    ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
     ({"prompt": "a", "echo": True}, "echo"),
 ]
 WRONG_CHAT = [

@@ -121,3 +121,19 @@ def test_a_slow_reader_gives_up_its_place_and_loses_nothing(server):
         events = read_events(s, b"")
     assert "".join(e["choices"][0]["text"] for e in events if e["choices"]) == whole
     assert sum(len(e["choices"][0]["logprobs"]["tokens"]) for e in events if e["choices"] and e["choices"][0]["logprobs"]) == 1500
+
+
+def test_choices_of_a_prompt_share_its_blocks_and_differ_by_their_index(server):
+    def choices(**fields):
+        r = server.post("/v1/completions", {"model": NAME, "prompt": story(7, 60), "max_tokens": 12, "temperature": 1.5, "seed": 5,
+                                            "ignore_eos": True, **fields})
+        assert r.status == 200, r.body
+        return [c["text"] for c in r.json()["choices"]], r.json()["usage"]
+
+    before = metric(server, "tensord_cached_tokens_total")
+    four, usage = choices(n=4)
+    assert len(set(four)) == 4 and usage["completion_tokens"] == 48 and usage["prompt_tokens"] < 100
+    assert metric(server, "tensord_cached_tokens_total") - before >= 3 * (usage["prompt_tokens"] // 16 * 16 - 16)
+    assert choices(n=2)[0] == four[:2] and choices()[0] == four[:1]
+    best, usage = choices(n=2, best_of=4, logprobs=0)
+    assert set(best) <= set(four) and usage["completion_tokens"] == 48

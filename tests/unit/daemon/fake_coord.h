@@ -20,6 +20,7 @@ struct td_job {
     td_job_event_fn *on_event;
     void *user;
     uint32_t n_output;
+    float logprob;     /* of each of its tokens */
     uint32_t n_pauses; /* ever */
     bool paused;
     bool ended;
@@ -105,7 +106,7 @@ static inline void fake_coord_encoded(struct td_coord *c, size_t n)
 static inline void fake_coord_emit(struct td_job *j, const char *text, enum td_finish finish,
                                    const struct td_err *error)
 {
-    struct td_sampled token = {.id = 300, .logprob = -0.5f};
+    struct td_sampled token = {.id = 300, .logprob = j->logprob};
     const struct td_job_event event = {
         .index = j->n_output,
         .has_token = error == NULL,
@@ -171,6 +172,7 @@ enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
     }
     struct td_job *j = calloc(1, sizeof(*j));
     j->request = *request;
+    j->logprob = -0.5f;
     td_request_init(request);
     j->on_event = on_event;
     j->user = user;

@@ -413,11 +413,42 @@ static void test_openai_request_names_the_field_out_of_range(void **state)
     chat_refused(bias, "logit_bias", "object_above_max_properties");
 }
 
+static void test_openai_request_takes_choices_and_candidates(void **state)
+{
+    struct td_openai_request req;
+    (void)state;
+    chat_ok("", &req);
+    assert_int_equal(req.n, 1);
+    assert_int_equal(req.best_of, 1);
+    td_openai_request_deinit(&req);
+    chat_ok("\"n\":128,\"best_of\":3", &req); /* chats know no best_of */
+    assert_int_equal(req.n, 128);
+    assert_int_equal(req.best_of, 128);
+    td_openai_request_deinit(&req);
+    parse_ok(TD_OPENAI_COMPLETION, "{\"prompt\":\"x\",\"n\":2,\"stream\":true}", &req);
+    assert_int_equal(req.best_of, 2);
+    assert_int_equal(req.sampling.n_logprobs, -1);
+    td_openai_request_deinit(&req);
+    parse_ok(TD_OPENAI_COMPLETION, "{\"prompt\":\"x\",\"n\":2,\"best_of\":5}", &req);
+    assert_int_equal(req.n, 2);
+    assert_int_equal(req.best_of, 5);
+    assert_false(req.want_logprobs); /* but choosing needs them */
+    assert_int_equal(req.sampling.n_logprobs, 0);
+    td_openai_request_deinit(&req);
+    parse_ok(TD_OPENAI_COMPLETION, "{\"prompt\":\"x\",\"best_of\":2,\"logprobs\":4}", &req);
+    assert_int_equal(req.sampling.n_logprobs, 4);
+    td_openai_request_deinit(&req);
+    completion_refused("\"prompt\":\"x\",\"n\":3,\"best_of\":2", "best_of", "invalid_value");
+    completion_refused("\"prompt\":\"x\",\"best_of\":2,\"stream\":true", "best_of",
+                       "invalid_value");
+    completion_refused("\"prompt\":\"x\",\"best_of\":129", "best_of", NULL);
+    completion_refused("\"prompt\":\"x\",\"best_of\":0", "best_of", NULL);
+}
+
 static void test_openai_request_refuses_by_name_what_is_not_built(void **state)
 {
     (void)state;
     const char *code = "unsupported_parameter";
-    chat_refused("\"n\":2", "n", code);
     chat_refused("\"tools\":[{\"type\":\"function\"}]", "tools", code);
     chat_refused("\"tools\":[{\"type\":\"function\"}],\"tool_choice\":\"none\"", "tools", code);
     chat_refused("\"tool_choice\":\"required\"", "tool_choice", code);
@@ -427,10 +458,8 @@ static void test_openai_request_refuses_by_name_what_is_not_built(void **state)
     chat_refused("\"modalities\":[\"text\",\"audio\"]", "modalities", code);
     chat_refused("\"guided_regex\":\"a+\"", "guided_regex", code);
     chat_refused("\"use_beam_search\":true", "use_beam_search", code);
-    completion_refused("\"prompt\":\"x\",\"best_of\":2", "best_of", code);
     completion_refused("\"prompt\":\"x\",\"echo\":true", "echo", code);
     completion_refused("\"prompt\":\"x\",\"suffix\":\"y\"", "suffix", code);
-    completion_refused("\"prompt\":\"x\",\"n\":3", "n", code);
     struct td_openai_request req;
     parse_ok(
         TD_OPENAI_COMPLETION,
@@ -517,6 +546,7 @@ int main(void)
         cmocka_unit_test(test_openai_request_names_what_is_wrong_with_messages),
         cmocka_unit_test(test_openai_request_names_the_field_of_a_wrong_type),
         cmocka_unit_test(test_openai_request_names_the_field_out_of_range),
+        cmocka_unit_test(test_openai_request_takes_choices_and_candidates),
         cmocka_unit_test(test_openai_request_refuses_by_name_what_is_not_built),
         cmocka_unit_test(test_openai_request_reads_every_form_of_prompt),
         cmocka_unit_test(test_openai_request_survives_random_bodies),

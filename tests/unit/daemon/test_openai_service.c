@@ -206,6 +206,64 @@ static void test_openai_service_answers_several_prompts_as_choices_in_order(void
     assert_int_equal(count(answer, "\"token_logprobs\":[-0.5,-0.5]"), 2);
 }
 
+/* Loop thread: candidates of different worth, the longer the better for each token. */
+static void end_with_worth(struct api_server *s)
+{
+    static const float worth[] = {-2, -1, -3, -0.5f, -4, -0.25f};
+    (void)s;
+    for (size_t i = 0; i < coord->n_jobs; i++) {
+        coord->jobs[i]->logprob = worth[i % 6];
+        for (size_t k = 0; k < i; k++) {
+            fake_coord_emit(coord->jobs[i], "-", TD_FINISH_NONE, NULL);
+        }
+        char text[] = {(char)('a' + i), '\0'};
+        fake_coord_emit(coord->jobs[i], text, TD_FINISH_STOP, NULL);
+    }
+}
+
+static void test_openai_service_answers_with_the_best_of_the_candidates(void **state)
+{
+    (void)state;
+    int fd =
+        ask("/v1/completions", "{\"prompt\":[[7,8],[9]],\"n\":2,\"best_of\":3,\"temperature\":1}");
+    assert_true(wait_for(&n_jobs, 6));
+    for (size_t i = 0; i < 6; i++) {
+        const struct td_request *r = &coord->jobs[i]->request;
+        assert_int_equal(r->sampling.choice, i % 3);
+        assert_true(r->sampling.seed == coord->jobs[i / 3 * 3]->request.sampling.seed);
+        assert_int_equal(r->n_prompt, i < 3 ? 2 : 1);
+        assert_int_equal(r->prompt[0], i < 3 ? 7 : 9);
+        assert_int_equal(r->sampling.n_logprobs, 0);
+    }
+    assert_true(coord->jobs[0]->request.sampling.seed != coord->jobs[3]->request.sampling.seed);
+    api_server_call(server, end_with_worth);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 200);
+    /* By log probability per token: -1 (b), -2 (a); -0.25 (f), -0.5 (d). */
+    assert_non_null(strstr(answer, "\"index\":0,\"text\":\"-b\",\"logprobs\":null"));
+    assert_non_null(strstr(answer, "\"index\":1,\"text\":\"a\""));
+    assert_non_null(strstr(answer, "\"index\":2,\"text\":\"-----f\""));
+    assert_non_null(strstr(answer, "\"index\":3,\"text\":\"---d\""));
+    assert_null(strstr(answer, "\"index\":4"));
+    /* Prompts count once, candidates all. */
+    assert_non_null(strstr(answer, "\"prompt_tokens\":3,\"completion_tokens\":21"));
+}
+
+static void test_openai_service_streams_several_choices_of_a_prompt(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[7],\"n\":2,\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 2));
+    assert_int_equal(coord->jobs[0]->request.sampling.n_logprobs, -1);
+    api_server_call(server, one_token_each);
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_non_null(strstr(answer, "\"index\":0"));
+    assert_non_null(strstr(answer, "\"index\":1"));
+    assert_int_equal(count(answer, "\"finish_reason\":\"length\""), 2);
+    assert_int_equal(count(answer, "[DONE]"), 1);
+}
+
 static void test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks(void **state)
 {
     (void)state;
@@ -357,6 +415,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_openai_service_sends_the_breakers_of_dry_as_tokens),
         TEST(test_openai_service_answers_several_prompts_as_choices_in_order),
+        TEST(test_openai_service_answers_with_the_best_of_the_candidates),
+        TEST(test_openai_service_streams_several_choices_of_a_prompt),
         TEST(test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks),
         TEST(test_openai_service_tells_a_loss_in_mid_stream_and_ends),
         TEST(test_openai_service_tells_a_loss_before_the_answer_as_503),

@@ -35,8 +35,9 @@ struct generation {
     struct td_bytes text;
     struct td_sampled *out; /* [n_wanted] */
     uint32_t n_out;
-    bool ended; /* no further token is kept */
-    bool done;  /* the row of the last kept token has been hashed */
+    bool ended;      /* no further token is kept */
+    uint32_t n_rows; /* whose logits were drawn from */
+    bool done;       /* the row of the last kept token has been hashed */
     enum td_finish finish;
     enum td_status failed;
     struct td_err *err;
@@ -94,6 +95,9 @@ static void on_event(const struct td_token_event *event, void *user)
         *g->err = *event->error;
         g->failed = event->error->status;
     }
+    if (g->done) /* a draft beyond the end was right */
+        return;
+    g->n_rows += event->has_token;
     if (event->has_token && g->ended)
         g->done = true;
     else if (event->has_token)
@@ -247,6 +251,7 @@ static enum td_status run(struct generation *g)
                                  .max_num_seqs = plan->max_num_seqs,
                                  .max_batched_tokens = plan->max_batched_tokens,
                                  .max_chunk_tokens = (uint32_t)g->opts->prefill_chunk,
+                                 .max_draft_tokens = (uint32_t)g->opts->speculative_tokens,
                                  .max_queue = 1,
                                  .block_tokens = plan->block_tokens,
                                  .n_blocks = plan->n_blocks,
@@ -272,14 +277,16 @@ static enum td_status run(struct generation *g)
     g->start_ns = td_clock_now_ns();
     while (!g->done && td_engine_plan_step(g->engine, &g->step)) {
         struct td_step_result result;
+        uint32_t before = g->n_rows;
 
         s = td_node_lead(&g->spmd->node, &g->step, &result, g->err);
         if (s)
             return s;
+        s = td_engine_complete_step(g->engine, &g->step, &result, 0, g->err);
         if (result.logits) /* --json asks for logprobs, and so for whole rows */
             XXH3_64bits_update(g->hash, result.logits,
-                               (size_t)spec->n_vocab * sizeof *result.logits);
-        s = td_engine_complete_step(g->engine, &g->step, &result, 0, g->err);
+                               (size_t)(g->n_rows - before) * spec->n_vocab *
+                                   sizeof *result.logits);
         if (s || g->failed)
             return s ? s : g->failed;
         if (g->n_out == 1 && !g->decode_exchanged_at) {

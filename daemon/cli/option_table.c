@@ -83,6 +83,9 @@ static const struct td_option table[] = {
     {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
      .max = 1000000, .preset = "256",
      .help = "requests that may wait; one more is refused with 429"},
+    {"speculative-tokens", NULL, NULL, TD_OPTION_INT, AT(speculative_tokens),
+     TD_FOR_SERVE | TD_FOR_GENERATE, .metavar = "N", .min = 0, .max = 15, .preset = "0",
+     .help = "most tokens that a step guesses ahead from what the text repeats; no answer changes"},
     {"max-step-stretch", NULL, NULL, TD_OPTION_INT, AT(max_step_stretch), TD_FOR_SERVE,
      .metavar = "PERCENT", .min = 0, .max = 100000, .preset = "60",
      .help =

@@ -118,6 +118,7 @@ struct td_options {
     int64_t max_num_batched_tokens;
     int64_t max_queue;
     int64_t max_step_stretch;
+    int64_t speculative_tokens;
     bool no_prefix_cache;
     int64_t seed; /* valid when td_options_is_set(&seed) */
 

@@ -70,6 +70,7 @@ struct td_coord {
     uint64_t next_id;
     uint64_t n_requests, n_failed, n_finished;
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle;
+    uint64_t draft_tokens, right_drafts; /* of this group, by its heartbeats */
     uint64_t prompt_tokens, cached_tokens,
         generated_tokens; /* of requests that got a first token, since start */
 

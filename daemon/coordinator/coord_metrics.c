@@ -19,6 +19,8 @@ enum value {
     RESTARTS,
     PROMPT_TOKENS,
     CACHED_TOKENS,
+    DRAFT_TOKENS,
+    RIGHT_DRAFTS,
     GENERATED_TOKENS,
     EXCHANGED,
     EXCHANGE_WAIT,
@@ -52,6 +54,9 @@ static const struct {
                        "Prompt tokens of requests that got an answer"},
     [CACHED_TOKENS] = {TD_METRICS_COUNTER, "tensord_cached_tokens_total",
                        "Prompt tokens that came from the prefix cache"},
+    [DRAFT_TOKENS] = {TD_METRICS_GAUGE, "tensord_draft_tokens",
+                      "Tokens that this group guessed ahead and verified"},
+    [RIGHT_DRAFTS] = {TD_METRICS_GAUGE, "tensord_right_drafts", "Guessed tokens that were right"},
     [GENERATED_TOKENS] = {TD_METRICS_COUNTER, "tensord_generated_tokens_total", "Tokens generated"},
     [EXCHANGED] = {TD_METRICS_GAUGE, "tensord_exchanged_bytes",
                    "Activation bytes that this group's ranks have sent"},
@@ -87,6 +92,8 @@ static void refresh(void *user)
     v[RESTARTS] = s.n_restarts;
     v[PROMPT_TOKENS] = (double)s.prompt_tokens;
     v[CACHED_TOKENS] = (double)s.cached_tokens;
+    v[DRAFT_TOKENS] = (double)s.draft_tokens;
+    v[RIGHT_DRAFTS] = (double)s.right_drafts;
     v[GENERATED_TOKENS] = (double)s.generated_tokens;
     for (uint32_t i = 0; i < s.n_ranks; i++) {
         v[RANKS_READY] += s.members[i].attached && s.members[i].loaded;

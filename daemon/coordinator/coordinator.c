@@ -82,6 +82,8 @@ void td_coord_status(struct td_coord *c, struct td_coord_status *out)
         .kv_blocks_used = c->kv_blocks_used,
         .kv_blocks_idle = c->kv_blocks_idle,
         .prompt_tokens = c->prompt_tokens,
+        .draft_tokens = c->draft_tokens,
+        .right_drafts = c->right_drafts,
         .cached_tokens = c->cached_tokens,
         .generated_tokens = c->generated_tokens,
         .n_requests = c->n_requests,

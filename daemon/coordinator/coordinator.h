@@ -136,6 +136,8 @@ struct td_coord_status {
     uint32_t n_running, n_waiting, n_open; /* open: jobs that the coordinator knows */
     uint32_t kv_blocks_used;               /* by requests */
     uint32_t kv_blocks_idle;               /* only the prefix cache holds them */
+    uint64_t draft_tokens;                 /* guessed ahead and verified by this group */
+    uint64_t right_drafts;                 /* of them, as drawn */
     uint64_t cached_tokens;                /* of prompt_tokens, from the prefix cache */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t n_requests, n_failed;

@@ -392,6 +392,7 @@ static struct td_compute_load *make_load(struct td_coord *c)
     load->verify = c->p.verify;
     load->max_queue = c->p.max_queue + c->p.wish.max_num_seqs;
     load->prefix_cache = c->p.prefix_cache;
+    load->max_draft_tokens = c->p.max_draft_tokens;
     load->max_stretch_percent = c->p.max_stretch_percent;
     load->op_limit_ns = c->p.op_limit_ns;
     load->plan = c->p.wish;
@@ -496,6 +497,8 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
     c->kv_blocks_idle = h->kv_blocks_idle;
+    c->draft_tokens = h->draft_tokens;
+    c->right_drafts = h->right_drafts;
 }
 
 static void on_tokens(struct td_coord *c, const Tensord__Worker__V1__Tokens *t)

@@ -100,6 +100,8 @@ static enum td_status write_group(const struct td_coord_status *st, struct td_by
     s = s ? s : number(out, "n_steps", n_steps);
     s = s ? s : number(out, "prompt_tokens", st->prompt_tokens);
     s = s ? s : number(out, "cached_tokens", st->cached_tokens);
+    s = s ? s : number(out, "draft_tokens", st->draft_tokens);
+    s = s ? s : number(out, "right_drafts", st->right_drafts);
     s = s ? s : number(out, "generated_tokens", st->generated_tokens);
     s = s ? s : number(out, "n_restarts", st->n_restarts);
     s = s ? s : text(out, "last_error", st->last_error);

@@ -157,6 +157,8 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
     c->gauges.kv_blocks = c->node.plan->n_blocks;
     c->gauges.prompt_tokens = engine.n_prompt_tokens;
     c->gauges.generated_tokens = engine.n_output_tokens;
+    c->gauges.draft_tokens = engine.n_draft_tokens;
+    c->gauges.right_drafts = engine.n_right_drafts;
     pthread_mutex_unlock(&c->gauge_lock);
 }
 
@@ -337,6 +339,7 @@ static enum td_status open_engine(struct td_compute *c)
                                  .max_batched_tokens = plan->max_batched_tokens,
                                  .max_queue = c->load->max_queue,
                                  .prefix_cache = c->load->prefix_cache,
+                                 .max_draft_tokens = c->load->max_draft_tokens,
                                  .max_stretch_percent = c->load->max_stretch_percent,
                                  .block_tokens = plan->block_tokens,
                                  .n_blocks = plan->n_blocks,

@@ -20,6 +20,7 @@ struct td_compute_load {
     uint64_t memory[TD_PLAN_MAX_RANKS];
     uint32_t max_queue;
     bool prefix_cache;
+    uint32_t max_draft_tokens;
     uint32_t max_stretch_percent;
     uint64_t op_limit_ns;
 };
@@ -68,7 +69,7 @@ struct td_compute_gauges {
     uint64_t n_steps, step_ns, exchanged_bytes, wait_ns;
     uint64_t progress; /* rises while the thread is alive or asleep as it should */
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks;
-    uint64_t prompt_tokens, generated_tokens;
+    uint64_t prompt_tokens, generated_tokens, draft_tokens, right_drafts;
     size_t weight_bytes, kv_bytes, buffer_bytes;
     uint64_t load_ns;
     /* Of the plan, from TD_COMPUTE_LOADED on. */

@@ -1,6 +1,7 @@
 #include "daemon/engine/engine.h"
 
 #include "daemon/engine/blocks.h"
+#include "daemon/engine/draft.h"
 #include "daemon/engine/ending.h"
 #include "daemon/engine/prefix.h"
 #include "daemon/engine/sched.h"
@@ -8,8 +9,6 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define NO_ROW UINT32_MAX
 
 /* One request while it is open. */
 struct seq {
@@ -19,7 +18,10 @@ struct seq {
     struct td_ending ending;
     struct td_sampler *sampler; /* owned; NULL before the first step */
     uint32_t n_output;
-    uint32_t result_row; /* in the step that is being completed, among those that want the same */
+    struct td_draft draft;
+    uint32_t
+        result_row; /* the first in the step that is being completed, among those that want the same */
+    uint32_t n_results; /* its rows there */
     bool cancelled;
     bool paused;             /* as it was told; the scheduler follows in the next plan */
     struct seq *prev, *next; /* all open requests */
@@ -295,6 +297,18 @@ static void open_samplers(struct td_engine *e)
     }
 }
 
+static void propose_drafts(struct td_engine *e)
+{
+    for (struct seq *q = e->first; q; q = q->next) {
+        if (q->core.n_draft)
+            td_draft_judge(&q->draft, q->core.n_draft, q->core.n_right);
+        q->core.n_draft = 0;
+        if (e->params.max_draft_tokens && td_sched_is_decoding(&q->core))
+            q->core.n_draft = td_draft_propose(&q->draft, q->core.ids, q->core.n_ids,
+                                               e->params.max_draft_tokens, q->core.draft);
+    }
+}
+
 bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
 {
     td_step_reset(step, TD_STEP_RUN, e->next_number);
@@ -302,6 +316,7 @@ bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
         return false;
     sweep_cancelled(e);
     apply_pauses(e);
+    propose_drafts(e);
     if (!td_sched_plan(e->sched, step))
         return false;
     open_samplers(e);
@@ -329,45 +344,59 @@ static void end_with_error(struct td_engine *e, struct seq *q, enum td_status st
     end_seq(e, q, &event);
 }
 
-/* One row's result: draws, judges and tells. */
-static void take_row(struct td_engine *e, struct seq *q, const struct td_step_result *result)
+/* One row's result: draws, judges and tells. True: the sequence goes on, and its next row's result counts. */
+static bool take_row(struct td_engine *e, struct seq *q, uint32_t row,
+                     const struct td_step_result *result)
 {
     struct td_token_event event = {
         .request_id = q->req.id, .index = q->n_output, .has_token = true};
     const uint32_t *banned;
     uint32_t n_banned;
+    bool is_draft;
 
     if (!q->sampler) {
         end_with_error(e, q, TD_NO_MEMORY);
-        return;
+        return false;
     }
     banned = td_ending_banned(&q->ending, q->n_output, &n_banned);
     if (q->core.n_top)
-        td_sampler_draw_top(q->sampler, result->top + (size_t)q->result_row * result->n_top,
-                            result->n_top, q->core.n_ids, banned, n_banned, &event.token);
+        td_sampler_draw_top(q->sampler, result->top + (size_t)row * result->n_top, result->n_top,
+                            q->core.n_ids, banned, n_banned, &event.token);
     else
-        td_sampler_draw(q->sampler, result->logits + (size_t)q->result_row * e->params.n_vocab,
-                        q->core.n_ids, banned, n_banned, &event.token);
+        td_sampler_draw(q->sampler, result->logits + (size_t)row * e->params.n_vocab, q->core.n_ids,
+                        banned, n_banned, &event.token);
     if (event.token.no_choice) {
         end_with_error(e, q, TD_CORRUPT);
-        return;
+        return false;
     }
     if (td_ending_judge(&q->ending, event.token.id, q->n_output + 1, &event.finish, NULL)) {
         end_with_error(e, q, TD_NO_MEMORY);
-        return;
+        return false;
     }
     td_sampler_accept(q->sampler, event.token.id);
-    td_sched_append(&q->core, event.token.id);
+    is_draft = td_sched_append(&q->core, event.token.id);
     if (q->n_output++ == 0) {
         e->stats.n_prompt_tokens += q->req.n_prompt;
         e->stats.n_cached_tokens += q->core.n_cached;
         event.cached_tokens = q->core.n_cached;
     }
     e->stats.n_output_tokens++;
-    if (event.finish == TD_FINISH_NONE)
-        e->params.on_event(&event, e->params.user);
-    else
+    if (event.finish != TD_FINISH_NONE) {
         end_seq(e, q, &event);
+        return false;
+    }
+    e->params.on_event(&event, e->params.user);
+    return is_draft && !q->cancelled;
+}
+
+/* The results of a sequence's rows: the first, then those of drafts as long as they were right. */
+static void take_rows(struct td_engine *e, struct seq *q, const struct td_step_result *result)
+{
+    uint32_t row = q->result_row;
+
+    e->stats.n_draft_tokens += q->n_results - 1;
+    while (take_row(e, q, row++, result))
+        e->stats.n_right_drafts++;
 }
 
 enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
@@ -385,9 +414,11 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
         struct seq *q = planned(e, i);
 
         e->done[i] = q;
-        q->result_row = NO_ROW;
-        if (td_sched_wants_logits(&q->core))
-            q->result_row = q->core.n_top ? n_tops++ : n_logits++;
+        uint32_t *next = q->core.n_top ? &n_tops : &n_logits;
+
+        q->n_results = td_sched_n_wanted(&q->core);
+        q->result_row = *next;
+        *next += q->n_results;
     }
     td_sched_complete(e->sched, step_ns);
     e->in_flight = false;
@@ -395,8 +426,8 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
     for (uint32_t i = 0; i < n; i++) {
         struct seq *q = e->done[i];
 
-        if (q->result_row != NO_ROW && !q->cancelled)
-            take_row(e, q, result);
+        if (q->n_results && !q->cancelled)
+            take_rows(e, q, result);
     }
     sweep_cancelled(e);
     return TD_OK;

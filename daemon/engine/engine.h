@@ -32,7 +32,9 @@ struct td_engine_params {
     uint32_t max_queue;        /* waiting requests; more are refused with TD_BUSY */
     uint32_t block_tokens;     /* positions in one KV block */
     uint32_t n_blocks;         /* KV blocks; must hold one request of max_model_len */
-    bool prefix_cache;         /* keep filled blocks for requests that begin with the same tokens */
+    uint32_t
+        max_draft_tokens; /* that a step may verify for one sequence; at most TD_SCHED_MAX_DRAFT; 0: no speculation */
+    bool prefix_cache; /* keep filled blocks for requests that begin with the same tokens */
     uint32_t
         max_stretch_percent; /* of a step by prompts beside running answers (pace.h); 0: no limit */
     uint32_t n_eos;
@@ -95,6 +97,8 @@ struct td_engine_stats {
     uint64_t n_rows; /* computed, with those computed again after a preemption */
     uint64_t n_preemptions;
     uint32_t n_blocks_idle;   /* of n_blocks_used: only the prefix cache holds them */
+    uint64_t n_draft_tokens;  /* verified */
+    uint64_t n_right_drafts;  /* of them, as drawn */
     uint64_t n_cached_tokens; /* of n_prompt_tokens: their KV was there */
     uint64_t n_prompt_tokens; /* of requests that have got their first token */
     uint64_t n_output_tokens;

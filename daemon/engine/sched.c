@@ -17,6 +17,7 @@ struct td_sched {
     uint32_t n_waiting, n_running, n_planned;
     struct td_pace pace;
     uint32_t n_decode, n_prompt; /* rows of the step in flight */
+    uint32_t draft_room;         /* rows that drafts may still have in this step */
     uint64_t next_ticket;
     uint64_t n_preemptions;
 };
@@ -176,6 +177,7 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
     td_blocks_release(s->blocks, seq->slot);
     s->free_slots[s->params.max_num_seqs - s->n_running - 1] = seq->slot;
     seq->n_computed = 0;
+    seq->n_draft = 0;
     seq->state = TD_SCHED_OUT;
 }
 
@@ -229,13 +231,16 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
     if (n > step->cap_rows - step->n_rows ||
         !td_step_add_seq(step, table, n_blocks, td_blocks_state_slot(s->blocks, seq->slot)))
         return false;
-    for (uint32_t pos = seq->n_computed; pos < seq->n_computed + n; pos++)
+    for (uint32_t pos = seq->n_computed; pos < seq->n_computed + n; pos++) {
+        uint32_t id = pos < seq->n_ids ? seq->ids[pos] : seq->draft[pos - seq->n_ids];
+
         if (pos + 1 < seq->n_ids)
-            td_step_add_row(step, seq->ids[pos], pos, TD_WANT_NONE);
+            td_step_add_row(step, id, pos, TD_WANT_NONE);
         else if (seq->n_top)
-            td_step_add_top_row(step, seq->ids[pos], pos, seq->n_top);
+            td_step_add_top_row(step, id, pos, seq->n_top);
         else
-            td_step_add_row(step, seq->ids[pos], pos, TD_WANT_LOGITS);
+            td_step_add_row(step, id, pos, TD_WANT_LOGITS);
+    }
     seq->n_planned = n;
     s->planned[s->n_planned++] = seq;
     return true;
@@ -264,16 +269,33 @@ static bool add_chunk(struct td_sched *s, struct td_step *step, struct td_sched_
     return add_rows(s, step, seq, n);
 }
 
+/* Leaves as many drafts as there are rows and blocks for. */
+static void trim_draft(struct td_sched *s, struct td_sched_seq *seq)
+{
+    uint32_t room = seq->cap_ids - seq->n_ids - 1;
+
+    room = room < s->draft_room ? room : s->draft_room;
+    seq->n_draft = seq->n_draft < room ? seq->n_draft : room;
+    while (seq->n_draft && !td_blocks_reserve(s->blocks, seq->slot, seq->n_ids + seq->n_draft))
+        seq->n_draft--;
+    s->draft_room -= seq->n_draft;
+}
+
 static void plan_decodes(struct td_sched *s, struct td_step *step)
 {
+    /* Everybody's next token first, so that no draft takes its block. */
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (td_sched_is_decoding(s->running[i]) && !reserve_or_preempt(s, s->running[i]))
+            break;
     for (uint32_t i = 0; i < s->n_running; i++) {
         struct td_sched_seq *seq = s->running[i];
 
-        if (seq->n_ids - seq->n_computed != 1)
+        if (!td_sched_is_decoding(seq))
             continue;
-        if (!reserve_or_preempt(s, seq) || !add_rows(s, step, seq, 1))
+        trim_draft(s, seq);
+        if (!add_rows(s, step, seq, 1 + seq->n_draft))
             return;
-        s->n_decode++;
+        s->n_decode += 1 + seq->n_draft;
     }
 }
 
@@ -391,6 +413,8 @@ bool td_sched_plan(struct td_sched *s, struct td_step *step)
     assert(s->n_planned == 0 && step->n_rows == 0);
     s->n_decode = s->n_prompt = 0;
     start_important(s);
+    s->draft_room = s->params.max_num_seqs - s->n_running;
+    s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
     plan_decodes(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);
@@ -407,9 +431,16 @@ struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i)
     return s->planned[i];
 }
 
-bool td_sched_wants_logits(const struct td_sched_seq *seq)
+uint32_t td_sched_n_wanted(const struct td_sched_seq *seq)
 {
-    return seq->n_planned > 0 && seq->n_computed + seq->n_planned == seq->n_ids;
+    return seq->n_planned > 0 && seq->n_computed + seq->n_planned == seq->n_ids + seq->n_draft
+               ? 1 + seq->n_draft
+               : 0;
+}
+
+bool td_sched_is_decoding(const struct td_sched_seq *seq)
+{
+    return seq->state == TD_SCHED_RUNNING && seq->n_ids - seq->n_computed == 1;
 }
 
 void td_sched_complete(struct td_sched *s, uint64_t step_ns)
@@ -418,8 +449,9 @@ void td_sched_complete(struct td_sched *s, uint64_t step_ns)
     for (uint32_t i = 0; i < s->n_planned; i++) {
         struct td_sched_seq *seq = s->planned[i];
 
-        seq->n_computed += seq->n_planned;
+        seq->n_computed += seq->n_planned - seq->n_draft;
         seq->n_planned = 0;
+        seq->n_right = 0;
         if (is_cacheable(s, seq)) {
             struct td_prefix_key key;
 
@@ -431,10 +463,15 @@ void td_sched_complete(struct td_sched *s, uint64_t step_ns)
     s->n_planned = 0;
 }
 
-void td_sched_append(struct td_sched_seq *seq, uint32_t id)
+bool td_sched_append(struct td_sched_seq *seq, uint32_t id)
 {
     assert(seq->n_computed == seq->n_ids && seq->n_ids < seq->cap_ids);
     seq->ids[seq->n_ids++] = id;
+    if (seq->n_right == seq->n_draft || seq->draft[seq->n_right] != id)
+        return false;
+    seq->n_right++;
+    seq->n_computed++;
+    return true;
 }
 
 void td_sched_caps(const struct td_sched *s, uint32_t *rows, uint32_t *seqs, uint32_t *table)

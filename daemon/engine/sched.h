@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { TD_SCHED_MAX_DRAFT = 15 };
+
 enum td_sched_state { TD_SCHED_OUT = 0, TD_SCHED_WAITING, TD_SCHED_RUNNING };
 
 /* One sequence, in its owner's storage from submit until remove. The owner sets the first group and appends output
@@ -24,13 +26,18 @@ struct td_sched_seq {
     uint64_t *hashes; /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
     uint64_t salt;    /* sequences of different salts share no block */
     int32_t priority; /* a lower one goes first */
+    /* Guesses at what follows ids, for the next plan, which may take fewer: its rows are computed and want what the last one wants.
+     * td_sched_append says which were right. */
+    uint32_t n_draft;
+    uint32_t draft[TD_SCHED_MAX_DRAFT];
 
     enum td_sched_state state;
     uint64_t ticket;     /* order of submission; a larger one is younger */
     uint64_t arrival_ns; /* as told at submit */
     uint32_t slot;       /* of the block manager while running */
     uint32_t n_computed; /* positions 0 .. n_computed - 1 are in the cache */
-    uint32_t n_planned;  /* rows in the step in flight */
+    uint32_t n_planned;  /* rows in the step in flight, those of drafts among them */
+    uint32_t n_right;    /* drafts of the last step that were as drawn */
     uint32_t n_hashes;   /* blocks that are hashed */
     uint32_t n_cached;   /* tokens whose KV was there when it was first admitted */
     uint32_t n_passed;   /* younger sequences that were admitted before it */
@@ -77,6 +84,7 @@ void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
  * When a decode finds no block, idle blocks of the cache are evicted; then the last running sequence in the order of priority
  * and submission gives up its blocks and waits again in that order; it goes on later with the same tokens. The first running one
  * is never held up. A waiting sequence that finds neither slot nor blocks takes them from running ones of lower priority.
+ * Drafts are verified while neither running nor waiting sequences could want their rows.
  * Beside decodes the rows of prompts are limited, so that the step takes at most max_stretch_percent longer than one without.
  * The last row of a sequence that reaches its last token wants logits.
  * False: there is nothing to do. One step may be in flight. */
@@ -84,12 +92,15 @@ bool td_sched_plan(struct td_sched *s, struct td_step *step);
 /* The sequences of the step in flight, in the order of its td_step_seq entries. */
 uint32_t td_sched_n_planned(const struct td_sched *s);
 struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);
-/* Whether the planned sequence has a row that wants logits. */
-bool td_sched_wants_logits(const struct td_sched_seq *seq);
+/* Rows of the planned sequence that want logits: none, or one and one for each of its drafts. */
+uint32_t td_sched_n_wanted(const struct td_sched_seq *seq);
+/* Whether the sequence decodes: of its tokens only the last is not computed. Then a draft can be verified. */
+bool td_sched_is_decoding(const struct td_sched_seq *seq);
 /* The step in flight has run in `step_ns` (0: not known): its rows are in the cache. After it td_sched_planned is empty. */
 void td_sched_complete(struct td_sched *s, uint64_t step_ns);
-/* One output token. Only after the step that gave its logits is complete. */
-void td_sched_append(struct td_sched_seq *seq, uint32_t id);
+/* One output token. Only after the step that gave its logits is complete. True: a draft of that step was this token, so the
+ * next row's logits are those of the sequence with it. */
+bool td_sched_append(struct td_sched_seq *seq, uint32_t id);
 
 void td_sched_caps(const struct td_sched *s, uint32_t *rows, uint32_t *seqs, uint32_t *table);
 const struct td_prefix *td_sched_prefix(const struct td_sched *s); /* NULL: there is none */

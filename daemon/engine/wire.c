@@ -259,6 +259,7 @@ Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *l
     m->op_limit_ns = load->op_limit_ns;
     m->verify = load->verify;
     m->prefix_cache = load->prefix_cache;
+    m->max_draft_tokens = load->max_draft_tokens;
     m->max_stretch_percent = load->max_stretch_percent;
     return m;
 }
@@ -297,6 +298,7 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
     strcpy(load->model_hash, m->model_hash);
     load->verify = m->verify;
     load->prefix_cache = m->prefix_cache;
+    load->max_draft_tokens = m->max_draft_tokens;
     load->max_stretch_percent = m->max_stretch_percent;
     load->max_queue = m->max_waiting;
     load->op_limit_ns = m->op_limit_ns;

@@ -349,6 +349,8 @@ static void tell_heartbeat(struct td_worker *w)
     h.n_waiting = g.n_waiting;
     h.kv_blocks_used = g.kv_blocks_used;
     h.kv_blocks_idle = g.kv_blocks_idle;
+    h.draft_tokens = g.draft_tokens;
+    h.right_drafts = g.right_drafts;
     h.exchanged_bytes = g.exchanged_bytes;
     h.n_steps = g.n_steps;
     h.wait_ns = g.wait_ns;

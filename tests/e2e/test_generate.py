@@ -162,6 +162,17 @@ def owned_weights(rank, head_dim):
     return found
 
 
+@pytest.mark.parametrize("layout", ["tp1", "tp3", "tp2-pp2"])
+@pytest.mark.parametrize("guesses", [1, 6, 15])
+def test_guesses_ahead_change_neither_ids_nor_logits(tensord, find_model, layout, guesses):
+    ranks, args = LAYOUTS[layout]
+    run = dict(n=150, prompt="The dog and the cat. The dog and the cat. The dog")
+    want = generate(tensord, find_model("tensord-tiny"), **run)
+    got = generate(tensord, find_model("tensord-tiny"), *args, "--speculative-tokens", guesses, ranks=ranks, **run)
+    assert (got["ids"], got["logits_hash"]) == (want["ids"], want["logits_hash"])
+
+
+
 @pytest.mark.parametrize("model,head_dim,layout", [
     (HF_260K, 8, "shares-3-1-1"),
     (HF_3M, 32, "shares-3-1-1"),

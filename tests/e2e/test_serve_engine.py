@@ -1,4 +1,4 @@
-"""What the engine does for many requests: the prefix cache."""
+"""What the engine does for many requests: prefix cache, slow readers, choices, speculation."""
 
 import concurrent.futures
 import json
@@ -137,3 +137,16 @@ def test_choices_of_a_prompt_share_its_blocks_and_differ_by_their_index(server):
     assert choices(n=2)[0] == four[:2] and choices()[0] == four[:1]
     best, usage = choices(n=2, best_of=4, logprobs=0)
     assert set(best) <= set(four) and usage["completion_tokens"] == 48
+
+
+def test_speculation_changes_no_answer(server):
+    """Texts that repeat themselves, at several temperatures, alone and at once."""
+    prompts = [(story(2, 10) + ". ") * 4 + story(2, 3)] + [story(i, 40) for i in range(5)]
+    fields = [{"temperature": t, "seed": 9, "max_tokens": 120, "ignore_eos": True} for t in (0, 0.3, 0.9)]
+    wanted = [ask(server, p, **f)[0] for p in prompts for f in fields]
+    with Server("-n", 2, "--threads", 1, "--speculative-tokens", 6) as s:
+        s.wait_ready()
+        assert [ask(s, p, **f)[0] for p in prompts for f in fields] == wanted
+        wait_until(lambda: f"drafts: {s.group()}", lambda: s.group()["right_drafts"] > 100, 5)
+        with concurrent.futures.ThreadPoolExecutor(18) as pool:
+            assert list(pool.map(lambda a: ask(s, a[0], **a[1])[0], [(p, f) for p in prompts for f in fields])) == wanted

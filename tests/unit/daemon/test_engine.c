@@ -2,6 +2,7 @@
  * reads each sequence back through it and hashes what it reads into logits. Content that was lost or overwritten, a
  * wrong table or a wrong position gives other ids than the same request alone. */
 #include "daemon/engine/engine.h"
+#include "daemon/engine/sched.h"
 #include "daemon/text/tokenizer.h"
 
 #include <math.h>
@@ -85,12 +86,14 @@ static uint32_t rng(uint32_t n)
     return (uint32_t)((z ^ (z >> 31)) >> 32) % n;
 }
 
+static bool is_forgetful; /* the model sees the last token only, and so repeats itself */
+
 /* The simulated model: logits are a hash of all tokens up to here. */
 static void toy_logits(const uint32_t *ids, uint32_t n, float logits[N_VOCAB])
 {
     uint64_t h = 0xcbf29ce484222325u;
 
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = is_forgetful ? n - 1 : 0; i < n; i++)
         h = (h ^ ids[i]) * 0x100000001b3u;
     for (uint32_t v = 0; v < N_VOCAB; v++) {
         uint64_t z = (h ^ (v * 0x9e3779b97f4a7c15u)) * 0xbf58476d1ce4e5b9u;
@@ -143,6 +146,7 @@ struct world {
         uint32_t position;
     } kv[MAX_BLOCKS * 16];
     bool has_pauses;
+    uint64_t n_drafts;
     uint32_t idle_streak; /* steps without rows of the oldest request */
     uint64_t n_cached;    /* tokens, by events */
     float logits[16 * N_VOCAB];
@@ -177,7 +181,7 @@ static void on_event(const struct td_token_event *event, void *user)
     }
     if (event->has_token) {
         c->n_late += c->paused;
-        assert_true(c->n_late <= 1); /* that of the step in flight */
+        assert_true(c->n_late <= 1 + w->params.max_draft_tokens); /* those of the step in flight */
         assert_false(c->cancelled);
         c->got[c->n_got++] = event->token.id;
     }
@@ -290,7 +294,7 @@ static void run_model(struct world *w, uint32_t oldest)
     }
     for (uint32_t s = 0; s < st->n_seqs; s++) {
         const struct td_step_seq *q = &st->seqs[s];
-        uint32_t ids[MAX_LEN], last = st->rows[first + q->n_rows - 1].position;
+        uint32_t ids[MAX_LEN], n_own, last = st->rows[first + q->n_rows - 1].position;
 
         for (uint32_t b = 0; b < q->n_blocks; b++) { /* who writes a block has it alone */
             uint32_t id = st->table[q->first_block + b];
@@ -299,11 +303,19 @@ static void run_model(struct world *w, uint32_t oldest)
             n_users[id]++;
             assert_true(n_users[id] == 1 || (w->params.prefix_cache && !written[id]));
         }
+        /* The last row of the sequence's own tokens, then its drafts, want something. */
+        n_own = q->n_rows;
+        while (n_own > 1 && st->rows[first + n_own - 2].want != TD_WANT_NONE)
+            n_own--;
         for (uint32_t i = 0; i < q->n_rows; i++) {
             assert_int_equal(st->rows[first + i].seq, s);
             assert_int_equal(st->rows[first + i].position, last + 1 - q->n_rows + i);
-            assert_true(i + 1 == q->n_rows || st->rows[first + i].want == TD_WANT_NONE);
+            assert_true(i + 1 >= n_own || st->rows[first + i].want == TD_WANT_NONE);
+            assert_int_equal(st->rows[first + i].want,
+                             i + 1 < n_own ? TD_WANT_NONE : st->rows[first + q->n_rows - 1].want);
         }
+        assert_true(n_own == q->n_rows || n_own == 1); /* drafts only where a sequence decodes */
+        w->n_drafts += q->n_rows - n_own;
         for (uint32_t pos = 0; pos <= last; pos++) {
             uint32_t cell = st->table[q->first_block + pos / w->block_tokens] * w->block_tokens +
                             pos % w->block_tokens;
@@ -311,12 +323,15 @@ static void run_model(struct world *w, uint32_t oldest)
             assert_int_equal(w->kv[cell].position, pos);
             ids[pos] = w->kv[cell].token;
         }
+        last -= q->n_rows - n_own; /* of its own tokens */
         assert_true(is_known(w, ids, last + 1, UINT32_MAX));
         oldest_seen = oldest_seen || is_known(w, ids, last + 1, oldest);
-        if (st->rows[first + q->n_rows - 1].want == TD_WANT_LOGITS)
-            toy_logits(ids, last + 1, w->logits + n_logits++ * N_VOCAB);
-        else if (st->rows[first + q->n_rows - 1].want == TD_WANT_TOP)
-            toy_top(ids, last + 1, st->n_top, w->top + n_tops++ * st->n_top);
+        for (uint32_t i = n_own - 1; i < q->n_rows; i++, last++)
+            if (st->rows[first + i].want == TD_WANT_LOGITS)
+                toy_logits(ids, last + 1, w->logits + n_logits++ * N_VOCAB);
+            else if (st->rows[first + i].want == TD_WANT_TOP)
+                toy_top(ids, last + 1, st->n_top, w->top + n_tops++ * st->n_top);
+        assert_true(n_logits + n_tops <= w->params.max_num_seqs);
         first += q->n_rows;
     }
     assert_int_equal(first, st->n_rows);
@@ -525,7 +540,12 @@ static bool resume_all(struct world *w)
     return any;
 }
 
-static uint64_t random_workload(struct world *w, uint64_t *n_cached)
+/* Sums over all workloads. */
+struct sums {
+    uint64_t n_preemptions, n_cached, n_drafts, n_right;
+};
+
+static void random_workload(struct world *w, struct sums *sums)
 {
     struct td_engine_params p = {.block_tokens = 1 + rng(5), .max_queue = 1 + rng(8)};
     struct td_engine_stats stats;
@@ -538,10 +558,12 @@ static uint64_t random_workload(struct world *w, uint64_t *n_cached)
     p.n_blocks = (p.max_model_len + p.block_tokens - 1) / p.block_tokens + rng(4);
     while (p.n_blocks > MAX_BLOCKS)
         p.n_blocks = (--p.max_model_len + p.block_tokens - 1) / p.block_tokens;
-    p.max_num_seqs = 1 + rng(6);
+    p.max_num_seqs = 1 + rng(rng(2) ? 6 : 14);
     p.max_batched_tokens = p.max_num_seqs + rng(20);
     p.max_chunk_tokens = rng(2) ? 0 : 1 + rng(9);
     p.prefix_cache = rng(4) > 0;
+    p.max_draft_tokens = rng(2) ? 0 : 1 + rng(TD_SCHED_MAX_DRAFT);
+    is_forgetful = rng(2);
     p.max_stretch_percent = rng(2) ? 0 : 1 + rng(200);
     open_world(w, p);
     w->cancel_from_callback = rng(4) ? 0 : 30;
@@ -582,9 +604,15 @@ static uint64_t random_workload(struct world *w, uint64_t *n_cached)
     for (uint32_t i = 0; i < w->n_clients; i++)
         check_client(&w->client[i], p.max_model_len);
     assert_int_equal(stats.n_cached_tokens, w->n_cached);
-    *n_cached += w->n_cached;
+    assert_true(stats.n_right_drafts <= stats.n_draft_tokens);
+    assert_true(stats.n_draft_tokens <=
+                w->n_drafts); /* some were of requests that ended meanwhile */
+    sums->n_preemptions += stats.n_preemptions;
+    sums->n_cached += w->n_cached;
+    sums->n_drafts += stats.n_draft_tokens;
+    sums->n_right += stats.n_right_drafts;
+    is_forgetful = false;
     close_world(w);
-    return stats.n_preemptions;
 }
 
 static uint64_t current_seed;
@@ -592,18 +620,21 @@ static uint64_t current_seed;
 static void test_engine_random_workloads_give_each_request_its_own_ids(void **state)
 {
     const char *text = getenv("TD_TEST_SEED");
-    uint64_t first = text ? strtoull(text, NULL, 10) : 1, preemptions = 0, n_cached = 0;
+    uint64_t first = text ? strtoull(text, NULL, 10) : 1;
+    struct sums sums = {0};
     uint32_t rounds = text ? 1 : 2000;
 
     (void)state;
     for (uint32_t i = 0; i < rounds; i++) {
         current_seed = first + i;
         rng_state = current_seed * 0x2545f4914f6cdd1du;
-        preemptions += random_workload(&world, &n_cached);
+        random_workload(&world, &sums);
     }
-    print_message("%u workloads, %llu preemptions, %llu cached tokens\n", rounds,
-                  (unsigned long long)preemptions, (unsigned long long)n_cached);
-    assert_true(text || (preemptions > 1000 && n_cached > 10000));
+    print_message("%u workloads, %llu preemptions, %llu cached tokens, %llu of %llu drafts right\n",
+                  rounds, (unsigned long long)sums.n_preemptions, (unsigned long long)sums.n_cached,
+                  (unsigned long long)sums.n_right, (unsigned long long)sums.n_drafts);
+    assert_true(text || (sums.n_preemptions > 1000 && sums.n_cached > 10000));
+    assert_true(text || (sums.n_right > 500 && sums.n_drafts > sums.n_right + 100));
 }
 
 static int tell_seed(void **state)

@@ -69,7 +69,7 @@ static void complete(struct fixture *f, uint32_t id)
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < td_sched_n_planned(f->sched); i++)
-        if (td_sched_wants_logits(td_sched_planned(f->sched, i)))
+        if (td_sched_n_wanted(td_sched_planned(f->sched, i)))
             done[n++] = td_sched_planned(f->sched, i);
     assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
     td_sched_complete(f->sched, f->step_ns);

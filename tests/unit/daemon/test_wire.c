@@ -166,6 +166,8 @@ static void test_wire_assign_comes_back_equal(void **state)
     load.plan.share = load.share;
     load.plan.kv_bytes = 12345;
     load.prefix_cache = true;
+    load.max_draft_tokens = 7;
+    load.max_stretch_percent = 60;
     td_arena_init(&arena, 0, 0);
     m = through_bytes(&td_wire_assign_make(&load, 1, &arena)->base);
     assert_int_equal(m->rank, 1);
@@ -174,6 +176,8 @@ static void test_wire_assign_comes_back_equal(void **state)
     assert_int_equal(back->plan.n_ranks, 2);
     assert_int_equal(back->plan.kv_bytes, 12345);
     assert_true(back->prefix_cache);
+    assert_int_equal(back->max_draft_tokens, 7);
+    assert_int_equal(back->max_stretch_percent, 60);
     assert_non_null(back->plan.share);
     assert_int_equal(back->plan.share[0], 3);
     assert_int_equal(back->plan.share[1], 1);

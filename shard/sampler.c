@@ -242,15 +242,19 @@ static struct td_logitrow row_of(const struct td_sampler *s, const float *logits
                                 .n_banned = n_banned};
 }
 
-/* Of the model's own distribution: no bias, no penalty, temperature 1. */
-static void fill_logprobs(const struct td_sampler *s, const float *logits, struct td_sampled *out)
+void td_sampler_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top,
+                         struct td_sampled *out)
 {
-    double lse = td_vsum_logsumexp(logits, s->n_vocab);
-    uint32_t cap = (uint32_t)s->params.n_logprobs;
+    double lse = td_vsum_logsumexp(logits, n_vocab);
+    uint32_t cap = n_top;
     uint32_t n = 0;
     float top[TD_SAMPLER_MAX_LOGPROBS];
 
-    for (uint32_t id = 0; cap > 0 && id < s->n_vocab; id++) {
+    out->rank = 1;
+    for (uint32_t id = 0; id < n_vocab; id++)
+        out->rank +=
+            logits[id] > logits[out->id] || (logits[id] == logits[out->id] && id < out->id);
+    for (uint32_t id = 0; cap > 0 && id < n_vocab; id++) {
         float v = logits[id] == logits[id] ? logits[id] : -INFINITY;
         uint32_t j;
 
@@ -292,7 +296,7 @@ void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t positio
     if (s->dry)
         td_dry_end(s->dry);
     if (s->params.n_logprobs >= 0)
-        fill_logprobs(s, logits, out);
+        td_sampler_logprobs(logits, s->n_vocab, (uint32_t)s->params.n_logprobs, out);
 }
 
 void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_t n_top,

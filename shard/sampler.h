@@ -23,6 +23,7 @@ struct td_sampled {
     uint32_t id;
     bool no_choice; /* no id had a usable logit; `id` means nothing (see td_sampler_draw) */
     float logprob;  /* as above; valid when n_logprobs >= 0 */
+    uint32_t rank;  /* of id by its logit, 1 is the largest; valid with logprob */
     uint32_t n_top;
     struct td_token_logprob top[TD_SAMPLER_MAX_LOGPROBS]; /* most likely first; ties by lower id */
 };
@@ -89,6 +90,9 @@ void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t positio
 /* The same draw from the row's n_top largest logits, as td_kern_top gives them; n_top is at least td_sampling_n_top's. */
 void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_t n_top,
                          uint32_t position, const uint32_t *banned, uint32_t n_banned,
+                         struct td_sampled *out);
+/* Fills logprob, rank and the n_top most likely ones of out->id by the model's own distribution over `logits` [n_vocab]. */
+void td_sampler_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top,
                          struct td_sampled *out);
 /* The distribution that the draw at this position uses: the probability of each id after stage 12 into `probs`
  * [n_vocab]. Also for greedy (1 for one id). For tests and for verifying drafts; costs a pass more than a draw. */

@@ -21,7 +21,8 @@ struct seq {
     struct td_draft draft;
     uint32_t
         result_row; /* the first in the step that is being completed, among those that want the same */
-    uint32_t n_results; /* its rows there */
+    uint32_t n_results;        /* its rows there */
+    uint32_t n_prompt_results; /* the first of them: of prompt_logprobs */
     bool cancelled;
     bool paused;             /* as it was told; the scheduler follows in the next plan */
     struct seq *prev, *next; /* all open requests */
@@ -160,7 +161,7 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
     }
     q->req.prompt = q->core.ids = ids;
     q->core.priority = checked.priority;
-    if (p->prefix_cache && !checked.no_prefix_cache) {
+    if (p->prefix_cache && !checked.no_prefix_cache && checked.prompt_logprobs < 0) {
         q->core.salt = checked.cache_salt;
         q->core.hashes = calloc(q->core.cap_ids / p->block_tokens + 1, sizeof(*q->core.hashes));
         if (!q->core.hashes) {
@@ -175,7 +176,11 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
         free_seq(q);
         return st;
     }
-    q->core.n_top = td_sampling_n_top(&q->req.sampling, q->req.min_tokens ? q->ending.n_ids : 0);
+    if (q->req.prompt_logprobs >= 0)
+        q->core.want_to = q->req.n_prompt - 1;
+    else
+        q->core.n_top =
+            td_sampling_n_top(&q->req.sampling, q->req.min_tokens ? q->ending.n_ids : 0);
     *out = q;
     return TD_OK;
 
@@ -389,12 +394,27 @@ static bool take_row(struct td_engine *e, struct seq *q, uint32_t row,
     return is_draft && !q->cancelled;
 }
 
-/* The results of a sequence's rows: the first, then those of drafts as long as they were right. */
+/* The log probability of the prompt's next token. */
+static void tell_prompt(struct td_engine *e, struct seq *q, const float *logits)
+{
+    struct td_token_event event = {.request_id = q->req.id, .is_prompt = true};
+
+    event.index = ++q->core.want_from;
+    event.token.id = q->req.prompt[event.index];
+    td_sampler_logprobs(logits, e->params.n_vocab, (uint32_t)q->req.prompt_logprobs, &event.token);
+    e->params.on_event(&event, e->params.user);
+}
+
+/* The results of a sequence's rows: of its prompt, of its last token, then of drafts as long as they were right. */
 static void take_rows(struct td_engine *e, struct seq *q, const struct td_step_result *result)
 {
     uint32_t row = q->result_row;
 
-    e->stats.n_draft_tokens += q->n_results - 1;
+    for (; row < q->result_row + q->n_prompt_results && !q->cancelled; row++)
+        tell_prompt(e, q, result->logits + (size_t)row * e->params.n_vocab);
+    if (q->n_results == q->n_prompt_results || q->cancelled)
+        return;
+    e->stats.n_draft_tokens += q->n_results - q->n_prompt_results - 1;
     while (take_row(e, q, row++, result))
         e->stats.n_right_drafts++;
 }
@@ -416,7 +436,9 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
         e->done[i] = q;
         uint32_t *next = q->core.n_top ? &n_tops : &n_logits;
 
-        q->n_results = td_sched_n_wanted(&q->core);
+        q->n_results = q->n_prompt_results = td_sched_n_wanted(&q->core);
+        if (q->core.n_computed + q->core.n_planned == q->core.n_ids + q->core.n_draft)
+            q->n_prompt_results -= 1 + q->core.n_draft;
         q->result_row = *next;
         *next += q->n_results;
     }

@@ -10,6 +10,7 @@ void td_request_init(struct td_request *r)
     memset(r, 0, sizeof(*r));
     r->max_tokens = 16; /* as OpenAI's completions endpoint */
     td_sampling_default(&r->sampling);
+    r->prompt_logprobs = -1;
 }
 
 void td_request_deinit(struct td_request *r)

@@ -38,8 +38,11 @@ struct td_request {
     bool include_stop; /* the stop string stays in the text */
     uint32_t n_stop_ids;
     uint32_t stop_ids[TD_REQUEST_MAX_STOP_IDS];
-    uint64_t cache_salt;  /* requests of different salts share nothing in the prefix cache */
-    int32_t priority;     /* a lower one goes first */
+    uint64_t cache_salt; /* requests of different salts share nothing in the prefix cache */
+    int32_t priority;    /* a lower one goes first */
+    /* -1: none; else those of every prompt token but the first, with so many alternatives (at most TD_SAMPLER_MAX_LOGPROBS). Such
+     * a request passes by the prefix cache. */
+    int32_t prompt_logprobs;
     bool no_prefix_cache; /* nothing is taken from it and nothing kept in it */
 };
 
@@ -63,7 +66,9 @@ struct td_token_event {
     uint64_t request_id;
     uint32_t index;         /* of the output token, 0 first */
     uint32_t cached_tokens; /* with the first token: prompt tokens whose KV was there */
-    bool has_token;         /* false: only the end is told (error, cancel) */
+    bool
+        is_prompt; /* a log probability of the prompt: `index` is the position, `token` the prompt's */
+    bool has_token; /* false: only the end is told (error, cancel) */
     struct td_sampled token;
     enum td_finish finish;
     const struct td_err *error; /* TD_FINISH_ERROR only; borrowed during the callback */

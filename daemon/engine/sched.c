@@ -18,6 +18,7 @@ struct td_sched {
     struct td_pace pace;
     uint32_t n_decode, n_prompt; /* rows of the step in flight */
     uint32_t draft_room;         /* rows that drafts may still have in this step */
+    uint32_t want_room;          /* rows that may still want logits */
     uint64_t next_ticket;
     uint64_t n_preemptions;
 };
@@ -222,21 +223,31 @@ static bool reserve_or_preempt(struct td_sched *s, struct td_sched_seq *seq)
     return true;
 }
 
+static bool wants_logits(const struct td_sched_seq *seq, uint32_t pos)
+{
+    return pos + 1 >= seq->n_ids || (pos >= seq->want_from && pos < seq->want_to);
+}
+
 /* Adds rows for the next `n` positions; false when the caller's step is too small. */
 static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq, uint32_t n)
 {
     uint32_t n_blocks;
     const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n_blocks);
 
+    seq->n_wanted = 0;
     if (n > step->cap_rows - step->n_rows ||
         !td_step_add_seq(step, table, n_blocks, td_blocks_state_slot(s->blocks, seq->slot)))
         return false;
     for (uint32_t pos = seq->n_computed; pos < seq->n_computed + n; pos++) {
         uint32_t id = pos < seq->n_ids ? seq->ids[pos] : seq->draft[pos - seq->n_ids];
 
-        if (pos + 1 < seq->n_ids)
+        if (!wants_logits(seq, pos)) {
             td_step_add_row(step, id, pos, TD_WANT_NONE);
-        else if (seq->n_top)
+            continue;
+        }
+        seq->n_wanted++;
+        s->want_room--;
+        if (seq->n_top)
             td_step_add_top_row(step, id, pos, seq->n_top);
         else
             td_step_add_row(step, id, pos, TD_WANT_LOGITS);
@@ -256,6 +267,20 @@ static uint32_t rows_left(const struct td_sched *s, const struct td_step *step)
     return room < limit ? room : limit;
 }
 
+/* As many of the next `n` rows as may want logits. */
+static uint32_t with_room_for_logits(const struct td_sched *s, const struct td_sched_seq *seq,
+                                     uint32_t n)
+{
+    uint32_t wanted = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        wanted += wants_logits(seq, seq->n_computed + i);
+        if (wanted > s->want_room)
+            return i;
+    }
+    return n;
+}
+
 /* Rows of a sequence that is not at its last token; false when the caller's step is too small. */
 static bool add_chunk(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq)
 {
@@ -265,8 +290,9 @@ static bool add_chunk(struct td_sched *s, struct td_step *step, struct td_sched_
     if (limit > 0 && n > limit)
         n = limit;
     n = n < room ? n : room;
+    n = with_room_for_logits(s, seq, n);
     s->n_prompt += n;
-    return add_rows(s, step, seq, n);
+    return n == 0 || add_rows(s, step, seq, n);
 }
 
 /* Leaves as many drafts as there are rows and blocks for. */
@@ -413,6 +439,7 @@ bool td_sched_plan(struct td_sched *s, struct td_step *step)
     assert(s->n_planned == 0 && step->n_rows == 0);
     s->n_decode = s->n_prompt = 0;
     start_important(s);
+    s->want_room = s->params.max_num_seqs;
     s->draft_room = s->params.max_num_seqs - s->n_running;
     s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
     plan_decodes(s, step);
@@ -433,9 +460,7 @@ struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i)
 
 uint32_t td_sched_n_wanted(const struct td_sched_seq *seq)
 {
-    return seq->n_planned > 0 && seq->n_computed + seq->n_planned == seq->n_ids + seq->n_draft
-               ? 1 + seq->n_draft
-               : 0;
+    return seq->n_planned > 0 ? seq->n_wanted : 0;
 }
 
 bool td_sched_is_decoding(const struct td_sched_seq *seq)

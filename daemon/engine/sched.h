@@ -26,6 +26,7 @@ struct td_sched_seq {
     uint64_t *hashes; /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
     uint64_t salt;    /* sequences of different salts share no block */
     int32_t priority; /* a lower one goes first */
+    uint32_t want_from, want_to; /* positions whose logits are wanted too; then n_top is 0 */
     /* Guesses at what follows ids, for the next plan, which may take fewer: its rows are computed and want what the last one wants.
      * td_sched_append says which were right. */
     uint32_t n_draft;
@@ -37,6 +38,7 @@ struct td_sched_seq {
     uint32_t slot;       /* of the block manager while running */
     uint32_t n_computed; /* positions 0 .. n_computed - 1 are in the cache */
     uint32_t n_planned;  /* rows in the step in flight, those of drafts among them */
+    uint32_t n_wanted;   /* of them, those that want logits */
     uint32_t n_right;    /* drafts of the last step that were as drawn */
     uint32_t n_hashes;   /* blocks that are hashed */
     uint32_t n_cached;   /* tokens whose KV was there when it was first admitted */
@@ -92,7 +94,8 @@ bool td_sched_plan(struct td_sched *s, struct td_step *step);
 /* The sequences of the step in flight, in the order of its td_step_seq entries. */
 uint32_t td_sched_n_planned(const struct td_sched *s);
 struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);
-/* Rows of the planned sequence that want logits: none, or one and one for each of its drafts. */
+/* Rows of the planned sequence that want logits: of want_from .. want_to, then, where it reaches its last token, that one and its
+ * drafts. */
 uint32_t td_sched_n_wanted(const struct td_sched_seq *seq);
 /* Whether the sequence decodes: of its tokens only the last is not computed. Then a draft can be verified. */
 bool td_sched_is_decoding(const struct td_sched_seq *seq);

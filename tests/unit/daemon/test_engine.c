@@ -130,6 +130,7 @@ struct client {
     bool cancelled;
     bool paused;
     uint32_t n_late; /* tokens since it was paused */
+    uint32_t n_prompt_told;
 };
 
 struct world {
@@ -162,6 +163,23 @@ static struct client *client_of(struct world *w, uint64_t id)
     return &w->client[id];
 }
 
+/* In order, each once, and as the plainest sum says. */
+static void check_prompt_event(struct client *c, const struct td_token_event *event)
+{
+    float logits[N_VOCAB];
+    double sum = 0;
+
+    assert_false(event->has_token);
+    assert_int_equal(event->index, ++c->n_prompt_told);
+    assert_int_equal(event->token.id, c->req.prompt[event->index]);
+    toy_logits(c->req.prompt, event->index, logits);
+    for (uint32_t v = 0; v < N_VOCAB; v++)
+        sum += exp((double)logits[v]);
+    assert_true(fabs((double)logits[event->token.id] - log(sum) - (double)event->token.logprob) <
+                1e-5);
+    assert_int_equal(event->token.n_top, c->req.prompt_logprobs);
+}
+
 static void on_event(const struct td_token_event *event, void *user)
 {
     struct world *w = user;
@@ -169,11 +187,16 @@ static void on_event(const struct td_token_event *event, void *user)
 
     assert_false(w->inside_submit);
     assert_int_equal(c->n_final, 0);
+    if (event->is_prompt) {
+        check_prompt_event(c, event);
+        return;
+    }
     assert_int_equal(event->index, c->n_got);
     if (event->has_token && event->index == 0) {
+        assert_int_equal(c->n_prompt_told, c->req.prompt_logprobs < 0 ? 0 : c->req.n_prompt - 1);
         assert_true(event->cached_tokens < c->req.n_prompt);
         assert_int_equal(event->cached_tokens % w->block_tokens, 0);
-        if (!w->params.prefix_cache || c->req.no_prefix_cache)
+        if (!w->params.prefix_cache || c->req.no_prefix_cache || c->req.prompt_logprobs >= 0)
             assert_int_equal(event->cached_tokens, 0);
         w->n_cached += event->cached_tokens;
     } else {
@@ -303,18 +326,16 @@ static void run_model(struct world *w, uint32_t oldest)
             n_users[id]++;
             assert_true(n_users[id] == 1 || (w->params.prefix_cache && !written[id]));
         }
-        /* The last row of the sequence's own tokens, then its drafts, want something. */
-        n_own = q->n_rows;
-        while (n_own > 1 && st->rows[first + n_own - 2].want != TD_WANT_NONE)
-            n_own--;
+        /* From the first row on that wants something all do: the last of a prompt, those of its log probabilities, drafts. */
+        n_own = 1;
+        while (n_own < q->n_rows && st->rows[first + n_own - 1].want == TD_WANT_NONE)
+            n_own++;
         for (uint32_t i = 0; i < q->n_rows; i++) {
             assert_int_equal(st->rows[first + i].seq, s);
             assert_int_equal(st->rows[first + i].position, last + 1 - q->n_rows + i);
-            assert_true(i + 1 >= n_own || st->rows[first + i].want == TD_WANT_NONE);
-            assert_int_equal(st->rows[first + i].want,
-                             i + 1 < n_own ? TD_WANT_NONE : st->rows[first + q->n_rows - 1].want);
+            assert_true(i + 1 < n_own ||
+                        st->rows[first + i].want == st->rows[first + n_own - 1].want);
         }
-        assert_true(n_own == q->n_rows || n_own == 1); /* drafts only where a sequence decodes */
         w->n_drafts += q->n_rows - n_own;
         for (uint32_t pos = 0; pos <= last; pos++) {
             uint32_t cell = st->table[q->first_block + pos / w->block_tokens] * w->block_tokens +
@@ -492,6 +513,7 @@ static void random_arrival(struct world *w)
     c = add_client(w, 1 + rng(p->max_model_len - 1), 1 + rng(30));
     begin_like_another(w, c);
     randomise_sampling(c);
+    c->req.prompt_logprobs = rng(6) ? -1 : (int32_t)rng(4);
     c->req.priority = rng(3) ? 0 : (int32_t)rng(3) - 1;
     td_engine_stats(w->engine, 0, &stats);
     st = submit(w, c, &err);

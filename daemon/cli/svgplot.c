@@ -13,7 +13,7 @@ enum {
     PANEL = 210,     /* a panel with its title */
     PANEL_HEAD = 34, /* of that, above the plot */
     GAP = 22,        /* of that, below the plot */
-    FOOT = 50,       /* numbers and title of the horizontal axis */
+    FOOT = 40,       /* numbers and title of the horizontal axis */
     INNER = 18,      /* between the frame and the outer points */
     MAX_TICKS = 24
 };
@@ -87,7 +87,7 @@ static void put_line(struct picture *pic, const char *style, double x1, double y
 
 static double place(const struct axis *a, double value)
 {
-    double part = a->is_log ? log(value / a->low) / log(a->high / a->low)
+    double part = a->is_log ? (log(value) - log(a->low)) / (log(a->high) - log(a->low))
                             : (value - a->low) / (a->high - a->low);
 
     return a->at_low + part * (a->at_high - a->at_low);
@@ -106,6 +106,7 @@ static double round_step(double least)
 static size_t set_ticks(struct axis *a, double ticks[MAX_TICKS])
 {
     static const double parts[] = {1.0, 2.0, 5.0};
+    double first, last, stride; /* powers of ten */
     size_t n = 0;
 
     if (!a->is_log) {
@@ -117,12 +118,15 @@ static size_t set_ticks(struct axis *a, double ticks[MAX_TICKS])
             ticks[n++] = t;
         return n;
     }
-    a->low = pow(10.0, floor(log10(a->low) + 1e-9));
-    a->high = pow(10.0, ceil(log10(a->high) - 1e-9));
-    for (double power = a->low; power <= a->high * (1.0 + 1e-9); power *= 10.0)
-        for (size_t i = 0; i < (a->high / a->low > 2e3 ? 1u : 3u); i++)
-            if (power * parts[i] <= a->high * (1.0 + 1e-9) && n < MAX_TICKS)
-                ticks[n++] = power * parts[i];
+    first = floor(log10(a->low) + 1e-9);
+    last = ceil(log10(a->high) - 1e-9);
+    a->low = pow(10.0, first);
+    a->high = pow(10.0, last);
+    stride = ceil((last - first) / 8.0);
+    for (double power = first; power <= last; power += stride)
+        for (size_t i = 0; i < (last - first > 3.0 ? 1u : 3u); i++)
+            if (parts[i] * pow(10.0, power) <= a->high * (1.0 + 1e-9) && n < MAX_TICKS)
+                ticks[n++] = parts[i] * pow(10.0, power);
     return n;
 }
 
@@ -305,7 +309,7 @@ enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out
     put_label(&pic, LEFT, 48.0, "start", "sub", p->subtitle);
     for (size_t i = 0; i < p->n_panels; i++)
         put_panel(&pic, i);
-    put_label(&pic, (LEFT + WIDTH - RIGHT) / 2.0, height - 14.0, "middle", "axis", p->x_title);
+    put_label(&pic, (LEFT + WIDTH - RIGHT) / 2.0, height - 12.0, "middle", "axis", p->x_title);
     PUT(&pic, "</svg>\n");
     return pic.failed;
 }

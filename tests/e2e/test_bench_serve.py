@@ -362,7 +362,6 @@ def test_an_interrupt_prints_what_there_is(tensord, tmp_path):
                               "--warmup-requests", "0", "--json-file", str(path)], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True, env=tensord.env)
         serving.wait_until("the third request", lambda: len(s.seen) >= 3)
-        time.sleep(0.2)
         p.send_signal(signal.SIGINT)
         stdout, stderr = p.communicate(timeout=20)
         OddServer.hung.set()

@@ -52,6 +52,7 @@ struct td_loadclient {
     llhttp_settings_t settings;
     struct conn *busy, *idle;
     size_t n_busy, n_open, n_opened; /* n_open: handles that are not closed yet */
+    uint64_t now_ns; /* when the bytes came that are looked at */
     char in[READ_BYTES];
 };
 
@@ -169,7 +170,7 @@ static int on_body(llhttp_t *parser, const char *at, size_t n)
     enum td_status s;
 
     if (k->is_events && llhttp_get_status_code(parser) == 200) {
-        s = td_sseread_feed(&k->events, bytes, td_clock_now_ns(), on_event, k);
+        s = td_sseread_feed(&k->events, bytes, k->client->now_ns, on_event, k);
         if (s && s != TD_CANCELLED)
             td_loadrecord_fail(k->record, TD_LOADRECORD_BROKEN,
                                "an event of the stream is too long");
@@ -310,6 +311,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 
     if (n == 0)
         return;
+    k->client->now_ns = td_clock_now_ns();
     if (!k->record) { /* idle: the server closes it, or sends what nobody asked for */
         take_out(&k->client->idle, k);
         shut(k);

@@ -52,7 +52,7 @@ struct td_loadclient {
     llhttp_settings_t settings;
     struct conn *busy, *idle;
     size_t n_busy, n_open, n_opened; /* n_open: handles that are not closed yet */
-    uint64_t now_ns; /* when the bytes came that are looked at */
+    uint64_t now_ns;                 /* when the bytes came that are looked at */
     char in[READ_BYTES];
 };
 

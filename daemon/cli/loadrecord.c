@@ -30,18 +30,24 @@ static void add_gap(struct td_loadrecord *r, uint64_t now_ns)
     r->gap_ms[r->n_gaps++] = (float)((double)(now_ns - r->last_text_ns) * 1e-6);
 }
 
-/* Whether a choice carries text: of a completion, of a chat, or of its reasoning. */
+/* Whether a choice carries text: of a completion, of a chat, or of its reasoning. It may be empty: servers send that for a token
+ * that is half a character, or a special one. Two events have an empty text without a token: one that says only whose turn it
+ * is, and one that says only why the text ended. */
 static bool has_text(const json_t *choice)
 {
     static const char *const keys[] = {"content", "reasoning_content", "reasoning"};
     const json_t *delta = json_object_get(choice, "delta");
+    const json_t *text = json_object_get(choice, "text");
+    bool is_text = json_is_string(text);
+    size_t len = json_string_length(text);
 
-    if (json_string_length(json_object_get(choice, "text")) > 0)
-        return true;
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (json_string_length(json_object_get(delta, keys[i])) > 0)
-            return true;
-    return false;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        text = json_object_get(delta, keys[i]);
+        is_text |= json_is_string(text);
+        len += json_string_length(text);
+    }
+    return len > 0 || (is_text && !json_object_get(delta, "role") &&
+                       !json_is_string(json_object_get(choice, "finish_reason")));
 }
 
 static void take_choice(struct td_loadrecord *r, const json_t *choice, uint64_t first_ns,

@@ -23,7 +23,7 @@ enum td_loadrecord_end {
 };
 const char *td_loadrecord_end_name(enum td_loadrecord_end end); /* "refused" */
 
-/* Times in ns of td_clock_now_ns; 0: did not happen. */
+/* Times in ns of td_clock_now_ns; 0: did not happen. An event with text is one of a token, whose text may be empty. */
 struct td_loadrecord {
     uint64_t index;        /* of the load */
     uint64_t due_ns;       /* when it should have been sent */

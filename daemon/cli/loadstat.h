@@ -6,7 +6,7 @@
  *   TPOT  time per output token of a request: (E2E - TTFT) / (output tokens - 1); of requests with two tokens or more
  *   E2E   end-to-end latency: to the event that ends the text
  *
- * A request that failed is counted by kind, and is in no latency and no token count. */
+ * An event with text is one that stands for a token, even if its text is empty. A request that failed is counted by kind, and is in no latency and no token count. */
 #ifndef TD_DAEMON_CLI_LOADSTAT_H
 #define TD_DAEMON_CLI_LOADSTAT_H
 

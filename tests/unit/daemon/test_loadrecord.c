@@ -67,6 +67,36 @@ static void test_loadrecord_reads_completions(void **state)
     td_loadrecord_deinit(&r);
 }
 
+static void test_loadrecord_takes_a_token_without_text_for_one(void **state)
+{
+    static const struct {
+        const char *event;
+        uint32_t n_events;
+    } cases[] = {
+        {"{\"choices\":[{\"text\":\"\",\"finish_reason\":null}]}", 1},
+        {"{\"choices\":[{\"text\":\"\",\"finish_reason\":\"stop\"}]}", 0},
+        {"{\"choices\":[{\"text\":\"x\",\"finish_reason\":\"stop\"}]}", 1},
+        {"{\"choices\":[{\"delta\":{\"content\":\"\"}}]}", 1},
+        {"{\"choices\":[{\"delta\":{\"content\":null}}]}", 0},
+        {"{\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}", 0},
+        {"{\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"x\"}}]}", 1},
+        {"{\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}", 0},
+        {"{\"choices\":[]}", 0},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct td_loadrecord r = {0};
+        bool finished = false;
+
+        assert_true(take(&r, cases[i].event, 5, &finished));
+        assert_int_equal(r.n_events, cases[i].n_events);
+        assert_int_equal(r.first_ns, cases[i].n_events ? 5 : 0);
+        assert_int_equal(finished, strstr(cases[i].event, "stop") != NULL);
+        td_loadrecord_deinit(&r);
+    }
+}
+
 static void test_loadrecord_tells_an_error_from_a_broken_stream(void **state)
 {
     static const struct {
@@ -98,6 +128,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loadrecord_times_a_chat_from_its_first_text_to_its_end),
         cmocka_unit_test(test_loadrecord_reads_completions),
+        cmocka_unit_test(test_loadrecord_takes_a_token_without_text_for_one),
         cmocka_unit_test(test_loadrecord_tells_an_error_from_a_broken_stream),
     };
 

@@ -234,10 +234,9 @@ static void show(struct run *r)
 
     if (!p->term || !p->term->is_tty)
         return;
-    snprintf(label, sizeof label, "%s: %zu under way, %llu done, %llu failed", p->label,
-             td_loadclient_under_way(p->client), (unsigned long long)r->n_done,
-             (unsigned long long)r->n_failed);
-    if (p->n_requests)
+    snprintf(label, sizeof label, "%s: %zu under way, %llu failed", p->label,
+             td_loadclient_under_way(p->client), (unsigned long long)r->n_failed);
+    if (p->duration_s <= 0.0)
         td_term_progress(p->term, label, r->n_done, p->n_requests, "requests");
     else /* of unknown length once the last request was sent */
         td_term_progress(p->term, label, (uint64_t)elapsed,
@@ -354,6 +353,7 @@ enum td_status td_loadrun_go(const struct td_loadrun_params *params, struct td_l
         td_loadclient_cancel(params->client);
     close_handles(&r);
     close(r.timer_fd);
+    show(&r); /* the final one, of a run that came to its end */
     if (params->term)
         td_term_end(params->term);
     for (size_t i = 0; i < r.n_bodies; i++)

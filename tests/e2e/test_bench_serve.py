@@ -124,7 +124,7 @@ def test_a_duration_ends_the_load_and_a_shared_prefix_is_shared(tensord, server,
                         "--shared-prefix-share", 0.8, "--output-len", 2, "--ignore-eos")
     point = out["points"][0]
     check_point(point)
-    assert point["completed"] > 2 and point["failed"] == 0
+    assert point["completed"] >= 2 and point["failed"] == 0
     assert all(r["due_s"] <= 0.5 for r in point["requests"])
 
 
@@ -289,7 +289,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout(tensord, tmp_path):
         h.server.hung.wait(20)
 
     OddServer.hung = threading.Event()
-    point, _, _ = run_odd(tensord, tmp_path, [hang, good], "--num-requests", 2, "--request-timeout", 0.5)
+    point, _, _ = run_odd(tensord, tmp_path, [hang, good], "--num-requests", 2, "--request-timeout", 2)
     OddServer.hung.set()
     assert point["errors"]["timeout"]["count"] == 1 and point["completed"] == 1
 

@@ -283,6 +283,14 @@ def test_tokens_are_counted_as_events_where_the_server_counts_none(tensord, tmp_
     assert seen[0][2]["model"] == "odd" and seen[0][2]["stream_options"] == {"include_usage": True}
 
 
+def test_times_are_no_shorter_than_the_server_took(tensord, tmp_path):
+    point, _, _ = run_odd(tensord, tmp_path, [lambda h: h.stream(CHUNK, CHUNK, END, DONE, pause=0.05)], "--num-requests", 3)
+    for r in point["requests"]:
+        assert r["events"] == 2 and r["ttft_ms"] >= 50
+        assert r["ttft_ms"] + r["itl_ms"][0] >= 100 and r["e2el_ms"] >= 150
+        assert r["end_s"] - r["sent_s"] >= 0.2
+
+
 def test_an_answer_that_takes_too_long_is_a_timeout(tensord, tmp_path):
     def hang(h):
         h.stream(CHUNK, end=False)

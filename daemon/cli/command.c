@@ -12,6 +12,8 @@ static const struct td_command table[] = {
 #define TD_COMMAND_ROW(name, bit, help) {#name, bit, help, td_cmd_##name},
     TD_COMMANDS(TD_COMMAND_ROW)
 #undef TD_COMMAND_ROW
+        {"bench serve", TD_FOR_BENCH_SERVE, "measure a running server under load",
+         td_cmd_bench_serve},
 };
 
 const struct td_command *td_command_table(size_t *n)
@@ -26,6 +28,19 @@ const struct td_command *td_command_find(const char *name)
         if (strcmp(table[i].name, name) == 0)
             return &table[i];
     return NULL;
+}
+
+const struct td_command *td_command_match(int argc, char **argv, int *n_words)
+{
+    char two[32];
+
+    if (argc > 1 && (size_t)snprintf(two, sizeof two, "%s %s", argv[0], argv[1]) < sizeof two &&
+        td_command_find(two)) {
+        *n_words = 2;
+        return td_command_find(two);
+    }
+    *n_words = 1;
+    return argc > 0 ? td_command_find(argv[0]) : NULL;
 }
 
 int td_command_report(const struct td_options *opts, const struct td_err *err)
@@ -98,9 +113,10 @@ static int run(const struct td_command *command, int argc, char **argv, char *co
 static int run_word(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : "";
+    int n_words;
 
     if (strcmp(word, "help") == 0 && argc > 2) {
-        const struct td_command *command = td_command_find(argv[2]);
+        const struct td_command *command = td_command_match(argc - 2, argv + 2, &n_words);
 
         if (command) {
             td_help_command(stdout, command);
@@ -128,7 +144,10 @@ static int run_word(int argc, char **argv)
 
 int td_command_main(int argc, char **argv, char *const *envp)
 {
-    const struct td_command *command = argc > 1 ? td_command_find(argv[1]) : NULL;
+    int n_words = 0;
+    const struct td_command *command =
+        argc > 1 ? td_command_match(argc - 1, argv + 1, &n_words) : NULL;
 
-    return finish(command ? run(command, argc - 2, argv + 2, envp) : run_word(argc, argv));
+    return finish(command ? run(command, argc - 1 - n_words, argv + 1 + n_words, envp)
+                          : run_word(argc, argv));
 }

@@ -37,10 +37,13 @@ struct td_command {
 #define TD_COMMAND_PROTOTYPE(name, bit, help) td_command_fn td_cmd_##name;
 TD_COMMANDS(TD_COMMAND_PROTOTYPE)
 #undef TD_COMMAND_PROTOTYPE
+td_command_fn td_cmd_bench_serve; /* a command of two words, "bench serve" */
 
 /* The table; *n rows. */
 const struct td_command *td_command_table(size_t *n);
 const struct td_command *td_command_find(const char *name); /* NULL when there is none */
+/* The command that argv[0 .. argc) begins with; *n_words of them name it. NULL when there is none. */
+const struct td_command *td_command_match(int argc, char **argv, int *n_words);
 
 /* The whole program: argv[1] names the command. Returns the exit status. */
 int td_command_main(int argc, char **argv, char *const *envp);

@@ -9,7 +9,8 @@ enum {
     LAYOUT = GROUP | TD_FOR_PLAN,
     READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT | TD_FOR_QUANTIZE,
     CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT,
-    SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT
+    SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT,
+    LOAD = TD_FOR_BENCH_SERVE
 };
 
 static const char *const dtypes[] = {"auto", NULL};
@@ -17,6 +18,7 @@ static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp16", "q8_0", "
 static const char *const isas[] = {"auto",       "ref",       "avx2", "avx512",
                                    "avx512bf16", "avx512amx", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
+static const char *const endpoints[] = {"completions", "chat", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 static const char *const fp8_scales[] = {"block", "channel", "tensor", NULL};
@@ -25,9 +27,11 @@ const char *const td_options_types[] = {"q4_0",  "q4_1",    "q5_0", "q5_1", "q8_
                                         "mxfp4", "f8_e4m3", "bf16", "f16",  "f32",    NULL};
 
 static const struct td_option table[] = {
-    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS, .required = READERS,
+    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS | LOAD, .required = READERS,
      .metavar = "PATH",
-     .help = "Hugging Face directory or GGUF file; may also be given without the flag"},
+     .help = "Hugging Face directory or GGUF file; may also be given without the flag; of bench "
+             "serve: the "
+             "name that the server is asked for, else its first"},
     {"served-model-name", NULL, NULL, TD_OPTION_LIST, AT(served_model_name), TD_FOR_SERVE,
      .metavar = "NAME", .commas = true, .preset_note = "the last part of --model",
      .help = "name that clients ask for; repeat or separate by commas, the first is the one in "
@@ -92,9 +96,11 @@ static const struct td_option table[] = {
          "how much longer a step of running answers may take for prompts beside them; 0: no limit"},
     {"no-prefix-cache", NULL, NULL, TD_OPTION_FLAG, AT(no_prefix_cache), TD_FOR_SERVE,
      .help = "compute every prompt anew, also where another began with the same tokens"},
-    {"seed", NULL, NULL, TD_OPTION_INT, AT(seed), GROUP | TD_FOR_CHAT, .metavar = "N", .min = 0,
-     .max = INT64_MAX, .preset_note = "drawn anew",
-     .help = "seed of the draws for requests that bring none"},
+    {"seed", NULL, NULL, TD_OPTION_INT, AT(seed), GROUP | TD_FOR_CHAT | LOAD, .metavar = "N",
+     .min = 0, .max = INT64_MAX, .preset_note = "drawn anew; of bench serve: 0",
+     .help =
+         "seed of the draws for requests that bring none; of bench serve: of the load, equal seeds "
+         "offer equal loads"},
 
     {"host", NULL, "Network and keys", TD_OPTION_STRING, AT(host), TD_FOR_SERVE,
      .metavar = "ADDRESS", .preset = "127.0.0.1",
@@ -107,10 +113,10 @@ static const struct td_option table[] = {
      .help = "address that serves only the workers' control stream"},
     {"coordinator", NULL, NULL, TD_OPTION_ADDRESS, AT(coordinator), TD_FOR_WORKER,
      .required = TD_FOR_WORKER, .metavar = "HOST:PORT", .help = "where the coordinator listens"},
-    {"api-key", NULL, NULL, TD_OPTION_LIST, AT(api_key), TD_FOR_SERVE | CLIENTS, .metavar = "KEY",
-     .commas = true, .secret = true,
+    {"api-key", NULL, NULL, TD_OPTION_LIST, AT(api_key), TD_FOR_SERVE | CLIENTS | LOAD,
+     .metavar = "KEY", .commas = true, .secret = true,
      .help = "key that clients must send; repeat or separate by commas"},
-    {"api-key-file", NULL, NULL, TD_OPTION_STRING, AT(api_key_file), TD_FOR_SERVE | CLIENTS,
+    {"api-key-file", NULL, NULL, TD_OPTION_STRING, AT(api_key_file), TD_FOR_SERVE | CLIENTS | LOAD,
      .metavar = "PATH", .help = "file with one such key per line"},
     {"cluster-key-file", NULL, NULL, TD_OPTION_STRING, AT(cluster_key_file),
      TD_FOR_SERVE | TD_FOR_WORKER, .metavar = "PATH", .preset_note = "one drawn per launch",
@@ -126,7 +132,7 @@ static const struct td_option table[] = {
      .help = "private key of that certificate in PEM"},
     {"insecure", NULL, NULL, TD_OPTION_FLAG, AT(insecure), TD_FOR_SERVE,
      .help = "allow a --host beyond loopback without a key"},
-    {"url", NULL, NULL, TD_OPTION_STRING, AT(url), CLIENTS, .metavar = "URL",
+    {"url", NULL, NULL, TD_OPTION_STRING, AT(url), CLIENTS | LOAD, .metavar = "URL",
      .preset = "http://127.0.0.1:8000", .help = "the running server"},
 
     {"prompt", NULL, "Generation", TD_OPTION_STRING, AT(prompt), TD_FOR_GENERATE, .metavar = "TEXT",
@@ -141,7 +147,7 @@ static const struct td_option table[] = {
      .help = "ask this, print the answer, leave"},
     {"max-tokens", NULL, NULL, TD_OPTION_INT, AT(max_tokens), SAMPLERS, .metavar = "N", .min = 1,
      .max = INT32_MAX, .preset = "128", .help = "most tokens to generate"},
-    {"temperature", NULL, NULL, TD_OPTION_FLOAT, AT(temperature), SAMPLERS, .metavar = "X",
+    {"temperature", NULL, NULL, TD_OPTION_FLOAT, AT(temperature), SAMPLERS | LOAD, .metavar = "X",
      .low = 0, .high = 100, .preset = "0", .help = "0 always takes the most likely token"},
     {"top-k", NULL, NULL, TD_OPTION_INT, AT(top_k), SAMPLERS, .metavar = "N", .min = -1,
      .max = INT32_MAX, .preset = "0", .help = "draw from the N most likely tokens; 0 or -1: all"},
@@ -206,7 +212,7 @@ static const struct td_option table[] = {
     {"logprobs", NULL, NULL, TD_OPTION_INT, AT(logprobs), TD_FOR_GENERATE, .metavar = "N",
      .min = -1, .max = 20, .preset = "-1",
      .help = "log probabilities of the N most likely tokens; 0: only of the one taken; -1: none"},
-    {"ignore-eos", NULL, NULL, TD_OPTION_FLAG, AT(ignore_eos), TD_FOR_GENERATE,
+    {"ignore-eos", NULL, NULL, TD_OPTION_FLAG, AT(ignore_eos), TD_FOR_GENERATE | LOAD,
      .help = "go on past the end token"},
     {"prefill-chunk", NULL, NULL, TD_OPTION_INT, AT(prefill_chunk), GROUP, .metavar = "TOKENS",
      .min = 1, .max = 1 << 20, .preset_note = "--max-num-batched-tokens",
@@ -242,6 +248,57 @@ static const struct td_option table[] = {
     {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions), TD_FOR_BENCH, .metavar = "N",
      .min = 1, .max = 1000, .preset = "5",
      .help = "runs of each case, of which best and median are shown"},
+
+    {"concurrency", NULL, "Load", TD_OPTION_LIST, AT(concurrency), LOAD, .metavar = "N[,N...]",
+     .commas = true, .preset_note = "1, without --request-rate and --trace",
+     .help =
+         "closed loop: so many requests at a time, each followed by the next; several: a sweep"},
+    {"request-rate", NULL, NULL, TD_OPTION_LIST, AT(request_rate), LOAD, .metavar = "R[,R...]",
+     .commas = true,
+     .help =
+         "open loop: Poisson arrivals, so many requests per second in the mean; inf: all at once; "
+         "several: a sweep"},
+    {"num-requests", NULL, NULL, TD_OPTION_INT, AT(num_requests), LOAD, .metavar = "N", .min = 1,
+     .max = 10000000, .preset_note = "100, all of --trace, or as many as --duration gives",
+     .help = "requests of each load"},
+    {"duration", NULL, NULL, TD_OPTION_FLOAT, AT(duration), LOAD, .metavar = "SECONDS", .low = 0,
+     .high = 1e6, .above_low = true, .preset_note = "no limit",
+     .help = "no request is sent later than this; those under way are waited for"},
+    {"warmup-requests", NULL, NULL, TD_OPTION_INT, AT(warmup_requests), LOAD, .metavar = "N",
+     .min = 0, .max = 100000, .preset = "1",
+     .help = "requests with other texts before the first load, which no figure counts"},
+    {"input-len", NULL, NULL, TD_OPTION_STRING, AT(input_len), LOAD, .metavar = "DIST",
+     .preset = "128",
+     .help = "words of a prompt, about a token each: N, A:B (uniform), normal:MEAN:SD or "
+             "lognormal:MEAN:SD"},
+    {"output-len", NULL, NULL, TD_OPTION_STRING, AT(output_len), LOAD, .metavar = "DIST",
+     .preset = "64", .help = "tokens asked for (max_tokens): the same"},
+    {"shared-prefix-share", NULL, NULL, TD_OPTION_FLOAT, AT(shared_prefix_share), LOAD,
+     .metavar = "X", .low = 0, .high = 1, .preset = "0",
+     .help = "part of each prompt that is the same for all requests of its group"},
+    {"prefix-groups", NULL, NULL, TD_OPTION_INT, AT(prefix_groups), LOAD, .metavar = "N", .min = 1,
+     .max = 1000000, .preset = "1",
+     .help = "groups of requests with a prefix of their own, by turns"},
+    {"trace", NULL, NULL, TD_OPTION_STRING, AT(trace), LOAD, .metavar = "PATH",
+     .help = "JSON lines with timestamp (ms), input_length or prompt, output_length and perhaps "
+             "hash_ids: at these times, unless --request-rate or --concurrency says others"},
+    {"endpoint", NULL, NULL, TD_OPTION_ENUM, AT(endpoint), LOAD, .values = endpoints,
+     .preset = "completions", .help = "API that is asked; chat: the prompt is a user's message"},
+    {"extra-body", NULL, NULL, TD_OPTION_STRING, AT(extra_body), LOAD, .metavar = "JSON",
+     .help = "object whose members go into every request, {\"top_k\": 1}"},
+    {"request-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(request_timeout), LOAD,
+     .metavar = "SECONDS", .low = 0, .high = 1e6, .above_low = true, .preset = "600",
+     .help = "longest time for a whole answer"},
+    {"slo", NULL, NULL, TD_OPTION_LIST, AT(slo), LOAD, .metavar = "ttft:MS,itl:MS,tpot:MS,e2e:MS",
+     .commas = true,
+     .help =
+         "what a good request keeps, each optional; goodput counts those; itl: every gap of it"},
+    {"json-file", NULL, NULL, TD_OPTION_STRING, AT(json_file), LOAD, .metavar = "PATH",
+     .help = "write settings and results there as JSON"},
+    {"save-requests", NULL, NULL, TD_OPTION_FLAG, AT(save_requests), LOAD,
+     .help = "put a record of every request into the JSON"},
+    {"svg", NULL, NULL, TD_OPTION_STRING, AT(svg), LOAD, .metavar = "PATH",
+     .help = "draw latency and throughput over the loads of a sweep there"},
 
     {"output", NULL, "Quantisation", TD_OPTION_STRING, AT(output), TD_FOR_QUANTIZE,
      .required = TD_FOR_QUANTIZE, .metavar = "PATH",
@@ -283,7 +340,7 @@ const char *td_options_command_name(unsigned command_bit)
 {
     static const char *const names[] = {"serve",      "worker", "generate", "tokenize",
                                         "perplexity", "plan",   "inspect",  "status",
-                                        "chat",       "bench",  "quantize"};
+                                        "chat",       "bench",  "quantize", "bench serve"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

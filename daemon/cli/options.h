@@ -24,7 +24,8 @@ enum td_option_command {
     TD_FOR_CHAT = 1 << 8,
     TD_FOR_BENCH = 1 << 9,
     TD_FOR_QUANTIZE = 1 << 10,
-    TD_FOR_ALL = (1 << 11) - 1
+    TD_FOR_BENCH_SERVE = 1 << 11,
+    TD_FOR_ALL = (1 << 12) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */
@@ -82,9 +83,10 @@ enum td_option_isa {
     TD_ISA_AVX512AMX
 };
 enum td_option_fp8_scales { TD_FP8_SCALES_BLOCK, TD_FP8_SCALES_CHANNEL, TD_FP8_SCALES_TENSOR };
+enum td_option_endpoint { TD_ENDPOINT_COMPLETIONS, TD_ENDPOINT_CHAT };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
 
-enum { TD_OPTIONS_MAX_ROWS = 96 };
+enum { TD_OPTIONS_MAX_ROWS = 128 };
 
 /* One field per row of the table, named as the flag. All storage is owned by `arena`. */
 struct td_options {
@@ -183,6 +185,25 @@ struct td_options {
     int64_t depth;
     struct td_option_list cases;
     int64_t repetitions;
+
+    /* load */
+    struct td_option_list concurrency;  /* whole numbers; empty: not said */
+    struct td_option_list request_rate; /* numbers or "inf"; empty: not said */
+    int64_t num_requests;               /* 0: not said */
+    double duration;                    /* seconds; 0: not said */
+    int64_t warmup_requests;
+    const char *input_len;  /* a distribution (load.h) */
+    const char *output_len; /* the same */
+    double shared_prefix_share;
+    int64_t prefix_groups;
+    const char *trace;
+    int endpoint; /* enum td_option_endpoint */
+    const char *extra_body;
+    double request_timeout; /* seconds */
+    struct td_option_list slo;
+    const char *json_file;
+    bool save_requests;
+    const char *svg;
 
     /* quantisation */
     const char *output;

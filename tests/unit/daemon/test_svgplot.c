@@ -1,0 +1,165 @@
+#include "daemon/cli/svgplot.h"
+#include "tests/unit/check.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_DEPTH = 16 };
+
+/* One tag from behind its '<'; returns behind its '>'. Attributes must be name="value" with a blank before. */
+static const char *check_tag(const char *at, char names[MAX_DEPTH][16], size_t *depth)
+{
+    size_t len = strcspn(at, " />\n");
+
+    if (*at == '/') {
+        len = strcspn(at + 1, ">");
+        assert_true(*depth > 0);
+        (*depth)--;
+        assert_int_equal(strlen(names[*depth]), len);
+        assert_memory_equal(names[*depth], at + 1, len);
+        return at + 1 + len + 1;
+    }
+    assert_true(len > 0 && len < 16 && *depth < MAX_DEPTH);
+    memcpy(names[*depth], at, len);
+    names[*depth][len] = '\0';
+    (*depth)++;
+    for (at += len; *at == ' ';) {
+        at++;
+        len = strspn(at, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-");
+        assert_true(len > 0 && at[len] == '=' && at[len + 1] == '"');
+        at += len + 2;
+        len = strcspn(at, "\"<");
+        assert_true(at[len] == '"');
+        at += len + 1;
+    }
+    if (*at == '/') {
+        (*depth)--;
+        at++;
+    }
+    assert_true(*at == '>');
+    return at + 1;
+}
+
+/* The document is one element of well-formed XML (of the part of XML that pictures use). */
+static void check_well_formed(const char *text)
+{
+    char names[MAX_DEPTH][16];
+    size_t depth = 0, n_roots = 0;
+
+    while (*text) {
+        if (*text == '<') {
+            n_roots += depth == 0;
+            text = check_tag(text + 1, names, &depth);
+            continue;
+        }
+        if (*text == '&')
+            assert_true(strncmp(text, "&lt;", 4) == 0 || strncmp(text, "&gt;", 4) == 0 ||
+                        strncmp(text, "&amp;", 5) == 0);
+        assert_true((unsigned char)*text >= ' ' || *text == '\n');
+        if (depth == 0)
+            assert_true(*text == '\n');
+        text++;
+    }
+    assert_int_equal(depth, 0);
+    assert_int_equal(n_roots, 1);
+}
+
+static size_t count(const char *text, const char *word)
+{
+    size_t n = 0;
+
+    for (; (text = strstr(text, word)) != NULL; text += strlen(word))
+        n++;
+    return n;
+}
+
+static struct td_bytes draw(const double *x, size_t n, const double *y, const double *z)
+{
+    struct td_svgplot_panel panels[] = {
+        {.title = "a <b> & c, ms", .series = {{"p50", y, false}, {"p99", z, true}}, .n_series = 2},
+        {.title = "rate", .series = {{"rate", z, false}}, .n_series = 1}};
+    struct td_svgplot plot = {.title = "model <x> & \x01\"y\"",
+                              .subtitle = "url",
+                              .x_title = "load",
+                              .x = x,
+                              .n = n,
+                              .panels = panels,
+                              .n_panels = 2};
+    struct td_bytes out = {0};
+
+    assert_int_equal(td_svgplot_write(&plot, &out), TD_OK);
+    return out;
+}
+
+/* Every pixel that is named lies in the picture: no value has run off, none is no number. */
+static void check_inside(const char *text)
+{
+    assert_null(strstr(text, "nan"));
+    assert_null(strstr(text, "inf"));
+    for (const char *at = text; (at = strstr(at, "<circle cx=\"")) != NULL; at++) {
+        double x = atof(at + 12), y = atof(strstr(at, "cy=\"") + 4);
+
+        assert_true(x > 0.0 && x < 860.0 && y > 60.0 && y < 540.0);
+    }
+}
+
+static void test_svgplot_is_well_formed_and_marks_every_value(void **state)
+{
+    static const struct {
+        double x[5], y[5], z[5];
+        size_t n, n_marks;
+    } cases[] = {
+        {{1, 2, 4, 8, 16}, {10, 11, 12, 15, 20}, {20, 22, 30, 60, 90}, 5, 15},
+        {{1, 2, 3, 4, INFINITY}, {1, 1, 1, 1, 1}, {0.01, 1, 100, 1000, 99999}, 5, 15},
+        {{4}, {3}, {0}, 1, 3},
+        {{INFINITY}, {3}, {7}, 1, 3},
+        {{2, 2, 5}, {NAN, 3, 4}, {NAN, NAN, NAN}, 3, 2},
+        {{1, 2}, {0, 0}, {0, 0}, 2, 6},
+        {{1, 1000}, {1e-9, 1e9}, {1e300, 1}, 2, 6},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct td_bytes out = draw(cases[i].x, cases[i].n, cases[i].y, cases[i].z);
+
+        check_well_formed(out.data);
+        check_inside(out.data);
+        assert_int_equal(count(out.data, "<circle"), cases[i].n_marks);
+        assert_int_equal(count(out.data, "a &lt;b&gt; &amp; c, ms"), 1);
+        assert_int_equal(count(out.data, ">p99<"), 1);
+        assert_int_equal(count(out.data, "all at once"), isinf(cases[i].x[cases[i].n - 1]));
+        td_bytes_deinit(&out);
+    }
+}
+
+static void test_svgplot_puts_larger_values_higher_and_further_right(void **state)
+{
+    const double x[] = {1, 2, 3}, y[] = {10, 20, 15}, z[] = {1, 1, 1};
+    struct td_bytes out = draw(x, 3, y, z);
+    double at[3][2];
+    const char *mark = out.data;
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        mark = strstr(mark, "<circle cx=\"");
+        assert_non_null(mark);
+        at[i][0] = atof(mark + 12);
+        at[i][1] = atof(strstr(mark, "cy=\"") + 4);
+        mark++;
+    }
+    assert_true(at[0][0] < at[1][0] && at[1][0] < at[2][0]);
+    assert_true(at[1][1] < at[2][1] && at[2][1] < at[0][1]);
+    assert_true(fabs((at[0][0] + at[2][0]) / 2.0 - at[1][0]) < 0.11); /* a linear axis */
+    td_bytes_deinit(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_svgplot_is_well_formed_and_marks_every_value),
+        cmocka_unit_test(test_svgplot_puts_larger_values_higher_and_further_right),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -64,7 +64,10 @@ struct td_openai_request {
     size_t n_prompts;
     struct td_str user; /* the client's name for its own user; empty when absent */
 
-    uint32_t n;       /* choices to answer each prompt with, at least 1 */
+    bool echo; /* completions: the answer's text begins with the prompt */
+    int32_t
+        prompt_logprobs; /* alternatives for each prompt token, in the form of vLLM; -1: not asked for */
+    uint32_t n;          /* choices to answer each prompt with, at least 1 */
     uint32_t best_of; /* candidates that they are chosen from; >= n */
 
     bool stream;
@@ -118,6 +121,7 @@ void td_openai_id(enum td_openai_kind kind, uint64_t random_hi, uint64_t random_
                   char out[TD_OPENAI_ID_BYTES]);
 
 struct td_openai_top {
+    uint32_t id;
     struct td_str token; /* the token's own bytes, maybe a part of a character */
     float logprob;
 };
@@ -125,7 +129,11 @@ struct td_openai_top {
 /* One output token as the logprobs objects show it. */
 struct td_openai_logprob {
     struct td_str token;
+    uint32_t id;
+    bool
+        is_first; /* of an echoed prompt: nothing foretold it, so null stands for its log probability */
     float logprob;
+    uint32_t rank;        /* by its logit, 1 is the largest */
     uint32_t text_offset; /* completions: characters (code points) of text before this token */
     size_t n_top;
     const struct td_openai_top *top; /* [n_top], most likely first */
@@ -143,6 +151,10 @@ struct td_openai_choice {
     struct td_str text;
     bool has_logprobs;                        /* false writes logprobs: null */
     const struct td_openai_logprob *logprobs; /* [n_logprobs] */
+    bool has_prompt_logprobs;                 /* false leaves prompt_logprobs away */
+    const struct td_openai_logprob
+        *prompt_logprobs; /* [n_prompt_logprobs], the first one is_first */
+    size_t n_prompt_logprobs;
     size_t n_logprobs;
     enum td_finish finish; /* a chunk that is not the last: TD_FINISH_NONE */
 };

@@ -135,7 +135,11 @@ static bool parse_limits(struct td_openai_parser *p)
     int64_t n;
     bool present;
     const char *name = "max_tokens";
-    if (!td_openai_parse_int(p, name, 1, UINT32_MAX, &present, &n)) {
+    if (req->kind == TD_OPENAI_COMPLETION && !td_openai_parse_bool(p, "echo", &req->echo)) {
+        return false;
+    }
+    /* Nothing but the prompt: who asks for that wants its log probabilities. */
+    if (!td_openai_parse_int(p, name, req->echo ? 0 : 1, UINT32_MAX, &present, &n)) {
         return false;
     }
     if (present) {
@@ -305,6 +309,14 @@ static bool parse_logprobs(struct td_openai_parser *p)
         }
     }
     req->sampling.n_logprobs = req->want_logprobs ? (int32_t)n : -1;
+    if (!td_openai_parse_int(p, "prompt_logprobs", 0, TD_OPENAI_MAX_TOP_LOGPROBS, &present, &n)) {
+        return false;
+    }
+    if (present && req->stream) {
+        return td_openai_parse_fail(p, "prompt_logprobs", "invalid_value",
+                                    "'prompt_logprobs' is not allowed with 'stream': true.");
+    }
+    req->prompt_logprobs = present ? (int32_t)n : -1;
     return true;
 }
 
@@ -383,7 +395,6 @@ static const struct {
     {"audio", NULL},
     {"web_search_options", NULL},
     {"suffix", NULL},
-    {"echo", "false"},
     {"use_beam_search", "false"},
     {"guided_json", NULL},
     {"guided_regex", NULL},
@@ -394,7 +405,6 @@ static const struct {
     {"json_schema", NULL},
     {"bad_words", NULL},
     {"allowed_token_ids", NULL},
-    {"prompt_logprobs", NULL},
     {"chat_template", NULL},
     {"continue_final_message", "false"},
     {"add_generation_prompt", "true"},
@@ -540,6 +550,13 @@ enum td_status td_openai_request_fill(const struct td_openai_request *req, uint3
     r->sampling = req->sampling;
     r->max_tokens = req->has_max_tokens ? req->max_tokens : context_tokens;
     r->min_tokens = req->min_tokens;
+    r->prompt_logprobs = req->prompt_logprobs;
+    if (req->echo && req->sampling.n_logprobs > r->prompt_logprobs) {
+        r->prompt_logprobs = req->want_logprobs ? req->sampling.n_logprobs : r->prompt_logprobs;
+    }
+    if (req->has_max_tokens && req->max_tokens == 0) {
+        r->max_tokens = 1; /* it is not shown */
+    }
     r->ignore_eos = req->ignore_eos;
     r->include_stop = req->include_stop;
     r->n_stop_ids = req->n_stop_ids;

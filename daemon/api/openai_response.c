@@ -183,12 +183,20 @@ static void put_completion_logprobs(struct writer *w, const struct td_openai_cho
     put(w, "],\"token_logprobs\":[");
     for (size_t i = 0; i < c->n_logprobs; i++) {
         put(w, i > 0 ? "," : "");
-        put_float(w, c->logprobs[i].logprob);
+        if (c->logprobs[i].is_first) {
+            put(w, "null");
+        } else {
+            put_float(w, c->logprobs[i].logprob);
+        }
     }
     put(w, "],\"top_logprobs\":[");
     for (size_t i = 0; i < c->n_logprobs; i++) {
         put(w, i > 0 ? "," : "");
-        put_top_map(w, &c->logprobs[i]);
+        if (c->logprobs[i].is_first) {
+            put(w, "null");
+        } else {
+            put_top_map(w, &c->logprobs[i]);
+        }
     }
     put(w, "],\"text_offset\":[");
     for (size_t i = 0; i < c->n_logprobs; i++) {
@@ -196,6 +204,45 @@ static void put_completion_logprobs(struct writer *w, const struct td_openai_cho
         put_int(w, c->logprobs[i].text_offset);
     }
     put(w, "]}");
+}
+
+static void put_prompt_token(struct writer *w, uint32_t id, struct td_str token, float logprob,
+                             uint32_t rank)
+{
+    put(w, "\"");
+    put_int(w, id);
+    put(w, "\":{\"logprob\":");
+    put_float(w, logprob);
+    put(w, ",\"rank\":");
+    put_int(w, rank);
+    put(w, ",\"decoded_token\":");
+    put_token_name(w, token);
+    put(w, "}");
+}
+
+/* As vLLM has them: a map by id for each token of the prompt, with the token's own entry. */
+static void put_prompt_logprobs(struct writer *w, const struct td_openai_choice *c)
+{
+    put(w, ",\"prompt_logprobs\":[");
+    for (size_t i = 0; i < c->n_prompt_logprobs; i++) {
+        const struct td_openai_logprob *lp = &c->prompt_logprobs[i];
+        put(w, i > 0 ? "," : "");
+        if (lp->is_first) {
+            put(w, "null");
+            continue;
+        }
+        put(w, "{");
+        for (size_t k = 0; k < lp->n_top; k++) {
+            put_prompt_token(w, lp->top[k].id, lp->top[k].token, lp->top[k].logprob,
+                             (uint32_t)k + 1);
+            put(w, k + 1 < lp->n_top || lp->rank > lp->n_top ? "," : "");
+        }
+        if (lp->rank > lp->n_top) {
+            put_prompt_token(w, lp->id, lp->token, lp->logprob, lp->rank);
+        }
+        put(w, "}");
+    }
+    put(w, "]");
 }
 
 static void put_logprobs(struct writer *w, enum td_openai_kind kind,
@@ -208,6 +255,9 @@ static void put_logprobs(struct writer *w, enum td_openai_kind kind,
         put_chat_logprobs(w, c);
     } else {
         put_completion_logprobs(w, c);
+    }
+    if (c->has_prompt_logprobs) {
+        put_prompt_logprobs(w, c);
     }
     put(w, ",\"finish_reason\":");
     put_finish(w, c->finish);

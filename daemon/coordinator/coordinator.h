@@ -71,7 +71,9 @@ enum td_status td_coord_encode(struct td_coord *c, const struct td_coord_encode 
 struct td_job_event {
     uint32_t index; /* of the output token */
     bool has_token;
-    const struct td_sampled *token; /* has_token */
+    bool
+        is_prompt; /* a log probability of the prompt: `index` is the position, `token` the prompt's; nothing else is told */
+    const struct td_sampled *token; /* has_token or is_prompt */
     struct td_str
         text; /* whole characters that became sure; stop strings are cut; may be empty; borrowed */
     enum td_finish finish;      /* != NONE: the last event; the job is gone after the callback */

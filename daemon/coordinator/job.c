@@ -176,6 +176,13 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
     if (!j || (event->has_token && event->index != j->n_output)) /* cancelled, or told before */
         return;
     td_bytes_clear(&j->text);
+    if (event->is_prompt) {
+        out.is_prompt = true;
+        out.token = &event->token;
+        out.text = TD_STR("");
+        j->on_event(j, &out, j->user);
+        return;
+    }
     if (event->has_token) {
         out.has_token = true;
         out.token = &event->token;

@@ -26,7 +26,9 @@ static void free_when_over(struct td_openai_call *call)
     for (size_t i = 0; i < call->n_parts; i++) {
         td_ids_deinit(&call->parts[i].ids);
         td_bytes_deinit(&call->parts[i].text);
-        free(call->parts[i].tokens);
+        td_ids_deinit(&call->parts[i].prompt);
+        free(call->parts[i].tokens.item);
+        free(call->parts[i].prompt_tokens.item);
     }
     free(call->parts);
     free(call->messages);
@@ -121,7 +123,7 @@ static void hold_back(struct td_openai_call *call)
         if (part->job == NULL) {
             continue;
         }
-        if (part->text.len >= TD_COORD_SLOW_BYTES || part->n_tokens >= TD_COORD_SLOW_TOKENS) {
+        if (part->text.len >= TD_COORD_SLOW_BYTES || part->tokens.n >= TD_COORD_SLOW_TOKENS) {
             td_job_pause(part->job, true);
         } else if (part->text.len == 0) {
             td_job_pause(part->job, false);
@@ -196,6 +198,10 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
 {
     struct td_openai_call *call = part->call;
     struct td_request r;
+    if ((call->request.echo || call->request.prompt_logprobs >= 0) &&
+        td_ids_append_n(&part->prompt, part->ids.data, part->ids.len) != TD_OK) {
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %zu ids", part->ids.len);
+    }
     td_request_init(&r);
     r.prompt = part->ids.data;
     r.n_prompt = (uint32_t)part->ids.len;

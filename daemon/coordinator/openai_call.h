@@ -17,6 +17,17 @@ struct td_openai_endpoint {
     struct td_service_metrics metrics;
 };
 
+struct td_openai_token {
+    struct td_sampled sampled;
+    bool is_first; /* of a prompt: it has no log probability */
+    uint32_t text_offset;
+};
+
+struct td_openai_tokens {
+    struct td_openai_token *item; /* owned */
+    size_t n, cap;
+};
+
 /* One candidate of one prompt, and what of it is not written yet. */
 struct td_openai_part {
     struct td_openai_call *call;
@@ -27,17 +38,14 @@ struct td_openai_part {
     struct td_ids ids;  /* the prompt, until it is submitted */
     struct td_service_times times;
     struct td_bytes text;
-    struct td_openai_token *tokens; /* owned, [n_tokens]; only with logprobs */
-    size_t n_tokens, cap_tokens;
-    uint32_t n_chars; /* code points of all tokens so far */
+    struct td_openai_tokens tokens;        /* only with logprobs */
+    struct td_ids prompt;                  /* kept where the answer shows it */
+    struct td_openai_tokens prompt_tokens; /* with their log probabilities, the first without */
+    bool has_begun;                        /* the answer */
+    uint32_t n_chars;                      /* code points of all tokens so far */
     bool role_sent, finish_sent;
     enum td_finish finish;
     uint32_t n_prompt, n_cached, n_output; /* at the end */
-};
-
-struct td_openai_token {
-    struct td_sampled sampled;
-    uint32_t text_offset;
 };
 
 struct td_openai_call {

@@ -2,6 +2,9 @@
 #include "daemon/api/sse.h"
 #include "daemon/coordinator/openai_call.h"
 
+#include "daemon/engine/ending.h"
+#include "daemon/text/detok.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,44 +19,117 @@ static uint32_t count_chars(struct td_str s)
     return n;
 }
 
-static enum td_status keep_token(struct td_openai_part *part, const struct td_sampled *token)
+static enum td_status keep_token(struct td_openai_part *part, struct td_openai_tokens *list,
+                                 const struct td_sampled *token, bool is_first)
 {
     const struct td_tokenizer *tok = part->call->served->tok;
-    if (part->n_tokens == part->cap_tokens) {
-        size_t cap = part->cap_tokens > 0 ? 2 * part->cap_tokens : 16;
-        struct td_openai_token *grown = realloc(part->tokens, cap * sizeof(*grown));
+    if (list->n == list->cap) {
+        size_t cap = list->cap > 0 ? 2 * list->cap : 16;
+        struct td_openai_token *grown = realloc(list->item, cap * sizeof(*grown));
         if (grown == NULL) {
             return TD_NO_MEMORY;
         }
-        part->tokens = grown;
-        part->cap_tokens = cap;
+        list->item = grown;
+        list->cap = cap;
     }
-    part->tokens[part->n_tokens++] = (struct td_openai_token){*token, part->n_chars};
+    list->item[list->n++] = (struct td_openai_token){*token, is_first, part->n_chars};
     if (!td_tokenizer_is_special(tok, token->id)) {
         part->n_chars += count_chars(td_tokenizer_piece(tok, token->id));
     }
     return TD_OK;
 }
 
-enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td_job_event *event)
+/* The prompt's first token, of which no event tells. */
+static enum td_status begin_prompt(struct td_openai_part *part)
 {
-    enum td_status status = td_bytes_append_str(&part->text, event->text);
-    if (event->finish != TD_FINISH_NONE) {
-        part->finish = event->finish;
-        part->n_prompt = event->n_prompt;
-        part->n_cached = event->n_cached;
-        part->n_output = event->n_output;
+    if (part->prompt_tokens.n > 0 || part->prompt.len == 0) {
+        return TD_OK;
     }
-    if (event->has_token && part->call->request.best_of > part->call->request.n) {
+    const struct td_sampled first = {.id = part->prompt.data[0]};
+    return keep_token(part, &part->prompt_tokens, &first, true);
+}
+
+static enum td_status take_prompt(struct td_openai_part *part, const struct td_job_event *event)
+{
+    enum td_status status = begin_prompt(part);
+    return status == TD_OK ? keep_token(part, &part->prompt_tokens, event->token, false) : status;
+}
+
+/* The prompt in front of the answer: its text as it came, or that of its ids. */
+static enum td_status echo(struct td_openai_part *part)
+{
+    const struct td_openai_request *request = &part->call->request;
+    const struct td_openai_prompt *prompt =
+        &request->prompts[(size_t)(part - part->call->parts) / request->best_of];
+    enum td_status status =
+        prompt->is_ids ? td_detok_text(part->call->served->tok, part->prompt.data, part->prompt.len,
+                                       TD_ENDING_DETOK_FLAGS, &part->text)
+                       : td_bytes_append_str(&part->text, prompt->text);
+    /* Only the first alternatives of each are shown: prompt_logprobs may have asked for more. */
+    for (size_t i = 0; status == TD_OK && request->want_logprobs && i < part->prompt_tokens.n;
+         i++) {
+        struct td_sampled token = part->prompt_tokens.item[i].sampled;
+        uint32_t most = (uint32_t)request->sampling.n_logprobs;
+        uint32_t at = part->prompt_tokens.item[i].text_offset, n_chars = part->n_chars;
+        token.n_top = token.n_top < most ? token.n_top : most;
+        status = keep_token(part, &part->tokens, &token, i == 0);
+        part->n_chars = n_chars; /* it was counted when it came */
+        if (status == TD_OK) {
+            part->tokens.item[part->tokens.n - 1].text_offset = at;
+        }
+    }
+    return status;
+}
+
+/* Before the first thing that is told of the answer. */
+static enum td_status begin_answer(struct td_openai_part *part)
+{
+    enum td_status status = begin_prompt(part);
+    if (part->has_begun) {
+        return status;
+    }
+    part->has_begun = true;
+    if (!part->call->request.echo) {
+        part->n_chars = 0; /* of the answer only */
+        return status;
+    }
+    return status == TD_OK ? echo(part) : status;
+}
+
+/* One output token, which is no part of an answer that was to hold none. */
+static enum td_status take_token(struct td_openai_part *part, const struct td_job_event *event)
+{
+    const struct td_openai_request *request = &part->call->request;
+    enum td_status status = td_bytes_append_str(&part->text, event->text);
+    if (event->has_token && request->best_of > request->n) {
         part->logprob += (double)event->token->logprob;
     }
-    if (status == TD_OK && event->has_token && part->call->request.want_logprobs) {
+    if (status == TD_OK && event->has_token && request->want_logprobs) {
         /* The end token is no part of the answer's text, and so not of its log probabilities. */
         bool is_end = event->finish == TD_FINISH_STOP &&
                       td_tokenizer_is_special(part->call->served->tok, event->token->id);
-        status = is_end ? TD_OK : keep_token(part, event->token);
+        status = is_end ? TD_OK : keep_token(part, &part->tokens, event->token, false);
     }
     return status;
+}
+
+enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td_job_event *event)
+{
+    const struct td_openai_request *request = &part->call->request;
+    bool has_none = request->has_max_tokens && request->max_tokens == 0;
+    enum td_status status;
+    if (event->is_prompt) {
+        return take_prompt(part, event);
+    }
+    status = begin_answer(part);
+    if (event->finish != TD_FINISH_NONE) {
+        part->finish =
+            has_none && event->finish == TD_FINISH_STOP ? TD_FINISH_LENGTH : event->finish;
+        part->n_prompt = event->n_prompt;
+        part->n_cached = event->n_cached;
+        part->n_output = has_none ? 0 : event->n_output;
+    }
+    return status == TD_OK && !has_none ? take_token(part, event) : status;
 }
 
 /* ---- Log probabilities ---- */
@@ -69,32 +145,36 @@ static void logprobs_deinit(struct logprobs *lp)
     free(lp->tops);
 }
 
-static enum td_status logprobs_init(struct logprobs *lp, const struct td_openai_part *part)
+static enum td_status logprobs_init(struct logprobs *lp, const struct td_openai_part *part,
+                                    const struct td_openai_tokens *tokens)
 {
     const struct td_tokenizer *tok = part->call->served->tok;
     size_t n_tops = 0;
-    for (size_t i = 0; i < part->n_tokens; i++) {
-        n_tops += part->tokens[i].sampled.n_top;
+    for (size_t i = 0; i < tokens->n; i++) {
+        n_tops += tokens->item[i].sampled.n_top;
     }
-    lp->tokens = calloc(part->n_tokens + 1, sizeof(*lp->tokens));
+    lp->tokens = calloc(tokens->n + 1, sizeof(*lp->tokens));
     lp->tops = calloc(n_tops + 1, sizeof(*lp->tops));
     if (lp->tokens == NULL || lp->tops == NULL) {
         logprobs_deinit(lp);
         return TD_NO_MEMORY;
     }
     struct td_openai_top *top = lp->tops;
-    for (size_t i = 0; i < part->n_tokens; i++) {
-        const struct td_sampled *s = &part->tokens[i].sampled;
+    for (size_t i = 0; i < tokens->n; i++) {
+        const struct td_sampled *s = &tokens->item[i].sampled;
         lp->tokens[i] = (struct td_openai_logprob){
             .token = td_tokenizer_piece(tok, s->id),
+            .id = s->id,
+            .is_first = tokens->item[i].is_first,
             .logprob = s->logprob,
-            .text_offset = part->tokens[i].text_offset,
+            .rank = s->rank,
+            .text_offset = tokens->item[i].text_offset,
             .n_top = s->n_top,
             .top = top,
         };
         for (uint32_t k = 0; k < s->n_top; k++) {
-            *top++ =
-                (struct td_openai_top){td_tokenizer_piece(tok, s->top[k].id), s->top[k].logprob};
+            *top++ = (struct td_openai_top){s->top[k].id, td_tokenizer_piece(tok, s->top[k].id),
+                                            s->top[k].logprob};
         }
     }
     return TD_OK;
@@ -159,7 +239,7 @@ enum td_status td_openai_reply_respond(struct td_openai_call *call)
 {
     const size_t n_choices = call->n_prompts * call->request.n;
     struct td_openai_choice *choices = calloc(n_choices, sizeof(*choices));
-    struct logprobs *lps = calloc(n_choices, sizeof(*lps));
+    struct logprobs *lps = calloc(2 * n_choices, sizeof(*lps)); /* of a choice, and of its prompt */
     enum td_status status = choices != NULL && lps != NULL ? TD_OK : TD_NO_MEMORY;
     struct td_bytes body = {0};
     for (size_t i = 0; i < call->n_parts && status == TD_OK; i++) {
@@ -170,10 +250,17 @@ enum td_status td_openai_reply_respond(struct td_openai_call *call)
         }
         choices[at] = (struct td_openai_choice){
             .index = (uint32_t)at, .text = td_bytes_str(&part->text), .finish = part->finish};
-        if (call->request.want_logprobs && (status = logprobs_init(&lps[at], part)) == TD_OK) {
+        if (call->request.want_logprobs &&
+            (status = logprobs_init(&lps[2 * at], part, &part->tokens)) == TD_OK) {
             choices[at].has_logprobs = true;
-            choices[at].logprobs = lps[at].tokens;
-            choices[at].n_logprobs = part->n_tokens;
+            choices[at].logprobs = lps[2 * at].tokens;
+            choices[at].n_logprobs = part->tokens.n;
+        }
+        if (status == TD_OK && call->request.prompt_logprobs >= 0 &&
+            (status = logprobs_init(&lps[2 * at + 1], part, &part->prompt_tokens)) == TD_OK) {
+            choices[at].has_prompt_logprobs = true;
+            choices[at].prompt_logprobs = lps[2 * at + 1].tokens;
+            choices[at].n_prompt_logprobs = part->prompt_tokens.n;
         }
     }
     if (status == TD_OK) {
@@ -184,7 +271,7 @@ enum td_status td_openai_reply_respond(struct td_openai_call *call)
     if (status == TD_OK) {
         td_http_respond(call->http, 200, "application/json", td_bytes_str(&body));
     }
-    for (size_t i = 0; lps != NULL && i < n_choices; i++) {
+    for (size_t i = 0; lps != NULL && i < 2 * n_choices; i++) {
         logprobs_deinit(&lps[i]);
     }
     free(lps);
@@ -234,10 +321,10 @@ static enum td_status send_chunk(struct td_openai_part *part, enum td_finish fin
     struct logprobs lp = {NULL, NULL};
     struct td_bytes body = {0};
     enum td_status status = TD_OK;
-    if (part->n_tokens > 0 && (status = logprobs_init(&lp, part)) == TD_OK) {
+    if (part->tokens.n > 0 && (status = logprobs_init(&lp, part, &part->tokens)) == TD_OK) {
         choice.has_logprobs = true;
         choice.logprobs = lp.tokens;
-        choice.n_logprobs = part->n_tokens;
+        choice.n_logprobs = part->tokens.n;
     }
     if (status == TD_OK) {
         status = td_openai_chunk_write(&reply, &choice, call->request.include_usage, &body);
@@ -246,7 +333,7 @@ static enum td_status send_chunk(struct td_openai_part *part, enum td_finish fin
     logprobs_deinit(&lp);
     if (status == TD_OK) {
         td_bytes_clear(&part->text);
-        part->n_tokens = 0;
+        part->tokens.n = 0;
     }
     return status;
 }

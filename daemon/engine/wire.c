@@ -91,6 +91,7 @@ Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uin
     m->cache_salt = r->cache_salt;
     m->no_prefix_cache = r->no_prefix_cache;
     m->priority = r->priority;
+    m->prompt_logprobs = r->prompt_logprobs;
     return m;
 }
 
@@ -121,6 +122,7 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     r->cache_salt = m->cache_salt;
     r->no_prefix_cache = m->no_prefix_cache;
     r->priority = m->priority;
+    r->prompt_logprobs = m->prompt_logprobs;
     for (size_t i = 0; i < m->n_stops; i++) {
         if (m->stops[i].len == 0 || m->stops[i].len > TD_REQUEST_MAX_STOP_BYTES) {
             td_request_deinit(r);
@@ -158,7 +160,7 @@ no_memory:
 Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event *e,
                                                     struct td_arena *arena)
 {
-    uint32_t n_top = e->has_token ? e->token.n_top : 0;
+    uint32_t n_top = e->has_token || e->is_prompt ? e->token.n_top : 0;
     Tensord__Worker__V1__TokenEvent *m = td_arena_alloc(arena, sizeof *m);
     Tensord__Worker__V1__TokenLogprob **top = td_arena_alloc(arena, n_top * sizeof(void *));
     Tensord__Worker__V1__TokenLogprob *tops = td_arena_alloc(arena, n_top * sizeof *tops);
@@ -172,11 +174,13 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
     m->request_id = e->request_id;
     m->index = e->index;
     m->cached_tokens = e->cached_tokens;
+    m->is_prompt = e->is_prompt;
     m->finish = (Tensord__Worker__V1__Finish)e->finish;
-    if (e->has_token) {
+    if (e->has_token || e->is_prompt) {
         m->has_token_case = TENSORD__WORKER__V1__TOKEN_EVENT__HAS_TOKEN_TOKEN_ID;
         m->token_id = e->token.id;
         m->logprob = e->token.logprob;
+        m->rank = e->token.rank;
         for (uint32_t i = 0; i < n_top; i++) {
             tensord__worker__v1__token_logprob__init(&tops[i]);
             tops[i].id = e->token.top[i].id;
@@ -206,9 +210,11 @@ enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
                                  .cached_tokens = m->cached_tokens,
                                  .finish = (enum td_finish)m->finish};
     if (m->has_token_case == TENSORD__WORKER__V1__TOKEN_EVENT__HAS_TOKEN_TOKEN_ID) {
-        e->has_token = true;
+        e->has_token = !m->is_prompt;
+        e->is_prompt = m->is_prompt;
         e->token.id = m->token_id;
         e->token.logprob = m->logprob;
+        e->token.rank = m->rank;
         e->token.n_top = (uint32_t)m->n_top;
         for (size_t i = 0; i < m->n_top; i++)
             e->token.top[i] = (struct td_token_logprob){m->top[i]->id, m->top[i]->logprob};

@@ -49,7 +49,9 @@ WRONG = [
     ({"prompt": "a", "n": 0}, "n"),
     ({"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
     ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
-    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "echo": "yes"}, "echo"),
+    ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
 ]
 WRONG_CHAT = [
     ({}, "messages"),

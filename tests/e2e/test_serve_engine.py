@@ -5,7 +5,7 @@ import json
 import socket
 
 import pytest
-from serving import NAME, Server, needs_model, wait_until
+from serving import MODEL, NAME, Server, needs_model, tensord, wait_until
 
 pytest_plugins = ["serving"]
 pytestmark = needs_model
@@ -150,3 +150,33 @@ def test_speculation_changes_no_answer(server):
         wait_until(lambda: f"drafts: {s.group()}", lambda: s.group()["right_drafts"] > 100, 5)
         with concurrent.futures.ThreadPoolExecutor(18) as pool:
             assert list(pool.map(lambda a: ask(s, a[0], **a[1])[0], [(p, f) for p in prompts for f in fields])) == wanted
+
+
+def test_an_echoed_prompt_has_the_log_probabilities_that_its_tokens_had_when_they_were_drawn(server):
+    ids = json.loads(tensord("generate", "--model", MODEL, "--prompt", story(8, 30), "--max-tokens", 40, "--ignore-eos", "--json").stdout)
+    prompt, out = ids["prompt_ids"], ids["ids"]
+
+    def post(**fields):
+        r = server.post("/v1/completions", {"model": NAME, "temperature": 0, "ignore_eos": True, **fields})
+        assert r.status == 200, r.body
+        return r.json()["choices"][0], r.json()["usage"]
+
+    drawn, _ = post(prompt=prompt, max_tokens=len(out), logprobs=3)
+    echoed, usage = post(prompt=prompt + out, max_tokens=0, logprobs=3, echo=True)
+    assert usage["completion_tokens"] == 0 and echoed["finish_reason"] == "length"
+    assert echoed["text"].endswith(drawn["text"]) and len(echoed["text"]) > len(drawn["text"])
+    lp, n = echoed["logprobs"], len(prompt)
+    assert len(lp["tokens"]) == n + len(out) and lp["token_logprobs"][0] is None and lp["top_logprobs"][0] is None
+    assert lp["tokens"][n:] == drawn["logprobs"]["tokens"]
+    assert lp["token_logprobs"][n:] == drawn["logprobs"]["token_logprobs"]
+    assert lp["top_logprobs"][n:] == drawn["logprobs"]["top_logprobs"]
+    more, usage = post(prompt=prompt, max_tokens=len(out), logprobs=3, echo=True)
+    assert usage["completion_tokens"] == len(out) and more["text"] == echoed["text"]
+    assert more["logprobs"] == lp
+    listed, _ = post(prompt=prompt + out, max_tokens=1, prompt_logprobs=2)
+    assert listed["prompt_logprobs"][0] is None and len(listed["prompt_logprobs"]) == n + len(out)
+    for token, value, entry in zip((prompt + out)[1:], lp["token_logprobs"][1:], listed["prompt_logprobs"][1:], strict=True):
+        assert entry[str(token)]["logprob"] == value and entry[str(token)]["rank"] >= 1 and len(entry) in (2, 3)
+    streamed = [json.loads(e) for e in server.stream("/v1/completions", {"model": NAME, "prompt": "One day", "echo": True, "stream": True,
+                                                                         "max_tokens": 5, "temperature": 0}) if e != "[DONE]"]
+    assert "".join(c["text"] for e in streamed for c in e["choices"]).startswith("One day")

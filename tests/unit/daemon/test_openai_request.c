@@ -445,6 +445,35 @@ static void test_openai_request_takes_choices_and_candidates(void **state)
     completion_refused("\"prompt\":\"x\",\"best_of\":0", "best_of", NULL);
 }
 
+static void test_openai_request_asks_for_the_prompt_again(void **state)
+{
+    struct td_openai_request req;
+    struct td_request r;
+    (void)state;
+    parse_ok(TD_OPENAI_COMPLETION,
+             "{\"prompt\":\"x\",\"echo\":true,\"max_tokens\":0,\"logprobs\":2}", &req);
+    assert_true(req.echo);
+    td_request_init(&r);
+    assert_int_equal(td_openai_request_fill(&req, 0, &r, NULL), TD_OK);
+    assert_int_equal(r.prompt_logprobs, 2);
+    assert_int_equal(r.max_tokens, 1);
+    td_request_deinit(&r);
+    td_openai_request_deinit(&req);
+    parse_ok(TD_OPENAI_COMPLETION, "{\"prompt\":\"x\",\"echo\":true}", &req);
+    td_request_init(&r);
+    assert_int_equal(td_openai_request_fill(&req, 0, &r, NULL), TD_OK);
+    assert_int_equal(r.prompt_logprobs, -1);
+    td_request_deinit(&r);
+    td_openai_request_deinit(&req);
+    chat_ok("\"prompt_logprobs\":0", &req);
+    assert_int_equal(req.prompt_logprobs, 0);
+    td_openai_request_deinit(&req);
+    chat_refused("\"prompt_logprobs\":21", "prompt_logprobs", NULL);
+    chat_refused("\"prompt_logprobs\":1,\"stream\":true", "prompt_logprobs", "invalid_value");
+    completion_refused("\"prompt\":\"x\",\"max_tokens\":0", "max_tokens", NULL);
+    completion_refused("\"prompt\":\"x\",\"echo\":1", "echo", NULL);
+}
+
 static void test_openai_request_refuses_by_name_what_is_not_built(void **state)
 {
     (void)state;
@@ -458,7 +487,6 @@ static void test_openai_request_refuses_by_name_what_is_not_built(void **state)
     chat_refused("\"modalities\":[\"text\",\"audio\"]", "modalities", code);
     chat_refused("\"guided_regex\":\"a+\"", "guided_regex", code);
     chat_refused("\"use_beam_search\":true", "use_beam_search", code);
-    completion_refused("\"prompt\":\"x\",\"echo\":true", "echo", code);
     completion_refused("\"prompt\":\"x\",\"suffix\":\"y\"", "suffix", code);
     struct td_openai_request req;
     parse_ok(
@@ -547,6 +575,7 @@ int main(void)
         cmocka_unit_test(test_openai_request_names_the_field_of_a_wrong_type),
         cmocka_unit_test(test_openai_request_names_the_field_out_of_range),
         cmocka_unit_test(test_openai_request_takes_choices_and_candidates),
+        cmocka_unit_test(test_openai_request_asks_for_the_prompt_again),
         cmocka_unit_test(test_openai_request_refuses_by_name_what_is_not_built),
         cmocka_unit_test(test_openai_request_reads_every_form_of_prompt),
         cmocka_unit_test(test_openai_request_survives_random_bodies),

@@ -87,7 +87,8 @@ static void test_openai_response_shows_chat_logprobs_with_bytes(void **state)
 {
     (void)state;
     struct td_bytes out = {0};
-    const struct td_openai_top top[] = {{TD_STR("a"), -0.5f}, {TD_STR("\xe2\x82"), -INFINITY}};
+    const struct td_openai_top top[] = {{5, TD_STR("a"), -0.5f},
+                                        {6, TD_STR("\xe2\x82"), -INFINITY}};
     const struct td_openai_logprob lp[] = {
         {.token = TD_STR("a"), .logprob = -0.5f, .n_top = 2, .top = top},
         {.token = TD_STR("b"), .logprob = -1.25f}};
@@ -117,7 +118,7 @@ static void test_openai_response_of_completion_has_its_logprobs(void **state)
     (void)state;
     struct td_bytes out = {0};
     const struct td_openai_top top[] = {
-        {TD_STR("x"), -0.1f}, {TD_STR("x"), -2}, {TD_STR("\xe2\x82"), -3}};
+        {1, TD_STR("x"), -0.1f}, {2, TD_STR("x"), -2}, {3, TD_STR("\xe2\x82"), -3}};
     const struct td_openai_logprob lp[] = {
         {.token = TD_STR("q"), .logprob = -4, .text_offset = 3, .n_top = 3, .top = top},
         {.token = TD_STR("\xff"), .logprob = -5, .text_offset = 4}};
@@ -142,6 +143,51 @@ static void test_openai_response_of_completion_has_its_logprobs(void **state)
     assert_int_equal(json_object_size(at(v, "choices.0.logprobs.top_logprobs.1")), 1);
     assert_true(json_is_null(at(v, "choices.1.logprobs")));
     assert_text(v, "choices.1.finish_reason", "length");
+    json_decref(v);
+}
+
+static void test_openai_response_shows_the_prompt_with_its_logprobs(void **state)
+{
+    (void)state;
+    struct td_bytes out = {0};
+    const struct td_openai_top top[] = {{7, TD_STR("x"), -0.5f}, {8, TD_STR("y"), -1}};
+    const struct td_openai_logprob lp[] = {{.token = TD_STR("a"), .id = 3, .is_first = true},
+                                           {.token = TD_STR("y"),
+                                            .id = 8,
+                                            .logprob = -1,
+                                            .rank = 2,
+                                            .text_offset = 1,
+                                            .n_top = 2,
+                                            .top = top},
+                                           {.token = TD_STR("z"),
+                                            .id = 9,
+                                            .logprob = -4,
+                                            .rank = 17,
+                                            .text_offset = 2,
+                                            .n_top = 2,
+                                            .top = top}};
+    struct td_openai_choice c = {.text = TD_STR("ayz"),
+                                 .has_logprobs = true,
+                                 .logprobs = lp,
+                                 .n_logprobs = 3,
+                                 .has_prompt_logprobs = true,
+                                 .prompt_logprobs = lp,
+                                 .n_prompt_logprobs = 3,
+                                 .finish = TD_FINISH_LENGTH};
+    assert_int_equal(td_openai_response_write(&text, &c, 1, &usage, &out), TD_OK);
+    json_t *v = read_back(&out);
+    assert_text(v, "choices.0.logprobs.tokens.0", "a");
+    assert_true(json_is_null(at(v, "choices.0.logprobs.token_logprobs.0")));
+    assert_true(json_is_null(at(v, "choices.0.logprobs.top_logprobs.0")));
+    assert_true(json_number_value(at(v, "choices.0.logprobs.token_logprobs.2")) == -4);
+    assert_int_equal(json_array_size(at(v, "choices.0.prompt_logprobs")), 3);
+    assert_true(json_is_null(at(v, "choices.0.prompt_logprobs.0")));
+    assert_int_equal(json_object_size(at(v, "choices.0.prompt_logprobs.1")), 2);
+    assert_true(json_number_value(at(v, "choices.0.prompt_logprobs.1.8.logprob")) == -1);
+    assert_int_equal(json_integer_value(at(v, "choices.0.prompt_logprobs.1.8.rank")), 2);
+    assert_int_equal(json_object_size(at(v, "choices.0.prompt_logprobs.2")), 3);
+    assert_text(v, "choices.0.prompt_logprobs.2.9.decoded_token", "z");
+    assert_int_equal(json_integer_value(at(v, "choices.0.prompt_logprobs.2.9.rank")), 17);
     json_decref(v);
 }
 
@@ -258,6 +304,7 @@ int main(void)
         cmocka_unit_test(test_openai_response_of_chat_has_the_required_fields),
         cmocka_unit_test(test_openai_response_shows_chat_logprobs_with_bytes),
         cmocka_unit_test(test_openai_response_of_completion_has_its_logprobs),
+        cmocka_unit_test(test_openai_response_shows_the_prompt_with_its_logprobs),
         cmocka_unit_test(test_openai_response_streams_role_content_finish_and_usage),
         cmocka_unit_test(test_openai_response_lists_models),
         cmocka_unit_test(test_openai_response_has_the_error_form),

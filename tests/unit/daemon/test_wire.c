@@ -40,6 +40,8 @@ static void make_request(struct td_request *r)
     r->n_stop_ids = 1;
     r->cache_salt = UINT64_MAX - 1;
     r->no_prefix_cache = true;
+    r->priority = -3;
+    r->prompt_logprobs = 4;
     r->sampling.seed = UINT64_MAX;
     r->sampling.temperature = 0.5f;
     r->sampling.top_k = -1;
@@ -82,6 +84,8 @@ static void test_wire_submit_comes_back_equal(void **state)
     assert_int_equal(back.stop_bytes[0], 2);
     assert_int_equal(back.stop_ids[0], 9);
     assert_true(back.cache_salt == UINT64_MAX - 1 && back.no_prefix_cache);
+    assert_int_equal(back.priority, -3);
+    assert_int_equal(back.prompt_logprobs, 4);
     assert_true(back.sampling.seed == UINT64_MAX);
     assert_true(back.sampling.temperature == 0.5f);
     assert_int_equal(back.sampling.bias[0].id, 3);
@@ -219,6 +223,8 @@ static void test_wire_error_event_carries_its_text(void **state)
     td_err_set(&error, TD_DEVICE, "the device is gone");
     e.error = &error;
     e.cached_tokens = 48;
+    e.is_prompt = true;
+    e.token.rank = 9;
     td_arena_init(&arena, 0, 0);
     made = td_wire_token_make(&e, &arena);
     assert_non_null(made);
@@ -227,6 +233,8 @@ static void test_wire_error_event_carries_its_text(void **state)
     assert_int_equal(td_wire_token_read(m, &back, &text, NULL), TD_OK);
     assert_false(back.has_token);
     assert_int_equal(back.cached_tokens, 48);
+    assert_true(back.is_prompt);
+    assert_int_equal(back.token.rank, 9);
     assert_ptr_equal(back.error, &text);
     assert_int_equal(text.status, TD_DEVICE);
     assert_string_equal(text.cause, "the device is gone");

@@ -25,6 +25,7 @@ enum value {
     EXCHANGED,
     EXCHANGE_WAIT,
     STEP_TIME,
+    GAP_TIME,
     STEPS,
     WEIGHTS,
     KV_BYTES,
@@ -63,6 +64,8 @@ static const struct {
     [EXCHANGE_WAIT] = {TD_METRICS_GAUGE, "tensord_exchange_seconds",
                        "Time inside exchanges, over all ranks"},
     [STEP_TIME] = {TD_METRICS_GAUGE, "tensord_step_seconds", "Time inside steps, rank 0"},
+    [GAP_TIME] = {TD_METRICS_GAUGE, "tensord_step_gap_seconds",
+                  "Time between steps that followed each other, rank 0"},
     [STEPS] = {TD_METRICS_GAUGE, "tensord_steps", "Steps of this group, rank 0"},
     [WEIGHTS] = {TD_METRICS_GAUGE, "tensord_weight_bytes", "Weight bytes held by all ranks"},
     [KV_BYTES] = {TD_METRICS_GAUGE, "tensord_kv_bytes", "KV cache bytes held by all ranks"},
@@ -104,6 +107,7 @@ static void refresh(void *user)
     }
     if (s.n_ranks) {
         v[STEP_TIME] = (double)s.members[0].step_ns * 1e-9;
+        v[GAP_TIME] = (double)s.members[0].gap_ns * 1e-9;
         v[STEPS] = (double)s.members[0].n_steps;
     }
     for (int i = 0; i < N_VALUES; i++)

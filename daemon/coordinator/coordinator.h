@@ -125,7 +125,8 @@ struct td_member {
     uint64_t weight_bytes, kv_bytes, resident_bytes;
     uint64_t load_done_bytes, load_total_bytes;
     uint64_t exchanged_bytes, n_steps, wait_ns, step_ns;
-    uint64_t heartbeat_ns; /* when the last came, uv_hrtime */
+    uint64_t gap_ns, n_gaps; /* between steps that followed each other */
+    uint64_t heartbeat_ns;   /* when the last came, uv_hrtime */
 };
 
 struct td_coord_status {

@@ -491,6 +491,8 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     m->public.n_steps = h->n_steps;
     m->public.wait_ns = h->wait_ns;
     m->public.step_ns = h->step_ns;
+    m->public.gap_ns = h->gap_ns;
+    m->public.n_gaps = h->n_gaps;
     if (m->public.rank != 0)
         return;
     c->n_running = h->n_running;

@@ -54,6 +54,8 @@ static enum td_status write_rank(const struct td_coord_status *st, uint32_t i, s
     s = s ? s : number(out, "n_steps", m->n_steps);
     s = s ? s : number(out, "wait_ns", m->wait_ns);
     s = s ? s : number(out, "step_ns", m->step_ns);
+    s = s ? s : number(out, "gap_ns", m->gap_ns);
+    s = s ? s : number(out, "n_gaps", m->n_gaps);
     s = s ? s
           : number(out, "heartbeat_age_ns",
                    m->heartbeat_ns && now > m->heartbeat_ns ? now - m->heartbeat_ns : 0);

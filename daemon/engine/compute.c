@@ -143,6 +143,8 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
         td_engine_stats(c->engine, 0, &engine);
     pthread_mutex_lock(&c->gauge_lock);
     c->gauges.n_steps = c->node.n_steps;
+    c->gauges.gap_ns = c->node.gap_ns;
+    c->gauges.n_gaps = c->node.n_gaps;
     c->gauges.step_ns += step_ns;
     c->gauges.progress++;
     c->gauges.exchanged_bytes = shard.exchanged_bytes;
@@ -293,6 +295,7 @@ static enum td_status serve_lead(struct td_compute *c)
                     return s;
                 told = c->step.n_submits_seen;
             }
+            td_node_rest(&c->node);
             refresh_gauges(c, 0);
             obey_all(c, true);
             continue;

@@ -67,7 +67,8 @@ struct td_compute_event {
 /* Counters that any thread may read at any time. */
 struct td_compute_gauges {
     uint64_t n_steps, step_ns, exchanged_bytes, wait_ns;
-    uint64_t progress; /* rises while the thread is alive or asleep as it should */
+    uint64_t gap_ns, n_gaps; /* between steps that followed each other */
+    uint64_t progress;       /* rises while the thread is alive or asleep as it should */
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks;
     uint64_t prompt_tokens, generated_tokens, draft_tokens, right_drafts;
     size_t weight_bytes, kv_bytes, buffer_bytes;

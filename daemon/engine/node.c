@@ -1,5 +1,7 @@
 #include "daemon/engine/node.h"
 
+#include "kernels/base/clock.h"
+
 #include "daemon/engine/hostshare.h"
 #include "daemon/log.h"
 
@@ -197,6 +199,8 @@ void td_node_unload(struct td_node *node)
     td_checkpoint_close(node->ck);
     node->ck = NULL;
     node->n_steps = 0;
+    node->gap_ns = node->n_gaps = 0;
+    td_node_rest(node);
 }
 
 void td_node_close(struct td_node *node)
@@ -204,6 +208,29 @@ void td_node_close(struct td_node *node)
     td_node_unload(node);
     td_kern_close(node->kern);
     memset(node, 0, sizeof *node);
+}
+
+void td_node_rest(struct td_node *node)
+{
+    node->step_end_ns = 0;
+}
+
+static enum td_status run_step(struct td_node *node, const struct td_step *step,
+                               struct td_step_result *result, struct td_err *err)
+{
+    enum td_status s = TD_OK;
+
+    if (step->kind != TD_STEP_RUN) {
+        td_node_rest(node);
+        return TD_OK;
+    }
+    if (node->step_end_ns) {
+        node->gap_ns += td_clock_now_ns() - node->step_end_ns;
+        node->n_gaps++;
+    }
+    s = td_shard_step(node->shard, step, result, err);
+    node->step_end_ns = td_clock_now_ns();
+    return s;
 }
 
 /* The wire form: the length of the encoded step in 8 bytes, then the step. */
@@ -227,8 +254,8 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step,
             s = td_comm_bcast(node->world, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES,
                               err);
     }
-    if (!s && step->kind == TD_STEP_RUN)
-        s = td_shard_step(node->shard, step, result, err);
+    if (!s)
+        s = run_step(node, step, result, err);
     if (!s)
         __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
     return s;
@@ -255,8 +282,8 @@ enum td_status td_node_follow(struct td_node *node, struct td_err *err)
     if (!s && node->step.number != node->n_steps)
         return td_err_set(err, TD_PEER_MISMATCH, "rank 0 sent step %llu, this rank expected %llu",
                           (unsigned long long)node->step.number, (unsigned long long)node->n_steps);
-    if (!s && node->step.kind == TD_STEP_RUN)
-        s = td_shard_step(node->shard, &node->step, &none, err);
+    if (!s)
+        s = run_step(node, &node->step, &none, err);
     if (!s)
         __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
     return s;

@@ -49,6 +49,9 @@ struct td_node {
     struct td_step step; /* follower's */
     void *wire;          /* encoded step */
     size_t wire_bytes;
+    uint64_t step_end_ns; /* of the last step that was run; 0: the group rested since */
+    uint64_t gap_ns,
+        n_gaps; /* between steps that followed each other, since load: when the shard had nothing to do */
     uint64_t
         n_steps; /* completed, so also the number of the next; any thread may read it as a sign of life */
 };
@@ -76,6 +79,8 @@ enum td_status td_node_agree(struct td_comm *world, enum td_status status, struc
 /* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *result as td_shard_step gives it. */
 enum td_status td_node_lead(struct td_node *node, struct td_step *step,
                             struct td_step_result *result, struct td_err *err);
+/* Nothing follows the last step: what comes next is no gap between steps. */
+void td_node_rest(struct td_node *node);
 /* Other ranks: receive one step into node->step and run it when it is TD_STEP_RUN. */
 enum td_status td_node_follow(struct td_node *node, struct td_err *err);
 

@@ -355,6 +355,8 @@ static void tell_heartbeat(struct td_worker *w)
     h.n_steps = g.n_steps;
     h.wait_ns = g.wait_ns;
     h.step_ns = g.step_ns;
+    h.gap_ns = g.gap_ns;
+    h.n_gaps = g.n_gaps;
     h.prompt_tokens = g.prompt_tokens;
     h.generated_tokens = g.generated_tokens;
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_HEARTBEAT;

@@ -44,6 +44,14 @@ def test_a_prompt_with_a_known_beginning_computes_its_end_only(server):
         assert metric(plain, "tensord_kv_blocks_idle") == 0
 
 
+def test_the_gap_between_steps_is_told_of_every_rank(server):
+    ask(server, story(1, 20), max_tokens=100, ignore_eos=True)
+    wait_until(lambda: f"gaps: {server.group()}", lambda: all(r["n_gaps"] >= 90 for r in server.group()["ranks"]), 5)
+    for rank in server.group()["ranks"]:
+        assert 0 < rank["gap_ns"] / rank["n_gaps"] < 1e9
+    assert metric(server, "tensord_step_gap_seconds") > 0
+
+
 def test_an_answer_goes_on_as_a_prompt(server):
     first = server.post("/v1/completions", {"model": NAME, "prompt": story(3, 40), "max_tokens": 60, "temperature": 0,
                                             "ignore_eos": True}).json()

@@ -1,9 +1,8 @@
 #include "daemon/engine/node.h"
 
-#include "kernels/base/clock.h"
-
 #include "daemon/engine/hostshare.h"
 #include "daemon/log.h"
+#include "kernels/base/clock.h"
 
 #include <stdio.h>
 #include <stdlib.h>

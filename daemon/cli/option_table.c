@@ -83,6 +83,20 @@ static const struct td_option table[] = {
     {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
      .max = 1000000, .preset = "256",
      .help = "requests that may wait; one more is refused with 429"},
+    {"max-concurrency-per-key", NULL, NULL, TD_OPTION_INT, AT(max_concurrency_per_key),
+     TD_FOR_SERVE, .metavar = "N", .min = 0, .max = 1000000, .preset = "0",
+     .help = "requests of one API key that may be open, waiting or running, every prompt of a list "
+             "counted; 0: no limit; without keys for all clients together"},
+    {"max-tokens-per-minute-per-key", NULL, NULL, TD_OPTION_INT, AT(max_tokens_per_minute_per_key),
+     TD_FOR_SERVE, .metavar = "N", .min = 0, .max = INT32_MAX, .preset = "0",
+     .help =
+         "tokens of one API key, prompt and answer; a request counts as all that it may generate "
+         "until it ends; 0: no limit"},
+    {"request-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(request_timeout), TD_FOR_SERVE,
+     .metavar = "SECONDS", .low = 0, .high = 86400, .preset = "0",
+     .help =
+         "longest time from a request to the end of its answer, whatever its own timeout; 0: no "
+         "limit"},
     {"max-step-stretch", NULL, NULL, TD_OPTION_INT, AT(max_step_stretch), TD_FOR_SERVE,
      .metavar = "PERCENT", .min = 0, .max = 100000, .preset = "60",
      .help =

@@ -117,6 +117,9 @@ struct td_options {
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
     int64_t max_queue;
+    int64_t max_concurrency_per_key;       /* 0: no limit */
+    int64_t max_tokens_per_minute_per_key; /* 0: no limit */
+    double request_timeout;                /* seconds; 0: none */
     int64_t max_step_stretch;
     bool no_prefix_cache;
     int64_t seed; /* valid when td_options_is_set(&seed) */

@@ -53,6 +53,7 @@ static enum td_service_outcome outcome_of(const struct td_openai_error *e)
 {
     return e->http_status == 429   ? TD_SERVICE_BUSY
            : e->http_status == 503 ? TD_SERVICE_UNAVAILABLE
+           : e->http_status == 504 ? TD_SERVICE_TIMED_OUT
            : e->http_status >= 500 ? TD_SERVICE_FAILED
                                    : TD_SERVICE_INVALID;
 }
@@ -103,7 +104,8 @@ static void fail_with(struct td_openai_call *call, const struct td_err *err)
     }
     /* Refusals while the group is not ready come by the thousand, and say nothing that its own lines do not. */
     bool is_refusal = err->status == TD_UNAVAILABLE && !call->streaming;
-    if (call->error.http_status >= 500 && call->http != NULL && !is_refusal) {
+    if (call->error.http_status >= 500 && call->http != NULL && !is_refusal &&
+        err->status != TD_TIMED_OUT) {
         char text[512];
         td_log_warn("request failed id=%s error=\"%s\"", call->id,
                     td_err_format(err, text, sizeof(text)));
@@ -200,7 +202,8 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     r.prompt = part->ids.data;
     r.n_prompt = (uint32_t)part->ids.len;
     part->ids = (struct td_ids){0};
-    r.cache_salt = td_http_key(call->http); /* who has another key does not learn what was asked */
+    /* Who has another key, or names another salt, does not learn what was asked. */
+    r.cache_salt = td_request_salt(call->key, call->request.cache_salt);
     enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
     if (status == TD_OK) {
         const struct td_openai_request *q = &call->request;
@@ -212,8 +215,14 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
         random_words(&r.sampling.seed, 1);
     }
     if (status == TD_OK) {
-        status = td_coord_submit(call->endpoint->coord, call->served, &r, false, on_event, part,
-                                 &part->job, err);
+        const struct td_coord_submit what = {.served = call->served,
+                                             .request = &r,
+                                             .key = call->key,
+                                             .admitted = true,
+                                             .deadline_ns = td_openai_limits_deadline_ns(call),
+                                             .on_event = on_event,
+                                             .user = part};
+        status = td_coord_submit(call->endpoint->coord, &what, &part->job, err);
     }
     if (status != TD_OK) {
         td_request_deinit(&r);
@@ -224,6 +233,11 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
 static void submit_all(struct td_openai_call *call)
 {
     struct td_err err = {0};
+    if (td_openai_limits_admit(call, &err) != TD_OK) {
+        td_openai_limits_tell(call);
+        fail_with(call, &err);
+        return;
+    }
     for (size_t i = 0; i < call->n_parts; i++) {
         call->parts[i].times.start_ns = call->start_ns;
         if (submit(&call->parts[i], &err) != TD_OK) {
@@ -234,6 +248,7 @@ static void submit_all(struct td_openai_call *call)
             return;
         }
     }
+    td_openai_limits_tell(call);
     if (call->request.stream) {
         call->streaming = true;
         td_sse_begin(call->http, on_drain, call);
@@ -409,6 +424,7 @@ void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_re
     }
     call->endpoint = endpoint;
     call->http = http;
+    call->key = td_http_key(http);
     call->start_ns = uv_hrtime();
     call->created = (int64_t)time(NULL);
     random_words(words, 2);

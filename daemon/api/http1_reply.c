@@ -68,8 +68,8 @@ void td_http_respond(struct td_http_request *req, int http_status, const char *c
 static bool has_header(const struct td_http_request *req, const char *name)
 {
     const size_t n = strlen(name);
-    const char *line = req->extra.data;
-    const char *end = line + req->extra.len;
+    const char *line = req->extra.data; /* NULL where there is none */
+    const char *end = req->extra.len > 0 ? line + req->extra.len : line;
     while (line < end) {
         if ((size_t)(end - line) > n && strncasecmp(line, name, n) == 0 && line[n] == ':') {
             return true;

@@ -46,7 +46,7 @@ void td_http_set_header(struct td_http_request *req, const char *name, const cha
 /* The whole answer. `content_type` NULL leaves it out. The request is over. */
 void td_http_respond(struct td_http_request *req, int http_status, const char *content_type,
                      struct td_str body);
-/* The whole answer in OpenAI's error form; 429 and 503 get Retry-After: 1. The request is over. */
+/* The whole answer in OpenAI's error form; 429 and 503 get Retry-After: 1 unless that header was set. The request is over. */
 void td_http_respond_error(struct td_http_request *req, const struct td_openai_error *error);
 
 /* Begins an answer in pieces (chunked). `on_drain` (may be NULL) is called when the write queue has fallen to half of

@@ -1,6 +1,7 @@
 #include "daemon/api/http1_conn.h"
 
 #include <string.h>
+#include <strings.h>
 
 void td_http_reply_drop(struct td_http_conn *h)
 {
@@ -64,10 +65,26 @@ void td_http_respond(struct td_http_request *req, int http_status, const char *c
     end_request(h);
 }
 
+static bool has_header(const struct td_http_request *req, const char *name)
+{
+    const size_t n = strlen(name);
+    const char *line = req->extra.data; /* NULL where there is none */
+    const char *end = req->extra.len > 0 ? line + req->extra.len : line;
+    while (line < end) {
+        if ((size_t)(end - line) > n && strncasecmp(line, name, n) == 0 && line[n] == ':') {
+            return true;
+        }
+        const char *newline = memchr(line, '\n', (size_t)(end - line));
+        line = newline != NULL ? newline + 1 : end;
+    }
+    return false;
+}
+
 void td_http_respond_error(struct td_http_request *req, const struct td_openai_error *error)
 {
     struct td_bytes text = {0};
-    if (error->http_status == 429 || error->http_status == 503) {
+    if ((error->http_status == 429 || error->http_status == 503) &&
+        !has_header(req, "Retry-After")) {
         td_http_set_header(req, "Retry-After", "1");
     }
     if (td_openai_error_write(error, &text) != TD_OK) {

@@ -13,6 +13,7 @@ enum {
     TD_OPENAI_MAX_PROMPTS = 256,
     TD_OPENAI_MAX_PROMPT_IDS = 1 << 20, /* of one prompt */
     TD_OPENAI_DEFAULT_MAX_TOKENS = 16,  /* of /v1/completions, as the official server */
+    TD_OPENAI_MAX_TIMEOUT_S = 86400,
     TD_OPENAI_MAX_TOP_LOGPROBS = TD_SAMPLER_MAX_LOGPROBS
 };
 
@@ -76,9 +77,12 @@ struct td_openai_request {
         want_logprobs; /* the answer shows them; sampling.n_logprobs >= 0 also where best_of needs them */
 
     struct td_sampling sampling;
-    bool has_seed;       /* false: the coordinator draws sampling.seed */
-    bool has_max_tokens; /* false: as much as the context holds */
-    uint32_t max_tokens; /* has_max_tokens */
+    bool has_seed;            /* false: the coordinator draws sampling.seed */
+    struct td_str cache_salt; /* empty when absent; at most TD_REQUEST_MAX_SALT_BYTES */
+    int32_t priority;         /* a lower one goes first */
+    float timeout_s;          /* from the request's arrival; 0 when absent */
+    bool has_max_tokens;      /* false: as much as the context holds */
+    uint32_t max_tokens;      /* has_max_tokens */
     uint32_t min_tokens;
     bool ignore_eos;
     bool include_stop;
@@ -100,7 +104,7 @@ enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str b
                                        struct td_openai_request *req, struct td_openai_error *e);
 void td_openai_request_deinit(struct td_openai_request *req);
 enum { TD_OPENAI_MAX_CHOICES = 128 };
-/* Copies what the engine needs into `r` (everything but id, prompt and the breakers of DRY): sampling, stops, limits. `r` must be
+/* Copies what the engine needs into `r` (everything but id, prompt, salt and the breakers of DRY): sampling, stops, limits. `r` must be
  * initialised; `context_tokens` stands for an absent max_tokens. TD_NO_MEMORY. */
 enum td_status td_openai_request_fill(const struct td_openai_request *req, uint32_t context_tokens,
                                       struct td_request *r, struct td_err *err);

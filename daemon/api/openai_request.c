@@ -176,6 +176,33 @@ static bool parse_limits(struct td_openai_parser *p)
     return true;
 }
 
+/* When the answer must be there, who goes first, and who shares what was computed. */
+static bool parse_service(struct td_openai_parser *p)
+{
+    struct td_openai_request *req = p->req;
+    const json_t *salt = td_openai_parse_field(p, "cache_salt");
+    int64_t n = 0;
+    bool present;
+    if (!td_openai_parse_float(p, "timeout", 0, TD_OPENAI_MAX_TIMEOUT_S, true, &req->timeout_s) ||
+        !td_openai_parse_int(p, "priority", -TD_REQUEST_MAX_PRIORITY, TD_REQUEST_MAX_PRIORITY,
+                             &present, &n)) {
+        return false;
+    }
+    req->priority = (int32_t)n;
+    if (salt == NULL) {
+        return true;
+    }
+    if (!json_is_string(salt)) {
+        return td_openai_parse_fail_type(p, "cache_salt", salt, "a string");
+    }
+    if (json_string_length(salt) == 0 || json_string_length(salt) > TD_REQUEST_MAX_SALT_BYTES) {
+        return td_openai_parse_fail(p, "cache_salt", "invalid_value",
+                                    "Invalid value for 'cache_salt': %zu bytes, expected 1 to %d.",
+                                    json_string_length(salt), TD_REQUEST_MAX_SALT_BYTES);
+    }
+    return td_openai_parse_copy(p, salt, &req->cache_salt);
+}
+
 static bool add_stop(struct td_openai_parser *p, const json_t *value, const char *param)
 {
     struct td_openai_request *req = p->req;
@@ -499,8 +526,8 @@ static bool parse_body(struct td_openai_parser *p)
            (p->req->kind == TD_OPENAI_CHAT ? td_openai_prompt_messages(p)
                                            : td_openai_prompt_prompts(p)) &&
            parse_stream(p) && parse_numbers(p) && parse_counts(p) && parse_dry_breakers(p) &&
-           parse_limits(p) && parse_stop(p) && parse_stop_ids(p) && parse_logit_bias(p) &&
-           parse_logprobs(p) && parse_choices(p) && check_together(p);
+           parse_limits(p) && parse_service(p) && parse_stop(p) && parse_stop_ids(p) &&
+           parse_logit_bias(p) && parse_logprobs(p) && parse_choices(p) && check_together(p);
 }
 
 enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str body,
@@ -524,6 +551,7 @@ enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str b
     req->kind = kind;
     req->model = TD_STR("");
     req->user = TD_STR("");
+    req->cache_salt = TD_STR("");
     if (defaults != NULL) {
         req->sampling = *defaults;
     } else {
@@ -549,6 +577,7 @@ enum td_status td_openai_request_fill(const struct td_openai_request *req, uint3
 {
     r->sampling = req->sampling;
     r->max_tokens = req->has_max_tokens ? req->max_tokens : context_tokens;
+    r->priority = req->priority;
     r->min_tokens = req->min_tokens;
     r->prompt_logprobs = req->prompt_logprobs;
     if (req->echo && req->sampling.n_logprobs > r->prompt_logprobs) {

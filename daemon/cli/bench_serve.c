@@ -282,7 +282,7 @@ static struct td_loadrun_params params_of(struct bench *b, const struct td_loadp
         .concurrency = point->kind == TD_LOADRUN_CLOSED ? (uint32_t)point->value : 1,
         .n_requests = b->n_requests,
         .duration_s = b->opts->duration,
-        .timeout_s = b->opts->request_timeout,
+        .timeout_s = b->opts->request_timeout > 0 ? b->opts->request_timeout : 600,
         .term = &b->term};
 }
 

@@ -87,6 +87,20 @@ static const struct td_option table[] = {
     {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
      .max = 1000000, .preset = "256",
      .help = "requests that may wait; one more is refused with 429"},
+    {"max-concurrency-per-key", NULL, NULL, TD_OPTION_INT, AT(max_concurrency_per_key),
+     TD_FOR_SERVE, .metavar = "N", .min = 0, .max = 1000000, .preset = "0",
+     .help = "requests of one API key that may be open, waiting or running, every prompt of a list "
+             "counted; 0: no limit; without keys for all clients together"},
+    {"max-tokens-per-minute-per-key", NULL, NULL, TD_OPTION_INT, AT(max_tokens_per_minute_per_key),
+     TD_FOR_SERVE, .metavar = "N", .min = 0, .max = INT32_MAX, .preset = "0",
+     .help =
+         "tokens of one API key, prompt and answer; a request counts as all that it may generate "
+         "until it ends; 0: no limit"},
+    {"request-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(request_timeout), TD_FOR_SERVE | LOAD,
+     .metavar = "SECONDS", .low = 0, .high = 86400, .preset_note = "none; of bench serve: 600",
+     .help =
+         "longest time from a request to the end of its answer, whatever its own timeout; 0: no "
+         "limit"},
     {"speculative-tokens", NULL, NULL, TD_OPTION_INT, AT(speculative_tokens),
      TD_FOR_SERVE | TD_FOR_GENERATE, .metavar = "N", .min = 0, .max = 15, .preset = "0",
      .help = "most tokens that a step guesses ahead from what the text repeats; no answer changes"},
@@ -286,9 +300,6 @@ static const struct td_option table[] = {
      .preset = "completions", .help = "API that is asked; chat: the prompt is a user's message"},
     {"extra-body", NULL, NULL, TD_OPTION_STRING, AT(extra_body), LOAD, .metavar = "JSON",
      .help = "object whose members go into every request, {\"top_k\": 1}"},
-    {"request-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(request_timeout), LOAD,
-     .metavar = "SECONDS", .low = 0, .high = 1e6, .above_low = true, .preset = "600",
-     .help = "longest time for a whole answer"},
     {"slo", NULL, NULL, TD_OPTION_LIST, AT(slo), LOAD, .metavar = "ttft:MS,itl:MS,tpot:MS,e2e:MS",
      .commas = true,
      .help =

@@ -119,6 +119,9 @@ struct td_options {
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
     int64_t max_queue;
+    int64_t max_concurrency_per_key;       /* 0: no limit */
+    int64_t max_tokens_per_minute_per_key; /* 0: no limit */
+    double request_timeout;                /* seconds; 0: none */
     int64_t max_step_stretch;
     int64_t speculative_tokens;
     bool no_prefix_cache;
@@ -199,7 +202,6 @@ struct td_options {
     const char *trace;
     int endpoint; /* enum td_option_endpoint */
     const char *extra_body;
-    double request_timeout; /* seconds */
     struct td_option_list slo;
     const char *json_file;
     bool save_requests;

@@ -330,6 +330,11 @@ static enum td_status open_listeners(struct server *s, struct td_err *err)
 static enum td_status open_coord(struct server *s, struct td_err *err)
 {
     const struct td_options *o = s->opts;
+    const struct td_coord_limits limits = {
+        .max_queue = (uint32_t)o->max_queue,
+        .max_open_per_key = (uint32_t)o->max_concurrency_per_key,
+        .tokens_per_minute_per_key = (uint32_t)o->max_tokens_per_minute_per_key,
+        .request_timeout_ns = (uint64_t)(o->request_timeout * 1e9)};
     struct td_coord_params p = {.loop = &s->loop,
                                 .metrics = s->metrics,
                                 .model = s->model,
@@ -338,7 +343,7 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
                                 .verify = o->verify,
                                 .n_ranks = s->world ? td_comm_size(s->world) : (uint32_t)o->ranks,
                                 .kv_dtype_auto = o->kv_cache_dtype == TD_KV_DTYPE_AUTO,
-                                .max_queue = (uint32_t)o->max_queue,
+                                .limits = limits,
                                 .prefix_cache = !o->no_prefix_cache,
                                 .max_draft_tokens = (uint32_t)o->speculative_tokens,
                                 .max_stretch_percent = (uint32_t)o->max_step_stretch,

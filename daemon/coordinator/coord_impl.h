@@ -1,12 +1,15 @@
 /* Inside of the coordinator: one struct, shared by coordinator.c (life, plan, operator's actions), group.c (the workers'
- * control streams and what follows from a loss) and job.c (open requests). Loop thread only. */
+ * control streams and what follows from a loss), job.c (open requests) and admit.c (who is accepted). Loop thread only. */
 #ifndef TD_DAEMON_COORDINATOR_COORD_IMPL_H
 #define TD_DAEMON_COORDINATOR_COORD_IMPL_H
 
 #include "daemon/api/grpc_serve.h"
 #include "daemon/api/metrics.h"
 #include "daemon/coordinator/coordinator.h"
+#include "daemon/coordinator/deadlines.h"
+#include "daemon/coordinator/endrate.h"
 #include "daemon/coordinator/group.h"
+#include "daemon/coordinator/quota.h"
 #include "daemon/engine/ending.h"
 #include "daemon/engine/wire.h"
 
@@ -25,6 +28,8 @@ struct td_job {
     void *user;
     uint32_t n_output, n_cached;
     bool paused;
+    uint32_t key;
+    struct td_deadline deadline;
     uint64_t accepted_ns, first_ns;
 };
 
@@ -69,6 +74,10 @@ struct td_coord {
     uint32_t n_open;
     uint64_t next_id;
     uint64_t n_requests, n_failed, n_finished;
+    struct td_quota quota;
+    struct td_endrate endrate;
+    struct td_deadlines deadlines;
+    uint64_t n_refused[TD_N_REFUSALS], n_deadlines;
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle;
     uint64_t draft_tokens, right_drafts; /* of this group, by its heartbeats */
     uint64_t prompt_tokens, cached_tokens,
@@ -92,6 +101,8 @@ struct td_coord {
 /* job.c */
 void td_job_token(struct td_coord *c, const struct td_token_event *event);
 void td_job_fail_all(struct td_coord *c, const struct td_err *err);
+/* Ends those whose deadline is not after `now_ns`. */
+void td_job_expire(struct td_coord *c, uint64_t now_ns);
 uint32_t td_job_cancel_all(struct td_coord *c, const struct td_err *err);
 
 /* group.c */

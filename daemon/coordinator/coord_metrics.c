@@ -22,6 +22,7 @@ enum value {
     DRAFT_TOKENS,
     RIGHT_DRAFTS,
     GENERATED_TOKENS,
+    DEADLINES,
     EXCHANGED,
     EXCHANGE_WAIT,
     STEP_TIME,
@@ -59,6 +60,8 @@ static const struct {
                       "Tokens that this group guessed ahead and verified"},
     [RIGHT_DRAFTS] = {TD_METRICS_GAUGE, "tensord_right_drafts", "Guessed tokens that were right"},
     [GENERATED_TOKENS] = {TD_METRICS_COUNTER, "tensord_generated_tokens_total", "Tokens generated"},
+    [DEADLINES] = {TD_METRICS_COUNTER, "tensord_deadlines_passed_total",
+                   "Requests that were ended by their deadline"},
     [EXCHANGED] = {TD_METRICS_GAUGE, "tensord_exchanged_bytes",
                    "Activation bytes that this group's ranks have sent"},
     [EXCHANGE_WAIT] = {TD_METRICS_GAUGE, "tensord_exchange_seconds",
@@ -74,7 +77,14 @@ static const struct {
 struct td_coord_metrics {
     struct td_coord *c;
     struct td_metric *series[N_VALUES];
+    struct td_metric *refused[TD_N_REFUSALS];
 };
+
+static void count_to(struct td_metric *counter, double value)
+{
+    if (value > td_metrics_value(counter))
+        td_metrics_add(counter, value - td_metrics_value(counter));
+}
 
 static void refresh(void *user)
 {
@@ -98,6 +108,7 @@ static void refresh(void *user)
     v[DRAFT_TOKENS] = (double)s.draft_tokens;
     v[RIGHT_DRAFTS] = (double)s.right_drafts;
     v[GENERATED_TOKENS] = (double)s.generated_tokens;
+    v[DEADLINES] = (double)s.n_deadlines;
     for (uint32_t i = 0; i < s.n_ranks; i++) {
         v[RANKS_READY] += s.members[i].attached && s.members[i].loaded;
         v[EXCHANGED] += (double)s.members[i].exchanged_bytes;
@@ -113,8 +124,10 @@ static void refresh(void *user)
     for (int i = 0; i < N_VALUES; i++)
         if (TABLE[i].kind == TD_METRICS_GAUGE)
             td_metrics_set(m->series[i], v[i]);
-        else if (v[i] > td_metrics_value(m->series[i]))
-            td_metrics_add(m->series[i], v[i] - td_metrics_value(m->series[i]));
+        else
+            count_to(m->series[i], v[i]);
+    for (int i = 0; i < TD_N_REFUSALS; i++)
+        count_to(m->refused[i], (double)s.n_refused[i]);
 }
 
 enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics **out,
@@ -128,6 +141,16 @@ enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics
             .kind = TABLE[i].kind, .name = TABLE[i].name, .help = TABLE[i].help};
 
         s = td_metrics_register(td_coord_metrics(c), &desc, &m->series[i], err);
+    }
+    for (int i = 0; !s && i < TD_N_REFUSALS; i++) {
+        struct td_metrics_label reason = {"reason", td_coord_refusal_name((enum td_refusal)i)};
+        struct td_metrics_desc desc = {.kind = TD_METRICS_COUNTER,
+                                       .name = "tensord_requests_refused_total",
+                                       .help = "Requests that were turned away, by why",
+                                       .labels = &reason,
+                                       .n_labels = 1};
+
+        s = td_metrics_register(td_coord_metrics(c), &desc, &m->refused[i], err);
     }
     if (s) {
         free(m);

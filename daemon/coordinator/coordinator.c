@@ -88,8 +88,10 @@ void td_coord_status(struct td_coord *c, struct td_coord_status *out)
         .generated_tokens = c->generated_tokens,
         .n_requests = c->n_requests,
         .n_failed = c->n_failed,
+        .n_deadlines = c->n_deadlines,
         .start_ns = c->start_ns,
         .last_error = c->last_error.cause};
+    memcpy(out->n_refused, c->n_refused, sizeof out->n_refused);
 }
 
 /* ---- operator's actions ---- */
@@ -285,6 +287,7 @@ static void on_tick(uv_timer_t *timer)
     struct td_err err;
 
     td_group_tick(c, now);
+    td_job_expire(c, now);
     if (!c->drain_done)
         return;
     if (c->n_open && now >= c->drain_until_ns) {
@@ -307,6 +310,10 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
     c->p.dead_ns = params->dead_ns ? params->dead_ns : 1500000000u;
     c->p.launch_limit_ns = params->launch_limit_ns ? params->launch_limit_ns : 60000000000u;
     c->start_ns = uv_hrtime();
+    td_quota_init(&c->quota,
+                  &(struct td_quota_limits){params->limits.max_open_per_key,
+                                            params->limits.tokens_per_minute_per_key},
+                  c->start_ns);
     td_arena_init(&c->arena, 0, 0);
     if (params->model)
         s = td_served_open(params->model, params->names, params->n_names, params->verify,
@@ -379,5 +386,6 @@ void td_coord_close(struct td_coord *c)
     td_served_release(c->served);
     td_bytes_deinit(&c->packed);
     td_arena_deinit(&c->arena);
+    td_deadlines_deinit(&c->deadlines);
     free(c);
 }

@@ -85,11 +85,45 @@ struct td_job_event {
 };
 typedef void td_job_event_fn(struct td_job *job, const struct td_job_event *event, void *user);
 
-/* Accepts a request (its id is set here; the prompt and strings are taken on success, untouched on failure). max_tokens 0 stands for all that
- * the context holds. TD_INVALID, TD_TOO_LARGE; TD_BUSY: the queue is full; TD_UNAVAILABLE: not ready or draining. `raw_text` keeps special tokens. */
-enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
-                               struct td_request *request, bool raw_text, td_job_event_fn *on_event,
-                               void *user, struct td_job **job, struct td_err *err);
+/* Why somebody was turned away. */
+enum td_refusal {
+    TD_REFUSAL_NOT_READY = 0,
+    TD_REFUSAL_DRAINING,
+    TD_REFUSAL_QUEUE,       /* as many wait as may */
+    TD_REFUSAL_CONCURRENCY, /* the key has as many open as it may */
+    TD_REFUSAL_TOKENS,      /* the key has used its tokens of this minute */
+    TD_N_REFUSALS
+};
+const char *td_coord_refusal_name(enum td_refusal refusal); /* for metrics */
+
+/* What is to be accepted together or not at all. */
+struct td_coord_ask {
+    uint32_t key;    /* whose: which of the API keys, from 1; 0: the server is open, all are one */
+    uint32_t n_jobs; /* each counts as one request */
+    uint64_t n_tokens; /* of all: prompts, and outputs at most */
+};
+/* Whether it would be accepted now, and counts the refusal else: TD_BUSY (a limit; *retry_after_s is how long waiting makes
+ * sense, at least 1), TD_UNAVAILABLE (not ready, draining; likewise), TD_INVALID (more at once than a limit ever allows;
+ * untouched). It holds until the loop's next turn. */
+enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask,
+                              uint32_t *retry_after_s, struct td_err *err);
+
+struct td_coord_submit {
+    struct td_served *served;
+    struct td_request *request; /* its id is set here; taken on success, untouched on failure */
+    bool raw_text;              /* keep special tokens */
+    uint32_t key;               /* as in td_coord_ask */
+    bool admitted;              /* td_coord_admit has just accepted it, maybe with others */
+    uint64_t deadline_ns;       /* uv_hrtime at which it must have ended; 0: none of its own */
+    td_job_event_fn *on_event;
+    void *user;
+};
+/* Accepts a request. Its max_tokens 0 stands for all that the context holds. TD_INVALID, TD_TOO_LARGE, TD_TIMED_OUT
+ * (the deadline is over), or what td_coord_admit says. A job whose deadline passes ends with TD_FINISH_ERROR and
+ * TD_TIMED_OUT. Its tokens leave the key's bucket now; at its end comes back what was not generated, and the prompt
+ * too when the server failed before the first token. */
+enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit *what,
+                               struct td_job **job, struct td_err *err);
 /* The asker went away: no further event; the sequence is freed at the next step. */
 void td_job_cancel(struct td_job *job);
 /* What may lie of an answer that its asker does not take, until it is paused. */
@@ -98,6 +132,23 @@ enum { TD_COORD_SLOW_BYTES = 1024, TD_COORD_SLOW_TOKENS = 64 };
 void td_job_pause(struct td_job *job, bool paused);
 uint64_t td_job_id(const struct td_job *job);
 uint64_t td_job_seed(const struct td_job *job);
+
+/* What a server allows. */
+struct td_coord_limits {
+    uint32_t max_queue;
+    uint32_t max_open_per_key;          /* 0: no limit */
+    uint32_t tokens_per_minute_per_key; /* 0: no limit */
+    uint64_t request_timeout_ns;        /* 0: none */
+};
+/* How a key stands against them. Where there is no such limit, the values mean nothing. */
+struct td_coord_standing {
+    uint32_t n_open;
+    uint32_t requests_reset_s; /* until those have probably ended */
+    uint64_t tokens_left;
+    uint64_t tokens_reset_ns; /* until its bucket is full */
+};
+const struct td_coord_limits *td_coord_limits(const struct td_coord *c);
+void td_coord_standing(const struct td_coord *c, uint32_t key, struct td_coord_standing *out);
 
 /* ---- State ---- */
 
@@ -144,6 +195,8 @@ struct td_coord_status {
     uint64_t cached_tokens;                /* of prompt_tokens, from the prefix cache */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t n_requests, n_failed;
+    uint64_t n_refused[TD_N_REFUSALS];
+    uint64_t n_deadlines;   /* passed */
     uint64_t start_ns;      /* uv_hrtime at start */
     const char *last_error; /* "" when none */
 };

@@ -390,7 +390,7 @@ static struct td_compute_load *make_load(struct td_coord *c)
     }
     memcpy(load->model_hash, c->served->hash, sizeof load->model_hash);
     load->verify = c->p.verify;
-    load->max_queue = c->p.max_queue + c->p.wish.max_num_seqs;
+    load->max_queue = c->p.limits.max_queue + c->p.wish.max_num_seqs;
     load->prefix_cache = c->p.prefix_cache;
     load->max_draft_tokens = c->p.max_draft_tokens;
     load->max_stretch_percent = c->p.max_stretch_percent;

@@ -28,7 +28,7 @@ struct td_coord_params {
     /* What the options wish of the plan: tp, pp, share (borrowed for ever), block_tokens, max_*, kv_bytes. */
     struct td_plan_params wish;
     bool kv_dtype_auto; /* wish.kv_dtype is chosen by the model */
-    uint32_t max_queue;
+    struct td_coord_limits limits;
     bool prefix_cache;
     uint32_t max_draft_tokens;    /* that a step may guess ahead for one sequence; 0: none */
     uint32_t max_stretch_percent; /* of a step by prompts beside running answers; 0: no limit */

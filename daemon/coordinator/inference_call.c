@@ -43,13 +43,14 @@ void td_inference_call_closed(void *user, struct td_grpc_stream *s, enum td_grpc
 {
     struct td_inference_call *call = td_grpc_stream_user(s);
     (void)user;
-    (void)code;
     call->s = NULL;
     if (call->job != NULL) {
         td_job_cancel(call->job);
         call->job = NULL;
     }
-    td_inference_generate_count(call, TD_CANCELLED); /* unless it was counted before */
+    /* Unless it was counted before. */
+    td_inference_generate_count(call,
+                                code == TD_GRPC_DEADLINE_EXCEEDED ? TD_TIMED_OUT : TD_CANCELLED);
     free_when_over(call);
 }
 

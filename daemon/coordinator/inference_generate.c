@@ -138,6 +138,15 @@ static enum td_status fill_request(struct td_inference_call *call, struct td_req
         return td_err_set(err, TD_INVALID, "request_id has %zu bytes, expected at most 128",
                           strlen(m->request_id));
     }
+    if (m->priority < -TD_REQUEST_MAX_PRIORITY || m->priority > TD_REQUEST_MAX_PRIORITY) {
+        return td_err_set(err, TD_INVALID, "priority is %d, expected -%d to %d", m->priority,
+                          TD_REQUEST_MAX_PRIORITY, TD_REQUEST_MAX_PRIORITY);
+    }
+    if (m->cache_salt.len > TD_REQUEST_MAX_SALT_BYTES) {
+        return td_err_set(err, TD_INVALID, "cache_salt has %zu bytes, expected at most %d",
+                          m->cache_salt.len, TD_REQUEST_MAX_SALT_BYTES);
+    }
+    r->priority = m->priority;
     r->max_tokens = has_max ? m->max_tokens : 0;
     r->min_tokens = m->min_tokens;
     r->ignore_eos = m->ignore_eos;
@@ -274,8 +283,10 @@ static void on_event(struct td_job *job, const struct td_job_event *event, void 
     }
     if (event->finish == TD_FINISH_ERROR) {
         call->end_err = *event->error;
-        td_log_warn("request failed method=Generate status=%s",
-                    td_status_name(event->error->status));
+        if (event->error->status != TD_TIMED_OUT) {
+            td_log_warn("request failed method=Generate status=%s",
+                        td_status_name(event->error->status));
+        }
     } else if (event->finish == TD_FINISH_CANCELLED) {
         td_err_set(&call->end_err, TD_UNAVAILABLE, "the server ended the request");
     } else {
@@ -314,10 +325,18 @@ void td_inference_generate_begin(struct td_inference_call *call)
         r.prompt = call->ids.data;
         r.n_prompt = (uint32_t)call->ids.len;
         call->ids = (struct td_ids){0};
-        r.cache_salt = key_of(call); /* who has another key does not learn what was asked */
+        const struct td_coord_submit what = {
+            .served = call->served,
+            .request = &r,
+            .raw_text = m->keep_special_tokens,
+            .key = key_of(call),
+            .deadline_ns = td_grpc_stream_deadline_ns(call->s), /* both clocks are monotonic */
+            .on_event = on_event,
+            .user = call};
+        /* Who has another key, or names another salt, does not learn what was asked. */
+        r.cache_salt = td_request_salt(what.key, td_rpc_str(m->cache_salt));
         call->wants_logprobs = r.sampling.n_logprobs >= 0;
-        status = td_coord_submit(call->service->coord, call->served, &r, m->keep_special_tokens,
-                                 on_event, call, &call->job, &err);
+        status = td_coord_submit(call->service->coord, &what, &call->job, &err);
     }
     if (status != TD_OK) {
         td_request_deinit(&r);

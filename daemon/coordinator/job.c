@@ -32,10 +32,17 @@ static void insert(struct td_coord *c, struct td_job *j)
     c->n_open++;
 }
 
-static void forget(struct td_job *j)
+static uint64_t n_charged(const struct td_request *r)
+{
+    return (uint64_t)r->n_prompt + r->max_tokens;
+}
+
+/* `n_used`: tokens that stay charged to its key. */
+static void forget(struct td_job *j, uint64_t n_used)
 {
     struct td_coord *c = j->c;
     struct td_job **at = bucket_of(c, j->request.id);
+    uint64_t now = uv_hrtime(), charged = n_charged(&j->request);
 
     while (*at != j)
         at = &(*at)->next_in_bucket;
@@ -43,6 +50,14 @@ static void forget(struct td_job *j)
     *(j->prev ? &j->prev->next : &c->first) = j->next;
     *(j->next ? &j->next->prev : &c->last) = j->prev;
     c->n_open--;
+    td_deadlines_remove(&c->deadlines, &j->deadline);
+    td_quota_give_back(&c->quota, j->key, charged > n_used ? charged - n_used : 0, now);
+    td_endrate_end(&c->endrate, now);
+}
+
+static uint64_t n_used(const struct td_job *j)
+{
+    return (uint64_t)j->request.n_prompt + j->n_output;
 }
 
 static void free_job(struct td_job *j)
@@ -58,51 +73,82 @@ static void free_job(struct td_job *j)
 static void end(struct td_job *j, struct td_job_event *event)
 {
     uint64_t now = uv_hrtime();
+    bool is_late = event->finish == TD_FINISH_ERROR && event->error->status == TD_TIMED_OUT;
+    bool is_failed = event->finish == TD_FINISH_ERROR && !is_late;
 
     event->n_prompt = j->request.n_prompt;
     event->n_output = j->n_output;
     event->n_cached = j->n_cached;
     event->first_token_ns = j->first_ns ? j->first_ns - j->accepted_ns : 0;
     event->total_ns = now - j->accepted_ns;
-    if (event->finish == TD_FINISH_ERROR)
+    j->c->n_deadlines += is_late;
+    if (is_failed)
         j->c->n_failed++;
     else
         j->c->n_finished++;
-    forget(j);
+    forget(j, is_failed && !j->first_ns ? 0 : n_used(j));
     j->on_event(j, event, j->user);
     free_job(j);
 }
 
-enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
-                               struct td_request *request, bool raw_text, td_job_event_fn *on_event,
-                               void *user, struct td_job **out, struct td_err *err)
+/* Whatever of a new job can fail. Undone by the caller. */
+static enum td_status start(struct td_job *j, const struct td_coord_submit *what,
+                            struct td_err *err)
 {
+    const struct td_served *served = what->served;
+    enum td_status s = td_ending_init(&j->ending, what->request, served->spec->eos_ids,
+                                      served->spec->n_eos, served->tok, err);
+
+    if (!s && j->deadline.at_ns && td_deadlines_add(&j->c->deadlines, &j->deadline))
+        s = td_err_set(err, TD_NO_MEMORY, "no memory for a deadline");
+    return s ? s : td_group_send_submit(j->c, what->request, err);
+}
+
+/* The earlier of the request's own deadline and the server's; 0: none. */
+static uint64_t deadline_of(const struct td_coord *c, const struct td_coord_submit *what,
+                            uint64_t now_ns)
+{
+    uint64_t own = what->deadline_ns, limit = c->p.limits.request_timeout_ns;
+
+    if (!limit)
+        return own;
+    return own && own < now_ns + limit ? own : now_ns + limit;
+}
+
+enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit *what,
+                               struct td_job **out, struct td_err *err)
+{
+    struct td_request *request = what->request;
+    struct td_served *served = what->served;
+    struct td_coord_ask ask = {.key = what->key, .n_jobs = 1};
+    uint64_t now = uv_hrtime();
+    uint32_t retry_after_s;
     struct td_job *j;
     enum td_status s;
 
-    if (served != c->served || !td_coord_ready(c))
-        return td_err_set(err, TD_UNAVAILABLE, "the model is not ready: %s",
-                          c->draining && c->state == TD_GROUP_READY
-                              ? "the server is draining"
-                              : td_group_state_name(c->state));
-    if (c->n_open >= c->p.max_queue + c->plan->max_num_seqs)
-        return td_err_set(err, TD_BUSY,
-                          "%u requests are open: expected at most %u, try again later", c->n_open,
-                          c->p.max_queue + c->plan->max_num_seqs);
+    if (served != c->served)
+        return td_err_set(err, TD_UNAVAILABLE, "the model is not loaded any more");
     if (request->max_tokens == 0)
         request->max_tokens = UINT32_MAX;
-    s = td_request_validate(request, served->spec->n_vocab, served->max_model_len, err);
-    if (s)
+    if (td_coord_ready(c) && /* else it may have no plan, and so no context */
+        (s = td_request_validate(request, served->spec->n_vocab, served->max_model_len, err)))
         return s;
+    ask.n_tokens = n_charged(request);
+    if (!(what->admitted && td_coord_ready(c)) &&
+        (s = td_coord_admit(c, &ask, &retry_after_s, err)))
+        return s;
+    if (what->deadline_ns && what->deadline_ns <= now)
+        return td_err_set(err, TD_TIMED_OUT, "the request's time was up before it was accepted");
     j = calloc(1, sizeof *j);
     if (!j)
         return td_err_set(err, TD_NO_MEMORY, "no memory for a request");
     j->c = c;
+    j->key = what->key;
+    j->deadline = (struct td_deadline){.at_ns = deadline_of(c, what, now), .owner = j};
     request->id = ++c->next_id;
-    s = td_ending_init(&j->ending, request, served->spec->eos_ids, served->spec->n_eos, served->tok,
-                       err);
-    s = s ? s : td_group_send_submit(c, request, err);
+    s = start(j, what, err);
     if (s) {
+        td_deadlines_remove(&c->deadlines, &j->deadline);
         td_ending_deinit(&j->ending);
         free(j);
         return s;
@@ -111,11 +157,13 @@ enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
     td_request_init(request);
     j->served = served;
     td_served_retain(served);
-    j->raw_text = raw_text;
-    j->on_event = on_event;
-    j->user = user;
-    j->accepted_ns = uv_hrtime();
+    j->raw_text = what->raw_text;
+    j->on_event = what->on_event;
+    j->user = what->user;
+    j->accepted_ns = now;
     insert(c, j);
+    td_quota_take(&c->quota, j->key, n_charged(&j->request), now);
+    td_endrate_begin(&c->endrate, now);
     c->n_requests++;
     *out = j;
     return TD_OK;
@@ -126,7 +174,7 @@ void td_job_cancel(struct td_job *j)
     struct td_coord *c = j->c;
 
     td_group_send_cancel(c, j->request.id);
-    forget(j);
+    forget(j, n_used(j));
     c->n_finished++;
     free_job(j);
 }
@@ -217,6 +265,23 @@ void td_job_fail_all(struct td_coord *c, const struct td_err *err)
         struct td_job_event event = {.finish = TD_FINISH_ERROR, .error = err, .text = TD_STR("")};
 
         end(c->first, &event);
+    }
+}
+
+void td_job_expire(struct td_coord *c, uint64_t now_ns)
+{
+    struct td_deadline *d;
+    struct td_err err;
+
+    while ((d = td_deadlines_passed(&c->deadlines, now_ns)) != NULL) {
+        struct td_job *j = d->owner;
+        struct td_job_event event = {.finish = TD_FINISH_ERROR, .error = &err, .text = TD_STR("")};
+
+        td_err_set(&err, TD_TIMED_OUT,
+                   "the request's time was up after %.1f s, with %u tokens generated",
+                   (double)(now_ns - j->accepted_ns) * 1e-9, j->n_output);
+        td_group_send_cancel(c, j->request.id);
+        end(j, &event);
     }
 }
 

@@ -55,6 +55,7 @@ static enum td_service_outcome outcome_of(const struct td_openai_error *e)
 {
     return e->http_status == 429   ? TD_SERVICE_BUSY
            : e->http_status == 503 ? TD_SERVICE_UNAVAILABLE
+           : e->http_status == 504 ? TD_SERVICE_TIMED_OUT
            : e->http_status >= 500 ? TD_SERVICE_FAILED
                                    : TD_SERVICE_INVALID;
 }
@@ -105,7 +106,8 @@ static void fail_with(struct td_openai_call *call, const struct td_err *err)
     }
     /* Refusals while the group is not ready come by the thousand, and say nothing that its own lines do not. */
     bool is_refusal = err->status == TD_UNAVAILABLE && !call->streaming;
-    if (call->error.http_status >= 500 && call->http != NULL && !is_refusal) {
+    if (call->error.http_status >= 500 && call->http != NULL && !is_refusal &&
+        err->status != TD_TIMED_OUT) {
         char text[512];
         td_log_warn("request failed id=%s error=\"%s\"", call->id,
                     td_err_format(err, text, sizeof(text)));
@@ -206,7 +208,8 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     r.prompt = part->ids.data;
     r.n_prompt = (uint32_t)part->ids.len;
     part->ids = (struct td_ids){0};
-    r.cache_salt = td_http_key(call->http); /* who has another key does not learn what was asked */
+    /* Who has another key, or names another salt, does not learn what was asked. */
+    r.cache_salt = td_request_salt(call->key, call->request.cache_salt);
     enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
     if (status == TD_OK) {
         const struct td_openai_request *q = &call->request;
@@ -219,8 +222,14 @@ static enum td_status submit(struct td_openai_part *part, struct td_err *err)
     }
     r.sampling.choice = part->choice;
     if (status == TD_OK) {
-        status = td_coord_submit(call->endpoint->coord, call->served, &r, false, on_event, part,
-                                 &part->job, err);
+        const struct td_coord_submit what = {.served = call->served,
+                                             .request = &r,
+                                             .key = call->key,
+                                             .admitted = true,
+                                             .deadline_ns = td_openai_limits_deadline_ns(call),
+                                             .on_event = on_event,
+                                             .user = part};
+        status = td_coord_submit(call->endpoint->coord, &what, &part->job, err);
     }
     if (status != TD_OK) {
         td_request_deinit(&r);
@@ -241,6 +250,11 @@ static enum td_status share_prompt(struct td_openai_part *part, struct td_err *e
 static void submit_all(struct td_openai_call *call)
 {
     struct td_err err = {0};
+    if (td_openai_limits_admit(call, &err) != TD_OK) {
+        td_openai_limits_tell(call);
+        fail_with(call, &err);
+        return;
+    }
     for (size_t i = 0; i < call->n_parts; i++) {
         struct td_openai_part *part = &call->parts[i];
         part->times.start_ns = call->start_ns;
@@ -256,6 +270,7 @@ static void submit_all(struct td_openai_call *call)
             return;
         }
     }
+    td_openai_limits_tell(call);
     if (call->request.stream) {
         call->streaming = true;
         td_sse_begin(call->http, on_drain, call);
@@ -441,6 +456,7 @@ void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_re
     }
     call->endpoint = endpoint;
     call->http = http;
+    call->key = td_http_key(http);
     call->start_ns = uv_hrtime();
     call->created = (int64_t)time(NULL);
     random_words(words, 2);

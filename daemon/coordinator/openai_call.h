@@ -53,6 +53,7 @@ struct td_openai_call {
     struct td_http_request *http; /* NULL: answered, or the client is gone */
     bool pending;                 /* text work is under way: its end frees the call if need be */
     bool streaming, failed;
+    uint32_t key; /* which API key it brought, from 1; 0: the server is open */
     uint64_t start_ns;
     char id[TD_OPENAI_ID_BYTES];
     int64_t created;
@@ -72,6 +73,15 @@ struct td_openai_call {
 
 /* Takes the request over. */
 void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_request *http);
+
+/* ---- openai_limits.c: what the server allows ---- */
+
+/* Whether all parts may begin; their ids are there. On a refusal Retry-After is set. */
+enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err *err);
+/* The x-ratelimit-* headers of a server that limits its keys; before the answer begins. */
+void td_openai_limits_tell(struct td_openai_call *call);
+/* uv_hrtime at which the request's own time is up; 0: it has no limit. */
+uint64_t td_openai_limits_deadline_ns(const struct td_openai_call *call);
 
 /* ---- openai_reply.c: from parts to bodies ---- */
 

@@ -2,8 +2,8 @@
 
 #include "daemon/coordinator/coordinator.h"
 
-static const char *const outcomes[TD_SERVICE_N_OUTCOMES] = {"ok",          "invalid", "busy",
-                                                            "unavailable", "failed",  "cancelled"};
+static const char *const outcomes[TD_SERVICE_N_OUTCOMES] = {
+    "ok", "invalid", "busy", "unavailable", "failed", "cancelled", "timed_out"};
 
 static enum td_status add(struct td_metrics *registry, enum td_metrics_kind kind, const char *name,
                           const char *help, const char *endpoint, const char *outcome,
@@ -95,6 +95,8 @@ enum td_service_outcome td_service_metrics_outcome(enum td_status status)
         return TD_SERVICE_BUSY;
     case TD_CANCELLED:
         return TD_SERVICE_CANCELLED;
+    case TD_TIMED_OUT:
+        return TD_SERVICE_TIMED_OUT;
     case TD_UNAVAILABLE:
     case TD_PEER_LOST:
     case TD_PEER_TIMED_OUT:

@@ -9,10 +9,11 @@ struct td_job_event;
 enum td_service_outcome {
     TD_SERVICE_OK = 0,
     TD_SERVICE_INVALID,     /* the request was wrong */
-    TD_SERVICE_BUSY,        /* refused by a full queue */
+    TD_SERVICE_BUSY,        /* refused by a full queue or a limit of its key */
     TD_SERVICE_UNAVAILABLE, /* not ready, draining, or a rank was lost */
     TD_SERVICE_FAILED,
     TD_SERVICE_CANCELLED, /* the client went away */
+    TD_SERVICE_TIMED_OUT, /* its deadline passed */
     TD_SERVICE_N_OUTCOMES
 };
 

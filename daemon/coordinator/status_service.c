@@ -73,7 +73,8 @@ static const char *common_class(const struct td_coord_status *st)
     return st->n_ranks ? st->members[0].numerics : "";
 }
 
-static enum td_status write_group(const struct td_coord_status *st, struct td_bytes *out)
+static enum td_status write_group(const struct td_coord_status *st,
+                                  const struct td_coord_limits *limits, struct td_bytes *out)
 {
     const struct td_served *served = st->served;
     const struct td_plan *plan = st->plan;
@@ -99,6 +100,10 @@ static enum td_status write_group(const struct td_coord_status *st, struct td_by
     s = s ? s : number(out, "kv_block_tokens", plan ? plan->block_tokens : 0);
     s = s ? s : number(out, "max_model_len", plan ? plan->max_model_len : 0);
     s = s ? s : number(out, "max_num_seqs", plan ? plan->max_num_seqs : 0);
+    s = s ? s : number(out, "max_queue", limits->max_queue);
+    s = s ? s : number(out, "max_concurrency_per_key", limits->max_open_per_key);
+    s = s ? s : number(out, "max_tokens_per_minute_per_key", limits->tokens_per_minute_per_key);
+    s = s ? s : number(out, "request_timeout_ns", limits->request_timeout_ns);
     s = s ? s : number(out, "n_steps", n_steps);
     s = s ? s : number(out, "prompt_tokens", st->prompt_tokens);
     s = s ? s : number(out, "cached_tokens", st->cached_tokens);
@@ -116,6 +121,7 @@ static enum td_status write_group(const struct td_coord_status *st, struct td_by
 enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *out)
 {
     struct td_coord_status st;
+    uint64_t n_refused = 0;
     enum td_status s = td_bytes_append_str(out, TD_STR("{\"version\":\"" TD_VERSION "\""));
 
     td_coord_status(coord, &st);
@@ -123,8 +129,12 @@ enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *
     s = s ? s : td_bytes_appendf(out, ",\"ready\":%s", td_coord_ready(coord) ? "true" : "false");
     s = s ? s : number(out, "n_requests", st.n_requests);
     s = s ? s : number(out, "n_requests_failed", st.n_failed);
+    for (int i = 0; i < TD_N_REFUSALS; i++)
+        n_refused += st.n_refused[i];
+    s = s ? s : number(out, "n_requests_refused", n_refused);
+    s = s ? s : number(out, "n_deadlines_passed", st.n_deadlines);
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"groups\":["));
-    s = s ? s : write_group(&st, out);
+    s = s ? s : write_group(&st, td_coord_limits(coord), out);
     return s ? s : td_bytes_append_str(out, TD_STR("]}"));
 }
 

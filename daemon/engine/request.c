@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 void td_request_init(struct td_request *r)
 {
@@ -101,6 +102,13 @@ enum td_status td_request_copy(const struct td_request *from, struct td_request 
     }
     *to = r;
     return TD_OK;
+}
+
+uint64_t td_request_salt(uint32_t key, struct td_str text)
+{
+    uint64_t hash = text.len > 0 ? XXH3_64bits_withSeed(text.ptr, text.len, key) : 0;
+
+    return (uint64_t)key << 56 | hash >> 8;
 }
 
 static enum td_status validate_stops(const struct td_request *r, uint32_t n_vocab,

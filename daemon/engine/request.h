@@ -12,7 +12,13 @@
 
 struct td_breakers;
 
-enum { TD_REQUEST_MAX_STOPS = 16, TD_REQUEST_MAX_STOP_BYTES = 256, TD_REQUEST_MAX_STOP_IDS = 16 };
+enum {
+    TD_REQUEST_MAX_STOPS = 16,
+    TD_REQUEST_MAX_STOP_BYTES = 256,
+    TD_REQUEST_MAX_STOP_IDS = 16,
+    TD_REQUEST_MAX_SALT_BYTES = 256,
+    TD_REQUEST_MAX_PRIORITY = 1000 /* and -1000 is the least that a client may ask for */
+};
 
 enum td_finish {
     TD_FINISH_NONE = 0, /* goes on */
@@ -56,6 +62,10 @@ enum td_status td_request_set_breakers(struct td_request *r, const uint8_t *set,
  * no DRY. TD_INVALID (td_breakers_mark), TD_NO_MEMORY. */
 enum td_status td_request_break_at(struct td_request *r, const struct td_breakers *breakers,
                                    const struct td_str *texts, size_t n, struct td_err *err);
+/* cache_salt of API key number `key` (0: none; below 256) and the text that its client named (empty: none). The key stands
+ * in the upper bits alone, so no text makes one key's requests share anything with another's; below it stands the text by
+ * XXH3-64. */
+uint64_t td_request_salt(uint32_t key, struct td_str text);
 /* Ranges and the context: prompt not empty, ids < n_vocab, n_prompt + 1 <= max_model_len; lowers max_tokens to what
  * fits. TD_INVALID or TD_TOO_LARGE naming the parameter. */
 enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,

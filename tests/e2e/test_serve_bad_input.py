@@ -52,6 +52,9 @@ WRONG = [
     ({"prompt": "a", "echo": "yes"}, "echo"),
     ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    ({"prompt": "a", "priority": 2000}, "priority"),
+    ({"prompt": "a", "timeout": 0}, "timeout"),
+    ({"prompt": "a", "cache_salt": ""}, "cache_salt"),
 ]
 WRONG_CHAT = [
     ({}, "messages"),

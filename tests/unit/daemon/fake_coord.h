@@ -20,7 +20,9 @@ struct td_job {
     td_job_event_fn *on_event;
     void *user;
     uint32_t n_output;
-    float logprob;     /* of each of its tokens */
+    float logprob; /* of each of its tokens */
+    uint32_t key;
+    uint64_t deadline_ns;
     uint32_t n_pauses; /* ever */
     bool paused;
     bool ended;
@@ -38,6 +40,10 @@ struct td_coord {
     struct td_served served;
     bool ready;
     size_t max_jobs;
+    uint32_t retry_after_s;    /* > 0: td_coord_admit refuses */
+    struct td_coord_ask asked; /* last */
+    struct td_coord_limits limits;
+    struct td_coord_standing standing;
     size_t n_jobs, n_cancelled; /* ever */
     struct td_job *jobs[FAKE_MAX];
     size_t n_encodes; /* under way */
@@ -158,12 +164,32 @@ enum td_status td_coord_encode(struct td_coord *c, const struct td_coord_encode 
     return TD_OK;
 }
 
-enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
-                               struct td_request *request, bool raw_text, td_job_event_fn *on_event,
-                               void *user, struct td_job **job, struct td_err *err)
+enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask,
+                              uint32_t *retry_after_s, struct td_err *err)
 {
-    (void)served;
-    (void)raw_text;
+    c->asked = *ask;
+    if (c->retry_after_s > 0) {
+        *retry_after_s = c->retry_after_s;
+        return td_err_set(err, TD_BUSY, "key %u asks too much", ask->key);
+    }
+    return TD_OK;
+}
+
+const struct td_coord_limits *td_coord_limits(const struct td_coord *c)
+{
+    return &c->limits;
+}
+
+void td_coord_standing(const struct td_coord *c, uint32_t key, struct td_coord_standing *out)
+{
+    (void)key;
+    *out = c->standing;
+}
+
+enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit *what,
+                               struct td_job **job, struct td_err *err)
+{
+    struct td_request *request = what->request;
     if (c->n_jobs >= c->max_jobs) {
         return td_err_set(err, TD_BUSY, "%zu requests are open", c->n_jobs);
     }
@@ -174,8 +200,10 @@ enum td_status td_coord_submit(struct td_coord *c, struct td_served *served,
     j->request = *request;
     j->logprob = -0.5f;
     td_request_init(request);
-    j->on_event = on_event;
-    j->user = user;
+    j->key = what->key;
+    j->deadline_ns = what->deadline_ns;
+    j->on_event = what->on_event;
+    j->user = what->user;
     c->jobs[c->n_jobs++] = j;
     *job = j;
     return TD_OK;

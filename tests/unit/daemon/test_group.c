@@ -34,6 +34,7 @@ struct rig {
     struct td_bytes text;
     uint32_t n_tokens, n_ends;
     enum td_finish finish;
+    struct td_err error;
     bool drained, unloaded, loaded;
     enum td_status load_status;
 };
@@ -54,7 +55,8 @@ static void on_worker_end(enum td_status status, const struct td_err *err, void 
         r->worker_err = *err;
 }
 
-static void setup(struct rig *r, const char *worker_key)
+static void setup_limited(struct rig *r, const char *worker_key,
+                          const struct td_coord_limits *limits)
 {
     struct td_conn_config config;
     struct td_coord_params p = {
@@ -62,7 +64,7 @@ static void setup(struct rig *r, const char *worker_key)
         .model = MODEL,
         .n_ranks = 1,
         .kv_dtype_auto = true,
-        .max_queue = 4,
+        .limits = *limits,
         .wish = {.block_tokens = 16, .max_num_seqs = 4, .max_batched_tokens = 64}};
     struct td_listener_config listen = {.host = "127.0.0.1"};
     struct td_worker_params w = {
@@ -90,6 +92,11 @@ static void setup(struct rig *r, const char *worker_key)
     w.key = td_str_from(worker_key);
     w.node.n_threads = 1;
     assert_int_equal(td_worker_start(&w, on_worker_end, r, &r->worker, &err), TD_OK);
+}
+
+static void setup(struct rig *r, const char *worker_key)
+{
+    setup_limited(r, worker_key, &(struct td_coord_limits){.max_queue = 4});
 }
 
 static void teardown(struct rig *r)
@@ -126,17 +133,19 @@ static void on_event(struct td_job *job, const struct td_job_event *event, void 
     if (event->finish != TD_FINISH_NONE) {
         r->n_ends++;
         r->finish = event->finish;
+        if (event->error)
+            r->error = *event->error;
     }
 }
 
 /* The prompt "Once upon a time" with BOS, as the reference gives its ids. */
-static struct td_job *submit(struct rig *r, uint32_t max_tokens)
+static enum td_status try_submit(struct rig *r, uint32_t key, uint32_t max_tokens,
+                                 uint64_t deadline_ns, struct td_job **job, struct td_err *err)
 {
     static const uint32_t prompt[] = {1, 403, 407, 261, 378};
     struct td_request request;
     struct td_served *served;
-    struct td_job *job;
-    struct td_err err;
+    enum td_status s;
 
     td_request_init(&request);
     request.sampling.temperature = 0.0f;
@@ -144,9 +153,25 @@ static struct td_job *submit(struct rig *r, uint32_t max_tokens)
     memcpy(request.prompt, prompt, sizeof prompt);
     request.n_prompt = 5;
     request.max_tokens = max_tokens;
-    assert_int_equal(td_coord_find_model(r->coord, TD_STR("hf"), &served, &err), TD_OK);
-    assert_int_equal(td_coord_submit(r->coord, served, &request, false, on_event, r, &job, &err),
-                     TD_OK);
+    assert_int_equal(td_coord_find_model(r->coord, TD_STR("hf"), &served, err), TD_OK);
+    const struct td_coord_submit what = {.served = served,
+                                         .request = &request,
+                                         .key = key,
+                                         .deadline_ns = deadline_ns,
+                                         .on_event = on_event,
+                                         .user = r};
+
+    s = td_coord_submit(r->coord, &what, job, err);
+    td_request_deinit(&request); /* empty when it was taken */
+    return s;
+}
+
+static struct td_job *submit(struct rig *r, uint32_t max_tokens)
+{
+    struct td_job *job;
+    struct td_err err;
+
+    assert_int_equal(try_submit(r, 0, max_tokens, 0, &job, &err), TD_OK);
     return job;
 }
 
@@ -212,6 +237,98 @@ static void test_group_cancelled_job_tells_nothing_more_and_frees_its_sequence(v
     assert_int_equal(r.n_tokens, 0);
     assert_int_equal(r.n_ends, 0);
     assert_int_equal(status.n_open, 0);
+    teardown(&r);
+}
+
+static void test_group_holds_the_limits_of_each_key(void **state)
+{
+    struct td_coord_limits limits = {
+        .max_queue = 3, .max_open_per_key = 2, .tokens_per_minute_per_key = 600};
+    struct td_coord_standing standing;
+    struct td_coord_status status;
+    struct td_coord_ask ask = {.key = 1, .n_jobs = 3};
+    struct td_job *jobs[8];
+    struct td_err err;
+    uint32_t retry_after_s = 0;
+    struct rig r;
+
+    (void)state;
+    if (no_model())
+        skip();
+    setup_limited(&r, "secret", &limits);
+    assert_int_equal(td_coord_admit(r.coord, &ask, &retry_after_s, &err), TD_UNAVAILABLE);
+    assert_int_equal(retry_after_s, 1);
+    wait_ready(&r);
+    retry_after_s = 0;
+    assert_int_equal(td_coord_admit(r.coord, &ask, &retry_after_s, &err), TD_INVALID);
+    assert_int_equal(retry_after_s, 0); /* no waiting helps */
+    for (int i = 0; i < 2; i++)         /* 5 + 95 each */
+        assert_int_equal(try_submit(&r, 1, 95, 0, &jobs[i], &err), TD_OK);
+    assert_int_equal(try_submit(&r, 1, 1, 0, &jobs[2], &err), TD_BUSY);
+    assert_non_null(strstr(err.cause, "the limit is 2 at a time"));
+    td_coord_standing(r.coord, 1, &standing);
+    assert_int_equal(standing.n_open, 2);
+    assert_true(standing.tokens_left >= 400 && standing.tokens_left <= 450);
+    assert_int_equal(try_submit(&r, 2, 395, 0, &jobs[2], &err), TD_OK); /* 400 of another's 600 */
+    assert_int_equal(try_submit(&r, 2, 395, 0, &jobs[3], &err), TD_BUSY);
+    assert_non_null(strstr(err.cause, "the limit is 600 tokens per minute"));
+    for (uint32_t i = 0; i < 4; i++) /* 4 run and 3 wait */
+        assert_int_equal(try_submit(&r, 3 + i, 20, 0, &jobs[3 + i], &err), TD_OK);
+    ask = (struct td_coord_ask){.key = 9, .n_jobs = 1};
+    assert_int_equal(td_coord_admit(r.coord, &ask, &retry_after_s, &err), TD_BUSY);
+    assert_true(retry_after_s >= 1 && retry_after_s <= 60);
+    assert_non_null(strstr(err.cause, "7 requests are open"));
+    td_coord_status(r.coord, &status);
+    assert_int_equal(status.n_refused[TD_REFUSAL_NOT_READY], 1);
+    assert_int_equal(status.n_refused[TD_REFUSAL_CONCURRENCY], 1);
+    assert_int_equal(status.n_refused[TD_REFUSAL_TOKENS], 1);
+    assert_int_equal(status.n_refused[TD_REFUSAL_QUEUE], 1);
+    td_job_cancel(jobs[2]); /* what it did not generate comes back */
+    wait_end(&r, 6);        /* everybody else is served */
+    assert_int_equal(r.n_tokens >= 2 * 95 + 4 * 20, 1);
+    td_coord_standing(r.coord, 2, &standing);
+    assert_true(standing.n_open == 0 && standing.tokens_left >= 500);
+    td_coord_standing(r.coord, 1, &standing);
+    assert_true(standing.n_open == 0 && standing.tokens_left < 595);
+    teardown(&r);
+}
+
+static void test_group_ends_a_job_at_its_deadline_and_frees_its_sequence(void **state)
+{
+    struct td_coord_limits limits = {.max_queue = 10, .request_timeout_ns = 400000000u};
+    struct td_coord_status status;
+    struct td_job *job, *first;
+    struct td_err err;
+    uint64_t now;
+    struct rig r;
+
+    (void)state;
+    if (no_model())
+        skip();
+    setup_limited(&r, "secret", &limits);
+    wait_ready(&r);
+    now = uv_hrtime();
+    assert_int_equal(try_submit(&r, 0, 400, now, &job, &err), TD_TIMED_OUT);
+    /* One whose reader takes nothing holds no place and still ends; one that would run longer than the server allows. */
+    assert_int_equal(try_submit(&r, 0, 400, now + 100000000u, &first, &err), TD_OK);
+    td_job_pause(first, true);
+    assert_int_equal(try_submit(&r, 0, 400, now + 3600000000000u, &job, &err), TD_OK);
+    td_job_pause(job, true);
+    wait_end(&r, 1);
+    assert_true(uv_hrtime() >= now + 100000000u);
+    assert_int_equal(r.finish, TD_FINISH_ERROR);
+    assert_int_equal(r.error.status, TD_TIMED_OUT);
+    td_coord_status(r.coord, &status);
+    assert_int_equal(status.n_open, 1);
+    wait_end(&r, 2);
+    assert_true(uv_hrtime() >= now + 400000000u);
+    do {
+        uv_run(&r.loop, UV_RUN_ONCE);
+        td_coord_status(r.coord, &status);
+    } while (status.n_running || status.n_waiting || status.kv_blocks_used);
+    assert_int_equal(status.n_open, 0);
+    assert_int_equal(status.n_deadlines, 2);
+    assert_int_equal(status.n_failed, 0);
     teardown(&r);
 }
 
@@ -354,6 +471,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_group_of_one_gives_the_published_text),
         cmocka_unit_test(test_group_cancelled_job_tells_nothing_more_and_frees_its_sequence),
+        cmocka_unit_test(test_group_holds_the_limits_of_each_key),
+        cmocka_unit_test(test_group_ends_a_job_at_its_deadline_and_frees_its_sequence),
         cmocka_unit_test(test_group_unloads_loads_again_and_drains),
         cmocka_unit_test(test_group_stops_while_a_model_is_being_opened),
         cmocka_unit_test(test_group_answers_a_load_whose_worker_is_lost),

@@ -165,6 +165,11 @@ static void handle_error(struct td_http_request *req, void *user)
 {
     (void)user;
     struct td_openai_error e;
+    struct td_str wait = {"", 0};
+    if (td_http_query(req, "wait", &wait)) {
+        td_http_set_header(req, "X-Retry-After", "no");
+        td_http_set_header(req, "retry-after", wait.ptr);
+    }
     td_openai_error_set(&e, 429, "rate_limit_error", "server_busy", NULL, "try again");
     td_http_respond_error(req, &e);
 }
@@ -780,6 +785,9 @@ static void test_http1_says_retry_after_with_429(void **state)
     const char *r = exchange("GET /error HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     assert_error_body(r, 429, "server_busy");
     assert_non_null(strstr(r, "\r\nRetry-After: 1\r\n"));
+    r = exchange("GET /error?wait=17 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    assert_non_null(strstr(r, "\r\nretry-after: 17\r\n")); /* who knows better says so */
+    assert_null(strstr(r, "\r\nRetry-After:"));
 }
 
 static void test_http1_gives_up_on_slow_clients(void **state)

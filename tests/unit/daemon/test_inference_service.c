@@ -199,6 +199,72 @@ static void test_inference_service_tells_a_loss_after_what_was_generated(void **
     assert_string_equal(f->message, "rank 1 is gone");
 }
 
+static void call_at(struct fixture *f, const Tensord__V1__GenerateRequest *m, uint64_t now_ns,
+                    uint64_t timeout_ns)
+{
+    struct td_bytes packed = {0};
+    const struct td_grpc_call_params params = {.path = TD_STR("/tensord.v1.Inference/Generate"),
+                                               .timeout_ns = timeout_ns};
+    char buf[1000];
+    assert_int_equal(td_grpc_client_call(f->client, now_ns, &params, &f->s, NULL), TD_OK);
+    assert_int_equal(td_rpc_pack(&m->base, &packed, NULL), TD_OK);
+    assert_int_equal(td_grpc_stream_send(f->s, td_bytes_str(&packed), NULL), TD_OK);
+    td_grpc_stream_half_close(f->s);
+    td_bytes_deinit(&packed);
+    for (size_t n; (n = td_grpc_pull(f->client, buf, sizeof(buf))) > 0;) {
+        assert_int_equal(td_grpc_feed(f->server, now_ns, buf, n, NULL), TD_OK);
+    }
+    pump(f);
+}
+
+static void test_inference_service_gives_the_job_the_calls_deadline(void **state)
+{
+    struct fixture *f = *state;
+    struct td_err err = {0};
+    Tensord__V1__GenerateRequest m = text_request();
+    call_at(f, &m, 1000, 5000000);
+    fake_coord_encoded(f->coord, 3);
+    assert_int_equal(f->coord->jobs[0]->deadline_ns, 1000 + 5000000);
+    fake_coord_emit(f->coord->jobs[0], "x", TD_FINISH_NONE, NULL);
+    td_err_set(&err, TD_TIMED_OUT, "the time was up");
+    fake_coord_emit(f->coord->jobs[0], "", TD_FINISH_ERROR, &err);
+    pump(f);
+    assert_int_equal(f->n_events, 1);
+    assert_int_equal(f->code, TD_GRPC_DEADLINE_EXCEEDED);
+    assert_string_equal(f->message, "the time was up");
+    assert_true(td_metrics_value(f->service.metrics.requests[TD_SERVICE_TIMED_OUT]) == 1);
+}
+
+static void test_inference_service_cancels_the_job_when_the_call_expires(void **state)
+{
+    struct fixture *f = *state;
+    Tensord__V1__GenerateRequest m = text_request();
+    call_at(f, &m, 1000, 5000000);
+    fake_coord_encoded(f->coord, 3);
+    fake_coord_emit(f->coord->jobs[0], "x", TD_FINISH_NONE, NULL);
+    pump(f);
+    td_grpc_tick(f->server, 1000 + 5000000);
+    pump(f);
+    assert_int_equal(f->coord->n_cancelled, 1);
+    assert_int_equal(f->code, TD_GRPC_DEADLINE_EXCEEDED);
+    assert_true(td_metrics_value(f->service.metrics.requests[TD_SERVICE_TIMED_OUT]) == 1);
+}
+
+static void test_inference_service_hands_on_priority_and_salt(void **state)
+{
+    struct fixture *f = *state;
+    Tensord__V1__GenerateRequest m = text_request();
+    m.priority = -1000;
+    m.cache_salt = td_rpc_data(TD_STR("s"));
+    call(f, &m);
+    fake_coord_encoded(f->coord, 3);
+    assert_int_equal(f->coord->jobs[0]->request.priority, -1000);
+    assert_int_equal(f->coord->jobs[0]->request.cache_salt, td_request_salt(0, TD_STR("s")));
+    assert_int_equal(f->coord->jobs[0]->deadline_ns, 0);
+    td_grpc_stream_cancel(f->s);
+    pump(f);
+}
+
 static void test_inference_service_frees_the_job_of_a_client_that_cancels(void **state)
 {
     struct fixture *f = *state;
@@ -298,6 +364,14 @@ static void test_inference_service_refuses_what_is_wrong_by_name(void **state)
     check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "dry_sequence_breakers has 17 texts");
     breakers.n_texts = 1; /* stops[0] has none */
     check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "dry_sequence_breakers[0] has 0 bytes");
+    static char salt[257];
+    m = text_request();
+    m.priority = 1001;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "priority is 1001, expected -1000 to 1000");
+    m = text_request();
+    m.cache_salt = td_rpc_data((struct td_str){salt, sizeof(salt)});
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT,
+                  "cache_salt has 257 bytes, expected at most 256");
     Tensord__V1__ChatPrompt chat = TENSORD__V1__CHAT_PROMPT__INIT;
     m = text_request();
     m.prompt_case = TENSORD__V1__GENERATE_REQUEST__PROMPT_CHAT;
@@ -315,6 +389,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_inference_service_keeps_what_a_slow_client_does_not_take),
         TEST(test_inference_service_tells_a_loss_after_what_was_generated),
+        TEST(test_inference_service_gives_the_job_the_calls_deadline),
+        TEST(test_inference_service_cancels_the_job_when_the_call_expires),
+        TEST(test_inference_service_hands_on_priority_and_salt),
         TEST(test_inference_service_frees_the_job_of_a_client_that_cancels),
         TEST(test_inference_service_survives_a_cancel_while_the_text_is_encoded),
         TEST(test_inference_service_unpacks_long_messages_elsewhere),

@@ -327,6 +327,43 @@ static void test_openai_request_names_the_field_of_a_wrong_type(void **state)
     refused(TD_OPENAI_CHAT, "{\"user\":{}," HELLO "}", "user", "invalid_type");
 }
 
+static void test_openai_request_reads_priority_timeout_and_salt(void **state)
+{
+    (void)state;
+    struct td_openai_request req;
+    struct td_request r;
+    char long_salt[400] = "\"cache_salt\":\"";
+    chat_ok("\"priority\":-1000,\"timeout\":0.25,\"cache_salt\":\"a b\"", &req);
+    assert_int_equal(req.priority, -1000);
+    assert_true(req.timeout_s == 0.25f);
+    assert_str(req.cache_salt, "a b");
+    td_request_init(&r);
+    assert_int_equal(td_openai_request_fill(&req, 10, &r, NULL), TD_OK);
+    assert_int_equal(r.priority, -1000);
+    td_request_deinit(&r);
+    td_openai_request_deinit(&req);
+    chat_ok("\"priority\":null,\"timeout\":86400,\"cache_salt\":null", &req);
+    assert_int_equal(req.priority, 0);
+    assert_true(req.timeout_s == 86400);
+    assert_str(req.cache_salt, "");
+    td_openai_request_deinit(&req);
+    chat_ok("", &req);
+    assert_true(req.timeout_s == 0 && req.priority == 0);
+    td_openai_request_deinit(&req);
+    chat_refused("\"priority\":1.5", "priority", "invalid_type");
+    chat_refused("\"priority\":\"high\"", "priority", "invalid_type");
+    chat_refused("\"timeout\":\"5\"", "timeout", "invalid_type");
+    chat_refused("\"timeout\":true", "timeout", "invalid_type");
+    chat_refused("\"cache_salt\":7", "cache_salt", "invalid_type");
+    size_t n = strlen(long_salt);
+    memset(long_salt + n, 's', 257);
+    strcpy(long_salt + n + 257, "\"");
+    chat_refused(long_salt, "cache_salt", "invalid_value");
+    strcpy(long_salt + n + 256, "\"");
+    chat_ok(long_salt, &req);
+    td_openai_request_deinit(&req);
+}
+
 static void test_openai_request_names_the_field_out_of_range(void **state)
 {
     (void)state;
@@ -377,6 +414,13 @@ static void test_openai_request_names_the_field_out_of_range(void **state)
                  {"logit_bias", "{\"1\":101}"},
                  {"logit_bias", "{\"1\":\"1\"}"},
                  {"logit_bias", "{\"99999999999999999999\":1}"},
+                 {"priority", "-1001"},
+                 {"priority", "1001"},
+                 {"timeout", "0"},
+                 {"timeout", "-1"},
+                 {"timeout", "86401"},
+                 {"timeout", "1e-60"},
+                 {"cache_salt", "\"\""},
                  {"stop_token_ids", "[-1]"},
                  {"stop_token_ids", "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]"}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -573,6 +617,7 @@ int main(void)
         cmocka_unit_test(test_openai_request_joins_text_parts),
         cmocka_unit_test(test_openai_request_names_what_is_wrong_with_messages),
         cmocka_unit_test(test_openai_request_names_the_field_of_a_wrong_type),
+        cmocka_unit_test(test_openai_request_reads_priority_timeout_and_salt),
         cmocka_unit_test(test_openai_request_names_the_field_out_of_range),
         cmocka_unit_test(test_openai_request_takes_choices_and_candidates),
         cmocka_unit_test(test_openai_request_asks_for_the_prompt_again),

@@ -99,6 +99,14 @@ static void many_tokens(struct api_server *s)
     fake_coord_emit(coord->jobs[0], "end", TD_FINISH_STOP, NULL);
 }
 
+static void be_late(struct api_server *s)
+{
+    struct td_err err = {0};
+    (void)s;
+    td_err_set(&err, TD_TIMED_OUT, "the time was up");
+    fake_coord_emit(coord->jobs[coord->n_jobs - 1], "", TD_FINISH_ERROR, &err);
+}
+
 static void get_ready(struct api_server *s)
 {
     (void)s;
@@ -146,6 +154,14 @@ static size_t count(const char *text, const char *needle)
         n++;
     }
     return n;
+}
+
+static const char *get(const char *path, const char *header)
+{
+    static char request[256];
+    snprintf(request, sizeof(request), "GET %s HTTP/1.1\r\nHost: x\r\n%sConnection: close\r\n\r\n",
+             path, header);
+    return api_exchange(server, request, strlen(request));
 }
 
 /* The fake coordinator takes the model that ships, whose tokenizer has a token for the newline. */
@@ -343,6 +359,111 @@ static void test_openai_service_takes_back_what_was_submitted_when_the_queue_is_
     assert_int_equal(coord->n_cancelled, 1);
 }
 
+static void
+test_openai_service_asks_for_all_prompts_at_once_and_says_when_to_come_again(void **state)
+{
+    (void)state;
+    coord->retry_after_s = 23;
+    coord->limits.max_open_per_key = 4;
+    coord->limits.tokens_per_minute_per_key = 1000;
+    coord->standing = (struct td_coord_standing){3, 2, 17, UINT64_C(1500000000)};
+    finish(ask("/v1/completions", "{\"prompt\":[[1,2],[3]],\"max_tokens\":7}"));
+    assert_int_equal(api_status_of(answer), 429);
+    assert_non_null(strstr(answer, "\r\nRetry-After: 23\r\n"));
+    assert_null(strstr(answer, "Retry-After: 1\r\n"));
+    assert_non_null(strstr(answer, "\"type\":\"rate_limit_error\""));
+    assert_non_null(strstr(answer, "key 1 asks too much"));
+    assert_non_null(strstr(answer, "\r\nx-ratelimit-limit-requests: 4\r\n"));
+    assert_non_null(strstr(answer, "\r\nx-ratelimit-remaining-requests: 1\r\n"));
+    assert_non_null(strstr(answer, "\r\nx-ratelimit-reset-requests: 2.000s\r\n"));
+    assert_non_null(strstr(answer, "\r\nx-ratelimit-limit-tokens: 1000\r\n"));
+    assert_non_null(strstr(answer, "\r\nx-ratelimit-remaining-tokens: 17\r\n"));
+    assert_non_null(strstr(answer, "\r\nx-ratelimit-reset-tokens: 1.500s\r\n"));
+    assert_int_equal(coord->asked.key, 1);
+    assert_int_equal(coord->asked.n_jobs, 2);
+    assert_int_equal(coord->asked.n_tokens, 3 + 2 * 7);
+    assert_int_equal(coord->n_jobs, 0);
+    /* More than the context holds is not counted; a prompt that it cannot hold is no matter of limits. */
+    finish(ask("/v1/completions", "{\"prompt\":[1,2],\"max_tokens\":70000}"));
+    assert_int_equal(coord->asked.n_tokens, coord->served.max_model_len);
+    char text[1024] = "{\"prompt\":[[1],[1";
+    for (int i = 0; i < 120; i++) {
+        strcat(text, ",1");
+    }
+    strcat(text, "]]}");
+    finish(ask("/v1/completions", text));
+    assert_int_equal(api_status_of(answer), 400);
+    assert_non_null(strstr(answer, "prompt 2 of 2"));
+    assert_null(strstr(answer, "Retry-After"));
+}
+
+static void test_openai_service_sends_limits_with_every_answer_of_a_limited_server(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[1],\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 1));
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_null(strstr(answer, "x-ratelimit"));
+    coord->limits.max_open_per_key = 4;
+    fd = ask("/v1/completions", "{\"prompt\":[1],\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 2));
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_non_null(strstr(answer, "x-ratelimit-remaining-requests: 4\r\n"));
+    assert_null(strstr(answer, "x-ratelimit-limit-tokens"));
+}
+
+static void test_openai_service_hands_on_priority_salt_and_deadline(void **state)
+{
+    static const char *const bodies[] = {
+        "{\"prompt\":[1]}",
+        "{\"prompt\":[1],\"priority\":-7,\"timeout\":2.5,\"cache_salt\":\"s\"}"};
+    int fds[2];
+    (void)state;
+    uint64_t before = uv_hrtime();
+    for (int i = 0; i < 2; i++) {
+        fds[i] = ask("/v1/completions", bodies[i]);
+        assert_true(wait_for(&n_jobs, i + 1));
+    }
+    const struct td_job *plain = coord->jobs[0];
+    const struct td_job *given = coord->jobs[1];
+    assert_int_equal(plain->key, 1);
+    assert_int_equal(plain->deadline_ns, 0);
+    assert_int_equal(plain->request.priority, 0);
+    assert_int_equal(plain->request.cache_salt, td_request_salt(1, TD_STR("")));
+    assert_int_equal(given->request.priority, -7);
+    assert_int_equal(given->request.cache_salt, td_request_salt(1, TD_STR("s")));
+    assert_true(given->deadline_ns > before + 2500000000u);
+    assert_true(given->deadline_ns < uv_hrtime() + 2500000000u);
+    api_server_call(server, end_all);
+    finish(fds[0]);
+    finish(fds[1]);
+}
+
+static void test_openai_service_tells_that_the_time_is_up(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[1],\"timeout\":1}");
+    assert_true(wait_for(&n_jobs, 1));
+    api_server_call(server, be_late);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 504);
+    assert_non_null(strstr(answer, "\"type\":\"timeout_error\""));
+    assert_non_null(strstr(answer, "\"code\":\"timeout\""));
+    fd = ask("/v1/completions", "{\"prompt\":[1],\"timeout\":1,\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 2));
+    api_server_call(server, one_token_each);
+    api_server_call(server, be_late);
+    finish(fd);
+    assert_int_equal(api_status_of(answer), 200);
+    const char *text = strstr(answer, "\"text\":\"\xc3\xa9\"");
+    assert_non_null(text); /* what was generated stays sent */
+    assert_non_null(strstr(text, "data: {\"error\":{\"message\":\"the time was up\""));
+    assert_null(strstr(answer, "[DONE]"));
+    assert_non_null(strstr(get("/metrics", ""), "outcome=\"timed_out\"} 2\n"));
+}
+
 static void test_openai_service_says_that_a_prompt_is_too_long(void **state)
 {
     (void)state;
@@ -383,14 +504,6 @@ static void test_openai_service_refuses_chat_without_template_and_unknown_models
     assert_non_null(strstr(answer, "\"code\":\"model_not_found\""));
 }
 
-static const char *get(const char *path, const char *header)
-{
-    static char request[256];
-    snprintf(request, sizeof(request), "GET %s HTTP/1.1\r\nHost: x\r\n%sConnection: close\r\n\r\n",
-             path, header);
-    return api_exchange(server, request, strlen(request));
-}
-
 static void test_openai_service_probes_are_open_and_models_are_not(void **state)
 {
     (void)state;
@@ -423,6 +536,10 @@ int main(void)
         TEST(test_openai_service_frees_jobs_of_a_client_that_left),
         TEST(test_openai_service_survives_a_client_that_left_while_its_text_was_encoded),
         TEST(test_openai_service_takes_back_what_was_submitted_when_the_queue_is_full),
+        TEST(test_openai_service_asks_for_all_prompts_at_once_and_says_when_to_come_again),
+        TEST(test_openai_service_sends_limits_with_every_answer_of_a_limited_server),
+        TEST(test_openai_service_hands_on_priority_salt_and_deadline),
+        TEST(test_openai_service_tells_that_the_time_is_up),
         TEST(test_openai_service_says_that_a_prompt_is_too_long),
         TEST(test_openai_service_parses_long_bodies_elsewhere),
         TEST(test_openai_service_refuses_chat_without_template_and_unknown_models),

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -131,12 +132,29 @@ static void test_request_validate_names_the_parameter(void **state)
     expect_refusal(&r, TD_INVALID, "top_p is 2");
 }
 
+static void test_request_salts_of_different_keys_never_meet(void **state)
+{
+    (void)state;
+    uint64_t none = td_request_salt(2, TD_STR(""));
+    uint64_t a = td_request_salt(2, TD_STR("a"));
+    assert_int_equal(a, td_request_salt(2, TD_STR("a")));
+    assert_true(a != none && a != td_request_salt(2, TD_STR("b")));
+    assert_int_equal(td_request_salt(0, TD_STR("")), 0);
+    /* Whatever the text: the key alone decides the upper bits. */
+    for (uint32_t key = 0; key < 256; key++) {
+        char text[8];
+        snprintf(text, sizeof(text), "%u", key * 7);
+        assert_int_equal(td_request_salt(key, td_str_from(text)) >> 56, key);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_request_copy_owns_everything),
         cmocka_unit_test(test_request_validate_lowers_max_tokens_to_the_context),
         cmocka_unit_test(test_request_validate_names_the_parameter),
+        cmocka_unit_test(test_request_salts_of_different_keys_never_meet),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

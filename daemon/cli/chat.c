@@ -334,6 +334,8 @@ static enum td_status from_terminal(struct chat *c, struct td_err *err)
         char text[sizeof err->cause + sizeof err->context + 4];
 
         interrupted = 0;
+        /* Before the prompt: a Ctrl-D that is typed as soon as it stands there must not meet the system's line discipline. */
+        el_set(editor, EL_PREP_TERM, 1);
         line = el_gets(editor, &n);
         if (interrupted) {
             el_reset(editor);

@@ -1,6 +1,7 @@
 #include "shard/cut.h"
 
 #include "shard/detmath.h"
+#include "shard/rowmath.h"
 
 #include <math.h>
 #include <string.h>
@@ -15,6 +16,18 @@ static uint32_t order_key(float v)
     v += 0.0f;
     memcpy(&u, &v, sizeof(u));
     return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+/* The bounds of all keys stand for infinities. */
+static float from_order_key(uint32_t key)
+{
+    uint32_t u = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+    float v;
+
+    if (key == UINT32_MAX || key == 0)
+        return key ? INFINITY : -INFINITY;
+    memcpy(&v, &u, sizeof(v));
+    return v;
 }
 
 static bool is_before(struct td_cut_place a, struct td_cut_place b)
@@ -57,13 +70,15 @@ static bool is_left(const struct td_cut *c, float z, uint32_t id)
 
 void td_cut_init(struct td_cut *c, const struct td_logitrow *row, float max, double *leaf_sum)
 {
-    *c = (struct td_cut){.row = row,
-                         .leaf_sum = leaf_sum,
-                         .max = max,
-                         .inv_t = 1,
-                         .least_z = -INFINITY,
-                         .first = {UINT32_MAX, 0},
-                         .last = {0, UINT32_MAX}};
+    c->row = row; /* field by field: `few` is large, and filled only when it is used */
+    c->leaf_sum = leaf_sum;
+    c->max = max;
+    c->inv_t = 1;
+    c->least_z = -INFINITY;
+    c->least_weight = 0;
+    c->first = (struct td_cut_place){UINT32_MAX, 0};
+    c->last = (struct td_cut_place){0, UINT32_MAX};
+    c->has_typical = false;
 }
 
 void td_cut_set_temperature(struct td_cut *c, double temperature)
@@ -77,26 +92,39 @@ static bool is_whole(const struct td_cut *c)
            !c->has_typical;
 }
 
-/* Loads a leaf, and the weights of it that are left into `w` (0 for ids cut away); returns their sum in ascending id. */
+/* is_left without typicality, by floats: a loop without branches but for ties. */
+static void keep_between(const struct td_cut *c, const struct td_logitrow_leaf *l, double *w)
+{
+    const float high = from_order_key(c->first.key), low = from_order_key(c->last.key);
+    const double least = c->least_z;
+    uint32_t ties = 0;
+
+    for (uint32_t i = 0; i < l->n; i++) {
+        float z = l->z[i];
+
+        ties += (z == high) | (z == low);
+        w[i] = (z <= high) & (z >= low) & ((double)z >= least) ? w[i] : 0;
+    }
+    for (uint32_t i = 0; ties && i < l->n; i++)
+        if ((l->z[i] == high || l->z[i] == low) && !is_left(c, l->z[i], td_logitrow_id(l, i)))
+            w[i] = 0;
+}
+
+/* Loads a leaf, and the weights of it that are left into `w` (0 for ids cut away); returns their sum. */
 static double leaf_weights(const struct td_cut *c, uint32_t leaf, struct td_logitrow_leaf *l,
                            double w[TD_VSUM_LEAF])
 {
-    double sum = 0, inv_t = c->inv_t;
-    float max = c->max;
-
     td_logitrow_load(c->row, leaf, l);
-    if (is_whole(c)) { /* vectorised */
+    td_rowmath_weights(l->z, l->n, c->max, c->inv_t, w);
+    if (c->has_typical)
         for (uint32_t i = 0; i < l->n; i++)
-            w[i] = l->z[i] == max ? 1.0 : td_detmath_exp(((double)l->z[i] - (double)max) * inv_t);
-    } else {
+            w[i] = is_left(c, l->z[i], td_logitrow_id(l, i)) ? w[i] : 0;
+    else if (!is_whole(c))
+        keep_between(c, l, w);
+    if (c->least_weight > 0)
         for (uint32_t i = 0; i < l->n; i++)
-            w[i] = is_left(c, l->z[i], td_logitrow_id(l, i)) ? weight_of(c, l->z[i]) : 0;
-    }
-    for (uint32_t i = 0; i < l->n; i++) {
-        w[i] = w[i] >= c->least_weight ? w[i] : 0;
-        sum += w[i];
-    }
-    return sum;
+            w[i] = w[i] >= c->least_weight ? w[i] : 0;
+    return td_logitrow_sum(l, w);
 }
 
 /* ---- Sums ---- */
@@ -179,7 +207,7 @@ double td_cut_entropy_share(const struct td_cut *c)
 /* One digit of a key. */
 struct digit {
     uint32_t shift;
-    uint32_t n_values;
+    uint32_t n_values; /* a power of two */
 };
 
 /* What a descent looks for: the fewest ids of one order that hold `need` of the weight, or of the count. */
@@ -198,23 +226,61 @@ static struct td_cut_place place_of(const struct td_cut *c, const struct search 
 static void count_leaf(const struct td_cut *c, const struct search *what, uint32_t leaf,
                        uint32_t prefix, uint32_t mask, struct digit d, double bucket[N_BUCKETS])
 {
+    const bool whole = is_whole(c);
+    /* Of the order by logit, the floats whose keys begin so. */
+    const float low = what->by_typicality || !mask ? -INFINITY : from_order_key(prefix);
+    const float high = what->by_typicality || !mask ? INFINITY : from_order_key(prefix | ~mask);
     struct td_logitrow_leaf l;
+    double w[TD_VSUM_LEAF];
 
     td_logitrow_load(c->row, leaf, &l);
+    if (what->by_weight) /* all of them at once cost less than those that count one by one */
+        td_rowmath_weights(l.z, l.n, c->max, c->inv_t, w);
     for (uint32_t i = 0; i < l.n; i++) {
-        uint32_t id = td_logitrow_id(&l, i);
-        struct td_cut_place at = place_of(c, what, l.z[i], id);
+        struct td_cut_place at;
 
-        if ((at.key & mask) == prefix && is_left(c, l.z[i], id))
-            bucket[(at.key >> d.shift) % d.n_values] += what->by_weight ? weight_of(c, l.z[i]) : 1;
+        if (l.z[i] < low || l.z[i] > high)
+            continue;
+        at = place_of(c, what, l.z[i], whole ? 0 : td_logitrow_id(&l, i));
+        if ((at.key & mask) == prefix && (whole || is_left(c, l.z[i], at.id)))
+            bucket[at.key >> d.shift & (d.n_values - 1)] += what->by_weight ? w[i] : 1;
     }
 }
 
+/* Nothing up to `floor` will be left. If what is above is little, the row is its list from here on, which says the same. */
+static void keep_few(struct td_cut *c, float floor)
+{
+    const struct td_logitrow *r = c->row;
+    uint32_t n = 0;
+
+    if (!r->logits ||
+        !(floor >= -INFINITY)) /* a list already; or a key below those of all numbers */
+        return;
+    for (uint32_t leaf = td_logitrow_first(r); leaf < r->n_leaves;
+         leaf = td_logitrow_next(r, leaf)) {
+        struct td_logitrow_leaf l;
+
+        td_logitrow_load(r, leaf, &l);
+        for (uint32_t i = 0; (i += td_rowmath_above(l.z + i, l.n - i, floor)) < l.n; i++) {
+            if (n == TD_CUT_FEW)
+                return;
+            c->few[n++] = (struct td_top){l.z[i], td_logitrow_id(&l, i)};
+        }
+    }
+    c->few_row = *r;
+    c->few_row.logits = NULL;
+    c->few_row.penalty = NULL; /* they are in the list's values */
+    c->few_row.dry = NULL;
+    c->few_row.top = c->few;
+    c->few_row.n_top = n;
+    c->row = &c->few_row;
+}
+
 /* The last place of the fewest ids that were looked for, among those that are left. 11 + 11 + 10 bits of the key. */
-static struct td_cut_place find_last(const struct td_cut *c, const struct search *what)
+static struct td_cut_place find_last(struct td_cut *c, const struct search *what)
 {
     static const struct digit digits[3] = {{21, 2048}, {10, 2048}, {0, 1024}};
-    const struct td_logitrow *r = c->row;
+    const struct td_logitrow *r;
     uint32_t prefix = 0, mask = 0;
     double above = 0; /* weight of the keys larger than everything under `prefix` */
     struct td_cut_place out;
@@ -224,6 +290,7 @@ static struct td_cut_place find_last(const struct td_cut *c, const struct search
         struct digit d = digits[level];
         uint32_t b = d.n_values, lowest = 0;
 
+        r = c->row;
         for (uint32_t leaf = td_logitrow_first(r); leaf < r->n_leaves;
              leaf = td_logitrow_next(r, leaf))
             count_leaf(c, what, leaf, prefix, mask, d, bucket);
@@ -241,7 +308,10 @@ static struct td_cut_place find_last(const struct td_cut *c, const struct search
         }
         prefix |= b << d.shift;
         mask |= (d.n_values - 1) << d.shift;
+        if (level == 0 && !what->by_typicality && prefix)
+            keep_few(c, from_order_key(prefix - 1));
     }
+    r = c->row;
     /* All keys under the prefix are equal now; lower ids first. */
     out = (struct td_cut_place){prefix, 0};
     for (uint32_t leaf = td_logitrow_first(r); leaf < r->n_leaves;

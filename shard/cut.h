@@ -15,8 +15,13 @@ struct td_cut_place {
     uint32_t key, id;
 };
 
+enum { TD_CUT_FEW = 1024 };
+
 struct td_cut {
-    const struct td_logitrow *row; /* borrowed */
+    const struct td_logitrow *
+        row; /* borrowed; `few_row` once no more than TD_CUT_FEW ids can be left. Then a cut is not copied */
+    struct td_logitrow few_row;
+    struct td_top few[TD_CUT_FEW]; /* of few_row, by ascending id */
     double *leaf_sum;    /* borrowed [n_leaves]: left weight of each leaf, by td_cut_sum */
     float max;           /* the row's largest logit, above -inf */
     double inv_t;        /* 1 / T; infinity stands for T = 0 */

@@ -2,6 +2,7 @@
 
 #include "shard/dry.h"
 #include "shard/penalty.h"
+#include "shard/rowmath.h"
 
 #include <math.h>
 
@@ -68,11 +69,7 @@ void td_logitrow_load(const struct td_logitrow *r, uint32_t leaf, struct td_logi
     l->n = n;
     l->first_id = base;
     l->top = NULL;
-    for (uint32_t i = 0; i < n; i++) {
-        float v = r->logits[base + i];
-
-        l->z[i] = v == v ? v : -INFINITY;
-    }
+    td_rowmath_clean(r->logits + base, n, l->z);
     apply_bias(r->params, base, n, l->z);
     if (r->penalty)
         td_penalty_apply(r->penalty, base, n, l->z);
@@ -83,28 +80,37 @@ void td_logitrow_load(const struct td_logitrow *r, uint32_t leaf, struct td_logi
             l->z[r->banned[i] - base] = -INFINITY;
 }
 
+double td_logitrow_sum(const struct td_logitrow_leaf *l, const double *w)
+{
+    double lane[TD_ROWMATH_LANES] = {0};
+
+    if (!l->top)
+        return td_rowmath_sum(w, l->n);
+    for (uint32_t i = 0; i < l->n; i++)
+        lane[l->top[i].id % TD_ROWMATH_LANES] += w[i];
+    return td_rowmath_join(lane);
+}
+
 bool td_logitrow_max(const struct td_logitrow *r, float *max, uint32_t *id)
 {
     float best = -INFINITY;
     uint32_t at = 0;
 
     if (r->logits && r->params->n_bias == 0 && !r->penalty && !r->dry && r->n_banned == 0) {
-        for (uint32_t i = 0; i < r->n_vocab; i++)
-            if (r->logits[i] > best) {
-                best = r->logits[i];
-                at = i;
-            }
+        best = td_rowmath_max(r->logits, r->n_vocab);
+        at = best > -INFINITY ? td_rowmath_find(r->logits, r->n_vocab, best) : 0;
     } else {
         for (uint32_t leaf = td_logitrow_first(r); leaf < r->n_leaves;
              leaf = td_logitrow_next(r, leaf)) {
             struct td_logitrow_leaf l;
+            float largest;
 
             td_logitrow_load(r, leaf, &l);
-            for (uint32_t i = 0; i < l.n; i++)
-                if (l.z[i] > best) {
-                    best = l.z[i];
-                    at = td_logitrow_id(&l, i);
-                }
+            largest = td_rowmath_max(l.z, l.n);
+            if (largest > best) {
+                best = largest;
+                at = td_logitrow_id(&l, td_rowmath_find(l.z, l.n, largest));
+            }
         }
     }
     *max = best;

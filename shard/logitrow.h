@@ -44,6 +44,9 @@ uint32_t td_logitrow_first(const struct td_logitrow *r);
 uint32_t td_logitrow_next(const struct td_logitrow *r, uint32_t leaf);
 /* One of these leaves. */
 void td_logitrow_load(const struct td_logitrow *r, uint32_t leaf, struct td_logitrow_leaf *l);
+/* The sum of a leaf's weights w [l->n] by lanes (rowmath.h): of a row's largest logits the same as of the whole row with 0 for the
+ * others. */
+double td_logitrow_sum(const struct td_logitrow_leaf *l, const double *w);
 /* The largest logit, of equal ones that with the lowest id; false when all are -inf, then *max is that too. */
 bool td_logitrow_max(const struct td_logitrow *r, float *max, uint32_t *id);
 /* The lowest id that is not banned; 0 if all are. */

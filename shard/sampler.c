@@ -6,6 +6,7 @@
 #include "shard/logitrow.h"
 #include "shard/mirostat.h"
 #include "shard/penalty.h"
+#include "shard/rowmath.h"
 #include "shard/vsum.h"
 
 #include <math.h>
@@ -250,16 +251,17 @@ void td_sampler_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top,
     uint32_t n = 0;
     float top[TD_SAMPLER_MAX_LOGPROBS];
 
-    out->rank = 1;
-    for (uint32_t id = 0; id < n_vocab; id++)
-        out->rank +=
-            logits[id] > logits[out->id] || (logits[id] == logits[out->id] && id < out->id);
+    out->rank = 1 + td_rowmath_rank(logits, n_vocab, out->id);
     for (uint32_t id = 0; cap > 0 && id < n_vocab; id++) {
-        float v = logits[id] == logits[id] ? logits[id] : -INFINITY;
+        float v;
         uint32_t j;
 
-        if (n == cap && !(v > top[n - 1]))
-            continue;
+        if (n == cap) {
+            id += td_rowmath_above(logits + id, n_vocab - id, top[n - 1]);
+            if (id == n_vocab)
+                break;
+        }
+        v = logits[id] == logits[id] ? logits[id] : -INFINITY;
         if (n < cap)
             n++;
         for (j = n - 1; j > 0 && v > top[j - 1]; j--) {

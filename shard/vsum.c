@@ -1,6 +1,7 @@
 #include "shard/vsum.h"
 
 #include "shard/detmath.h"
+#include "shard/rowmath.h"
 
 #include <math.h>
 
@@ -35,25 +36,23 @@ double td_vsum_logsumexp(const float *logits, size_t n)
     struct td_vsum sum;
     float max = -INFINITY;
 
-    for (size_t i = 0; i < n; i++)
-        max = logits[i] > max ? logits[i] : max;
+    for (size_t base = 0; base < n; base += TD_VSUM_LEAF) {
+        float of_leaf = td_rowmath_max(
+            logits + base, (uint32_t)(n - base < TD_VSUM_LEAF ? n - base : TD_VSUM_LEAF));
+
+        max = of_leaf > max ? of_leaf : max;
+    }
     if (max == -INFINITY)
         return -INFINITY;
     td_vsum_init(&sum);
     for (size_t base = 0; base < n; base += TD_VSUM_LEAF) {
         size_t len = n - base < TD_VSUM_LEAF ? n - base : TD_VSUM_LEAF;
         double w[TD_VSUM_LEAF];
-        double leaf = 0;
+        float z[TD_VSUM_LEAF];
 
-        for (size_t i = 0; i < len; i++) {
-            float v = logits[base + i];
-
-            /* The difference of two infinities would be NaN. */
-            w[i] = v == max ? 1.0 : td_detmath_exp(v == v ? (double)v - (double)max : -INFINITY);
-        }
-        for (size_t i = 0; i < len; i++)
-            leaf += w[i];
-        td_vsum_push(&sum, leaf);
+        td_rowmath_clean(logits + base, (uint32_t)len, z);
+        td_rowmath_weights(z, (uint32_t)len, max, 1, w);
+        td_vsum_push(&sum, td_rowmath_sum(w, (uint32_t)len));
     }
     return (double)max + td_detmath_log(td_vsum_total(&sum));
 }

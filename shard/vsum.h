@@ -1,4 +1,4 @@
-/* The one order of sums over the vocabulary: leaves of 4096 token ids, each summed in ascending id, joined by the
+/* The one order of sums over the vocabulary: leaves of 4096 token ids, each summed by lanes (rowmath.h), joined by the
  * perfect binary tree over leaf index (absent leaves are skipped, never added as zero), in double.
  * Leaves are pushed in order and joined as they come, so nothing is stored but a tree path. Pure. */
 #ifndef TD_SHARD_VSUM_H

@@ -45,6 +45,12 @@ size_t td_kern_weight_bytes(const struct td_kern *kern)
     return kern->weight_bytes;
 }
 
+void td_kern_run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg)
+{
+    if (n)
+        kern->ops->run(kern, n, task, arg);
+}
+
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
 {
     return kern->ops->sync(kern, err);

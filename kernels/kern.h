@@ -49,6 +49,9 @@ td_kern_numerics(const struct td_kern *kern); /* numerics class; equal classes g
 bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type);
 bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);
 
+/* Calls task(arg, 0 .. n - 1), each once, on the host's threads of the device, which have nothing else to do between two steps;
+ * returns when all have ended. For work on what td_kern_sync has brought. */
+void td_kern_run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
 /* Device memory, aligned to 64 bytes and cleared. NULL when there is none left. */
 void *td_kern_alloc(struct td_kern *kern, size_t bytes);
 void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes);

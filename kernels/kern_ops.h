@@ -11,6 +11,7 @@ struct td_kern_ops {
     bool (*supports_kv)(const struct td_kern *kern, enum td_dtype type);
     void *(*alloc)(struct td_kern *kern, size_t bytes);
     void (*release)(struct td_kern *kern, void *ptr, size_t bytes);
+    void (*run)(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
     enum td_status (*sync)(struct td_kern *kern, struct td_err *err);
     enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape,
                                   struct td_matrix **m, struct td_err *err);

@@ -332,6 +332,11 @@ static enum td_status serve_follow(struct td_compute *c)
     }
 }
 
+static void run_parallel(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg)
+{
+    td_kern_run(user, n, task, arg);
+}
+
 static enum td_status open_engine(struct td_compute *c)
 {
     const struct td_plan *plan = c->node.plan;
@@ -350,7 +355,9 @@ static enum td_status open_engine(struct td_compute *c)
                                  .layer_kinds = spec->layer_kind,
                                  .n_layers = spec->n_layers,
                                  .on_event = on_token,
-                                 .user = c};
+                                 .user = c,
+                                 .parallel = run_parallel,
+                                 .parallel_user = c->node.kern};
     uint32_t rows, seqs, table;
     enum td_status s = td_tokenizer_open(c->node.ck, &c->tok, &c->err);
 

@@ -10,6 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What came of one row. */
+struct outcome {
+    uint32_t index; /* of the output token, or the position in the prompt */
+    bool is_prompt;
+    struct td_sampled token;
+    enum td_finish finish;
+    enum td_status status; /* why there is no token; the request ends */
+};
+
 /* One request while it is open. */
 struct seq {
     struct td_sched_seq core; /* first: the scheduler's pointers are cast back */
@@ -23,6 +32,10 @@ struct seq {
         result_row; /* the first in the step that is being completed, among those that want the same */
     uint32_t n_results;        /* its rows there */
     uint32_t n_prompt_results; /* the first of them: of prompt_logprobs */
+    struct outcome
+        *outcome; /* [n_outcomes], in the engine's, of the step that is being completed */
+    uint32_t n_outcomes;
+    uint32_t n_drawn; /* output tokens, with those that are not told yet */
     bool cancelled;
     bool paused;             /* as it was told; the scheduler follows in the next plan */
     struct seq *prev, *next; /* all open requests */
@@ -33,7 +46,9 @@ struct td_engine {
     struct td_blocks *blocks;
     struct td_sched *sched;
     struct seq *first;
-    struct seq **done; /* [max_num_seqs] the sequences of the step that is being completed */
+    struct seq **drawing;     /* [max_num_seqs] of the step that is being completed: who draws */
+    struct outcome *outcomes; /* [max_num_seqs] of all its rows */
+    const struct td_step_result *result; /* while it is being completed */
     uint32_t n_cancelled;
     uint32_t n_paused;
     bool pauses_changed; /* since the last plan */
@@ -78,8 +93,9 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
         (st = td_blocks_admit_model(e->blocks, params->layer_kinds, params->n_layers, err)) ||
         (st = td_sched_open(&sp, e->blocks, &e->sched, err)))
         goto fail;
-    e->done = calloc(params->max_num_seqs, sizeof(struct seq *));
-    if (!e->done) {
+    e->drawing = calloc(params->max_num_seqs, sizeof(struct seq *));
+    e->outcomes = calloc(params->max_num_seqs, sizeof *e->outcomes);
+    if (!e->drawing || !e->outcomes) {
         st = td_err_set(err, TD_NO_MEMORY, "no memory for %u sequences", params->max_num_seqs);
         goto fail;
     }
@@ -110,7 +126,8 @@ void td_engine_close(struct td_engine *e)
         e->first = q->next;
         free_seq(q);
     }
-    free(e->done);
+    free(e->drawing);
+    free(e->outcomes);
     td_sched_close(e->sched);
     td_blocks_close(e->blocks);
     free(e);
@@ -349,81 +366,124 @@ static void end_with_error(struct td_engine *e, struct seq *q, enum td_status st
     end_seq(e, q, &event);
 }
 
-/* One row's result: draws, judges and tells. True: the sequence goes on, and its next row's result counts. */
-static bool take_row(struct td_engine *e, struct seq *q, uint32_t row,
-                     const struct td_step_result *result)
+/* ---- What a step brought: first every sequence draws, at the same time as others, then all is told in order ---- */
+
+/* The log probability of the prompt's next token. */
+static void measure_prompt(const struct td_engine *e, struct seq *q, const float *logits,
+                           struct outcome *o)
 {
-    struct td_token_event event = {
-        .request_id = q->req.id, .index = q->n_output, .has_token = true};
+    *o = (struct outcome){.index = ++q->core.want_from, .is_prompt = true};
+    o->token.id = q->req.prompt[o->index];
+    td_sampler_logprobs(logits, e->params.n_vocab, (uint32_t)q->req.prompt_logprobs, &o->token);
+}
+
+/* Draws from one row and judges. True: the sequence goes on, and its next row's result counts. */
+static bool draw_row(const struct td_engine *e, struct seq *q, uint32_t row,
+                     const struct td_step_result *result, struct outcome *o)
+{
     const uint32_t *banned;
     uint32_t n_banned;
-    bool is_draft;
 
+    *o = (struct outcome){.index = q->n_drawn};
     if (!q->sampler) {
-        end_with_error(e, q, TD_NO_MEMORY);
+        o->status = TD_NO_MEMORY;
         return false;
     }
-    banned = td_ending_banned(&q->ending, q->n_output, &n_banned);
+    banned = td_ending_banned(&q->ending, q->n_drawn, &n_banned);
     if (q->core.n_top)
         td_sampler_draw_top(q->sampler, result->top + (size_t)row * result->n_top, result->n_top,
-                            q->core.n_ids, banned, n_banned, &event.token);
+                            q->core.n_ids, banned, n_banned, &o->token);
     else
         td_sampler_draw(q->sampler, result->logits + (size_t)row * e->params.n_vocab, q->core.n_ids,
-                        banned, n_banned, &event.token);
-    if (event.token.no_choice) {
-        end_with_error(e, q, TD_CORRUPT);
+                        banned, n_banned, &o->token);
+    if (o->token.no_choice)
+        o->status = TD_CORRUPT;
+    else
+        o->status = td_ending_judge(&q->ending, o->token.id, q->n_drawn + 1, &o->finish, NULL);
+    if (o->status)
+        return false;
+    q->n_drawn++;
+    td_sampler_accept(q->sampler, o->token.id);
+    return td_sched_append(&q->core, o->token.id) && o->finish == TD_FINISH_NONE;
+}
+
+/* The results of a sequence's rows: of its prompt, of its last token, then of drafts as long as they were right. */
+static void draw_rows(void *arg, uint32_t i)
+{
+    struct td_engine *e = arg;
+    struct seq *q = e->drawing[i];
+    const struct td_step_result *result = e->result;
+    uint32_t row = q->result_row;
+    bool goes_on = q->n_results > q->n_prompt_results;
+
+    q->n_drawn = q->n_output;
+    q->n_outcomes = 0;
+    for (uint32_t k = 0; k < q->n_prompt_results; k++, row++)
+        measure_prompt(e, q, result->logits + (size_t)row * e->params.n_vocab,
+                       &q->outcome[q->n_outcomes++]);
+    while (goes_on)
+        goes_on = draw_row(e, q, row++, result, &q->outcome[q->n_outcomes++]);
+}
+
+/* False: the sequence is gone. */
+static bool tell(struct td_engine *e, struct seq *q, const struct outcome *o)
+{
+    struct td_token_event event = {.request_id = q->req.id,
+                                   .index = o->index,
+                                   .is_prompt = o->is_prompt,
+                                   .has_token = !o->is_prompt,
+                                   .token = o->token,
+                                   .finish = o->finish};
+
+    if (o->status) {
+        end_with_error(e, q, o->status == TD_CORRUPT ? TD_CORRUPT : TD_NO_MEMORY);
         return false;
     }
-    if (td_ending_judge(&q->ending, event.token.id, q->n_output + 1, &event.finish, NULL)) {
-        end_with_error(e, q, TD_NO_MEMORY);
-        return false;
+    if (!o->is_prompt) {
+        if (q->n_output++ == 0) {
+            e->stats.n_prompt_tokens += q->req.n_prompt;
+            e->stats.n_cached_tokens += q->core.n_cached;
+            event.cached_tokens = q->core.n_cached;
+        }
+        e->stats.n_output_tokens++;
     }
-    td_sampler_accept(q->sampler, event.token.id);
-    is_draft = td_sched_append(&q->core, event.token.id);
-    if (q->n_output++ == 0) {
-        e->stats.n_prompt_tokens += q->req.n_prompt;
-        e->stats.n_cached_tokens += q->core.n_cached;
-        event.cached_tokens = q->core.n_cached;
-    }
-    e->stats.n_output_tokens++;
     if (event.finish != TD_FINISH_NONE) {
         end_seq(e, q, &event);
         return false;
     }
     e->params.on_event(&event, e->params.user);
-    return is_draft && !q->cancelled;
+    return true;
 }
 
-/* The log probability of the prompt's next token. */
-static void tell_prompt(struct td_engine *e, struct seq *q, const float *logits)
+static void tell_all(struct td_engine *e, struct seq *q)
 {
-    struct td_token_event event = {.request_id = q->req.id, .is_prompt = true};
+    const struct outcome *o = q->outcome;
+    uint32_t n = q->n_outcomes;
 
-    event.index = ++q->core.want_from;
-    event.token.id = q->req.prompt[event.index];
-    td_sampler_logprobs(logits, e->params.n_vocab, (uint32_t)q->req.prompt_logprobs, &event.token);
-    e->params.on_event(&event, e->params.user);
+    if (q->n_results > q->n_prompt_results) {
+        e->stats.n_draft_tokens += q->n_results - q->n_prompt_results - 1;
+        e->stats.n_right_drafts += n - q->n_prompt_results - 1;
+    }
+    for (uint32_t k = 0; k < n && !q->cancelled; k++)
+        if (!tell(e, q, &o[k]))
+            return;
 }
 
-/* The results of a sequence's rows: of its prompt, of its last token, then of drafts as long as they were right. */
-static void take_rows(struct td_engine *e, struct seq *q, const struct td_step_result *result)
+/* Draws that walk whole rows are worth other threads. */
+static void draw_all(struct td_engine *e, uint32_t n, uint32_t n_whole)
 {
-    uint32_t row = q->result_row;
-
-    for (; row < q->result_row + q->n_prompt_results && !q->cancelled; row++)
-        tell_prompt(e, q, result->logits + (size_t)row * e->params.n_vocab);
-    if (q->n_results == q->n_prompt_results || q->cancelled)
-        return;
-    e->stats.n_draft_tokens += q->n_results - q->n_prompt_results - 1;
-    while (take_row(e, q, row++, result))
-        e->stats.n_right_drafts++;
+    if (n_whole > 1 && e->params.parallel)
+        e->params.parallel(e->params.parallel_user, n, draw_rows, e);
+    else
+        for (uint32_t i = 0; i < n; i++)
+            draw_rows(e, i);
 }
 
 enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
                                        const struct td_step_result *result, uint64_t step_ns,
                                        struct td_err *err)
 {
-    uint32_t n = td_sched_n_planned(e->sched), n_logits = 0, n_tops = 0;
+    uint32_t n = td_sched_n_planned(e->sched), n_logits = 0, n_tops = 0, n_drawing = 0;
 
     if (!e->in_flight || step->number != e->flight_number)
         return td_err_set(err, TD_INVALID, "step %llu is complete, but %s %llu",
@@ -433,24 +493,24 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
     for (uint32_t i = 0; i < n; i++) {
         struct seq *q = planned(e, i);
 
-        e->done[i] = q;
         uint32_t *next = q->core.n_top ? &n_tops : &n_logits;
 
         q->n_results = q->n_prompt_results = td_sched_n_wanted(&q->core);
         if (q->core.n_computed + q->core.n_planned == q->core.n_ids + q->core.n_draft)
             q->n_prompt_results -= 1 + q->core.n_draft;
         q->result_row = *next;
+        q->outcome = e->outcomes + n_logits + n_tops;
         *next += q->n_results;
+        if (q->n_results && !q->cancelled)
+            e->drawing[n_drawing++] = q;
     }
     td_sched_complete(e->sched, step_ns);
     e->in_flight = false;
+    e->result = result;
+    draw_all(e, n_drawing, n_logits);
     /* Callbacks may submit and cancel meanwhile: neither frees a sequence. */
-    for (uint32_t i = 0; i < n; i++) {
-        struct seq *q = e->done[i];
-
-        if (q->n_results && !q->cancelled)
-            take_rows(e, q, result);
-    }
+    for (uint32_t i = 0; i < n_drawing; i++)
+        tell_all(e, e->drawing[i]);
     sweep_cancelled(e);
     return TD_OK;
 }

@@ -45,6 +45,11 @@ struct td_engine_params {
         *tokenizer; /* borrowed until close; NULL: requests with stop strings are refused */
     td_engine_event_fn *on_event;
     void *user;
+    /* Calls task(arg, 0 .. n - 1), each once, on any threads, and returns when all have ended: tokens of different sequences are drawn
+     * at the same time. NULL: one after the other. */
+    void (*parallel)(void *parallel_user, uint32_t n, void (*task)(void *arg, uint32_t i),
+                     void *arg);
+    void *parallel_user;
 };
 
 /* TD_INVALID for sizes that do not fit together, TD_UNSUPPORTED for a layer kind without memory, TD_NO_MEMORY. */

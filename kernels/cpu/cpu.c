@@ -138,12 +138,18 @@ static void matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0
     td_pool_run(td_cpu_of(kern)->pool, (n_rows + TD_CPU_GROUP - 1) / TD_CPU_GROUP, pack_task, &job);
 }
 
+static void run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg)
+{
+    td_pool_run(td_cpu_of(kern)->pool, n, task, arg);
+}
+
 static const struct td_kern_ops OPS = {
     .close = close_cpu,
     .supports_matrix = supports_matrix,
     .supports_kv = supports_kv,
     .alloc = alloc,
     .release = release,
+    .run = run,
     .sync = sync_cpu,
     .matrix_open = matrix_open,
     .matrix_close = matrix_close,

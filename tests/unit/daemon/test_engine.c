@@ -562,6 +562,14 @@ static bool resume_all(struct world *w)
     return any;
 }
 
+/* As threads might: in another order than one would. */
+static void run_backwards(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg)
+{
+    (void)user;
+    while (n-- > 0)
+        task(arg, n);
+}
+
 /* Sums over all workloads. */
 struct sums {
     uint64_t n_preemptions, n_cached, n_drafts, n_right;
@@ -583,6 +591,7 @@ static void random_workload(struct world *w, struct sums *sums)
     p.max_num_seqs = 1 + rng(rng(2) ? 6 : 14);
     p.max_batched_tokens = p.max_num_seqs + rng(20);
     p.max_chunk_tokens = rng(2) ? 0 : 1 + rng(9);
+    p.parallel = rng(2) ? NULL : run_backwards;
     p.prefix_cache = rng(4) > 0;
     p.max_draft_tokens = rng(2) ? 0 : 1 + rng(TD_SCHED_MAX_DRAFT);
     is_forgetful = rng(2);

@@ -103,7 +103,7 @@ static void keep_between(const struct td_cut *c, const struct td_logitrow_leaf *
         float z = l->z[i];
 
         ties += (z == high) | (z == low);
-        w[i] = (z <= high) & (z >= low) & ((double)z >= least) ? w[i] : 0;
+        w[i] = ((z <= high) & (z >= low) & ((double)z >= least)) ? w[i] : 0;
     }
     for (uint32_t i = 0; ties && i < l->n; i++)
         if ((l->z[i] == high || l->z[i] == low) && !is_left(c, l->z[i], td_logitrow_id(l, i)))

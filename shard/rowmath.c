@@ -7,8 +7,8 @@
 enum { BLOCK = 64 };
 
 /* A function of its own for each vector width, chosen when the program starts. Sanitizers cannot have that: the choice is made
- * before they are ready. */
-#if defined(__x86_64__) && !defined(TD_SANITIZE)
+ * before they are ready. Nor can Clang 14, which gives the choice another name than the function's. */
+#if defined(__x86_64__) && !defined(__clang__) && !defined(TD_SANITIZE)
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define CLONES

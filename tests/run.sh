@@ -17,7 +17,7 @@ Without a stage all of them run, in this order: ${all_stages[*]}
   lint    format, layers and the other checks of tests/lint
   unit    cmocka tests
   e2e     pytest: the program and real clients
-  asan    the cmocka tests under AddressSanitizer and UndefinedBehaviorSanitizer (build/asan)
+  asan    the cmocka tests, and hundreds of streams at once, under AddressSanitizer and UndefinedBehaviorSanitizer (build/asan)
   clang   a build with Clang, warnings are errors (build/clang)
 TEXT
 }
@@ -170,6 +170,7 @@ stage_asan() {
             fail "$name under the sanitizers" "$logs/asan/$name.log"
         fi
     done
+    TENSORD_BIN=$root/build/asan/tensord run_pytest asan-load tests/e2e/test_serve_load.py
 }
 
 # ---- the other stages ----
@@ -211,20 +212,18 @@ make_venv() {
     fi
 }
 
-stage_e2e() {
-    local numbers tests failures errors skips line
-    if ! ls tests/e2e/test_*.py >/dev/null 2>&1; then
-        echo "there is no test in tests/e2e yet"
-        return
-    fi
+# NAME PATH...: runs pytest over the paths and counts; the output is logged under the name.
+run_pytest() {
+    local name=$1 numbers tests failures errors skips line
+    shift
     if ! make_venv >"$logs/venv.log" 2>&1; then
         fail "the environment of tests/requirements.txt" "$logs/venv.log"
         return
     fi
-    rm -f "$logs/e2e.xml"
-    build/venv/bin/python -m pytest -q -rsfE -p no:cacheprovider --junitxml="$logs/e2e.xml" tests/e2e 2>&1 |
-        tee "$logs/e2e.log"
-    numbers=$(grep -oE '<testsuite [^>]*>' "$logs/e2e.xml" 2>/dev/null | head -n 1)
+    rm -f "$logs/$name.xml"
+    build/venv/bin/python -m pytest -q -rsfE -p no:cacheprovider --junitxml="$logs/$name.xml" "$@" 2>&1 |
+        tee "$logs/$name.log"
+    numbers=$(grep -oE '<testsuite [^>]*>' "$logs/$name.xml" 2>/dev/null | head -n 1)
     tests=$(sed -nE 's/.* tests="([0-9]+)".*/\1/p' <<<"$numbers")
     failures=$(sed -nE 's/.* failures="([0-9]+)".*/\1/p' <<<"$numbers")
     errors=$(sed -nE 's/.* errors="([0-9]+)".*/\1/p' <<<"$numbers")
@@ -242,7 +241,11 @@ stage_e2e() {
                 skip "${BASH_REMATCH[2]%:}" "${BASH_REMATCH[3]}"
             done
         fi
-    done < <(grep '^SKIPPED' "$logs/e2e.log")
+    done < <(grep '^SKIPPED' "$logs/$name.log")
+}
+
+stage_e2e() {
+    run_pytest e2e tests/e2e
 }
 
 start=$SECONDS

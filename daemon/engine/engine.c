@@ -28,14 +28,14 @@ struct seq {
     struct td_sampler *sampler; /* owned; NULL before the first step */
     uint32_t n_output;
     struct td_draft draft;
-    uint32_t
-        result_row; /* the first in the step that is being completed, among those that want the same */
-    uint32_t n_results;        /* its rows there */
+    /* Of the step that is being completed: */
+    uint32_t result_row; /* the first, among those that want the same */
+    uint32_t n_results;
     uint32_t n_prompt_results; /* the first of them: of prompt_logprobs */
-    struct outcome
-        *outcome; /* [n_outcomes], in the engine's, of the step that is being completed */
+    struct outcome *outcome;   /* [n_outcomes], in the engine's */
     uint32_t n_outcomes;
     uint32_t n_drawn; /* output tokens, with those that are not told yet */
+
     bool cancelled;
     bool paused;             /* as it was told; the scheduler follows in the next plan */
     struct seq *prev, *next; /* all open requests */
@@ -492,7 +492,6 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
                           (unsigned long long)(e->in_flight ? e->flight_number : e->next_number));
     for (uint32_t i = 0; i < n; i++) {
         struct seq *q = planned(e, i);
-
         uint32_t *next = q->core.n_top ? &n_tops : &n_logits;
 
         q->n_results = q->n_prompt_results = td_sched_n_wanted(&q->core);

@@ -56,7 +56,8 @@ while [ $# -gt 0 ]; do
         usage
         exit 0
         ;;
-    --*)
+    --peer-url | --peer-server | --peer-args | --our-args | --users | --rates | --requests | --input-len | \
+        --output-len | --prefix-share | --endpoint | --context | --threads | --rounds | --keep)
         [ $# -ge 2 ] || fail 2 "$1 has no value"
         case $1 in
         --peer-url)
@@ -87,10 +88,10 @@ while [ $# -gt 0 ]; do
         --threads) threads=$2 ;;
         --rounds) rounds=$2 ;;
         --keep) keep=$2 ;;
-        *) fail 2 "unknown option '$1'; --help lists them" ;;
         esac
         shift 2
         ;;
+    -*) fail 2 "unknown option '$1'; --help lists them" ;;
     *)
         [ -z "$model" ] || fail 2 "one model is expected, got '$model' and '$1'"
         model=$1

@@ -247,10 +247,15 @@ enum td_status td_kern_rope_angles(struct td_kern *kern, const double *freq, uin
     return TD_OK;
 }
 
+size_t td_kern_kv_block_bytes(const struct td_kv_view *kv)
+{
+    return (size_t)kv->n_kv_heads * kv->block_tokens * 2 *
+           td_dtype_row_bytes(kv->dtype, kv->head_dim);
+}
+
 size_t td_kern_kv_bytes(const struct td_kv_view *kv)
 {
-    return (size_t)kv->n_blocks * kv->n_kv_heads * kv->block_tokens * 2 *
-           td_dtype_row_bytes(kv->dtype, kv->head_dim);
+    return kv->n_blocks * td_kern_kv_block_bytes(kv);
 }
 
 static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_view *kv,
@@ -309,4 +314,31 @@ enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *
     if (n == 0 || n_heads == 0)
         return TD_OK;
     return kern->ops->attention(kern, kv, rows, n, q, n_heads, kv_of_head, scale, out, err);
+}
+
+static enum td_status check_block(const struct td_kv_view *kv, uint32_t block, struct td_err *err)
+{
+    if (block >= kv->n_blocks)
+        return td_err_set(err, TD_INVALID, "KV block %u of %u", block, kv->n_blocks);
+    return TD_OK;
+}
+
+enum td_status td_kern_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                               void *bytes, struct td_err *err)
+{
+    enum td_status s = check_block(kv, block, err);
+
+    if (!s && kv->n_kv_heads)
+        kern->ops->kv_save(kern, kv, block, bytes);
+    return s;
+}
+
+enum td_status td_kern_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                                  const void *bytes, struct td_err *err)
+{
+    enum td_status s = check_block(kv, block, err);
+
+    if (!s && kv->n_kv_heads)
+        kern->ops->kv_restore(kern, kv, block, bytes);
+    return s;
 }

@@ -182,4 +182,12 @@ enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *
                                  uint32_t n_heads, const uint32_t *kv_of_head, float scale,
                                  float *out, struct td_err *err);
 
+/* One block of a view as td_kern_kv_block_bytes bytes of host memory: head after head, each in the backend's own form, which
+ * depends on type, block_tokens and head_dim alone. */
+size_t td_kern_kv_block_bytes(const struct td_kv_view *kv);
+enum td_status td_kern_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                               void *bytes, struct td_err *err);
+enum td_status td_kern_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                                  const void *bytes, struct td_err *err);
+
 #endif

@@ -325,7 +325,8 @@ enum td_status td_shard_step(struct td_shard *s, const struct td_step *step,
     st = st ? st : head(&p);
     st = st ? st : td_kern_sync(s->p.kern, err); /* the host reads them next */
     if (!st && s->rank == 0)
-        *result = (struct td_step_result){p.n_logits ? s->buf.logits : NULL,
-                                          p.n_tops ? s->buf.top : NULL, step->n_top};
+        *result = (struct td_step_result){.logits = p.n_logits ? s->buf.logits : NULL,
+                                          .top = p.n_tops ? s->buf.top : NULL,
+                                          .n_top = step->n_top};
     return st;
 }

@@ -442,6 +442,34 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
     r->exchanged_bytes_per_token = exchanged(plan, model, rank);
 }
 
+/* Slots that every rank can hold, for blocks outside of the device. */
+static enum td_status size_offload(const struct td_plan_params *p, struct td_plan *plan,
+                                   struct td_err *err)
+{
+    static const char *const place[TD_OFFLOAD_TIERS] = {"host memory", "its file"};
+
+    for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++) {
+        uint64_t n = p->offload_bytes[t] ? UINT32_MAX / 4 : 0;
+
+        for (uint32_t i = 0; i < plan->n_ranks; i++) {
+            size_t block_bytes = plan->rank[i].kv_bytes_per_token * plan->block_tokens;
+
+            if (block_bytes && p->offload_bytes[t] && p->offload_bytes[t] < block_bytes)
+                return td_err_set(err, TD_TOO_LARGE,
+                                  "%llu bytes for offloaded KV in %s: a block of rank %u has %zu",
+                                  (unsigned long long)p->offload_bytes[t], place[t], i,
+                                  block_bytes);
+            if (block_bytes && p->offload_bytes[t] / block_bytes < n)
+                n = p->offload_bytes[t] / block_bytes;
+        }
+        plan->n_slots[t] = (uint32_t)n;
+        for (uint32_t i = 0; i < plan->n_ranks; i++)
+            plan->rank[i].offload_bytes[t] =
+                plan->rank[i].kv_bytes_per_token * plan->block_tokens * n;
+    }
+    return TD_OK;
+}
+
 /* Blocks that every rank can hold; at most what max_num_seqs full sequences need. */
 static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *plan,
                               struct td_err *err)
@@ -453,14 +481,16 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
     for (uint32_t i = 0; i < plan->n_ranks; i++) {
         struct td_plan_rank *r = &plan->rank[i];
         size_t block_bytes = r->kv_bytes_per_token * plan->block_tokens;
-        uint64_t need = r->weight_bytes + r->buffer_bytes, room = p->kv_bytes;
+        uint64_t offload = r->offload_bytes[TD_OFFLOAD_MEMORY]; /* of the same memory on CPUs */
+        uint64_t need = r->weight_bytes + r->buffer_bytes + offload, room = p->kv_bytes;
 
         if (r->memory_bytes && need + p->kv_bytes > r->memory_bytes)
             return td_err_set(err, TD_TOO_LARGE,
                               "rank %u needs %zu bytes of weights, %zu of buffers and %llu of KV, "
                               "and has %llu of memory: use more ranks, or lower "
                               "max-num-batched-tokens or max-num-seqs",
-                              i, r->weight_bytes, r->buffer_bytes, (unsigned long long)p->kv_bytes,
+                              i, r->weight_bytes, r->buffer_bytes,
+                              (unsigned long long)(p->kv_bytes + offload),
                               (unsigned long long)r->memory_bytes);
         if (!room) /* without a bound, as much as can be counted */
             room = r->memory_bytes ? (r->memory_bytes - need) / 10 * 9 : SIZE_MAX / 4;
@@ -532,5 +562,6 @@ enum td_status td_plan_make(const struct td_plan_model *model, const struct td_p
     plan->embed_bytes_per_token = (size_t)(plan->tp - 1) * model->spec->d_model * sizeof(float);
     for (uint32_t i = 0; i < plan->n_ranks; i++)
         account_rank(model, plan, i);
-    return size_kv(params, plan, err);
+    s = size_offload(params, plan, err);
+    return s ? s : size_kv(params, plan, err);
 }

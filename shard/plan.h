@@ -8,6 +8,7 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/err.h"
 #include "shard/checkpoint.h"
+#include "shard/offload.h"
 #include "shard/spec.h"
 
 #include <stdbool.h>
@@ -44,6 +45,7 @@ struct td_plan_params {
     uint32_t max_batched_tokens;
     uint64_t
         kv_bytes; /* per rank for KV; 0: up to max_num_seqs full sequences within 90 % of what is free */
+    uint64_t offload_bytes[TD_OFFLOAD_TIERS]; /* per rank for KV blocks that leave the device */
 };
 
 /* A sum's leaves over columns: the last leaf may be shorter. */
@@ -72,6 +74,7 @@ struct td_plan_rank {
     size_t replicated_bytes; /* of those, held by another rank too (norms, shared KV heads) */
     size_t kv_bytes;
     size_t kv_bytes_per_token;
+    size_t offload_bytes[TD_OFFLOAD_TIERS];
     size_t buffer_bytes; /* activations of one step */
     size_t
         exchanged_bytes_per_token; /* sent in a decode step of one row; the embedding row is counted apart */
@@ -79,8 +82,9 @@ struct td_plan_rank {
 
 struct td_plan {
     uint32_t n_ranks, tp, pp;
-    size_t model_bytes; /* of all tensors once */
-    uint32_t n_blocks;  /* KV blocks, equal on all ranks */
+    size_t model_bytes;                 /* of all tensors once */
+    uint32_t n_blocks;                  /* KV blocks, equal on all ranks */
+    uint32_t n_slots[TD_OFFLOAD_TIERS]; /* for blocks outside of the device, equal on all ranks */
     uint32_t block_tokens;
     uint32_t max_model_len;
     uint32_t max_num_seqs;

@@ -60,6 +60,13 @@ enum td_status td_plan_print(const struct td_plan *plan, const struct td_plan_mo
             human(r->replicated_bytes, b), human(r->kv_bytes, c), human(r->buffer_bytes, d),
             human(r->exchanged_bytes_per_token, e));
     }
+    if (!st && plan->n_slots[TD_OFFLOAD_MEMORY] + plan->n_slots[TD_OFFLOAD_FILE])
+        st = td_bytes_appendf(
+            out,
+            "\nblocks outside of the device: %u in host memory (%s on rank 0), %u in a file (%s)\n",
+            plan->n_slots[TD_OFFLOAD_MEMORY],
+            human(plan->rank[0].offload_bytes[TD_OFFLOAD_MEMORY], a),
+            plan->n_slots[TD_OFFLOAD_FILE], human(plan->rank[0].offload_bytes[TD_OFFLOAD_FILE], b));
     return st;
 }
 
@@ -82,12 +89,14 @@ static json_t *rank_json(const struct td_plan *plan, const struct td_plan_model 
                                                 range(s.ff_begin, s.ff_end)));
     }
     return json_pack(
-        "{s:I,s:I,s:I,s:o,s:o,s:o,s:I,s:I,s:I,s:I,s:I,s:I}", "rank", (json_int_t)i, "stage",
+        "{s:I,s:I,s:I,s:o,s:o,s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "rank", (json_int_t)i, "stage",
         (json_int_t)r->stage, "tp_index", (json_int_t)r->tp_index, "layers",
         range(r->layer_begin, r->layer_end), "vocabulary", range(r->vocab_begin, r->vocab_end),
         "slices", layers, "weight_bytes", (json_int_t)r->weight_bytes, "replicated_bytes",
         (json_int_t)r->replicated_bytes, "kv_bytes", (json_int_t)r->kv_bytes, "kv_bytes_per_token",
-        (json_int_t)r->kv_bytes_per_token, "buffer_bytes", (json_int_t)r->buffer_bytes,
+        (json_int_t)r->kv_bytes_per_token, "offload_memory_bytes",
+        (json_int_t)r->offload_bytes[TD_OFFLOAD_MEMORY], "offload_file_bytes",
+        (json_int_t)r->offload_bytes[TD_OFFLOAD_FILE], "buffer_bytes", (json_int_t)r->buffer_bytes,
         "exchanged_bytes_per_token", (json_int_t)r->exchanged_bytes_per_token);
 }
 

@@ -112,6 +112,18 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     return TD_OK;
 }
 
+static enum td_status open_offload(struct td_shard *s, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    struct td_offload_params params = {.slot_bytes = s->me->kv_bytes_per_token * plan->block_tokens,
+                                       .dir = s->p.offload_dir};
+
+    if (plan->n_slots[TD_OFFLOAD_MEMORY] + plan->n_slots[TD_OFFLOAD_FILE] == 0)
+        return TD_OK;
+    memcpy(params.n_slots, plan->n_slots, sizeof params.n_slots);
+    return td_offload_open(&params, &s->offload, err);
+}
+
 enum td_status td_shard_open(const struct td_shard_params *params, struct td_shard **out,
                              struct td_err *err)
 {
@@ -129,6 +141,7 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
             : td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model,
                               s->rank, params->progress, params->user, err);
     st = st ? st : td_kv_open(&s->kv, params->kern, params->plan, params->model, s->rank, err);
+    st = st ? st : open_offload(s, err);
     st = st ? st : open_layout(s, err);
     st = st ? st : open_buffers(s, err);
     if (st) {
@@ -157,6 +170,7 @@ void td_shard_close(struct td_shard *s)
     free(s->rows.first_block);
     free(s->rows.owner);
     free(s->rows.id);
+    td_offload_close(s->offload);
     td_kv_close(&s->kv);
     td_weights_unload(&s->weights);
     free(s);
@@ -169,12 +183,14 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
     td_comm_stats(s->tp, &tp);
     if (s->pipe)
         td_comm_stats(s->pipe, &pipe);
-    *out = (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
-                                   .kv_bytes = s->kv.bytes,
-                                   .buffer_bytes = s->buf.bytes,
-                                   .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
-                                   .wait_ns = tp.wait_ns + pipe.wait_ns,
-                                   .n_exchanges = tp.n_ops + pipe.n_ops};
+    *out =
+        (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
+                                .kv_bytes = s->kv.bytes,
+                                .buffer_bytes = s->buf.bytes,
+                                .offload_bytes = {s->me->offload_bytes[0], s->me->offload_bytes[1]},
+                                .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
+                                .wait_ns = tp.wait_ns + pipe.wait_ns,
+                                .n_exchanges = tp.n_ops + pipe.n_ops};
 }
 
 void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)
@@ -182,4 +198,62 @@ void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)
     td_comm_set_deadline(s->tp, op_limit_ns);
     if (s->pipe)
         td_comm_set_deadline(s->pipe, op_limit_ns);
+}
+
+static enum td_status move_out(struct td_shard *s, const struct td_step_move *move,
+                               struct td_err *err)
+{
+    uint8_t *to = td_offload_begin(s->offload, move->to);
+    enum td_status st = TD_OK;
+
+    for (uint32_t i = 0; !st && i < s->kv.n_layers; i++) {
+        st = td_kern_kv_save(s->p.kern, &s->kv.layer[i], move->from, to, err);
+        to += td_kern_kv_block_bytes(&s->kv.layer[i]);
+    }
+    st = st ? st : td_kern_sync(s->p.kern, err);
+    return st ? st : td_offload_put(s->offload, move->to, err);
+}
+
+static enum td_status move_in(struct td_shard *s, const struct td_step_move *move,
+                              struct td_err *err)
+{
+    const void *bytes;
+    const uint8_t *from;
+    enum td_status st = td_offload_get(s->offload, move->from, &bytes, err);
+
+    from = st ? NULL : bytes;
+    for (uint32_t i = 0; !st && i < s->kv.n_layers; i++) {
+        st = td_kern_kv_restore(s->p.kern, &s->kv.layer[i], move->to, from, err);
+        from += td_kern_kv_block_bytes(&s->kv.layer[i]);
+    }
+    return st ? st : td_kern_sync(s->p.kern, err);
+}
+
+static enum td_status move_down(struct td_shard *s, const struct td_step_move *move,
+                                struct td_err *err)
+{
+    void *to = td_offload_begin(s->offload, move->to);
+    const void *from;
+    enum td_status st = td_offload_get(s->offload, move->from, &from, err);
+
+    if (st)
+        return st;
+    memcpy(to, from, s->me->kv_bytes_per_token * s->p.plan->block_tokens);
+    return td_offload_put(s->offload, move->to, err);
+}
+
+enum td_status td_shard_move(struct td_shard *s, const struct td_step_move *move,
+                             struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    uint32_t n_slots = plan->n_slots[TD_OFFLOAD_MEMORY] + plan->n_slots[TD_OFFLOAD_FILE];
+    uint32_t n_from = move->kind == TD_MOVE_OUT ? plan->n_blocks : n_slots;
+    uint32_t n_to = move->kind == TD_MOVE_IN ? plan->n_blocks : n_slots;
+
+    if (move->from >= n_from || move->to >= n_to)
+        return td_err_set(err, TD_INVALID, "move %u from place %u of %u to place %u of %u",
+                          move->kind, move->from, n_from, move->to, n_to);
+    if (move->kind == TD_MOVE_OUT)
+        return move_out(s, move, err);
+    return move->kind == TD_MOVE_IN ? move_in(s, move, err) : move_down(s, move, err);
 }

@@ -20,6 +20,7 @@ struct td_shard_params {
     const struct td_plan *plan;        /* borrows until close; equal on all ranks */
     struct td_kern *kern;              /* borrows */
     struct td_comm *world;             /* borrows; its rank is the plan's rank */
+    const char *offload_dir;           /* borrows; NULL where the plan has no slots in a file */
     td_weights_progress_fn *progress;  /* may be NULL */
     void *user;
 };
@@ -34,10 +35,16 @@ void td_shard_close(struct td_shard *shard); /* NULL is legal */
 enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step,
                              struct td_step_result *result, struct td_err *err);
 
+/* Moves one block's contents on this rank. After any error but TD_INVALID and TD_DEVICE the place it should have gone to holds
+ * nothing, and all else goes on. */
+enum td_status td_shard_move(struct td_shard *shard, const struct td_step_move *move,
+                             struct td_err *err);
+
 struct td_shard_stats {
     size_t weight_bytes; /* from the allocator */
     size_t kv_bytes;
     size_t buffer_bytes;
+    size_t offload_bytes[TD_OFFLOAD_TIERS];
     uint64_t exchanged_bytes; /* activations sent to other ranks since open */
     uint64_t wait_ns;         /* inside the exchanges */
     uint64_t n_exchanges;

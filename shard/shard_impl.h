@@ -44,6 +44,7 @@ struct td_shard {
     struct td_comm *pipe; /* all ranks; rows between stages; NULL for one stage */
     struct td_weights weights;
     struct td_kv kv;
+    struct td_offload *offload; /* NULL: every block stays on the device */
     struct td_shard_buffers buf;
     struct td_shard_rows rows;
     uint32_t **kv_of_head;         /* [n_layers][heads of the slice] */

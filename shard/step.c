@@ -6,12 +6,12 @@
 
 /* The encoded form, all fields little-endian:
  *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
- *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top
- * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows} and
- * n_table block ids, u32 each. */
-enum { HEAD_BYTES = 48, ROW_BYTES = 16, SEQ_BYTES = 16, BLOCK_BYTES = 4 };
+ *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves
+ * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows}, n_table
+ * block ids and n_moves moves {kind, from, to}, u32 each. */
+enum { HEAD_BYTES = 52, ROW_BYTES = 16, SEQ_BYTES = 16, BLOCK_BYTES = 4, MOVE_BYTES = 12 };
 
-static const uint32_t magic = 0x53445401; /* "\1TDS" */
+static const uint32_t magic = 0x53445402; /* "\2TDS" */
 
 static void put32(uint8_t **at, uint32_t v)
 {
@@ -51,7 +51,8 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
     s.rows = calloc(cap_rows ? cap_rows : 1, sizeof *s.rows);
     s.seqs = calloc(cap_seqs ? cap_seqs : 1, sizeof *s.seqs);
     s.table = calloc(cap_table ? cap_table : 1, sizeof *s.table);
-    if (!s.rows || !s.seqs || !s.table) {
+    s.moves = calloc(TD_STEP_MAX_MOVES, sizeof *s.moves);
+    if (!s.rows || !s.seqs || !s.table || !s.moves) {
         td_step_close(&s);
         return td_err_set(err, TD_NO_MEMORY,
                           "no memory for a step of %u rows, %u sequences and %u blocks", cap_rows,
@@ -64,6 +65,7 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
 
 void td_step_close(struct td_step *step)
 {
+    free(step->moves);
     free(step->table);
     free(step->seqs);
     free(step->rows);
@@ -80,6 +82,7 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->n_rows = 0;
     step->n_seqs = 0;
     step->n_table = 0;
+    step->n_moves = 0;
 }
 
 bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
@@ -113,6 +116,14 @@ bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position
     return true;
 }
 
+bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to)
+{
+    if (step->n_moves == TD_STEP_MAX_MOVES)
+        return false;
+    step->moves[step->n_moves++] = (struct td_step_move){kind, from, to};
+    return true;
+}
+
 uint32_t td_step_n_want(const struct td_step *step, enum td_want want)
 {
     uint32_t n = 0;
@@ -122,20 +133,20 @@ uint32_t td_step_n_want(const struct td_step *step, enum td_want want)
     return n;
 }
 
-static size_t bytes_of(uint32_t n_rows, uint32_t n_seqs, uint32_t n_table)
+static size_t bytes_of(uint32_t n_rows, uint32_t n_seqs, uint32_t n_table, uint32_t n_moves)
 {
     return HEAD_BYTES + (size_t)n_rows * ROW_BYTES + (size_t)n_seqs * SEQ_BYTES +
-           (size_t)n_table * BLOCK_BYTES;
+           (size_t)n_table * BLOCK_BYTES + (size_t)n_moves * MOVE_BYTES;
 }
 
 size_t td_step_encoded_bytes(const struct td_step *step)
 {
-    return bytes_of(step->n_rows, step->n_seqs, step->n_table);
+    return bytes_of(step->n_rows, step->n_seqs, step->n_table, step->n_moves);
 }
 
 size_t td_step_max_bytes(const struct td_step *step)
 {
-    return bytes_of(step->cap_rows, step->cap_seqs, step->cap_table);
+    return bytes_of(step->cap_rows, step->cap_seqs, step->cap_table, TD_STEP_MAX_MOVES);
 }
 
 void td_step_encode(struct td_step *step, void *out)
@@ -151,6 +162,7 @@ void td_step_encode(struct td_step *step, void *out)
     put32(&at, step->n_seqs);
     put32(&at, step->n_table);
     put32(&at, step->n_top);
+    put32(&at, step->n_moves);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         put32(&at, step->rows[i].token);
         put32(&at, step->rows[i].position);
@@ -165,6 +177,11 @@ void td_step_encode(struct td_step *step, void *out)
     }
     for (uint32_t i = 0; i < step->n_table; i++)
         put32(&at, step->table[i]);
+    for (uint32_t i = 0; i < step->n_moves; i++) {
+        put32(&at, step->moves[i].kind);
+        put32(&at, step->moves[i].from);
+        put32(&at, step->moves[i].to);
+    }
     step->hash = XXH3_64bits(begin + 8, (size_t)(at - begin) - 8);
     put64(&begin, step->hash);
 }
@@ -178,6 +195,7 @@ struct head {
     uint32_t n_rows;
     uint32_t n_seqs;
     uint32_t n_table;
+    uint32_t n_moves;
 };
 
 static enum td_status check_cap(const char *what, uint32_t n, uint32_t cap, struct td_err *err)
@@ -205,7 +223,8 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_rows = get32(in + 32),
                        .n_seqs = get32(in + 36),
                        .n_table = get32(in + 40),
-                       .n_top = get32(in + 44)};
+                       .n_top = get32(in + 44),
+                       .n_moves = get32(in + 48)};
     if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_STOP)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
                           TD_STEP_RUN, TD_STEP_STOP);
@@ -218,18 +237,22 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
         status = check_cap("sequences", h->n_seqs, caps->cap_seqs, err);
     if (status == TD_OK)
         status = check_cap("blocks", h->n_table, caps->cap_table, err);
+    if (status == TD_OK)
+        status = check_cap("moves", h->n_moves, TD_STEP_MAX_MOVES, err);
     if (status != TD_OK)
         return status;
-    if (bytes != bytes_of(h->n_rows, h->n_seqs, h->n_table))
-        return td_err_set(err, TD_PEER_PROTOCOL,
-                          "step of %zu bytes, expected %zu for %u rows, %u sequences and %u blocks",
-                          bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table), h->n_rows, h->n_seqs,
-                          h->n_table);
-    if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table || h->n_top))
-        return td_err_set(err, TD_PEER_PROTOCOL,
-                          "step of kind %u has %u rows, %u sequences, %u blocks and n_top %u, "
-                          "expected none",
-                          h->kind, h->n_rows, h->n_seqs, h->n_table, h->n_top);
+    if (bytes != bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves))
+        return td_err_set(
+            err, TD_PEER_PROTOCOL,
+            "step of %zu bytes, expected %zu for %u rows, %u sequences, %u blocks and %u moves",
+            bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves), h->n_rows, h->n_seqs,
+            h->n_table, h->n_moves);
+    if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table || h->n_top || h->n_moves))
+        return td_err_set(
+            err, TD_PEER_PROTOCOL,
+            "step of kind %u has %u rows, %u sequences, %u blocks, %u moves and n_top "
+            "%u, expected none",
+            h->kind, h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_top);
     return TD_OK;
 }
 
@@ -286,12 +309,22 @@ static enum td_status check_seqs(const struct head *h, const uint8_t *rows, cons
     return TD_OK;
 }
 
+static enum td_status check_moves(const struct head *h, const uint8_t *moves, struct td_err *err)
+{
+    for (uint32_t i = 0; i < h->n_moves; i++, moves += MOVE_BYTES)
+        if (get32(moves) < TD_MOVE_OUT || get32(moves) > TD_MOVE_DOWN)
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "step move %u is of kind %u, expected %d to %d", i, get32(moves),
+                              TD_MOVE_OUT, TD_MOVE_DOWN);
+    return TD_OK;
+}
+
 enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes,
                               struct td_err *err)
 {
     const uint8_t *rows = (const uint8_t *)in + HEAD_BYTES;
     const uint8_t *seqs;
-    const uint8_t *table;
+    const uint8_t *table, *moves;
     uint64_t hash;
     struct head h = {0};
     enum td_status status = read_head(step, in, bytes, &h, err);
@@ -305,7 +338,9 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
             (unsigned long long)h.number, (unsigned long long)get64(in), (unsigned long long)hash);
     seqs = rows + (size_t)h.n_rows * ROW_BYTES;
     table = seqs + (size_t)h.n_seqs * SEQ_BYTES;
+    moves = table + (size_t)h.n_table * BLOCK_BYTES;
     status = check_seqs(&h, rows, seqs, err);
+    status = status ? status : check_moves(&h, moves, err);
     if (status != TD_OK)
         return status;
 
@@ -317,6 +352,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     step->n_rows = h.n_rows;
     step->n_seqs = h.n_seqs;
     step->n_table = h.n_table;
+    step->n_moves = h.n_moves;
     for (uint32_t i = 0; i < h.n_rows; i++, rows += ROW_BYTES)
         step->rows[i] = (struct td_step_row){.token = get32(rows),
                                              .position = get32(rows + 4),
@@ -329,5 +365,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
                                              .n_rows = get32(seqs + 12)};
     for (uint32_t i = 0; i < h.n_table; i++)
         step->table[i] = get32(table + (size_t)i * BLOCK_BYTES);
+    for (uint32_t i = 0; i < h.n_moves; i++, moves += MOVE_BYTES)
+        step->moves[i] = (struct td_step_move){get32(moves), get32(moves + 4), get32(moves + 8)};
     return TD_OK;
 }

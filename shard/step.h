@@ -5,6 +5,7 @@
 
 #include "kernels/base/err.h"
 #include "kernels/top.h"
+#include "shard/offload.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -29,6 +30,20 @@ struct td_step_seq {
     uint32_t n_rows;
 };
 
+/* A KV block's contents go to another place, before the step's rows are computed and in the order given. A slot is a place
+ * outside of the device (offload.h). Each place is a block's id or a slot's number. */
+enum td_move_kind {
+    TD_MOVE_OUT = 1 /* block to slot */,
+    TD_MOVE_IN,
+    TD_MOVE_DOWN /* slot to slot */
+};
+enum { TD_STEP_MAX_MOVES = 256 };
+
+struct td_step_move {
+    uint32_t kind; /* enum td_move_kind */
+    uint32_t from, to;
+};
+
 enum td_step_kind { TD_STEP_RUN = 1, TD_STEP_IDLE = 2, TD_STEP_STOP = 3 };
 
 /* Storage is owned by the step and kept between uses: reset, then add. */
@@ -39,11 +54,12 @@ struct td_step {
     uint64_t
         n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
     uint32_t n_top; /* for TD_WANT_TOP: 1 to TD_TOP_MAX; 0 without such rows */
-    uint32_t n_rows, n_seqs, n_table;
+    uint32_t n_rows, n_seqs, n_table, n_moves;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */
     struct td_step_seq *seqs;               /* [cap_seqs] */
     uint32_t *table;                        /* [cap_table] block ids */
+    struct td_step_move *moves;             /* [TD_STEP_MAX_MOVES] */
 };
 
 /* Table entries that a step of so many sequences may have; a block that several share counts for each. */
@@ -59,13 +75,24 @@ bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_bl
 bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, enum td_want want);
 /* The same for a row that wants its n_top largest logits at least; it gets as many as the row that wants most. */
 bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t n_top);
+/* False when there are TD_STEP_MAX_MOVES already. */
+bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to);
 uint32_t td_step_n_want(const struct td_step *step, enum td_want want); /* rows that want it */
+
+/* What became of a step's moves, on all ranks together. */
+struct td_move_result {
+    uint64_t ns;                        /* of all, on the slowest rank */
+    uint64_t read_ns[TD_OFFLOAD_TIERS]; /* of those with TD_MOVE_IN, by the tier of the slot */
+    uint32_t n_read[TD_OFFLOAD_TIERS];
+    bool failed[TD_STEP_MAX_MOVES]; /* on any rank: the place it went to holds nothing now */
+};
 
 /* What a step gives back. Rows stand in the order of the step. */
 struct td_step_result {
-    const float *logits;      /* [rows with TD_WANT_LOGITS x n_vocab] */
-    const struct td_top *top; /* [rows with TD_WANT_TOP x n_top] */
-    uint32_t n_top;           /* the step's */
+    const float *logits;                /* [rows with TD_WANT_LOGITS x n_vocab] */
+    const struct td_top *top;           /* [rows with TD_WANT_TOP x n_top] */
+    uint32_t n_top;                     /* the step's */
+    const struct td_move_result *moves; /* NULL for a step without moves */
 };
 
 /* Flat little-endian form. encode needs td_step_encoded_bytes(); decode checks every length against the caps. */

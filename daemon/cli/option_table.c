@@ -76,6 +76,18 @@ static const struct td_option table[] = {
      .metavar = "SIZE", .min = 1, .max = INT64_MAX,
      .preset_note = "what the sequences asked for need",
      .help = "memory per rank for keys and values"},
+    {"kv-offload-gib", NULL, NULL, TD_OPTION_FLOAT, AT(kv_offload_gib), TD_FOR_SERVE | TD_FOR_PLAN,
+     .metavar = "GIB", .low = 0, .high = 1 << 20, .preset_note = "none",
+     .help =
+         "host memory per rank for KV blocks of the prefix cache that have no room beside those "
+         "in use"},
+    {"kv-offload-path", NULL, NULL, TD_OPTION_STRING, AT(kv_offload_path),
+     TD_FOR_SERVE | TD_FOR_PLAN, .metavar = "DIR",
+     .help =
+         "folder of each host's own disk where a file takes those that have no room there either"},
+    {"kv-offload-path-gib", NULL, NULL, TD_OPTION_FLOAT, AT(kv_offload_path_gib),
+     TD_FOR_SERVE | TD_FOR_PLAN, .metavar = "GIB", .low = 0, .high = 1 << 20,
+     .preset_note = "four times --kv-offload-gib", .help = "size of that file, per rank"},
     {"block-size", NULL, NULL, TD_OPTION_INT, AT(block_size), LAYOUT, .metavar = "TOKENS", .min = 1,
      .max = 1024, .preset = "16", .help = "tokens per block of the KV cache"},
 

@@ -420,6 +420,25 @@ static enum td_status check_required(const struct td_options *opts, struct td_er
     return TD_OK;
 }
 
+/* Only what the prefix cache keeps is offloaded. */
+static enum td_status check_offload(const struct td_options *opts, struct td_err *err)
+{
+    bool wanted = opts->kv_offload_gib > 0 || opts->kv_offload_path;
+
+    if (wanted && opts->no_prefix_cache)
+        return td_err_set(err, TD_INVALID,
+                          "--%s keeps what the prefix cache has: not together "
+                          "with --no-prefix-cache",
+                          opts->kv_offload_path ? "kv-offload-path" : "kv-offload-gib");
+    if (opts->kv_offload_path_gib > 0 && !opts->kv_offload_path)
+        return td_err_set(err, TD_INVALID, "--kv-offload-path-gib needs --kv-offload-path");
+    if (opts->kv_offload_path && !(opts->kv_offload_gib > 0) && !(opts->kv_offload_path_gib > 0))
+        return td_err_set(
+            err, TD_INVALID,
+            "--kv-offload-path needs a size: --kv-offload-path-gib or --kv-offload-gib");
+    return TD_OK;
+}
+
 static enum td_status check(const struct td_options *opts, struct td_err *err)
 {
     int n_prompts = !!opts->prompt + !!opts->prompt_file + (opts->prompt_ids.n > 0);
@@ -440,6 +459,8 @@ static enum td_status check(const struct td_options *opts, struct td_err *err)
         return td_err_set(err, TD_INVALID,
                           "--ssl-certfile and --ssl-keyfile go together, got only --%s",
                           opts->ssl_certfile ? "ssl-certfile" : "ssl-keyfile");
+    if ((status = check_offload(opts, err)))
+        return status;
     if (opts->command == TD_FOR_SERVE && !td_options_host_is_loopback(opts->host) &&
         opts->api_key.n == 0 && !opts->insecure)
         return td_err_set(err, TD_INVALID,

@@ -109,11 +109,13 @@ struct td_options {
     const char *hostfile;
     bool no_launch; /* wait for a group that somebody else starts */
     struct td_option_shares shares;
-    int cpu_isa;                    /* enum td_option_isa */
-    int64_t threads;                /* per rank; 0: cores of the host / its ranks */
-    uint64_t memory_bytes;          /* cap per rank; 0: the machine's */
-    uint64_t kv_cache_memory_bytes; /* per rank; 0: what is left */
-    int64_t block_size;             /* tokens per KV block */
+    int cpu_isa;                                /* enum td_option_isa */
+    int64_t threads;                            /* per rank; 0: cores of the host / its ranks */
+    uint64_t memory_bytes;                      /* cap per rank; 0: the machine's */
+    uint64_t kv_cache_memory_bytes;             /* per rank; 0: what is left */
+    double kv_offload_gib, kv_offload_path_gib; /* per rank; 0: none, or as the other says */
+    const char *kv_offload_path;
+    int64_t block_size; /* tokens per KV block */
 
     /* scheduling */
     int64_t max_num_seqs;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 static const uint64_t LEAVE_LIMIT_NS = 5000000000u;
+static const double GIB = 1 << 30;
 
 static void show_load(size_t done, size_t total, void *user)
 {
@@ -68,6 +69,11 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
                                    .max_num_seqs = (uint32_t)opts->max_num_seqs,
                                    .max_batched_tokens = (uint32_t)opts->max_num_batched_tokens,
                                    .kv_bytes = opts->kv_cache_memory_bytes};
+    out->offload_bytes[TD_OFFLOAD_MEMORY] = (uint64_t)(opts->kv_offload_gib * GIB);
+    if (opts->kv_offload_path)
+        out->offload_bytes[TD_OFFLOAD_FILE] =
+            (uint64_t)(opts->kv_offload_path_gib > 0 ? opts->kv_offload_path_gib * GIB
+                                                     : 4 * opts->kv_offload_gib * GIB);
     return TD_OK;
 }
 
@@ -93,7 +99,7 @@ enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, st
     st = st ? st
             : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
     start = td_clock_now_ns();
-    st = st ? st : td_node_load(&s->node, &plan, err);
+    st = st ? st : td_node_load(&s->node, &plan, NULL, err);
     s->pack_ns = td_clock_now_ns() - start;
     free(memory);
     free(share);

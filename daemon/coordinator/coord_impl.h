@@ -78,7 +78,8 @@ struct td_coord {
     struct td_endrate endrate;
     struct td_deadlines deadlines;
     uint64_t n_refused[TD_N_REFUSALS], n_deadlines;
-    uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle;
+    uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks_memory, kv_blocks_file;
+    uint64_t kv_blocks_read, kv_failed_reads;
     uint64_t draft_tokens, right_drafts; /* of this group, by its heartbeats */
     uint64_t prompt_tokens, cached_tokens,
         generated_tokens; /* of requests that got a first token, since start */

@@ -14,6 +14,10 @@ enum value {
     OPEN,
     KV_USED,
     KV_IDLE,
+    KV_MEMORY,
+    KV_FILE,
+    KV_READ,
+    KV_FAILED_READS,
     KV_TOTAL,
     GENERATION,
     RESTARTS,
@@ -48,6 +52,14 @@ static const struct {
     [KV_USED] = {TD_METRICS_GAUGE, "tensord_kv_blocks_used", "KV blocks in use by requests"},
     [KV_IDLE] = {TD_METRICS_GAUGE, "tensord_kv_blocks_idle",
                  "KV blocks that only the prefix cache holds"},
+    [KV_MEMORY] = {TD_METRICS_GAUGE, "tensord_kv_blocks_offloaded_memory",
+                   "KV blocks that the prefix cache keeps in host memory"},
+    [KV_FILE] = {TD_METRICS_GAUGE, "tensord_kv_blocks_offloaded_file",
+                 "KV blocks that the prefix cache keeps in files"},
+    [KV_READ] = {TD_METRICS_GAUGE, "tensord_kv_blocks_read",
+                 "KV blocks that this group has read back"},
+    [KV_FAILED_READS] = {TD_METRICS_GAUGE, "tensord_kv_reads_failed",
+                         "Times that reading back failed, so that KV was computed again"},
     [KV_TOTAL] = {TD_METRICS_GAUGE, "tensord_kv_blocks", "KV blocks of the group"},
     [GENERATION] = {TD_METRICS_GAUGE, "tensord_group_generation", "Launches of the group"},
     [RESTARTS] = {TD_METRICS_COUNTER, "tensord_group_restarts_total",
@@ -100,6 +112,10 @@ static void refresh(void *user)
     v[OPEN] = s.n_open;
     v[KV_USED] = s.kv_blocks_used;
     v[KV_IDLE] = s.kv_blocks_idle;
+    v[KV_MEMORY] = s.kv_blocks_memory;
+    v[KV_FILE] = s.kv_blocks_file;
+    v[KV_READ] = (double)s.kv_blocks_read;
+    v[KV_FAILED_READS] = (double)s.kv_failed_reads;
     v[KV_TOTAL] = s.plan ? s.plan->n_blocks : 0;
     v[GENERATION] = s.generation;
     v[RESTARTS] = s.n_restarts;

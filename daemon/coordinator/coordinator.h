@@ -184,15 +184,17 @@ struct td_coord_status {
     enum td_group_state state;
     uint32_t generation, n_restarts;
     uint32_t n_ranks;
-    const struct td_member *members;       /* [n_ranks], borrowed */
-    const struct td_plan *plan;            /* NULL until planned; borrowed */
-    const struct td_served *served;        /* NULL: nothing */
-    uint32_t n_running, n_waiting, n_open; /* open: jobs that the coordinator knows */
-    uint32_t kv_blocks_used;               /* by requests */
-    uint32_t kv_blocks_idle;               /* only the prefix cache holds them */
-    uint64_t draft_tokens;                 /* guessed ahead and verified by this group */
-    uint64_t right_drafts;                 /* of them, as drawn */
-    uint64_t cached_tokens;                /* of prompt_tokens, from the prefix cache */
+    const struct td_member *members;           /* [n_ranks], borrowed */
+    const struct td_plan *plan;                /* NULL until planned; borrowed */
+    const struct td_served *served;            /* NULL: nothing */
+    uint32_t n_running, n_waiting, n_open;     /* open: jobs that the coordinator knows */
+    uint32_t kv_blocks_used;                   /* by requests */
+    uint32_t kv_blocks_idle;                   /* only the prefix cache holds them */
+    uint32_t kv_blocks_memory, kv_blocks_file; /* offloaded */
+    uint64_t kv_blocks_read, kv_failed_reads;  /* back from there by this group, and in vain */
+    uint64_t draft_tokens;                     /* guessed ahead and verified by this group */
+    uint64_t right_drafts;                     /* of them, as drawn */
+    uint64_t cached_tokens;                    /* of prompt_tokens, from the prefix cache */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t n_requests, n_failed;
     uint64_t n_refused[TD_N_REFUSALS];

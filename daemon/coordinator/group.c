@@ -183,6 +183,7 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
     c->n_failures = c->was_ready ? 0 : c->n_failures + 1;
     c->was_ready = false;
     c->n_running = c->n_waiting = c->kv_blocks_used = c->kv_blocks_idle = 0;
+    c->kv_blocks_memory = c->kv_blocks_file = 0;
     td_coord_set_state(c, TD_GROUP_LOST);
     {
         struct td_err told;
@@ -384,8 +385,12 @@ static struct td_compute_load *make_load(struct td_coord *c)
 {
     struct td_compute_load *load = calloc(1, sizeof *load);
 
-    if (!load || !(load->path = strdup(c->served->path))) {
-        free(load);
+    if (load)
+        load->path = strdup(c->served->path);
+    if (load && c->p.offload_dir)
+        load->offload_dir = strdup(c->p.offload_dir);
+    if (!load || !load->path || (c->p.offload_dir && !load->offload_dir)) {
+        td_compute_load_free(load);
         return NULL;
     }
     memcpy(load->model_hash, c->served->hash, sizeof load->model_hash);
@@ -499,6 +504,10 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
     c->kv_blocks_idle = h->kv_blocks_idle;
+    c->kv_blocks_memory = h->kv_blocks_memory;
+    c->kv_blocks_file = h->kv_blocks_file;
+    c->kv_blocks_read = h->kv_blocks_read;
+    c->kv_failed_reads = h->kv_failed_reads;
     c->draft_tokens = h->draft_tokens;
     c->right_drafts = h->right_drafts;
 }

@@ -97,6 +97,10 @@ static enum td_status write_group(const struct td_coord_status *st,
     s = s ? s : number(out, "kv_blocks", plan ? plan->n_blocks : 0);
     s = s ? s : number(out, "kv_blocks_used", st->kv_blocks_used);
     s = s ? s : number(out, "kv_blocks_idle", st->kv_blocks_idle);
+    s = s ? s : number(out, "kv_blocks_offloaded_memory", st->kv_blocks_memory);
+    s = s ? s : number(out, "kv_blocks_offloaded_file", st->kv_blocks_file);
+    s = s ? s : number(out, "kv_blocks_read", st->kv_blocks_read);
+    s = s ? s : number(out, "kv_reads_failed", st->kv_failed_reads);
     s = s ? s : number(out, "kv_block_tokens", plan ? plan->block_tokens : 0);
     s = s ? s : number(out, "max_model_len", plan ? plan->max_model_len : 0);
     s = s ? s : number(out, "max_num_seqs", plan ? plan->max_num_seqs : 0);

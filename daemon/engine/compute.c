@@ -84,8 +84,10 @@ static void command_free(struct td_compute_command *command)
 
 void td_compute_load_free(struct td_compute_load *load)
 {
-    if (load)
+    if (load) {
         free(load->path);
+        free(load->offload_dir);
+    }
     free(load);
 }
 
@@ -156,6 +158,10 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
     c->gauges.n_waiting = engine.n_waiting;
     c->gauges.kv_blocks_used = engine.n_blocks_used - engine.n_blocks_idle;
     c->gauges.kv_blocks_idle = engine.n_blocks_idle;
+    memcpy(c->gauges.kv_blocks_outside, engine.n_blocks_outside,
+           sizeof c->gauges.kv_blocks_outside);
+    c->gauges.kv_blocks_read = engine.n_blocks_read;
+    c->gauges.kv_failed_reads = engine.n_failed_reads;
     c->gauges.kv_blocks = c->node.plan->n_blocks;
     c->gauges.prompt_tokens = engine.n_prompt_tokens;
     c->gauges.generated_tokens = engine.n_output_tokens;
@@ -347,6 +353,7 @@ static enum td_status open_engine(struct td_compute *c)
                                  .max_batched_tokens = plan->max_batched_tokens,
                                  .max_queue = c->load->max_queue,
                                  .prefix_cache = c->load->prefix_cache,
+                                 .n_slots = {plan->n_slots[0], plan->n_slots[1]},
                                  .max_draft_tokens = c->load->max_draft_tokens,
                                  .max_stretch_percent = c->load->max_stretch_percent,
                                  .block_tokens = plan->block_tokens,
@@ -388,7 +395,7 @@ static enum td_status load_and_serve(struct td_compute *c)
                        "'%.120s' has model hash %s on %s, the coordinator's has %s", load->path,
                        c->node.facts.model_hash, c->node.facts.host, load->model_hash);
     s = td_node_agree(c->world, s, &c->err);
-    s = s ? s : td_node_load(&c->node, &load->plan, &c->err);
+    s = s ? s : td_node_load(&c->node, &load->plan, load->offload_dir, &c->err);
     if (s)
         return s;
     s = td_node_agree(c->world, is_lead ? open_engine(c) : TD_OK, &c->err);

@@ -20,6 +20,7 @@ struct td_compute_load {
     uint64_t memory[TD_PLAN_MAX_RANKS];
     uint32_t max_queue;
     bool prefix_cache;
+    char *offload_dir; /* owned; each rank's folder for KV blocks that leave memory; NULL: none */
     uint32_t max_draft_tokens;
     uint32_t max_stretch_percent;
     uint64_t op_limit_ns;
@@ -70,6 +71,8 @@ struct td_compute_gauges {
     uint64_t gap_ns, n_gaps; /* between steps that followed each other */
     uint64_t progress;       /* rises while the thread is alive or asleep as it should */
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks;
+    uint32_t kv_blocks_outside[TD_OFFLOAD_TIERS];
+    uint64_t kv_blocks_read, kv_failed_reads;
     uint64_t prompt_tokens, generated_tokens, draft_tokens, right_drafts;
     size_t weight_bytes, kv_bytes, buffer_bytes;
     uint64_t load_ns;

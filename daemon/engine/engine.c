@@ -71,6 +71,7 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
                                  .block_tokens = params->block_tokens,
                                  .max_tokens_per_seq = params->max_model_len,
                                  .prefix_cache = params->prefix_cache,
+                                 .n_slots = {params->n_slots[0], params->n_slots[1]},
                                  .max_stretch_percent = params->max_stretch_percent};
     struct td_engine *e;
     enum td_status st;
@@ -484,6 +485,7 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
                                        struct td_err *err)
 {
     uint32_t n = td_sched_n_planned(e->sched), n_logits = 0, n_tops = 0, n_drawing = 0;
+    uint64_t moves_ns;
 
     if (!e->in_flight || step->number != e->flight_number)
         return td_err_set(err, TD_INVALID, "step %llu is complete, but %s %llu",
@@ -503,7 +505,8 @@ enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step
         if (q->n_results && !q->cancelled)
             e->drawing[n_drawing++] = q;
     }
-    td_sched_complete(e->sched, step_ns);
+    moves_ns = result->moves ? result->moves->ns : 0;
+    td_sched_complete(e->sched, step_ns > moves_ns ? step_ns - moves_ns : 0, result->moves);
     e->in_flight = false;
     e->result = result;
     draw_all(e, n_drawing, n_logits);
@@ -520,7 +523,7 @@ void td_engine_fail_all(struct td_engine *e, const struct td_err *cause)
     struct seq *q = e->first;
 
     if (e->in_flight)
-        td_sched_complete(e->sched, 0);
+        td_sched_complete(e->sched, 0, NULL);
     e->in_flight = false;
     while (q) {
         struct seq *next = q->next;
@@ -540,6 +543,10 @@ void td_engine_stats(const struct td_engine *e, uint64_t now_ns, struct td_engin
     stats->n_blocks = td_blocks_n_total(e->blocks, TD_LAYER_ATTENTION);
     stats->n_blocks_used = stats->n_blocks - td_blocks_n_free(e->blocks, TD_LAYER_ATTENTION);
     stats->n_blocks_idle = td_blocks_n_idle(e->blocks, TD_LAYER_ATTENTION);
+    for (uint32_t t = 0; t < TD_OFFLOAD_TIERS && td_sched_prefix(e->sched); t++)
+        stats->n_blocks_outside[t] = td_prefix_n_outside(td_sched_prefix(e->sched), t);
+    stats->n_blocks_read = td_sched_n_read(e->sched);
+    stats->n_failed_reads = td_sched_n_failed_reads(e->sched);
     stats->oldest_wait_ns = td_sched_oldest_wait_ns(e->sched, now_ns);
     stats->n_preemptions = td_sched_n_preemptions(e->sched);
 }

@@ -36,6 +36,8 @@ struct td_engine_params {
         max_draft_tokens; /* that a step may verify for one sequence; at most TD_SCHED_MAX_DRAFT; 0: no speculation */
     bool prefix_cache; /* keep filled blocks for requests that begin with the same tokens */
     uint32_t
+        n_slots[TD_OFFLOAD_TIERS]; /* for those that the pool has no room for (shard/offload.h) */
+    uint32_t
         max_stretch_percent; /* of a step by prompts beside running answers (pace.h); 0: no limit */
     uint32_t n_eos;
     uint32_t eos_ids[TD_SPEC_MAX_EOS];
@@ -101,7 +103,10 @@ struct td_engine_stats {
     uint64_t n_steps;
     uint64_t n_rows; /* computed, with those computed again after a preemption */
     uint64_t n_preemptions;
-    uint32_t n_blocks_idle;   /* of n_blocks_used: only the prefix cache holds them */
+    uint32_t n_blocks_idle; /* of n_blocks_used: only the prefix cache holds them */
+    uint32_t n_blocks_outside[TD_OFFLOAD_TIERS]; /* in slots */
+    uint64_t n_blocks_read;                      /* back from there */
+    uint64_t n_failed_reads;  /* times that this failed, so that blocks were computed again */
     uint64_t n_draft_tokens;  /* verified */
     uint64_t n_right_drafts;  /* of them, as drawn */
     uint64_t n_cached_tokens; /* of n_prompt_tokens: their KV was there */

@@ -146,12 +146,13 @@ enum td_status td_node_agree(struct td_comm *world, enum td_status status, struc
 }
 
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
-                            struct td_err *err)
+                            const char *offload_dir, struct td_err *err)
 {
     struct td_shard_params shard = {.ck = node->ck,
                                     .model = node->model,
                                     .kern = node->kern,
                                     .world = node->world,
+                                    .offload_dir = offload_dir,
                                     .progress = node->params.progress,
                                     .user = node->params.user};
     enum td_status s;
@@ -175,6 +176,12 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
                        : td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of step",
                                     node->wire_bytes);
     }
+    if (!s && td_comm_rank(node->world) == 0 &&
+        node->plan->n_slots[TD_OFFLOAD_MEMORY] + node->plan->n_slots[TD_OFFLOAD_FILE]) {
+        node->all_moves = calloc(td_comm_size(node->world), sizeof *node->all_moves);
+        s = node->all_moves ? TD_OK
+                            : td_err_set(err, TD_NO_MEMORY, "no memory for the moves of KV blocks");
+    }
     /* Opening is collective: a rank without memory for the little things above still has to take part, so it fails here
      * together with the others. */
     s = td_node_agree(node->world, s, err);
@@ -190,6 +197,8 @@ void td_node_unload(struct td_node *node)
     node->shard = NULL;
     free(node->wire);
     node->wire = NULL;
+    free(node->all_moves);
+    node->all_moves = NULL;
     td_step_close(&node->step);
     free(node->plan);
     node->plan = NULL;
@@ -198,7 +207,7 @@ void td_node_unload(struct td_node *node)
     td_checkpoint_close(node->ck);
     node->ck = NULL;
     node->n_steps = 0;
-    node->gap_ns = node->n_gaps = 0;
+    node->gap_ns = node->n_gaps = node->n_failed_moves = 0;
     td_node_rest(node);
 }
 
@@ -214,6 +223,69 @@ void td_node_rest(struct td_node *node)
     node->step_end_ns = 0;
 }
 
+/* Moves that fail leave a place empty, and all else goes on; of the first one the operator hears. */
+static enum td_status try_move(struct td_node *node, const struct td_step_move *move, bool *failed,
+                               struct td_err *err)
+{
+    enum td_status s = td_shard_move(node->shard, move, err);
+    char text[sizeof err->cause + sizeof err->context];
+
+    if (s == TD_INVALID || s == TD_DEVICE)
+        return s;
+    *failed = s != TD_OK;
+    if (s && node->n_failed_moves++ == 0)
+        td_log_warn("offloaded KV rank=%u error=\"%s\"; it is computed again",
+                    td_comm_rank(node->world), td_err_format(err, text, sizeof text));
+    return TD_OK;
+}
+
+/* A step's moves on this rank, timed. */
+static enum td_status move_blocks(struct td_node *node, const struct td_step *step,
+                                  struct td_err *err)
+{
+    struct td_move_result *m = &node->moves;
+    uint64_t start = td_clock_now_ns(), before = start, now;
+    enum td_status s = TD_OK;
+
+    memset(m, 0, sizeof *m);
+    for (uint32_t i = 0; !s && i < step->n_moves; i++, before = now) {
+        const struct td_step_move *move = &step->moves[i];
+        bool in_file = move->from >= node->plan->n_slots[TD_OFFLOAD_MEMORY];
+
+        s = try_move(node, move, &m->failed[i], err);
+        now = td_clock_now_ns();
+        if (move->kind == TD_MOVE_IN) {
+            m->read_ns[in_file] += now - before;
+            m->n_read[in_file]++;
+        }
+    }
+    m->ns = before - start;
+    return s;
+}
+
+/* What the ranks say of a step's moves meets on rank 0: the longest times, and what failed anywhere. */
+static enum td_status join_moves(struct td_node *node, const struct td_step *step,
+                                 struct td_err *err)
+{
+    struct td_move_result *mine = &node->moves, *all = node->all_moves;
+    uint32_t n = td_comm_size(node->world);
+    size_t bytes[TD_PLAN_MAX_RANKS];
+    enum td_status s;
+
+    for (uint32_t r = 0; r < n; r++)
+        bytes[r] = sizeof *mine;
+    s = td_comm_gather(node->world, 0, mine, bytes, all, err);
+    for (uint32_t r = 1; !s && all && r < n; r++) {
+        mine->ns = all[r].ns > mine->ns ? all[r].ns : mine->ns;
+        for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++)
+            if (all[r].read_ns[t] > mine->read_ns[t])
+                mine->read_ns[t] = all[r].read_ns[t];
+        for (uint32_t i = 0; i < step->n_moves; i++)
+            mine->failed[i] |= all[r].failed[i];
+    }
+    return s;
+}
+
 static enum td_status run_step(struct td_node *node, const struct td_step *step,
                                struct td_step_result *result, struct td_err *err)
 {
@@ -227,7 +299,13 @@ static enum td_status run_step(struct td_node *node, const struct td_step *step,
         node->gap_ns += td_clock_now_ns() - node->step_end_ns;
         node->n_gaps++;
     }
-    s = td_shard_step(node->shard, step, result, err);
+    if (step->n_moves)
+        s = move_blocks(node, step, err);
+    if (!s && step->n_moves && td_comm_size(node->world) > 1)
+        s = join_moves(node, step, err);
+    if (!s && step->n_rows)
+        s = td_shard_step(node->shard, step, result, err);
+    result->moves = step->n_moves ? &node->moves : NULL;
     node->step_end_ns = td_clock_now_ns();
     return s;
 }

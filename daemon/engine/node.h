@@ -46,8 +46,11 @@ struct td_node {
     struct td_cores_share cores;
     uint64_t spin_ns; /* how long the device's threads spin on after a step */
     struct td_node_params params;
-    struct td_step step; /* follower's */
-    void *wire;          /* encoded step */
+    struct td_step step;              /* follower's */
+    struct td_move_result moves;      /* of the last step; rank 0's are the group's */
+    struct td_move_result *all_moves; /* [size], on rank 0 where there are slots */
+    uint64_t n_failed_moves;          /* on this rank, since load */
+    void *wire;                       /* encoded step */
     size_t wire_bytes;
     uint64_t step_end_ns; /* of the last step that was run; 0: the group rested since */
     uint64_t gap_ns,
@@ -66,9 +69,10 @@ enum td_status td_node_open_model(struct td_node *node, const char *path, bool v
 enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err);
 /* Checks that the facts agree, naming the first rank that differs and what it has. Local. */
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err);
-/* Plans and loads. `plan` params are equal on all ranks. */
+/* Plans and loads. `plan` params are equal on all ranks. `offload_dir`: this rank's folder for KV blocks that leave memory, borrowed
+ * during the call; NULL where the plan wants none. */
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
-                            struct td_err *err);
+                            const char *offload_dir, struct td_err *err);
 /* Frees the shard and the checkpoint; the device stays. Local. */
 void td_node_unload(struct td_node *node);
 void td_node_close(struct td_node *node);

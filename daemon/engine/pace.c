@@ -56,15 +56,49 @@ void td_pace_learn(struct td_pace *p, uint32_t n_decode, uint32_t n_prompt, uint
         p->row_ns = 1;
 }
 
-uint32_t td_pace_limit(const struct td_pace *p, uint32_t n_decode)
+void td_pace_learn_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t n, uint64_t ns)
 {
-    uint64_t base, rows;
+    if (n && ns)
+        p->read_ns[tier] = approach(p->read_ns[tier], ns / n + 1);
+}
+
+/* How many things of `each_ns` fit into the stretch of a step; UINT32_MAX where there is no limit, `unknown` before anything is
+ * known. */
+static uint32_t fitting(const struct td_pace *p, uint32_t n_decode, uint64_t each_ns,
+                        uint32_t unknown)
+{
+    uint64_t base, n;
 
     if (p->max_stretch_percent == 0 || n_decode == 0)
         return UINT32_MAX;
     base = decode_ns(p, n_decode);
-    if (base == 0 || p->row_ns == 0)
-        return FIRST_ROWS;
-    rows = base / 100 * p->max_stretch_percent / p->row_ns;
-    return rows < LEAST_ROWS ? LEAST_ROWS : rows < UINT32_MAX ? (uint32_t)rows : UINT32_MAX;
+    if (base == 0 || each_ns == 0)
+        return unknown;
+    n = base / 100 * p->max_stretch_percent / each_ns;
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
+uint32_t td_pace_limit(const struct td_pace *p, uint32_t n_decode)
+{
+    uint32_t n = fitting(p, n_decode, p->row_ns, FIRST_ROWS);
+
+    return n < LEAST_ROWS ? LEAST_ROWS : n;
+}
+
+uint32_t td_pace_read_limit(const struct td_pace *p, uint32_t n_decode)
+{
+    uint64_t slower = p->read_ns[0] > p->read_ns[1] ? p->read_ns[0] : p->read_ns[1];
+    uint32_t n = fitting(p, n_decode, slower, 1);
+
+    return n < 1 ? 1 : n;
+}
+
+bool td_pace_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t block_tokens)
+{
+    uint64_t *read_ns = &p->read_ns[tier];
+
+    if (*read_ns == 0 || p->row_ns == 0 || *read_ns <= p->row_ns * block_tokens)
+        return true;
+    *read_ns -= *read_ns / 64;
+    return false;
 }

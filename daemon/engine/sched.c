@@ -19,8 +19,10 @@ struct td_sched {
     uint32_t n_decode, n_prompt; /* rows of the step in flight */
     uint32_t draft_room;         /* rows that drafts may still have in this step */
     uint32_t want_room;          /* rows that may still want logits */
+    uint32_t read_room;          /* blocks that may still be read back */
     uint64_t next_ticket;
     uint64_t n_preemptions;
+    uint64_t n_read, n_failed_reads;
 };
 
 enum td_status td_sched_open(const struct td_sched_params *params, struct td_blocks *blocks,
@@ -50,7 +52,8 @@ enum td_status td_sched_open(const struct td_sched_params *params, struct td_blo
         goto no_memory;
     for (uint32_t i = 0; i < n; i++)
         s->free_slots[i] = n - 1 - i;
-    if (params->prefix_cache && td_prefix_open(blocks, params->block_tokens, n, &s->prefix, err)) {
+    if (params->prefix_cache &&
+        td_prefix_open(blocks, params->block_tokens, n, params->n_slots, &s->prefix, err)) {
         td_sched_close(s);
         return TD_NO_MEMORY;
     }
@@ -155,6 +158,8 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
     seq->arrival_ns = now_ns;
     seq->n_computed = 0;
     seq->n_planned = 0;
+    seq->n_reads = 0;
+    seq->n_reading = 0;
     seq->n_hashes = 0;
     seq->n_cached = 0;
     seq->n_passed = 0;
@@ -178,13 +183,14 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
     td_blocks_release(s->blocks, seq->slot);
     s->free_slots[s->params.max_num_seqs - s->n_running - 1] = seq->slot;
     seq->n_computed = 0;
+    seq->n_reads = 0;
     seq->n_draft = 0;
     seq->state = TD_SCHED_OUT;
 }
 
 void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq)
 {
-    assert(seq->n_planned == 0);
+    assert(seq->n_planned == 0 && seq->n_reading == 0);
     if (seq->state == TD_SCHED_WAITING)
         queue_unlink(s, seq);
     else if (seq->state == TD_SCHED_RUNNING)
@@ -201,7 +207,7 @@ static void preempt_last(struct td_sched *s)
 {
     struct td_sched_seq *last = s->running[s->n_running - 1];
 
-    assert(last->n_planned == 0);
+    assert(last->n_planned == 0 && last->n_reading == 0);
     stop_running(s, last);
     queue_insert(s, last);
     s->n_preemptions++;
@@ -209,12 +215,12 @@ static void preempt_last(struct td_sched *s)
 
 /* Blocks for all tokens of a running sequence, if need be at the cost of idle blocks, then of younger sequences, in the end of
  * itself. */
-static bool reserve_or_preempt(struct td_sched *s, struct td_sched_seq *seq)
+static bool reserve_or_preempt(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq)
 {
     while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids)) {
         bool last = s->running[s->n_running - 1] == seq;
 
-        if (s->prefix && td_prefix_evict(s->prefix))
+        if (s->prefix && td_prefix_evict(s->prefix, step))
             continue;
         preempt_last(s);
         if (last)
@@ -311,7 +317,7 @@ static void plan_decodes(struct td_sched *s, struct td_step *step)
 {
     /* Everybody's next token first, so that no draft takes its block. */
     for (uint32_t i = 0; i < s->n_running; i++)
-        if (td_sched_is_decoding(s->running[i]) && !reserve_or_preempt(s, s->running[i]))
+        if (td_sched_is_decoding(s->running[i]) && !reserve_or_preempt(s, step, s->running[i]))
             break;
     for (uint32_t i = 0; i < s->n_running; i++) {
         struct td_sched_seq *seq = s->running[i];
@@ -331,9 +337,50 @@ static void plan_prefills(struct td_sched *s, struct td_step *step)
     for (uint32_t i = 0; i < s->n_running && rows_left(s, step) > 0; i++) {
         struct td_sched_seq *seq = s->running[i];
 
-        if (seq->n_ids - seq->n_computed > 1 && !add_chunk(s, step, seq))
+        if (seq->n_reads == 0 && seq->n_ids - seq->n_computed > 1 && !add_chunk(s, step, seq))
             return;
     }
+}
+
+/* ---- blocks that come back from outside of the device ---- */
+
+/* As many moves as the step may have; the rest comes with later steps. */
+static void add_reads(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq)
+{
+    uint32_t n, first = seq->n_computed / s->params.block_tokens;
+    const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n);
+
+    seq->first_move = step->n_moves;
+    while (seq->n_reading < seq->n_reads && s->read_room > 0) {
+        uint32_t i = first + seq->n_reading;
+
+        if (!td_step_add_move(step, TD_MOVE_IN, td_prefix_source(s->prefix, seq->slot, i),
+                              table[i]))
+            return;
+        seq->n_reading++;
+        s->read_room--;
+    }
+}
+
+static void plan_reads(struct td_sched *s, struct td_step *step)
+{
+    s->read_room = td_pace_read_limit(&s->pace, s->n_decode);
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->n_reads)
+            add_reads(s, step, s->running[i]);
+}
+
+/* How many of the blocks that lie outside are worth reading: the first ones. */
+static uint32_t worth_reading(struct td_sched *s, const struct td_prefix_match *match)
+{
+    uint32_t n = 0;
+
+    for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++) {
+        if (match->n_outside[t] && !td_pace_reads(&s->pace, t, s->params.block_tokens))
+            break;
+        n += match->n_outside[t];
+    }
+    return n;
 }
 
 /* Whether there are blocks for all tokens of a waiting sequence. The spare block keeps a newcomer from preempting itself at
@@ -352,13 +399,15 @@ static struct td_sched_seq *choose(const struct td_sched *s, struct td_prefix_ma
 {
     const bool in_order = !s->prefix || s->head->n_passed >= TD_SCHED_MAX_PASSED;
     struct td_sched_seq *best = NULL, *seq = s->head;
+    uint32_t best_cached = 0;
 
     for (uint32_t i = 0; seq && i < (in_order ? 1 : TD_SCHED_WINDOW); i++, seq = seq->next) {
         struct td_prefix_match m = find_prefix(s, seq);
+        uint32_t cached = m.n_ready + m.n_outside[0] + m.n_outside[1];
 
         if (seq->priority != s->head->priority)
             break;
-        if (m.n_ready < m.n_blocks || (best && m.n_ready <= match->n_ready))
+        if (m.n_ready < m.n_blocks || (best && cached <= best_cached))
             continue;
         if (!fits(s, seq, m)) {
             if (seq == s->head) /* blocks that come free are for the oldest */
@@ -366,13 +415,14 @@ static struct td_sched_seq *choose(const struct td_sched *s, struct td_prefix_ma
             continue;
         }
         best = seq;
+        best_cached = cached;
         *match = m;
     }
     return best;
 }
 
 /* Takes a waiting sequence into the running set, in its order there, with blocks for all its tokens. */
-static void start_running(struct td_sched *s, struct td_sched_seq *seq,
+static void start_running(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq,
                           struct td_prefix_match match)
 {
     uint32_t i = s->n_running++;
@@ -392,14 +442,14 @@ static void start_running(struct td_sched *s, struct td_sched_seq *seq,
         seq->n_computed = match.n_ready * s->params.block_tokens;
     }
     while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids))
-        td_prefix_evict(s->prefix);
+        td_prefix_evict(s->prefix, step);
     if (is_cacheable(s, seq)) {
         struct td_prefix_key key = key_of(s, seq, seq->n_ids);
 
-        td_prefix_promise(s->prefix, seq->slot, &key);
+        seq->n_reads = td_prefix_promise(s->prefix, seq->slot, &key, worth_reading(s, &match));
     }
     if (!seq->was_admitted)
-        seq->n_cached = seq->n_computed;
+        seq->n_cached = seq->n_computed + seq->n_reads * s->params.block_tokens;
     seq->was_admitted = true;
 }
 
@@ -411,15 +461,17 @@ static void plan_admissions(struct td_sched *s, struct td_step *step)
 
         if (!seq)
             return;
-        start_running(s, seq, match);
-        if (!add_chunk(s, step, seq))
+        start_running(s, step, seq, match);
+        if (seq->n_reads)
+            add_reads(s, step, seq);
+        else if (!add_chunk(s, step, seq))
             return;
     }
 }
 
 /* Who waits and is more important than the last running sequence starts at once, if need be in its place. Before anything is
  * planned, so that no decode takes the blocks that were made free. */
-static void start_important(struct td_sched *s)
+static void start_important(struct td_sched *s, struct td_step *step)
 {
     while (s->head && s->n_running > 0 &&
            s->head->priority < s->running[s->n_running - 1]->priority) {
@@ -428,7 +480,7 @@ static void start_important(struct td_sched *s)
         if (m.n_ready < m.n_blocks)
             return;
         if (s->n_running < s->params.max_num_seqs && fits(s, s->head, m))
-            start_running(s, s->head, m);
+            start_running(s, step, s->head, m);
         else
             preempt_last(s);
     }
@@ -438,14 +490,15 @@ bool td_sched_plan(struct td_sched *s, struct td_step *step)
 {
     assert(s->n_planned == 0 && step->n_rows == 0);
     s->n_decode = s->n_prompt = 0;
-    start_important(s);
+    start_important(s, step);
     s->want_room = s->params.max_num_seqs;
     s->draft_room = s->params.max_num_seqs - s->n_running;
     s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
     plan_decodes(s, step);
+    plan_reads(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);
-    return s->n_planned > 0;
+    return s->n_planned > 0 || step->n_moves > 0;
 }
 
 uint32_t td_sched_n_planned(const struct td_sched *s)
@@ -468,23 +521,54 @@ bool td_sched_is_decoding(const struct td_sched_seq *seq)
     return seq->state == TD_SCHED_RUNNING && seq->n_ids - seq->n_computed == 1;
 }
 
-void td_sched_complete(struct td_sched *s, uint64_t step_ns)
+/* What a sequence has by now, the cache may keep. */
+static void fill_prefix(struct td_sched *s, struct td_sched_seq *seq)
+{
+    struct td_prefix_key key;
+
+    if (!is_cacheable(s, seq))
+        return;
+    hash_blocks(s, seq);
+    key = key_of(s, seq, seq->n_computed);
+    td_prefix_fill(s->prefix, seq->slot, &key);
+}
+
+static void complete_reads(struct td_sched *s, struct td_sched_seq *seq,
+                           const struct td_move_result *moves)
+{
+    uint32_t n = 0;
+
+    while (n < seq->n_reading && moves && !moves->failed[seq->first_move + n])
+        n++;
+    s->n_read += n;
+    seq->n_computed += n * s->params.block_tokens;
+    seq->n_reads -= n;
+    fill_prefix(s, seq);
+    if (n < seq->n_reading) { /* then the sequence computes this block and those behind it */
+        s->n_failed_reads++;
+        seq->n_reads = 0;
+        seq->n_cached = seq->n_cached < seq->n_computed ? seq->n_cached : seq->n_computed;
+        td_prefix_forget_sources(s->prefix, seq->slot);
+    }
+    seq->n_reading = 0;
+}
+
+void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves)
 {
     td_pace_learn(&s->pace, s->n_decode, s->n_prompt, step_ns);
+    for (uint32_t t = 0; moves && t < TD_OFFLOAD_TIERS; t++)
+        td_pace_learn_reads(&s->pace, t, moves->n_read[t], moves->read_ns[t]);
     for (uint32_t i = 0; i < s->n_planned; i++) {
         struct td_sched_seq *seq = s->planned[i];
 
         seq->n_computed += seq->n_planned - seq->n_draft;
         seq->n_planned = 0;
         seq->n_right = 0;
-        if (is_cacheable(s, seq)) {
-            struct td_prefix_key key;
-
-            hash_blocks(s, seq);
-            key = key_of(s, seq, seq->n_computed);
-            td_prefix_fill(s->prefix, seq->slot, &key);
-        }
+        fill_prefix(s, seq);
     }
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->n_reading)
+            complete_reads(s, s->running[i], moves);
     s->n_planned = 0;
 }
 
@@ -525,6 +609,16 @@ uint32_t td_sched_n_waiting(const struct td_sched *s)
 uint64_t td_sched_n_preemptions(const struct td_sched *s)
 {
     return s->n_preemptions;
+}
+
+uint64_t td_sched_n_read(const struct td_sched *s)
+{
+    return s->n_read;
+}
+
+uint64_t td_sched_n_failed_reads(const struct td_sched *s)
+{
+    return s->n_failed_reads;
 }
 
 uint64_t td_sched_oldest_wait_ns(const struct td_sched *s, uint64_t now_ns)

@@ -39,6 +39,9 @@ struct td_sched_seq {
     uint32_t n_computed; /* positions 0 .. n_computed - 1 are in the cache */
     uint32_t n_planned;  /* rows in the step in flight, those of drafts among them */
     uint32_t n_wanted;   /* of them, those that want logits */
+    uint32_t n_reads;    /* blocks to be read back before it goes on */
+    uint32_t n_reading;  /* of them, by the step in flight */
+    uint32_t first_move; /* of these in the step */
     uint32_t n_right;    /* drafts of the last step that were as drawn */
     uint32_t n_hashes;   /* blocks that are hashed */
     uint32_t n_cached;   /* tokens whose KV was there when it was first admitted */
@@ -59,7 +62,8 @@ struct td_sched_params {
     uint32_t block_tokens;       /* the block manager's */
     uint32_t max_tokens_per_seq; /* likewise */
     bool prefix_cache;
-    uint32_t max_stretch_percent; /* see pace.h */
+    uint32_t n_slots[TD_OFFLOAD_TIERS]; /* for blocks that the prefix cache evicts, see prefix.h */
+    uint32_t max_stretch_percent;       /* see pace.h */
 };
 
 struct td_sched;
@@ -82,12 +86,13 @@ void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
  * in the order of priority, then of submission, while there are a slot, rows and blocks for all their tokens plus one block. What the prefix cache holds of a sequence is
  * not computed again. Among the first TD_SCHED_WINDOW waiting ones of one priority that with the most cached tokens goes first, the oldest among
  * equals; one whose beginning a running sequence computes waits for it. Nobody is passed over more than
- * TD_SCHED_MAX_PASSED times, nor by one that needs blocks which the oldest lacks.
+ * TD_SCHED_MAX_PASSED times, nor by one that needs blocks which the oldest lacks. What of it lies outside of the device is read back
+ * by moves of this and later steps, where that is faster than computing it; until then it has no rows.
  * When a decode finds no block, idle blocks of the cache are evicted; then the last running sequence in the order of priority
  * and submission gives up its blocks and waits again in that order; it goes on later with the same tokens. The first running one
  * is never held up. A waiting sequence that finds neither slot nor blocks takes them from running ones of lower priority.
  * Drafts are verified while neither running nor waiting sequences could want their rows.
- * Beside decodes the rows of prompts are limited, so that the step takes at most max_stretch_percent longer than one without.
+ * Beside decodes the rows of prompts, and the blocks that are read back, are limited, so that the step takes at most max_stretch_percent longer than one without.
  * The last row of a sequence that reaches its last token wants logits.
  * False: there is nothing to do. One step may be in flight. */
 bool td_sched_plan(struct td_sched *s, struct td_step *step);
@@ -99,8 +104,9 @@ struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);
 uint32_t td_sched_n_wanted(const struct td_sched_seq *seq);
 /* Whether the sequence decodes: of its tokens only the last is not computed. Then a draft can be verified. */
 bool td_sched_is_decoding(const struct td_sched_seq *seq);
-/* The step in flight has run in `step_ns` (0: not known): its rows are in the cache. After it td_sched_planned is empty. */
-void td_sched_complete(struct td_sched *s, uint64_t step_ns);
+/* The step in flight has run, its rows in `step_ns` (0: not known): they are in the cache. `moves`: what became of its moves; NULL:
+ * none succeeded. A block that could not be read is computed. After it td_sched_planned is empty. */
+void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves);
 /* One output token. Only after the step that gave its logits is complete. True: a draft of that step was this token, so the
  * next row's logits are those of the sequence with it. */
 bool td_sched_append(struct td_sched_seq *seq, uint32_t id);
@@ -110,6 +116,8 @@ const struct td_prefix *td_sched_prefix(const struct td_sched *s); /* NULL: ther
 uint32_t td_sched_n_running(const struct td_sched *s);
 uint32_t td_sched_n_waiting(const struct td_sched *s);
 uint64_t td_sched_n_preemptions(const struct td_sched *s);
+uint64_t td_sched_n_read(const struct td_sched *s);         /* blocks that were read back */
+uint64_t td_sched_n_failed_reads(const struct td_sched *s); /* and those that could not be */
 /* How long the head of the queue has been in the system; 0 when nothing waits. */
 uint64_t td_sched_oldest_wait_ns(const struct td_sched *s, uint64_t now_ns);
 

@@ -267,6 +267,9 @@ Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *l
     m->prefix_cache = load->prefix_cache;
     m->max_draft_tokens = load->max_draft_tokens;
     m->max_stretch_percent = load->max_stretch_percent;
+    m->offload_memory_bytes = p->offload_bytes[TD_OFFLOAD_MEMORY];
+    m->offload_file_bytes = p->offload_bytes[TD_OFFLOAD_FILE];
+    m->offload_dir = load->offload_dir ? load->offload_dir : (char *)"";
     return m;
 }
 
@@ -297,7 +300,9 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
     load = calloc(1, sizeof *load);
     if (load)
         load->path = strdup(m->model_path);
-    if (!load || !load->path) {
+    if (load && m->offload_dir[0])
+        load->offload_dir = strdup(m->offload_dir);
+    if (!load || !load->path || (m->offload_dir[0] && !load->offload_dir)) {
         td_compute_load_free(load);
         return td_err_set(err, TD_NO_MEMORY, "no memory for an assignment");
     }
@@ -308,15 +313,17 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
     load->max_stretch_percent = m->max_stretch_percent;
     load->max_queue = m->max_waiting;
     load->op_limit_ns = m->op_limit_ns;
-    load->plan = (struct td_plan_params){.n_ranks = m->group_size,
-                                         .tp = m->tp,
-                                         .pp = m->pp,
-                                         .kv_dtype = kv_dtype,
-                                         .block_tokens = m->kv_block_tokens,
-                                         .max_model_len = m->max_model_len,
-                                         .max_num_seqs = m->max_num_seqs,
-                                         .max_batched_tokens = m->max_batched_tokens,
-                                         .kv_bytes = m->kv_bytes};
+    load->plan =
+        (struct td_plan_params){.n_ranks = m->group_size,
+                                .tp = m->tp,
+                                .pp = m->pp,
+                                .kv_dtype = kv_dtype,
+                                .block_tokens = m->kv_block_tokens,
+                                .max_model_len = m->max_model_len,
+                                .max_num_seqs = m->max_num_seqs,
+                                .max_batched_tokens = m->max_batched_tokens,
+                                .kv_bytes = m->kv_bytes,
+                                .offload_bytes = {m->offload_memory_bytes, m->offload_file_bytes}};
     for (uint32_t i = 0; i < m->group_size; i++) {
         load->memory[i] = m->ranks[i]->memory_bytes;
         load->share[i] = (uint64_t)m->ranks[i]->share;

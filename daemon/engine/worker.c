@@ -349,6 +349,10 @@ static void tell_heartbeat(struct td_worker *w)
     h.n_waiting = g.n_waiting;
     h.kv_blocks_used = g.kv_blocks_used;
     h.kv_blocks_idle = g.kv_blocks_idle;
+    h.kv_blocks_memory = g.kv_blocks_outside[TD_OFFLOAD_MEMORY];
+    h.kv_blocks_file = g.kv_blocks_outside[TD_OFFLOAD_FILE];
+    h.kv_blocks_read = g.kv_blocks_read;
+    h.kv_failed_reads = g.kv_failed_reads;
     h.draft_tokens = g.draft_tokens;
     h.right_drafts = g.right_drafts;
     h.exchanged_bytes = g.exchanged_bytes;

@@ -512,3 +512,17 @@ void td_cpu_attention_close(struct td_cpu_attention *attention)
     free(attention->memory);
     free(attention);
 }
+
+/* A block's cells lie side by side. */
+void td_cpu_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block, void *bytes)
+{
+    (void)kern;
+    memcpy(bytes, td_cpu_kv_cell(kv, block, 0), td_kern_kv_block_bytes(kv));
+}
+
+void td_cpu_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                       const void *bytes)
+{
+    (void)kern;
+    memcpy(td_cpu_kv_cell(kv, block, 0), bytes, td_kern_kv_block_bytes(kv));
+}

@@ -163,6 +163,8 @@ static const struct td_kern_ops OPS = {
     .rope_angles = td_cpu_rope_angles,
     .rope_kv = td_cpu_rope_kv,
     .attention = td_cpu_attention,
+    .kv_save = td_cpu_kv_save,
+    .kv_restore = td_cpu_kv_restore,
 };
 
 /* Best first. */

@@ -457,5 +457,8 @@ enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *k
                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
                                 float *out, struct td_err *err);
 void td_cpu_attention_close(struct td_cpu_attention *attention); /* NULL is legal */
+void td_cpu_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block, void *bytes);
+void td_cpu_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                       const void *bytes);
 
 #endif

@@ -44,6 +44,52 @@ def test_a_prompt_with_a_known_beginning_computes_its_end_only(server):
         assert metric(plain, "tensord_kv_blocks_idle") == 0
 
 
+OFFLOADED = [("-n", 1, "--kv-offload-gib", 0.01), ("-n", 2, "--tensor-parallel-size", 2, "--kv-offload-gib", 0.0005),
+             ("-n", 2, "--pipeline-parallel-size", 2), ("-n", 3, "--kv-offload-gib", 0.0003)]
+
+
+@pytest.mark.parametrize("layout", OFFLOADED, ids=["memory", "tp2-both", "pp2-file", "tp3-both"])
+def test_what_the_cache_has_no_room_for_is_read_back_from_outside(server, layout, tmp_path):
+    """A pool of two prompts takes five by turns. Each comes back with its beginning and the same words and probabilities."""
+    prompts = [story(seed, 150) for seed in range(5)]
+    fields = {"logprobs": 3, "max_tokens": 20, "ignore_eos": True}
+
+    def answers(s):
+        for prompt in prompts:
+            r = s.post("/v1/completions", {"model": NAME, "prompt": prompt, "temperature": 0, **fields})
+            assert r.status == 200, r.body
+            yield r.json()["choices"][0]["logprobs"], r.json()["usage"]
+
+    expected = [logprobs for logprobs, _ in answers(server)]
+    file = () if layout[-1] == 0.01 else ("--kv-offload-path", tmp_path, "--kv-offload-path-gib", 0.02)
+    with Server(*layout, *file, "--threads", 1, "--max-model-len", 256, "--max-num-seqs", 2) as s:
+        s.wait_ready()
+        for turn in range(3):
+            got = list(answers(s))
+            assert [logprobs for logprobs, _ in got] == expected
+            for _, usage in got:
+                n = usage["prompt_tokens"]
+                assert usage["prompt_tokens_details"]["cached_tokens"] == (0 if turn == 0 else (n - 1) // 16 * 16)
+        wait_until(lambda: s.group(), lambda: s.group()["kv_blocks_read"] > 30, 5)
+        group = s.group()
+        assert group["kv_reads_failed"] == 0
+        assert (group["kv_blocks_offloaded_memory"] > 0) == ("--kv-offload-gib" in layout)
+        assert (group["kv_blocks_offloaded_file"] > 0) == bool(file)
+        assert metric(s, "tensord_kv_blocks_offloaded_file") == group["kv_blocks_offloaded_file"]
+        assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_offloading_that_cannot_be_is_refused_by_name(tmp_path):
+    for args, words in [(("--kv-offload-gib", 1, "--no-prefix-cache"), "--kv-offload-gib keeps what the prefix cache has"),
+                        (("--kv-offload-path", tmp_path), "--kv-offload-path needs a size"),
+                        (("--kv-offload-path-gib", 1), "needs --kv-offload-path"),
+                        (("--kv-offload-gib", -1), "--kv-offload-gib")]:
+        r = tensord("serve", "--model", MODEL, "--port", 0, *args)
+        assert r.returncode == 2 and words in r.stderr.decode(), r
+    with Server("-n", 1, "--kv-offload-path", tmp_path / "no", "--kv-offload-path-gib", 1) as s:
+        wait_until(lambda: s.log(), lambda: "cannot create a file in" in s.log() and "No such file" in s.log(), 20)
+
+
 def test_the_gap_between_steps_is_told_of_every_rank(server):
     ask(server, story(1, 20), max_tokens=100, ignore_eos=True)
     wait_until(lambda: f"gaps: {server.group()}", lambda: all(r["n_gaps"] >= 90 for r in server.group()["ranks"]), 5)

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-enum { N_VOCAB = 61, EOS = 3, MAX_LEN = 64, MAX_REQUESTS = 24, MAX_BLOCKS = 32 };
+enum { N_VOCAB = 61, EOS = 3, MAX_LEN = 64, MAX_REQUESTS = 24, MAX_BLOCKS = 32, MAX_SLOTS = 40 };
 
 #if defined(__has_feature)
 #define HAS_FEATURE(x) __has_feature(x)
@@ -142,10 +142,13 @@ struct world {
     uint32_t n_clients;
     bool inside_submit;
     uint32_t cancel_from_callback; /* one in so many events; 0: never */
-    struct {
+    struct cell {
         uint32_t token;
         uint32_t position;
-    } kv[MAX_BLOCKS * 16];
+    } kv[MAX_BLOCKS * 16], slot[MAX_SLOTS * 16];
+    enum { EMPTY, FULL, BROKEN } slot_state[MAX_SLOTS];
+    uint32_t fail_moves; /* one in so many; 0: none */
+    struct td_move_result moves;
     bool has_pauses;
     uint64_t n_drafts;
     uint32_t idle_streak; /* steps without rows of the oldest request */
@@ -295,6 +298,47 @@ static bool is_known(const struct world *w, const uint32_t *ids, uint32_t n, uin
     return false;
 }
 
+/* What lies at a place goes to another; one that failed, or comes from where something failed, leaves nothing there. */
+static bool move_block(struct world *w, const struct td_step_move *m)
+{
+    uint32_t bt = w->block_tokens, n_slots = w->params.n_slots[0] + w->params.n_slots[1];
+    bool out = m->kind == TD_MOVE_OUT, in = m->kind == TD_MOVE_IN;
+    const struct cell *from = (out ? w->kv : w->slot) + (size_t)m->from * bt;
+    struct cell *to = (in ? w->kv : w->slot) + (size_t)m->to * bt;
+    bool ok = !w->fail_moves || rng(w->fail_moves);
+
+    assert_true(m->from < (out ? w->params.n_blocks : n_slots));
+    assert_true(m->to < (in ? w->params.n_blocks : n_slots));
+    if (!out) {
+        assert_int_not_equal(w->slot_state[m->from], EMPTY);
+        ok = ok && w->slot_state[m->from] == FULL;
+    }
+    if (m->kind == TD_MOVE_DOWN)
+        assert_true(m->from < w->params.n_slots[0] && m->to >= w->params.n_slots[0]);
+    if (!in)
+        w->slot_state[m->to] = ok ? FULL : BROKEN;
+    memmove(to, from, bt * sizeof *to);
+    if (!ok)
+        memset(to, 0xff, bt * sizeof *to);
+    return ok;
+}
+
+static void run_moves(struct world *w)
+{
+    memset(&w->moves, 0, sizeof w->moves);
+    for (uint32_t i = 0; i < w->step.n_moves; i++) {
+        const struct td_step_move *m = &w->step.moves[i];
+        bool in_file = m->from >= w->params.n_slots[0];
+
+        w->moves.failed[i] = !move_block(w, m);
+        if (m->kind != TD_MOVE_IN)
+            continue;
+        w->moves.n_read[in_file]++;
+        w->moves.read_ns[in_file] += 20 + rng(1000);
+        w->moves.ns += w->moves.read_ns[in_file];
+    }
+}
+
 /* Runs the planned step on the simulated cache. `oldest`: the open request that must have rows in it. */
 static void run_model(struct world *w, uint32_t oldest)
 {
@@ -303,7 +347,9 @@ static void run_model(struct world *w, uint32_t oldest)
     uint32_t n_users[MAX_BLOCKS] = {0};
     uint32_t n_logits = 0, n_tops = 0, first = 0;
 
-    w->result = (struct td_step_result){w->logits, w->top, st->n_top};
+    run_moves(w);
+    w->result =
+        (struct td_step_result){w->logits, w->top, st->n_top, st->n_moves ? &w->moves : NULL};
     for (uint32_t r = 0; r < st->n_rows; r++) {
         const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
         uint32_t pos = st->rows[r].position, cell;
@@ -460,10 +506,30 @@ static void randomise_sampling(struct client *c)
     s->presence_penalty = rng(3) ? 0 : 0.4f;
     s->frequency_penalty = rng(3) ? 0 : 0.2f;
     s->n_logprobs = (int32_t)rng(4) - 1;
-    if (rng(2)) { /* nothing that needs a whole row, but for temperature without top_k */
+    if (rng(3) == 0) {
+        s->typical_p = rng(2) ? 1 : 0.8f;
+        s->top_n_sigma = rng(2) ? -1 : 2;
+        s->xtc_probability = rng(2) ? 0 : 0.5f;
+        s->xtc_threshold = 0.05f;
+        s->dynatemp_range = rng(2) || s->temperature == 0 ? 0 : 0.3f;
+        s->dry_multiplier = rng(2) ? 0 : 0.8f;
+        s->dry_allowed_length = 1;
+        s->repeat_last_n = (int32_t)rng(20) - 1;
+    } else if (rng(4) == 0) { /* in the place of all cuts */
+        s->mirostat = 1 + (int32_t)rng(2);
+        s->mirostat_tau = 3;
+        s->temperature = 0.9f;
+        s->top_k = 0;
+        s->top_p = 1;
+        s->min_p = 0;
+    }
+    if (!s->mirostat &&
+        rng(2)) { /* nothing that needs a whole row, but for temperature without top_k */
         s->repetition_penalty = 1;
         s->presence_penalty = s->frequency_penalty = 0;
         s->n_logprobs = -1;
+        s->dry_multiplier = 0;
+        s->top_n_sigma = -1;
     }
     c->req.ignore_eos = rng(4) == 0;
     c->req.min_tokens = rng(3) ? 0 : rng(c->req.max_tokens + 1);
@@ -518,7 +584,8 @@ static void random_arrival(struct world *w)
     td_engine_stats(w->engine, 0, &stats);
     st = submit(w, c, &err);
     if (stats.n_waiting >= p->max_queue) {
-        assert_int_equal(st, TD_BUSY);
+        if (st != TD_BUSY)
+            fail_msg("%s", err.cause);
         td_request_deinit(&c->req);
         w->n_clients--;
     } else if (st) {
@@ -572,7 +639,7 @@ static void run_backwards(void *user, uint32_t n, void (*task)(void *arg, uint32
 
 /* Sums over all workloads. */
 struct sums {
-    uint64_t n_preemptions, n_cached, n_drafts, n_right;
+    uint64_t n_preemptions, n_cached, n_drafts, n_right, n_read, n_failed_reads, n_in_file;
 };
 
 static void random_workload(struct world *w, struct sums *sums)
@@ -593,11 +660,14 @@ static void random_workload(struct world *w, struct sums *sums)
     p.max_chunk_tokens = rng(2) ? 0 : 1 + rng(9);
     p.parallel = rng(2) ? NULL : run_backwards;
     p.prefix_cache = rng(4) > 0;
+    for (uint32_t t = 0; t < TD_OFFLOAD_TIERS && p.prefix_cache && rng(2); t++)
+        p.n_slots[t] = rng(MAX_SLOTS / 2);
     p.max_draft_tokens = rng(2) ? 0 : 1 + rng(TD_SCHED_MAX_DRAFT);
     is_forgetful = rng(2);
     p.max_stretch_percent = rng(2) ? 0 : 1 + rng(200);
     open_world(w, p);
     w->cancel_from_callback = rng(4) ? 0 : 30;
+    w->fail_moves = rng(2) ? 0 : 2 + rng(10);
     while (true) {
         uint32_t n = rng(3);
 
@@ -627,7 +697,14 @@ static void random_workload(struct world *w, struct sums *sums)
                                                      NULL),
                              TD_OK);
         }
-        assert_int_equal(td_engine_check(w->engine, NULL), TD_OK);
+        {
+            struct td_err err;
+
+            if (td_engine_check(w->engine, &err))
+                fail_msg("%s", err.cause);
+        }
+        td_engine_stats(w->engine, 0, &stats);
+        sums->n_in_file += stats.n_blocks_outside[TD_OFFLOAD_FILE];
         assert_true(++steps < 5000);
     }
     expect_idle(w);
@@ -642,6 +719,8 @@ static void random_workload(struct world *w, struct sums *sums)
     sums->n_cached += w->n_cached;
     sums->n_drafts += stats.n_draft_tokens;
     sums->n_right += stats.n_right_drafts;
+    sums->n_read += stats.n_blocks_read;
+    sums->n_failed_reads += stats.n_failed_reads;
     is_forgetful = false;
     close_world(w);
 }
@@ -661,9 +740,13 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
         rng_state = current_seed * 0x2545f4914f6cdd1du;
         random_workload(&world, &sums);
     }
-    print_message("%u workloads, %llu preemptions, %llu cached tokens, %llu of %llu drafts right\n",
+    print_message("%u workloads, %llu preemptions, %llu cached tokens, %llu of %llu drafts right, "
+                  "%llu blocks "
+                  "read back and %llu times not\n",
                   rounds, (unsigned long long)sums.n_preemptions, (unsigned long long)sums.n_cached,
-                  (unsigned long long)sums.n_right, (unsigned long long)sums.n_drafts);
+                  (unsigned long long)sums.n_right, (unsigned long long)sums.n_drafts,
+                  (unsigned long long)sums.n_read, (unsigned long long)sums.n_failed_reads);
+    assert_true(text || (sums.n_read > 1000 && sums.n_failed_reads > 100 && sums.n_in_file > 1000));
     assert_true(text || (sums.n_preemptions > 1000 && sums.n_cached > 10000));
     assert_true(text || (sums.n_right > 500 && sums.n_drafts > sums.n_right + 100));
 }

@@ -69,11 +69,48 @@ static void test_pace_limits_nothing_without_answers_or_when_told_so(void **stat
     assert_int_equal(td_pace_limit(&p, 1), UINT32_MAX);
 }
 
+static void test_pace_reads_back_what_would_take_longer_to_compute(void **state)
+{
+    struct td_pace p;
+    uint32_t n = 0;
+
+    (void)state;
+    td_pace_init(&p, 60);
+    assert_true(td_pace_reads(&p, TD_OFFLOAD_FILE, 16)); /* nothing is known: it is tried */
+    td_pace_learn_reads(&p, TD_OFFLOAD_MEMORY, 10, 100);
+    td_pace_learn_reads(&p, TD_OFFLOAD_FILE, 10, 4000);
+    assert_true(td_pace_reads(&p, TD_OFFLOAD_FILE, 16));
+    td_pace_learn(&p, 0, 100, 2000); /* 20 ns a row, 320 a block */
+    assert_true(td_pace_reads(&p, TD_OFFLOAD_MEMORY, 16));
+    assert_false(td_pace_reads(&p, TD_OFFLOAD_FILE, 16));
+    while (!td_pace_reads(&p, TD_OFFLOAD_FILE, 16)) /* until it is tried again */
+        assert_true(++n < 100);
+    assert_true(n > 5);
+}
+
+static void test_pace_limits_reads_beside_answers(void **state)
+{
+    struct td_pace p;
+
+    (void)state;
+    td_pace_init(&p, 50);
+    assert_int_equal(td_pace_read_limit(&p, 0), UINT32_MAX);
+    assert_int_equal(td_pace_read_limit(&p, 3), 1);
+    td_pace_learn(&p, 3, 0, 1000);
+    td_pace_learn_reads(&p, TD_OFFLOAD_MEMORY, 1, 9);
+    assert_int_equal(td_pace_read_limit(&p, 3), 50);
+    td_pace_learn_reads(&p, TD_OFFLOAD_FILE, 1, 5000); /* the slower one counts */
+    assert_int_equal(td_pace_read_limit(&p, 3), 1);
+    assert_int_equal(td_pace_read_limit(&p, 0), UINT32_MAX);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pace_keeps_steps_within_the_stretch_once_it_knows_the_device),
         cmocka_unit_test(test_pace_limits_nothing_without_answers_or_when_told_so),
+        cmocka_unit_test(test_pace_reads_back_what_would_take_longer_to_compute),
+        cmocka_unit_test(test_pace_limits_reads_beside_answers),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

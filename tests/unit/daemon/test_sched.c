@@ -72,7 +72,7 @@ static void complete(struct fixture *f, uint32_t id)
         if (td_sched_n_wanted(td_sched_planned(f->sched, i)))
             done[n++] = td_sched_planned(f->sched, i);
     assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
-    td_sched_complete(f->sched, f->step_ns);
+    td_sched_complete(f->sched, f->step_ns, NULL);
     for (uint32_t i = 0; i < n; i++)
         td_sched_append(done[i], id);
 }

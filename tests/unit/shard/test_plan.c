@@ -467,6 +467,31 @@ static void test_plan_gives_kv_no_more_than_there_is(void **state)
                 r->kv_bytes_per_token * fixture.plan.block_tokens);
 }
 
+static void test_plan_gives_every_rank_the_slots_that_all_have_room_for(void **state)
+{
+    struct td_plan *plan = &fixture.plan;
+    size_t largest = 0;
+
+    (void)state;
+    set_llama(&fixture);
+    set_params(&fixture, 3, 1);
+    make(&fixture);
+    assert_int_equal(plan->n_slots[TD_OFFLOAD_MEMORY] + plan->n_slots[TD_OFFLOAD_FILE], 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        size_t block = plan->rank[i].kv_bytes_per_token * plan->block_tokens;
+
+        largest = block > largest ? block : largest;
+    }
+    fixture.params.offload_bytes[TD_OFFLOAD_MEMORY] = 5 * largest + largest / 2;
+    fixture.params.offload_bytes[TD_OFFLOAD_FILE] = 70 * largest;
+    make(&fixture);
+    assert_int_equal(plan->n_slots[TD_OFFLOAD_MEMORY], 5);
+    assert_int_equal(plan->n_slots[TD_OFFLOAD_FILE], 70);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(plan->rank[i].offload_bytes[TD_OFFLOAD_MEMORY],
+                         5 * plan->rank[i].kv_bytes_per_token * plan->block_tokens);
+}
+
 static void expect_refusal(enum td_status status, const char *const *words)
 {
     struct td_err err = {0};
@@ -573,6 +598,7 @@ int main(void)
         cmocka_unit_test(test_plan_repeats_kv_heads_where_ranks_outnumber_them),
         cmocka_unit_test(test_plan_leaves_ranks_without_leaves_where_there_are_too_few),
         cmocka_unit_test(test_plan_shortens_a_context_only_where_nobody_asked_for_it),
+        cmocka_unit_test(test_plan_gives_every_rank_the_slots_that_all_have_room_for),
         cmocka_unit_test(test_plan_gives_kv_no_more_than_there_is),
         cmocka_unit_test(test_plan_refuses_by_name_what_cannot_be),
         cmocka_unit_test(test_plan_deal_is_monotone_and_ends_at_n),

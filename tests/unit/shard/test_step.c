@@ -20,7 +20,8 @@ enum {
     AT_N_SEQS = 36,
     AT_N_TABLE = 40,
     AT_N_TOP = 44,
-    HEAD = 48
+    AT_N_MOVES = 48,
+    HEAD = 52
 };
 
 static uint64_t dice_state;
@@ -38,7 +39,7 @@ static void open_step(struct td_step *step)
     assert_int_equal(td_step_open(step, CAP_ROWS, CAP_SEQS, CAP_TABLE, &err), TD_OK);
 }
 
-/* Two sequences: 3 rows over 2 blocks, then 1 row over 3 blocks. */
+/* Two sequences: 3 rows over 2 blocks, then 1 row over 3 blocks. Two moves. */
 static void fill(struct td_step *step)
 {
     const uint32_t first[] = {7, 9};
@@ -51,6 +52,8 @@ static void fill(struct td_step *step)
     assert_true(td_step_add_row(step, 102, 18, TD_WANT_LOGITS));
     assert_true(td_step_add_seq(step, second, 3, 4));
     assert_true(td_step_add_row(step, 0xffffffff, 33, TD_WANT_LOGITS));
+    assert_true(td_step_add_move(step, TD_MOVE_DOWN, 3, 8));
+    assert_true(td_step_add_move(step, TD_MOVE_OUT, 1, 3));
     step->n_submits_seen = 12;
 }
 
@@ -66,6 +69,8 @@ static void assert_same(const struct td_step *a, const struct td_step *b)
     assert_memory_equal(a->rows, b->rows, a->n_rows * sizeof a->rows[0]);
     assert_memory_equal(a->seqs, b->seqs, a->n_seqs * sizeof a->seqs[0]);
     assert_memory_equal(a->table, b->table, a->n_table * sizeof a->table[0]);
+    assert_int_equal(a->n_moves, b->n_moves);
+    assert_memory_equal(a->moves, b->moves, a->n_moves * sizeof a->moves[0]);
 }
 
 static uint8_t *encode(struct td_step *step, size_t *bytes)
@@ -138,6 +143,9 @@ static void test_step_add_refuses_past_the_caps(void **state)
     assert_int_equal(step.n_rows, CAP_ROWS);
     assert_int_equal(step.n_seqs, CAP_SEQS);
     assert_int_equal(step.n_table, CAP_TABLE);
+    for (uint32_t i = 0; i < TD_STEP_MAX_MOVES; i++)
+        assert_true(td_step_add_move(&step, TD_MOVE_IN, i, i));
+    assert_false(td_step_add_move(&step, TD_MOVE_IN, 0, 0));
     assert_int_equal(td_step_encoded_bytes(&step), td_step_max_bytes(&step));
     td_step_close(&step);
 }
@@ -155,7 +163,7 @@ static void test_step_survives_encode_and_decode(void **state)
     open_step(&b);
     fill(&a);
     bytes = encode(&a, &n);
-    assert_int_equal(n, HEAD + 4 * 16 + 2 * 16 + 5 * 4);
+    assert_int_equal(n, HEAD + 4 * 16 + 2 * 16 + 5 * 4 + 2 * 12);
     assert_true(a.hash == XXH3_64bits(bytes + 8, n - 8) && a.hash != 0);
     assert_int_equal(td_step_decode(&b, bytes, n, &err), TD_OK);
     assert_same(&a, &b);
@@ -173,10 +181,10 @@ static void test_step_survives_encode_and_decode(void **state)
 
 static void test_step_encoding_is_little_endian_on_any_host(void **state)
 {
-    static const uint8_t expected[] = {0x01, 0x54, 0x44, 0x53, 1,   0, 0, 0, 0x88, 0x77, 0x66, 0x55,
-                                       0x44, 0x33, 0x22, 0x11, 12,  0, 0, 0, 0,    0,    0,    0,
-                                       4,    0,    0,    0,    2,   0, 0, 0, 5,    0,    0,    0,
-                                       0,    0,    0,    0,    100, 0, 0, 0, 16,   0,    0,    0};
+    static const uint8_t expected[] = {
+        0x02, 0x54, 0x44, 0x53, 1, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 12, 0,
+        0,    0,    0,    0,    0, 0, 4, 0, 0,    0,    2,    0,    0,    0,    5,    0,    0,  0,
+        0,    0,    0,    0,    2, 0, 0, 0, 100,  0,    0,    0,    16,   0,    0,    0};
     struct td_step step;
     uint8_t *bytes;
     size_t n;
@@ -192,7 +200,7 @@ static void test_step_encoding_is_little_endian_on_any_host(void **state)
 
 static void test_step_decode_names_what_is_wrong(void **state)
 {
-    enum { ROW = HEAD, SEQ = HEAD + 4 * 16 };
+    enum { ROW = HEAD, SEQ = HEAD + 4 * 16, MOVE = SEQ + 2 * 16 + 5 * 4 };
     static const struct {
         size_t at;
         uint32_t value;
@@ -202,11 +210,15 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_KIND, 0, "kind 0, expected 1 to 3"},
         {AT_KIND, 4, "kind 4, expected 1 to 3"},
         {AT_KIND, TD_STEP_IDLE,
-         "kind 2 has 4 rows, 2 sequences, 5 blocks and n_top 0, expected none"},
+         "kind 2 has 4 rows, 2 sequences, 5 blocks, 2 moves and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},
-        {AT_N_ROWS, 3, "expected 148 for 3 rows"},
+        {AT_N_ROWS, 3, "expected 176 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
+        {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "257 moves, at most 256"},
+        {AT_N_MOVES, 1, "expected 180 for 4 rows"},
+        {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
+        {MOVE + 12, 4, "move 1 is of kind 4, expected 1 to 3"},
         {AT_N_TOP, TD_TOP_MAX + 1, "the 65 largest logits, expected at most 64"},
         {ROW + 8, 1, "row 0 is of sequence 1, expected 0"},
         {ROW + 3 * 16 + 8, 0, "row 3 is of sequence 0, expected 1"},

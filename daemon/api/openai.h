@@ -73,8 +73,7 @@ struct td_openai_request {
 
     bool stream;
     bool include_usage; /* stream_options.include_usage */
-    bool
-        want_logprobs; /* the answer shows them; sampling.n_logprobs >= 0 also where best_of needs them */
+    bool want_logprobs; /* the answer shows them */
 
     struct td_sampling sampling;
     bool has_seed;            /* false: the coordinator draws sampling.seed */
@@ -103,7 +102,6 @@ enum td_status td_openai_request_parse(enum td_openai_kind kind, struct td_str b
                                        const struct td_sampling *defaults,
                                        struct td_openai_request *req, struct td_openai_error *e);
 void td_openai_request_deinit(struct td_openai_request *req);
-enum { TD_OPENAI_MAX_CHOICES = 128 };
 /* Copies what the engine needs into `r` (everything but id, prompt, salt and the breakers of DRY): sampling, stops, limits. `r` must be
  * initialised; `context_tokens` stands for an absent max_tokens. TD_NO_MEMORY. */
 enum td_status td_openai_request_fill(const struct td_openai_request *req, uint32_t context_tokens,

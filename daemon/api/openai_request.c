@@ -347,13 +347,13 @@ static bool parse_logprobs(struct td_openai_parser *p)
     return true;
 }
 
-/* After the stream and the log probabilities: choosing needs the whole answers and what they are worth. */
+/* After the stream: choosing needs the whole answers. */
 static bool parse_choices(struct td_openai_parser *p)
 {
     struct td_openai_request *req = p->req;
     int64_t n = 1, best_of;
     bool present;
-    if (!td_openai_parse_int(p, "n", 1, TD_OPENAI_MAX_CHOICES, &present, &n)) {
+    if (!td_openai_parse_int(p, "n", 1, TD_REQUEST_MAX_CHOICES, &present, &n)) {
         return false;
     }
     req->n = present ? (uint32_t)n : 1;
@@ -361,7 +361,7 @@ static bool parse_choices(struct td_openai_parser *p)
     if (req->kind == TD_OPENAI_CHAT) {
         return true;
     }
-    if (!td_openai_parse_int(p, "best_of", 1, TD_OPENAI_MAX_CHOICES, &present, &best_of)) {
+    if (!td_openai_parse_int(p, "best_of", 1, TD_REQUEST_MAX_CHOICES, &present, &best_of)) {
         return false;
     }
     if (!present) {
@@ -377,9 +377,6 @@ static bool parse_choices(struct td_openai_parser *p)
                                     "'best_of' above 'n' is not allowed with 'stream': true.");
     }
     req->best_of = (uint32_t)best_of;
-    if (req->best_of > req->n && !req->want_logprobs) {
-        req->sampling.n_logprobs = 0;
-    }
     return true;
 }
 

@@ -31,6 +31,7 @@ static void free_when_over(struct td_openai_call *call)
         free(call->parts[i].prompt_tokens.item);
     }
     free(call->parts);
+    free(call->candidates);
     free(call->messages);
     if (call->parsed) {
         td_openai_request_deinit(&call->request);
@@ -38,17 +39,6 @@ static void free_when_over(struct td_openai_call *call)
     td_bytes_deinit(&call->body);
     td_served_release(call->served);
     free(call);
-}
-
-static void cancel_jobs(struct td_openai_call *call)
-{
-    for (size_t i = 0; i < call->n_parts; i++) {
-        struct td_job *job = call->parts[i].job;
-        call->parts[i].job = NULL;
-        if (job != NULL) {
-            td_job_cancel(job);
-        }
-    }
 }
 
 static enum td_service_outcome outcome_of(const struct td_openai_error *e)
@@ -70,7 +60,7 @@ static void on_client_gone(struct td_http_request *http, void *user)
     struct td_openai_call *call = user;
     (void)http;
     call->http = NULL;
-    cancel_jobs(call);
+    td_candidates_cancel(call->candidates, call->n_parts);
     if (!call->failed) { /* else its end was counted already */
         count_end(call, TD_SERVICE_CANCELLED);
     }
@@ -80,7 +70,7 @@ static void on_client_gone(struct td_http_request *http, void *user)
 /* Ends the request with call->error: as a whole answer, or as the stream's last event. */
 static void fail(struct td_openai_call *call)
 {
-    cancel_jobs(call);
+    td_candidates_cancel(call->candidates, call->n_parts);
     if (call->http == NULL) {
         return; /* counted when the client went */
     }
@@ -122,13 +112,14 @@ static void hold_back(struct td_openai_call *call)
 {
     for (size_t i = 0; i < call->n_parts; i++) {
         struct td_openai_part *part = &call->parts[i];
-        if (part->job == NULL) {
+        struct td_job *job = part->candidate->job;
+        if (job == NULL) {
             continue;
         }
         if (part->text.len >= TD_COORD_SLOW_BYTES || part->tokens.n >= TD_COORD_SLOW_TOKENS) {
-            td_job_pause(part->job, true);
+            td_job_pause(job, true);
         } else if (part->text.len == 0) {
-            td_job_pause(part->job, false);
+            td_job_pause(job, false);
         }
     }
 }
@@ -139,14 +130,12 @@ static void on_event(struct td_job *job, const struct td_job_event *event, void 
     struct td_openai_call *call = part->call;
     struct td_err err = {0};
     (void)job;
-    if (event->finish != TD_FINISH_NONE) {
-        part->job = NULL;
-    }
+    td_candidates_event(part->candidate, event);
     td_service_metrics_event(&call->endpoint->metrics, &part->times, event);
     enum td_status status = td_openai_reply_take(part, event);
     if (status != TD_OK) {
         /* The job is in the middle of this call and must not be cancelled here: closing the connection does it. */
-        if (part->job != NULL) {
+        if (part->candidate->job != NULL) {
             td_http_stream_abort(call->http);
             return;
         }
@@ -196,55 +185,54 @@ static void on_drain(struct td_http_request *http, void *user)
     }
 }
 
-static enum td_status submit(struct td_openai_part *part, struct td_err *err)
+/* The first candidate of a prompt. */
+static struct td_openai_part *first_of(struct td_openai_call *call, size_t prompt)
 {
-    struct td_openai_call *call = part->call;
+    return &call->parts[prompt * call->request.best_of];
+}
+
+/* All candidates of a prompt. */
+static enum td_status submit(struct td_openai_call *call, size_t prompt, struct td_err *err)
+{
+    const struct td_openai_request *q = &call->request;
+    struct td_openai_part *first = first_of(call, prompt);
     struct td_request r;
-    if ((call->request.echo || call->request.prompt_logprobs >= 0) &&
-        td_ids_append_n(&part->prompt, part->ids.data, part->ids.len) != TD_OK) {
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %zu ids", part->ids.len);
+    if ((q->echo || q->prompt_logprobs >= 0) &&
+        td_ids_append_n(&first->prompt, first->ids.data, first->ids.len) != TD_OK) {
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %zu ids", first->ids.len);
     }
     td_request_init(&r);
-    r.prompt = part->ids.data;
-    r.n_prompt = (uint32_t)part->ids.len;
-    part->ids = (struct td_ids){0};
+    r.prompt = first->ids.data;
+    r.n_prompt = (uint32_t)first->ids.len;
+    first->ids = (struct td_ids){0};
     /* Who has another key, or names another salt, does not learn what was asked. */
-    r.cache_salt = td_request_salt(call->key, call->request.cache_salt);
-    enum td_status status = td_openai_request_fill(&call->request, 0, &r, err);
+    r.cache_salt = td_request_salt(call->key, q->cache_salt);
+    enum td_status status = td_openai_request_fill(q, 0, &r, err);
     if (status == TD_OK) {
-        const struct td_openai_request *q = &call->request;
         status = td_request_break_at(&r, call->served->breakers,
                                      q->has_dry_breakers ? q->dry_breakers : NULL,
                                      q->n_dry_breakers, err);
     }
-    if (!call->request.has_seed) {
-        r.sampling.seed = call->seed;
+    if (!q->has_seed) {
+        random_words(&r.sampling.seed, 1);
     }
-    r.sampling.choice = part->choice;
     if (status == TD_OK) {
         const struct td_coord_submit what = {.served = call->served,
                                              .request = &r,
                                              .key = call->key,
                                              .admitted = true,
                                              .deadline_ns = td_openai_limits_deadline_ns(call),
-                                             .on_event = on_event,
-                                             .user = part};
-        status = td_coord_submit(call->endpoint->coord, &what, &part->job, err);
+                                             .on_event = on_event};
+        status = td_candidates_submit(call->endpoint->coord, &what, first->candidate, q->best_of,
+                                      q->n, err);
     }
     if (status != TD_OK) {
         td_request_deinit(&r);
+        if (call->n_prompts > 1) {
+            td_err_context(err, "prompt %zu of %zu", prompt + 1, call->n_prompts);
+        }
     }
     return status;
-}
-
-/* The next candidate of a prompt gets a copy of the ids, before this one gives them away. */
-static enum td_status share_prompt(struct td_openai_part *part, struct td_err *err)
-{
-    if (part->choice + 1 < part->call->request.best_of &&
-        td_ids_append_n(&part[1].ids, part->ids.data, part->ids.len) != TD_OK) {
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %zu ids", part->ids.len);
-    }
-    return TD_OK;
 }
 
 static void submit_all(struct td_openai_call *call)
@@ -255,17 +243,8 @@ static void submit_all(struct td_openai_call *call)
         fail_with(call, &err);
         return;
     }
-    for (size_t i = 0; i < call->n_parts; i++) {
-        struct td_openai_part *part = &call->parts[i];
-        part->times.start_ns = call->start_ns;
-        if (part->choice == 0) {
-            random_words(&call->seed, 1);
-        }
-        if (share_prompt(part, &err) != TD_OK || submit(part, &err) != TD_OK) {
-            if (call->n_prompts > 1) {
-                td_err_context(&err, "prompt %zu of %zu", i / call->request.best_of + 1,
-                               call->n_prompts);
-            }
+    for (size_t i = 0; i < call->n_prompts; i++) {
+        if (submit(call, i, &err) != TD_OK) {
             fail_with(call, &err);
             return;
         }
@@ -281,12 +260,6 @@ static void submit_all(struct td_openai_call *call)
 /* ---- From text to ids ---- */
 
 static void encode_rest(struct td_openai_call *call);
-
-/* The first candidate of a prompt. */
-static struct td_openai_part *first_of(struct td_openai_call *call, size_t prompt)
-{
-    return &call->parts[prompt * call->request.best_of];
-}
 
 static void on_encoded(enum td_status status, struct td_ids *ids, const struct td_err *err,
                        void *user)
@@ -373,13 +346,17 @@ static enum td_status make_parts(struct td_openai_call *call, struct td_err *err
     size_t n_prompts = request->kind == TD_OPENAI_CHAT ? 1 : request->n_prompts;
     size_t n = n_prompts * request->best_of;
     call->parts = calloc(n, sizeof(*call->parts));
-    if (call->parts == NULL) {
+    call->candidates = calloc(n, sizeof(*call->candidates));
+    if (call->parts == NULL || call->candidates == NULL) {
         return td_err_set(err, TD_NO_MEMORY, "no memory for %zu answers", n);
     }
     call->n_prompts = n_prompts;
     call->n_parts = n;
     for (size_t i = 0; i < n; i++) {
+        call->candidates[i].user = &call->parts[i];
         call->parts[i].call = call;
+        call->parts[i].candidate = &call->candidates[i];
+        call->parts[i].times.start_ns = call->start_ns;
         call->parts[i].index = (uint32_t)i;
         call->parts[i].choice = (uint32_t)(i % request->best_of);
     }

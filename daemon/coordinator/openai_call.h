@@ -5,7 +5,7 @@
 
 #include "daemon/api/http1.h"
 #include "daemon/api/openai.h"
-#include "daemon/coordinator/coordinator.h"
+#include "daemon/coordinator/candidates.h"
 #include "daemon/coordinator/service_metrics.h"
 
 struct td_openai_call;
@@ -26,26 +26,28 @@ struct td_openai_token {
 struct td_openai_tokens {
     struct td_openai_token *item; /* owned */
     size_t n, cap;
+    uint32_t n_chars; /* code points of all that ever were in it */
 };
 
 /* One candidate of one prompt, and what of it is not written yet. */
 struct td_openai_part {
     struct td_openai_call *call;
-    uint32_t index;     /* of the choice in a stream */
-    uint32_t choice;    /* among the candidates of its prompt */
-    double logprob;     /* sum over its tokens; where best_of is above n */
-    struct td_job *job; /* NULL: not begun, or ended */
-    struct td_ids ids;  /* the prompt, until it is submitted */
+    struct td_candidate *candidate; /* borrows: of the call */
+    uint32_t index;                 /* of the choice in a stream */
+    uint32_t choice;                /* among the candidates of its prompt */
     struct td_service_times times;
     struct td_bytes text;
-    struct td_openai_tokens tokens;        /* only with logprobs */
-    struct td_ids prompt;                  /* kept where the answer shows it */
-    struct td_openai_tokens prompt_tokens; /* with their log probabilities, the first without */
-    bool has_begun;                        /* the answer */
-    uint32_t n_chars;                      /* code points of all tokens so far */
+    struct td_openai_tokens tokens; /* only with logprobs */
+    bool echoed;                    /* the prompt stands in front of text and tokens */
     bool role_sent, finish_sent;
     enum td_finish finish;
     uint32_t n_prompt, n_cached, n_output; /* at the end */
+
+    /* What all candidates show of their prompt lies with the first, which alone computes it. */
+    struct td_ids ids;                     /* the prompt, until it is submitted */
+    struct td_ids prompt;                  /* kept where the answer shows it */
+    struct td_openai_tokens prompt_tokens; /* with their log probabilities, the first without */
+    bool has_begun;                        /* the answer: the prompt is whole */
 };
 
 struct td_openai_call {
@@ -67,8 +69,8 @@ struct td_openai_call {
     struct td_chat_message *messages; /* owned */
     struct td_openai_part
         *parts; /* owned, [n_parts]: the candidates of the first prompt, of the second, ... */
+    struct td_candidate *candidates; /* owned, [n_parts], in the same order */
     size_t n_parts, n_prompts, n_encoded;
-    uint64_t seed; /* of requests that bring none; candidates differ by their choice index */
 };
 
 /* Takes the request over. */

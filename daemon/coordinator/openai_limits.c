@@ -5,36 +5,23 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* Prompt and output at most of one part. TD_TOO_LARGE and TD_INVALID: no waiting would help that prompt. */
-static enum td_status count_tokens(const struct td_openai_part *part, uint64_t *n_tokens,
-                                   struct td_err *err)
-{
-    const struct td_openai_call *call = part->call;
-    struct td_request r;
-    td_request_init(&r);
-    r.prompt = part->ids.data; /* borrowed: not deinitialised */
-    r.n_prompt = (uint32_t)part->ids.len;
-    r.max_tokens = call->request.has_max_tokens ? call->request.max_tokens : UINT32_MAX;
-    r.max_tokens += r.max_tokens == 0; /* drawn, but not shown */
-    enum td_status status =
-        call->served->max_model_len > 0
-            ? td_request_validate(&r, UINT32_MAX, call->served->max_model_len, err)
-            : TD_OK; /* never was ready: td_coord_admit says so */
-    *n_tokens += (uint64_t)r.n_prompt + r.max_tokens;
-    return status;
-}
-
 enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err *err)
 {
-    struct td_coord_ask ask = {.key = call->key, .n_jobs = (uint32_t)call->n_parts};
+    const struct td_openai_request *q = &call->request;
+    struct td_coord_ask ask = {.key = call->key};
     uint32_t retry_after_s = 0;
     enum td_status status = TD_OK;
-    for (size_t i = 0; i < call->n_parts && status == TD_OK; i++) {
-        /* The ids of a prompt lie with its first candidate. */
-        status = count_tokens(&call->parts[i - call->parts[i].choice], &ask.n_tokens, err);
+    for (size_t i = 0; i < call->n_prompts && status == TD_OK; i++) {
+        const struct td_ids *ids = &call->parts[i * q->best_of].ids;
+        struct td_request r;
+        td_request_init(&r);
+        r.prompt = ids->data; /* borrowed: not deinitialised */
+        r.n_prompt = (uint32_t)ids->len;
+        r.max_tokens = q->has_max_tokens ? q->max_tokens : 0;
+        r.max_tokens += q->has_max_tokens && q->max_tokens == 0; /* drawn, but not shown */
+        status = td_candidates_count(call->served, &r, q->best_of, &ask, err);
         if (status != TD_OK && call->n_prompts > 1) {
-            td_err_context(err, "prompt %zu of %zu", i / call->request.best_of + 1,
-                           call->n_prompts);
+            td_err_context(err, "prompt %zu of %zu", i + 1, call->n_prompts);
         }
     }
     if (status == TD_OK) {

@@ -19,10 +19,9 @@ static uint32_t count_chars(struct td_str s)
     return n;
 }
 
-static enum td_status keep_token(struct td_openai_part *part, struct td_openai_tokens *list,
+static enum td_status keep_token(const struct td_tokenizer *tok, struct td_openai_tokens *list,
                                  const struct td_sampled *token, bool is_first)
 {
-    const struct td_tokenizer *tok = part->call->served->tok;
     if (list->n == list->cap) {
         size_t cap = list->cap > 0 ? 2 * list->cap : 16;
         struct td_openai_token *grown = realloc(list->item, cap * sizeof(*grown));
@@ -32,9 +31,9 @@ static enum td_status keep_token(struct td_openai_part *part, struct td_openai_t
         list->item = grown;
         list->cap = cap;
     }
-    list->item[list->n++] = (struct td_openai_token){*token, is_first, part->n_chars};
+    list->item[list->n++] = (struct td_openai_token){*token, is_first, list->n_chars};
     if (!td_tokenizer_is_special(tok, token->id)) {
-        part->n_chars += count_chars(td_tokenizer_piece(tok, token->id));
+        list->n_chars += count_chars(td_tokenizer_piece(tok, token->id));
     }
     return TD_OK;
 }
@@ -46,69 +45,27 @@ static enum td_status begin_prompt(struct td_openai_part *part)
         return TD_OK;
     }
     const struct td_sampled first = {.id = part->prompt.data[0]};
-    return keep_token(part, &part->prompt_tokens, &first, true);
+    return keep_token(part->call->served->tok, &part->prompt_tokens, &first, true);
 }
 
 static enum td_status take_prompt(struct td_openai_part *part, const struct td_job_event *event)
 {
     enum td_status status = begin_prompt(part);
-    return status == TD_OK ? keep_token(part, &part->prompt_tokens, event->token, false) : status;
-}
-
-/* The prompt in front of the answer: its text as it came, or that of its ids. */
-static enum td_status echo(struct td_openai_part *part)
-{
-    const struct td_openai_request *request = &part->call->request;
-    const struct td_openai_prompt *prompt =
-        &request->prompts[(size_t)(part - part->call->parts) / request->best_of];
-    enum td_status status =
-        prompt->is_ids ? td_detok_text(part->call->served->tok, part->prompt.data, part->prompt.len,
-                                       TD_ENDING_DETOK_FLAGS, &part->text)
-                       : td_bytes_append_str(&part->text, prompt->text);
-    /* Only the first alternatives of each are shown: prompt_logprobs may have asked for more. */
-    for (size_t i = 0; status == TD_OK && request->want_logprobs && i < part->prompt_tokens.n;
-         i++) {
-        struct td_sampled token = part->prompt_tokens.item[i].sampled;
-        uint32_t most = (uint32_t)request->sampling.n_logprobs;
-        uint32_t at = part->prompt_tokens.item[i].text_offset, n_chars = part->n_chars;
-        token.n_top = token.n_top < most ? token.n_top : most;
-        status = keep_token(part, &part->tokens, &token, i == 0);
-        part->n_chars = n_chars; /* it was counted when it came */
-        if (status == TD_OK) {
-            part->tokens.item[part->tokens.n - 1].text_offset = at;
-        }
-    }
-    return status;
-}
-
-/* Before the first thing that is told of the answer. */
-static enum td_status begin_answer(struct td_openai_part *part)
-{
-    enum td_status status = begin_prompt(part);
-    if (part->has_begun) {
-        return status;
-    }
-    part->has_begun = true;
-    if (!part->call->request.echo) {
-        part->n_chars = 0; /* of the answer only */
-        return status;
-    }
-    return status == TD_OK ? echo(part) : status;
+    return status == TD_OK
+               ? keep_token(part->call->served->tok, &part->prompt_tokens, event->token, false)
+               : status;
 }
 
 /* One output token, which is no part of an answer that was to hold none. */
 static enum td_status take_token(struct td_openai_part *part, const struct td_job_event *event)
 {
-    const struct td_openai_request *request = &part->call->request;
+    const struct td_tokenizer *tok = part->call->served->tok;
     enum td_status status = td_bytes_append_str(&part->text, event->text);
-    if (event->has_token && request->best_of > request->n) {
-        part->logprob += (double)event->token->logprob;
-    }
-    if (status == TD_OK && event->has_token && request->want_logprobs) {
+    if (status == TD_OK && event->has_token && part->call->request.want_logprobs) {
         /* The end token is no part of the answer's text, and so not of its log probabilities. */
-        bool is_end = event->finish == TD_FINISH_STOP &&
-                      td_tokenizer_is_special(part->call->served->tok, event->token->id);
-        status = is_end ? TD_OK : keep_token(part, &part->tokens, event->token, false);
+        bool is_end =
+            event->finish == TD_FINISH_STOP && td_tokenizer_is_special(tok, event->token->id);
+        status = is_end ? TD_OK : keep_token(tok, &part->tokens, event->token, false);
     }
     return status;
 }
@@ -121,7 +78,9 @@ enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td
     if (event->is_prompt) {
         return take_prompt(part, event);
     }
-    status = begin_answer(part);
+    status = begin_prompt(part);
+    part->has_begun = part->has_begun ||
+                      (event->finish != TD_FINISH_ERROR && event->finish != TD_FINISH_CANCELLED);
     if (event->finish != TD_FINISH_NONE) {
         part->finish =
             has_none && event->finish == TD_FINISH_STOP ? TD_FINISH_LENGTH : event->finish;
@@ -130,6 +89,76 @@ enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td
         part->n_output = has_none ? 0 : event->n_output;
     }
     return status == TD_OK && !has_none ? take_token(part, event) : status;
+}
+
+/* ---- The prompt in front of the answer ---- */
+
+static const struct td_openai_part *first_of(const struct td_openai_part *part)
+{
+    return part - part->choice;
+}
+
+/* Whether the answer may be shown: the log probabilities of the prompt in front of it come from another job. */
+static bool may_show(const struct td_openai_part *part)
+{
+    const struct td_openai_request *request = &part->call->request;
+    return !request->echo || !request->want_logprobs || first_of(part)->has_begun;
+}
+
+/* The prompt's tokens in front of those of the answer. Of their alternatives as many as the answer's tokens have:
+ * prompt_logprobs may have asked for more. */
+static enum td_status echo_tokens(struct td_openai_part *part)
+{
+    const struct td_openai_tokens *prompt = &first_of(part)->prompt_tokens;
+    const uint32_t most = (uint32_t)part->call->request.sampling.n_logprobs;
+    const size_t n = prompt->n + part->tokens.n;
+    struct td_openai_token *all = calloc(n + 1, sizeof(*all));
+    if (all == NULL) {
+        return TD_NO_MEMORY;
+    }
+    for (size_t i = 0; i < prompt->n; i++) {
+        all[i] = prompt->item[i];
+        all[i].sampled.n_top = all[i].sampled.n_top < most ? all[i].sampled.n_top : most;
+    }
+    for (size_t i = prompt->n; i < n; i++) {
+        all[i] = part->tokens.item[i - prompt->n];
+        all[i].text_offset += prompt->n_chars;
+    }
+    free(part->tokens.item);
+    part->tokens = (struct td_openai_tokens){
+        .item = all, .n = n, .cap = n + 1, .n_chars = part->tokens.n_chars + prompt->n_chars};
+    return TD_OK;
+}
+
+/* The prompt's text as it came, or that of its ids, before the first of the answer. */
+static enum td_status echo(struct td_openai_part *part)
+{
+    const struct td_openai_request *request = &part->call->request;
+    const struct td_openai_part *first = first_of(part);
+    struct td_bytes text = {0};
+    if (!request->echo || part->echoed) {
+        return TD_OK;
+    }
+    const struct td_openai_prompt *prompt =
+        &request->prompts[(size_t)(part - part->call->parts) / request->best_of];
+    enum td_status status = prompt->is_ids
+                                ? td_detok_text(part->call->served->tok, first->prompt.data,
+                                                first->prompt.len, TD_ENDING_DETOK_FLAGS, &text)
+                                : td_bytes_append_str(&text, prompt->text);
+    if (status == TD_OK) {
+        status = td_bytes_append_str(&text, td_bytes_str(&part->text));
+    }
+    if (status == TD_OK && request->want_logprobs) {
+        status = echo_tokens(part);
+    }
+    if (status != TD_OK) {
+        td_bytes_deinit(&text);
+        return status;
+    }
+    td_bytes_deinit(&part->text);
+    part->text = text;
+    part->echoed = true;
+    return TD_OK;
 }
 
 /* ---- Log probabilities ---- */
@@ -206,32 +235,15 @@ static struct td_openai_usage usage_of(const struct td_openai_call *call)
     return usage;
 }
 
-/* ---- The best candidates ---- */
-
-static bool is_better(const struct td_openai_part *a, const struct td_openai_part *b)
-{
-    double x = a->logprob / (a->n_output > 0 ? a->n_output : 1);
-    double y = b->logprob / (b->n_output > 0 ? b->n_output : 1);
-    return x > y || (x == y && a->choice < b->choice);
-}
-
-/* The place of a candidate among those of its prompt, by log probability per token. */
-static uint32_t place_of(const struct td_openai_part *part)
-{
-    const struct td_openai_part *first = part - part->choice;
-    uint32_t place = 0;
-    for (uint32_t i = 0; i < part->call->request.best_of; i++) {
-        place += is_better(&first[i], part);
-    }
-    return place;
-}
-
 /* The choice that a candidate becomes; n_choices or more: none. */
 static size_t choice_of(const struct td_openai_part *part, size_t n_choices)
 {
     const struct td_openai_request *request = &part->call->request;
     size_t prompt = (size_t)(part - part->call->parts) / request->best_of;
-    uint32_t place = request->best_of > request->n ? place_of(part) : part->choice;
+    uint32_t place = part->choice;
+    if (request->best_of > request->n) {
+        place = td_candidates_place(first_of(part)->candidate, request->best_of, part->choice);
+    }
     return place < request->n ? prompt * request->n + place : n_choices;
 }
 
@@ -243,9 +255,9 @@ enum td_status td_openai_reply_respond(struct td_openai_call *call)
     enum td_status status = choices != NULL && lps != NULL ? TD_OK : TD_NO_MEMORY;
     struct td_bytes body = {0};
     for (size_t i = 0; i < call->n_parts && status == TD_OK; i++) {
-        const struct td_openai_part *part = &call->parts[i];
+        struct td_openai_part *part = &call->parts[i];
         size_t at = choice_of(part, n_choices);
-        if (at >= n_choices) {
+        if (at >= n_choices || (status = echo(part)) != TD_OK) {
             continue;
         }
         choices[at] = (struct td_openai_choice){
@@ -257,10 +269,11 @@ enum td_status td_openai_reply_respond(struct td_openai_call *call)
             choices[at].n_logprobs = part->tokens.n;
         }
         if (status == TD_OK && call->request.prompt_logprobs >= 0 &&
-            (status = logprobs_init(&lps[2 * at + 1], part, &part->prompt_tokens)) == TD_OK) {
+            (status = logprobs_init(&lps[2 * at + 1], part, &first_of(part)->prompt_tokens)) ==
+                TD_OK) {
             choices[at].has_prompt_logprobs = true;
             choices[at].prompt_logprobs = lps[2 * at + 1].tokens;
-            choices[at].n_prompt_logprobs = part->prompt_tokens.n;
+            choices[at].n_prompt_logprobs = first_of(part)->prompt_tokens.n;
         }
     }
     if (status == TD_OK) {
@@ -340,12 +353,20 @@ static enum td_status send_chunk(struct td_openai_part *part, enum td_finish fin
 
 static enum td_status pump_part(struct td_openai_part *part)
 {
+    bool is_over = part->finish == TD_FINISH_STOP || part->finish == TD_FINISH_LENGTH;
     enum td_status status = send_role(part);
-    if (status == TD_OK && part->text.len > 0) {
+    if (status != TD_OK || !may_show(part) || (part->text.len == 0 && !is_over)) {
+        return status;
+    }
+    status = echo(part);
+    if (status != TD_OK) {
+        td_http_stream_abort(part->call->http);
+        return status;
+    }
+    if (part->text.len > 0) {
         status = send_chunk(part, TD_FINISH_NONE);
     }
-    if (status == TD_OK && !part->finish_sent &&
-        (part->finish == TD_FINISH_STOP || part->finish == TD_FINISH_LENGTH)) {
+    if (status == TD_OK && !part->finish_sent && is_over) {
         status = send_chunk(part, part->finish);
         part->finish_sent = status == TD_OK;
     }

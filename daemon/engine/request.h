@@ -17,6 +17,7 @@ enum {
     TD_REQUEST_MAX_STOP_BYTES = 256,
     TD_REQUEST_MAX_STOP_IDS = 16,
     TD_REQUEST_MAX_SALT_BYTES = 256,
+    TD_REQUEST_MAX_CHOICES = 128,  /* answers to one prompt, and candidates for them */
     TD_REQUEST_MAX_PRIORITY = 1000 /* and -1000 is the least that a client may ask for */
 };
 

@@ -129,6 +129,23 @@ static inline void fake_coord_emit(struct td_job *j, const char *text, enum td_f
     j->on_event(j, &event, j->user);
 }
 
+/* The log probability of the prompt's token at `position`, which stands for it: -position. */
+static inline void fake_coord_emit_prompt(struct td_job *j, uint32_t position)
+{
+    struct td_sampled token = {.id = j->request.prompt[position],
+                               .logprob = -(float)position,
+                               .rank = position + 1,
+                               .n_top = (uint32_t)j->request.prompt_logprobs};
+    const struct td_job_event event = {
+        .index = position, .is_prompt = true, .token = &token, .text = TD_STR("")};
+    assert_false(j->ended);
+    for (uint32_t i = 0; i < token.n_top; i++) {
+        token.top[i].id = i;
+        token.top[i].logprob = -(float)i;
+    }
+    j->on_event(j, &event, j->user);
+}
+
 /* ---- coordinator.h ---- */
 
 enum td_status td_coord_find_model(struct td_coord *c, struct td_str name,

@@ -476,8 +476,8 @@ static void test_openai_request_takes_choices_and_candidates(void **state)
     parse_ok(TD_OPENAI_COMPLETION, "{\"prompt\":\"x\",\"n\":2,\"best_of\":5}", &req);
     assert_int_equal(req.n, 2);
     assert_int_equal(req.best_of, 5);
-    assert_false(req.want_logprobs); /* but choosing needs them */
-    assert_int_equal(req.sampling.n_logprobs, 0);
+    assert_false(req.want_logprobs);
+    assert_int_equal(req.sampling.n_logprobs, -1); /* who submits it asks for what choosing needs */
     td_openai_request_deinit(&req);
     parse_ok(TD_OPENAI_COMPLETION, "{\"prompt\":\"x\",\"best_of\":2,\"logprobs\":4}", &req);
     assert_int_equal(req.sampling.n_logprobs, 4);

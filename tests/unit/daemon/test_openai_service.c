@@ -280,6 +280,77 @@ static void test_openai_service_streams_several_choices_of_a_prompt(void **state
     assert_int_equal(count(answer, "[DONE]"), 1);
 }
 
+/* Loop thread: the second candidate is ahead of the first, which has the log probabilities of the prompt to compute. */
+static void one_token_of_second(struct api_server *s)
+{
+    (void)s;
+    fake_coord_emit(coord->jobs[1], "late", TD_FINISH_NONE, NULL);
+}
+
+static void rest_of_prompt(struct api_server *s)
+{
+    (void)s;
+    for (uint32_t i = 1; i < coord->jobs[0]->request.n_prompt; i++) {
+        fake_coord_emit_prompt(coord->jobs[0], i);
+    }
+}
+
+static void check_only_first_computes_the_prompt(int32_t n_alternatives)
+{
+    assert_int_equal(coord->jobs[0]->request.prompt_logprobs, n_alternatives);
+    for (size_t i = 1; i < coord->n_jobs; i++) {
+        assert_int_equal(coord->jobs[i]->request.prompt_logprobs, -1);
+    }
+}
+
+static void test_openai_service_computes_the_prompt_once_and_shows_it_with_each_choice(void **state)
+{
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[7,8,9],\"n\":3,\"prompt_logprobs\":0}");
+    assert_true(wait_for(&n_jobs, 3));
+    check_only_first_computes_the_prompt(0);
+    api_server_call(server, one_token_of_second);
+    api_server_call(server, rest_of_prompt);
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_int_equal(count(answer, "\"prompt_logprobs\":[null,{\"8\":"), 3);
+    assert_int_equal(count(answer, "\"logprob\":-1,\"rank\":2"), 3);
+    assert_int_equal(count(answer, "\"logprob\":-2,\"rank\":3"), 3);
+}
+
+static void test_openai_service_echoes_the_prompt_before_each_choice(void **state)
+{
+    static const char lps[] = "\"token_logprobs\":[null,-1,-2,-0.5";
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[7,8,9],\"n\":2,\"echo\":true,\"logprobs\":0}");
+    assert_true(wait_for(&n_jobs, 2));
+    check_only_first_computes_the_prompt(0);
+    api_server_call(server, one_token_of_second);
+    api_server_call(server, rest_of_prompt);
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_int_equal(count(answer, lps), 2);
+    assert_int_equal(count(answer, "late!\""), 1);
+}
+
+static void test_openai_service_streams_no_echo_before_it_knows_the_prompt(void **state)
+{
+    static const char lps[] = "\"token_logprobs\":[null,-1,-2,-0.5";
+    (void)state;
+    int fd = ask("/v1/completions", "{\"prompt\":[7,8,9],\"n\":2,\"echo\":true,\"logprobs\":0,"
+                                    "\"stream\":true}");
+    assert_true(wait_for(&n_jobs, 2));
+    api_server_call(server, one_token_of_second);
+    api_server_call(server, rest_of_prompt);
+    api_server_call(server, one_token_each);
+    api_server_call(server, end_all);
+    finish(fd);
+    assert_int_equal(count(answer, lps), 2); /* once for each choice, in its first chunk */
+    assert_int_equal(count(answer, "null,-1"), 2);
+    assert_int_equal(count(answer, "late"), 1);
+    assert_int_equal(count(answer, "\"finish_reason\":\"length\""), 2);
+}
+
 static void test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks(void **state)
 {
     (void)state;
@@ -530,6 +601,9 @@ int main(void)
         TEST(test_openai_service_answers_several_prompts_as_choices_in_order),
         TEST(test_openai_service_answers_with_the_best_of_the_candidates),
         TEST(test_openai_service_streams_several_choices_of_a_prompt),
+        TEST(test_openai_service_computes_the_prompt_once_and_shows_it_with_each_choice),
+        TEST(test_openai_service_echoes_the_prompt_before_each_choice),
+        TEST(test_openai_service_streams_no_echo_before_it_knows_the_prompt),
         TEST(test_openai_service_a_slow_reader_gets_every_byte_in_fewer_chunks),
         TEST(test_openai_service_tells_a_loss_in_mid_stream_and_ends),
         TEST(test_openai_service_tells_a_loss_before_the_answer_as_503),

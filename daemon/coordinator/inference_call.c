@@ -23,10 +23,8 @@ static void free_when_over(struct td_inference_call *call)
     td_served_release(call->served);
     free(call->messages);
     td_ids_deinit(&call->ids);
-    td_ids_deinit(&call->echo);
     td_bytes_deinit(&call->raw);
-    td_bytes_deinit(&call->packed);
-    td_bytes_deinit(&call->backlog);
+    td_inference_generate_free(call);
     free(call);
 }
 
@@ -44,10 +42,7 @@ void td_inference_call_closed(void *user, struct td_grpc_stream *s, enum td_grpc
     struct td_inference_call *call = td_grpc_stream_user(s);
     (void)user;
     call->s = NULL;
-    if (call->job != NULL) {
-        td_job_cancel(call->job);
-        call->job = NULL;
-    }
+    td_inference_generate_stop(call);
     /* Unless it was counted before. */
     td_inference_generate_count(call,
                                 code == TD_GRPC_DEADLINE_EXCEEDED ? TD_TIMED_OUT : TD_CANCELLED);
@@ -345,7 +340,7 @@ static enum td_status open_call(struct td_inference_service *service, struct td_
     call->service = service;
     call->s = s;
     call->method = method;
-    call->times.start_ns = uv_hrtime();
+    call->start_ns = uv_hrtime();
     td_grpc_stream_set_user(s, call);
     return TD_OK;
 }

@@ -3,7 +3,7 @@
 #ifndef TD_DAEMON_COORDINATOR_INFERENCE_CALL_H
 #define TD_DAEMON_COORDINATOR_INFERENCE_CALL_H
 
-#include "daemon/coordinator/coordinator.h"
+#include "daemon/coordinator/candidates.h"
 #include "daemon/coordinator/inference_service.h"
 #include "daemon/coordinator/service_metrics.h"
 
@@ -13,6 +13,21 @@ struct td_inference_service {
     struct td_coord *coord;
     const struct td_auth *auth;        /* NULL: open */
     struct td_service_metrics metrics; /* of Generate */
+};
+
+/* One candidate's way to the client. */
+struct td_inference_part {
+    struct td_inference_call *call;
+    struct td_service_times times;
+    struct td_bytes held; /* events that must wait: length (uint32_t) and bytes of each */
+};
+
+/* Log probabilities of the prompt that are not told yet. */
+enum { TD_INFERENCE_PROMPT_TOKENS = 16 }; /* in one event at most */
+struct td_inference_prompt {
+    uint32_t position; /* of the first */
+    uint32_t n;
+    struct td_sampled token[TD_INFERENCE_PROMPT_TOKENS];
 };
 
 struct td_inference_call {
@@ -28,18 +43,24 @@ struct td_inference_call {
     struct td_served *served;         /* retained */
     struct td_chat_message *messages; /* owned */
     struct td_ids ids;
+    uint64_t start_ns; /* when the call came, uv_hrtime */
 
     /* Generate */
-    struct td_job *job; /* NULL: not begun, or ended */
-    struct td_service_times times;
-    bool counted; /* its end was */
+    uint32_t n, best_of;
+    struct td_candidate *candidates; /* owned, [best_of]; NULL: not begun */
+    struct td_inference_part *parts; /* owned, [best_of], in the same order */
+    uint32_t n_open;                 /* candidates that have not ended */
+    bool counted;                    /* its end was */
     bool wants_logprobs;
-    bool ended;             /* the job has; what is left is in the backlog */
-    struct td_err end_err;  /* status TD_OK: it ended well */
-    struct td_ids echo;     /* prompt ids for the first event */
-    struct td_bytes packed; /* one event */
+    struct td_inference_prompt
+        *prompt;              /* owned; NULL: its log probabilities are not wanted, or told */
+    bool ended;               /* all that comes lies in the backlog */
+    struct td_err end_err;    /* status TD_OK: it ended well */
+    struct td_ids echo;       /* prompt ids for the first event */
+    Tensord__V1__Usage usage; /* of the candidates that have ended */
+    struct td_bytes packed, addition; /* one event, and what is known of it only when it is sent */
     struct td_bytes
-        backlog; /* events that the client did not take yet: length (uint32_t) and bytes of each */
+        backlog; /* events that the client did not take yet, as in td_inference_part.held */
 };
 
 /* The handler's callbacks; `user` is the service. */
@@ -52,11 +73,28 @@ void td_inference_call_closed(void *user, struct td_grpc_stream *s, enum td_grpc
 /* Ends the call with an error. */
 void td_inference_call_fail(struct td_inference_call *call, const struct td_err *err);
 
+/* ---- inference_request.c ---- */
+
+/* Everything but prompt and salt, the call's own fields too. TD_INVALID by the name of the message's field. */
+enum td_status td_inference_request_fill(struct td_inference_call *call, struct td_request *r,
+                                         struct td_err *err);
+
 /* ---- inference_generate.c ---- */
 
 /* The prompt's ids are there. Ends the call on an error. */
 void td_inference_generate_begin(struct td_inference_call *call);
 void td_inference_generate_drain(void *user, struct td_grpc_stream *s);
+/* The call is over: cancels what is open. */
+void td_inference_generate_stop(struct td_inference_call *call);
+void td_inference_generate_free(struct td_inference_call *call);
 void td_inference_generate_count(struct td_inference_call *call, enum td_status status);
+
+/* ---- inference_reply.c: from events to messages ---- */
+
+/* Sends or keeps a job's event that tells no failure. Anything but TD_OK: the stream is broken. */
+enum td_status td_inference_reply_take(struct td_inference_part *part,
+                                       const struct td_job_event *event);
+/* Sends what the client takes; ends the call when all is sent. */
+void td_inference_reply_pump(struct td_inference_call *call);
 
 #endif

@@ -64,6 +64,93 @@ def test_generate_gives_logprobs(rpc, channel):
         assert e.top_logprobs[0].logprob >= e.top_logprobs[1].logprob
 
 
+SEEDED = {"temperature": 1.2, "seed": 77}
+
+
+def choices_of(events):
+    """The text of each choice; every choice must have its tokens in order and one end, behind which nothing comes."""
+    texts, n_events, ended = collections.defaultdict(bytes), collections.Counter(), {}
+    for e in events:
+        if e.prompt_logprobs:
+            continue
+        assert e.choice not in ended and e.index == n_events[e.choice]
+        n_events[e.choice] += 1
+        texts[e.choice] += e.text
+        if e.finish_reason:
+            ended[e.choice] = {STOP: "stop", LENGTH: "length"}[e.finish_reason]
+    assert sorted(texts) == sorted(ended) == list(range(len(texts)))
+    return [{"text": texts[i].decode(), "finish_reason": ended[i]} for i in range(len(texts))]
+
+
+def same_by_http(server, **fields):
+    r = server.post("/v1/completions", {"model": NAME, "prompt": PROMPT.decode(), "max_tokens": 16, **SEEDED, **fields})
+    assert r.status == 200, r.body
+    return [{"text": c["text"], "finish_reason": c["finish_reason"]} for c in r.json()["choices"]], r.json()
+
+
+@pytest.mark.parametrize("fields", [{"n": 1}, {"n": 4}, {"n": 2, "best_of": 6}, {"best_of": 3}, {"n": 3, "best_of": 3}])
+def test_generate_gives_the_choices_that_http_gives(server, rpc, channel, fields):
+    events = list(generate(rpc, channel, sampling=SEEDED, **fields))
+    theirs, body = same_by_http(server, **fields)
+    assert choices_of(events) == theirs and len(theirs) == fields.get("n", 1)
+    usage = events[-1].usage
+    assert [e.HasField("usage") for e in events] == [False] * (len(events) - 1) + [True]
+    assert (usage.prompt_tokens, usage.completion_tokens) == (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"])
+    assert usage.seed == 77 and usage.total_ns >= usage.first_token_ns > 0
+    if "best_of" in fields and fields["best_of"] > fields.get("n", 1):
+        order = [e.choice for e in events]
+        assert order == sorted(order)  # one after the other
+
+
+def test_generate_mixes_the_tokens_of_its_choices(rpc, channel):
+    order = [e.choice for e in generate(rpc, channel, sampling=SEEDED, n=3, max_tokens=100, ignore_eos=True)]
+    assert len(order) == 300 and order != sorted(order)
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"n": 2, "best_of": 4}])
+def test_generate_tells_the_prompt_that_http_tells(server, rpc, channel, fields):
+    text = PROMPT + b" there was a dog that lived near the park and had a friend" * 2
+    theirs, body = same_by_http(server, prompt=text.decode(), prompt_logprobs=3, **fields)
+    events = list(generate(rpc, channel, text, SEEDED, prompt_logprobs=3, echo_prompt_ids=True, **fields))
+    assert choices_of(events) == theirs
+    is_prompt = [bool(e.prompt_logprobs) for e in events]
+    assert is_prompt == sorted(is_prompt, reverse=True) and sum(is_prompt) > 1  # all before the first token
+    assert not any(e.text or e.finish_reason or e.WhichOneof("has_token") for e in events if e.prompt_logprobs)
+    told = [p for e in events for p in e.prompt_logprobs]
+    assert [p.position for p in told] == list(range(len(told))) and [p.id for p in told] == list(events[0].prompt_ids)
+    assert not told[0].WhichOneof("has_logprob") and not told[0].top_logprobs
+    listed = body["choices"][0]["prompt_logprobs"]
+    assert len(listed) == len(told) == events[-1].usage.prompt_tokens and all(c["prompt_logprobs"] == listed for c in body["choices"])
+    for p, entry in zip(told[1:], listed[1:], strict=True):
+        assert entry[str(p.id)]["rank"] == p.rank and entry[str(p.id)]["logprob"] == pytest.approx(p.logprob, abs=1e-6)
+        assert {str(t.id) for t in p.top_logprobs} | {str(p.id)} == set(entry) and len(p.top_logprobs) == 3
+        for rank, t in enumerate(p.top_logprobs, 1):
+            assert entry[str(t.id)]["logprob"] == pytest.approx(t.logprob, abs=1e-6) and entry[str(t.id)]["rank"] == rank
+    assert b"".join(p.text for p in told).decode().endswith("had a friend")
+
+
+def test_generate_computes_the_prompt_once_for_all_choices(server, rpc, channel):
+    """The first passes by the prefix cache; the others find the blocks that an earlier request left there."""
+    text = b"The friend of the dog ran to the park and found a ball. " * 6
+    list(generate(rpc, channel, text, SEEDED))
+    before = server.group()["cached_tokens"]
+    usage = list(generate(rpc, channel, text, SEEDED, n=4, prompt_logprobs=0))[-1].usage
+    assert usage.cached_tokens == 0 and server.group()["cached_tokens"] - before >= 3 * (usage.prompt_tokens // 16 * 16 - 16) > 0
+
+
+def test_all_choices_are_cancelled_with_their_call(server, rpc, channel):
+    for fields in ({"n": 5}, {"n": 2, "best_of": 5, "prompt_logprobs": 0}):
+        call = generate(rpc, channel, sampling=SEEDED, max_tokens=2000 if MODEL != STORIES else 480, ignore_eos=True, **fields)
+        next(call)
+        assert server.group()["n_open"] == 5
+        call.cancel()
+        wait_until("the sequences are freed", lambda: server.group()["n_open"] == server.group()["n_running"] == 0, 5)
+    call = rpc.message("GenerateRequest", text=PROMPT, sampling=rpc.message("Sampling", **SEEDED), n=3, max_tokens=4000, ignore_eos=True)
+    code, _ = code_of(lambda: list(rpc.call(channel, "Inference/Generate", call, timeout=0.2)))
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_until("the sequences are freed", lambda: server.group()["n_open"] == server.group()["n_running"] == 0, 5)
+
+
 def test_generate_is_cancelled_by_its_client(server, rpc, channel):
     call = generate(rpc, channel, max_tokens=2000 if MODEL != STORIES else 480, ignore_eos=True)
     next(call)
@@ -88,6 +175,11 @@ def test_generate_refuses_what_is_wrong(rpc, channel):
         ({"text": None, "token_ids": rpc.message("TokenIds", ids=[10**9])}, S.INVALID_ARGUMENT, "1000000000"),
         ({"text": b"once upon a time " * 3000}, None, "context"),
         ({"stop": [b""]}, S.INVALID_ARGUMENT, "stop"),
+        ({"n": 0}, S.INVALID_ARGUMENT, "n is 0, expected 1 to 128"),
+        ({"n": 129}, S.INVALID_ARGUMENT, "n is 129, expected 1 to 128"),
+        ({"n": 3, "best_of": 2}, S.INVALID_ARGUMENT, "best_of is 2, expected n (3) to 128"),
+        ({"best_of": 129}, S.INVALID_ARGUMENT, "best_of is 129, expected n (1) to 128"),
+        ({"prompt_logprobs": 21}, S.INVALID_ARGUMENT, "prompt_logprobs is 21, expected 0 to 20"),
     ]:
         got = code_of(lambda: list(generate(rpc, channel, **fields)))
         assert got[0] in ([code] if code else [S.INVALID_ARGUMENT, S.OUT_OF_RANGE, S.RESOURCE_EXHAUSTED]), (fields.keys(), got)

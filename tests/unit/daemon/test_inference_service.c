@@ -14,6 +14,12 @@ struct fixture {
     size_t n_events;
     bool is_right; /* every event had the next index */
     struct td_bytes text;
+    char order
+        [256]; /* of the events: 'p' for log probabilities of the prompt, else the choice's digit, 'E' behind its end */
+    struct td_bytes choice[8]; /* texts */
+    size_t n_tokens[8];
+    uint32_t n_prompt, n_ids; /* positions that were told; prompt_ids of the first event */
+    uint32_t n_usages, completion_tokens;
     int n_closes;
     enum td_grpc_code code;
     char message[256];
@@ -46,6 +52,45 @@ static void on_server_close(void *user, struct td_grpc_stream *s, enum td_grpc_c
     td_inference_call_closed(&((struct fixture *)user)->service, s, code);
 }
 
+static void note_prompt(struct fixture *f, const Tensord__V1__GenerateEvent *event)
+{
+    for (size_t i = 0; i < event->n_prompt_logprobs; i++, f->n_prompt++) {
+        const Tensord__V1__PromptLogprob *p = event->prompt_logprobs[i];
+        bool has = p->has_logprob_case == TENSORD__V1__PROMPT_LOGPROB__HAS_LOGPROB_LOGPROB;
+        assert_int_equal(p->position, f->n_prompt);
+        assert_int_equal(p->id, f->n_prompt); /* as fake_coord_encoded has it */
+        assert_int_equal(has, p->position > 0);
+        assert_true(p->logprob == -(float)p->position);
+        assert_int_equal(p->rank, has ? p->position + 1 : 0);
+        assert_int_equal(p->n_top_logprobs, has ? 2 : 0);
+        assert_true(!has || (p->top_logprobs[1]->id == 1 && p->top_logprobs[1]->logprob == -1));
+    }
+}
+
+/* What the tests of several choices look at. */
+static void note_choice(struct fixture *f, const Tensord__V1__GenerateEvent *event)
+{
+    size_t at = strlen(f->order);
+    if (event->n_prompt_ids > 0) {
+        assert_int_equal(f->n_events, 0);
+        f->n_ids = (uint32_t)event->n_prompt_ids;
+    }
+    if (event->choice >= 8 || at + 3 > sizeof(f->order)) {
+        return;
+    }
+    if (event->n_prompt_logprobs > 0) {
+        f->order[at] = 'p';
+        note_prompt(f, event);
+        return;
+    }
+    f->order[at++] = (char)('0' + event->choice);
+    f->order[at] = event->finish_reason != TENSORD__V1__FINISH_REASON__FINISH_REASON_NONE ? 'E' : 0;
+    assert_int_equal(event->index, f->n_tokens[event->choice]);
+    f->n_tokens[event->choice]++;
+    assert_int_equal(td_bytes_append_str(&f->choice[event->choice], td_rpc_str(event->text)),
+                     TD_OK);
+}
+
 static void on_client_message(void *user, struct td_grpc_stream *s, struct td_str message)
 {
     struct fixture *f = user;
@@ -54,12 +99,14 @@ static void on_client_message(void *user, struct td_grpc_stream *s, struct td_st
     assert_int_equal(td_rpc_unpack(&tensord__v1__generate_event__descriptor, message, 0, &m, NULL),
                      TD_OK);
     const Tensord__V1__GenerateEvent *event = (const void *)m;
+    note_choice(f, event);
     f->is_right = f->is_right && event->index == f->n_events;
     f->n_events++;
     assert_int_equal(td_bytes_append_str(&f->text, td_rpc_str(event->text)), TD_OK);
     if (event->usage != NULL) {
         f->seed = event->usage->seed;
-        assert_int_equal(event->usage->completion_tokens, f->n_events);
+        f->n_usages++;
+        f->completion_tokens = event->usage->completion_tokens;
     }
     td_rpc_free(m);
 }
@@ -107,6 +154,9 @@ static int teardown(void **state)
     td_grpc_close(f->client);
     td_grpc_close(f->server);
     td_bytes_deinit(&f->text);
+    for (int i = 0; i < 8; i++) {
+        td_bytes_deinit(&f->choice[i]);
+    }
     fake_coord_close(f->coord);
     assert_int_equal(uv_loop_close(&f->loop), 0);
     td_log_set_level(TD_LOG_INFO);
@@ -175,6 +225,7 @@ static void test_inference_service_keeps_what_a_slow_client_does_not_take(void *
     fake_coord_emit(job, "end", TD_FINISH_STOP, NULL);
     pump(f);
     assert_int_equal(f->n_events, 2001);
+    assert_int_equal(f->completion_tokens, 2001);
     assert_true(f->is_right);
     assert_int_equal(f->text.len, 20003);
     assert_memory_equal(f->text.data + 20000, "end", 3);
@@ -306,6 +357,175 @@ static void test_inference_service_unpacks_long_messages_elsewhere(void **state)
     assert_int_equal(f->code, TD_GRPC_OUT_OF_RANGE);
 }
 
+/* ---- Several choices ---- */
+
+static void begin_choices(struct fixture *f, uint32_t n, uint32_t best_of, bool with_prompt,
+                          size_t n_prompt)
+{
+    Tensord__V1__GenerateRequest m = text_request();
+    m.has_n_case = TENSORD__V1__GENERATE_REQUEST__HAS_N_N;
+    m.n = n;
+    m.echo_prompt_ids = true;
+    if (best_of > 0) {
+        m.has_best_of_case = TENSORD__V1__GENERATE_REQUEST__HAS_BEST_OF_BEST_OF;
+        m.best_of = best_of;
+    }
+    if (with_prompt) {
+        m.has_prompt_logprobs_case =
+            TENSORD__V1__GENERATE_REQUEST__HAS_PROMPT_LOGPROBS_PROMPT_LOGPROBS;
+        m.prompt_logprobs = 2;
+    }
+    call(f, &m);
+    fake_coord_encoded(f->coord, n_prompt);
+    pump(f);
+    assert_int_equal(f->n_closes, 0);
+    assert_int_equal(f->coord->n_jobs, best_of > 0 ? best_of : n);
+}
+
+static void check_choice(const struct fixture *f, uint32_t choice, const char *text)
+{
+    assert_int_equal(f->choice[choice].len, strlen(text));
+    assert_memory_equal(f->choice[choice].data, text, strlen(text));
+}
+
+static void test_inference_service_streams_choices_as_they_come(void **state)
+{
+    struct fixture *f = *state;
+    begin_choices(f, 3, 0, false, 3);
+    struct td_job **jobs = f->coord->jobs;
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(jobs[i]->request.sampling.choice, i);
+        assert_true(td_job_seed(jobs[i]) == td_job_seed(jobs[0]));
+        assert_int_equal(jobs[i]->request.n_prompt, 3);
+    }
+    fake_coord_emit(jobs[1], "b", TD_FINISH_NONE, NULL);
+    fake_coord_emit(jobs[0], "a", TD_FINISH_NONE, NULL);
+    fake_coord_emit(jobs[0], "A", TD_FINISH_STOP, NULL);
+    fake_coord_emit(jobs[2], "c", TD_FINISH_LENGTH, NULL);
+    pump(f);
+    assert_int_equal(f->n_usages, 0);
+    assert_int_equal(f->n_closes, 0);
+    fake_coord_emit(jobs[1], "B", TD_FINISH_STOP, NULL);
+    pump(f);
+    assert_string_equal(f->order, "100E2E1E");
+    check_choice(f, 0, "aA");
+    check_choice(f, 1, "bB");
+    check_choice(f, 2, "c");
+    assert_int_equal(f->n_ids, 3);
+    assert_int_equal(f->n_usages, 1);
+    assert_int_equal(f->completion_tokens, 5);
+    assert_int_equal(f->code, TD_GRPC_OK);
+    assert_true(td_metrics_value(f->service.metrics.requests[TD_SERVICE_OK]) == 1);
+}
+
+static void test_inference_service_sends_the_best_first_when_all_have_ended(void **state)
+{
+    struct fixture *f = *state;
+    static const float worth[] = {-3, -1, -2, -0.5f};
+    begin_choices(f, 2, 4, true, 20);
+    for (uint32_t i = 0; i < 4; i++) {
+        struct td_job *job = f->coord->jobs[i];
+        char text[] = {(char)('a' + i), '\0'};
+        assert_int_equal(job->request.sampling.n_logprobs, 0);
+        assert_int_equal(job->request.prompt_logprobs, i == 0 ? 2 : -1);
+        for (uint32_t k = 1; i == 0 && k < 20; k++) {
+            fake_coord_emit_prompt(job, k);
+        }
+        job->logprob = worth[i];
+        fake_coord_emit(job, text, TD_FINISH_NONE, NULL);
+        pump(f);
+        assert_string_equal(f->order, "pp"); /* 16 positions and 4; the rest waits */
+        fake_coord_emit(job, "!", TD_FINISH_STOP, NULL);
+    }
+    pump(f);
+    assert_string_equal(f->order, "pp00E11E");
+    check_choice(f, 0, "d!");
+    check_choice(f, 1, "b!");
+    assert_int_equal(f->n_prompt, 20);
+    assert_int_equal(f->n_usages, 1);
+    assert_int_equal(f->completion_tokens, 8); /* of all four */
+    assert_int_equal(f->code, TD_GRPC_OK);
+}
+
+static void test_inference_service_tells_the_prompt_before_any_choice(void **state)
+{
+    struct fixture *f = *state;
+    begin_choices(f, 2, 0, true, 3);
+    struct td_job **jobs = f->coord->jobs;
+    for (int i = 0; i < 200; i++) { /* far ahead */
+        fake_coord_emit(jobs[1], "0123456789", TD_FINISH_NONE, NULL);
+    }
+    pump(f);
+    assert_int_equal(f->n_events, 0);
+    assert_true(jobs[1]->paused);
+    assert_false(jobs[0]->paused);
+    fake_coord_emit_prompt(jobs[0], 1);
+    fake_coord_emit_prompt(jobs[0], 2);
+    fake_coord_emit(jobs[0], "a", TD_FINISH_LENGTH, NULL);
+    pump(f);
+    assert_false(jobs[1]->paused);
+    assert_int_equal(f->n_prompt, 3);
+    assert_int_equal(f->n_events, 1 + 200 + 1);
+    assert_memory_equal(f->order, "p1111", 5);
+    fake_coord_emit(jobs[1], "b", TD_FINISH_STOP, NULL);
+    pump(f);
+    check_choice(f, 0, "a");
+    assert_int_equal(f->choice[1].len, 2001);
+    assert_int_equal(f->n_usages, 1);
+    assert_int_equal(f->completion_tokens, 202);
+    assert_int_equal(f->code, TD_GRPC_OK);
+}
+
+static void test_inference_service_one_failure_ends_all_choices(void **state)
+{
+    struct fixture *f = *state;
+    struct td_err err = {0};
+    begin_choices(f, 3, 0, false, 3);
+    fake_coord_emit(f->coord->jobs[0], "a", TD_FINISH_STOP, NULL);
+    fake_coord_emit(f->coord->jobs[1], "b", TD_FINISH_NONE, NULL);
+    td_err_set(&err, TD_TIMED_OUT, "the time was up");
+    fake_coord_emit(f->coord->jobs[1], "", TD_FINISH_ERROR, &err);
+    pump(f);
+    assert_int_equal(f->coord->n_cancelled, 1); /* the third */
+    assert_string_equal(f->order, "0E1");
+    assert_int_equal(f->n_usages, 0);
+    assert_int_equal(f->code, TD_GRPC_DEADLINE_EXCEEDED);
+}
+
+static void test_inference_service_cancels_all_choices_with_the_call(void **state)
+{
+    struct fixture *f = *state;
+    begin_choices(f, 2, 5, true, 3);
+    fake_coord_emit(f->coord->jobs[3], "x", TD_FINISH_STOP, NULL);
+    fake_coord_emit(f->coord->jobs[4], "x", TD_FINISH_NONE, NULL);
+    td_grpc_stream_cancel(f->s);
+    pump(f);
+    assert_int_equal(f->coord->n_cancelled, 4);
+    assert_true(td_metrics_value(f->service.metrics.requests[TD_SERVICE_CANCELLED]) == 1);
+}
+
+static void test_inference_service_accepts_all_choices_or_none(void **state)
+{
+    struct fixture *f = *state;
+    Tensord__V1__GenerateRequest m = text_request();
+    m.has_n_case = TENSORD__V1__GENERATE_REQUEST__HAS_N_N;
+    m.n = 4;
+    f->coord->retry_after_s = 2;
+    call(f, &m);
+    fake_coord_encoded(f->coord, 3);
+    pump(f);
+    assert_int_equal(f->coord->asked.n_jobs, 4);
+    assert_int_equal(f->coord->n_jobs, 0);
+    assert_int_equal(f->code, TD_GRPC_RESOURCE_EXHAUSTED);
+    f->coord->retry_after_s = 0;
+    f->coord->max_jobs = 2; /* those that began are given up */
+    call(f, &m);
+    fake_coord_encoded(f->coord, 3);
+    pump(f);
+    assert_int_equal(f->coord->n_cancelled, 2);
+    assert_int_equal(f->code, TD_GRPC_RESOURCE_EXHAUSTED);
+}
+
 static void check_refused(struct fixture *f, const Tensord__V1__GenerateRequest *m,
                           enum td_grpc_code code, const char *words)
 {
@@ -354,10 +574,27 @@ static void test_inference_service_refuses_what_is_wrong_by_name(void **state)
     sampling.has_n_logprobs_case = TENSORD__V1__SAMPLING__HAS_N_LOGPROBS_N_LOGPROBS;
     sampling.n_logprobs = 21;
     check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "n_logprobs is 21");
+    m = text_request();
+    m.has_n_case = TENSORD__V1__GENERATE_REQUEST__HAS_N_N;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "n is 0, expected 1 to 128");
+    m.n = 129;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "n is 129, expected 1 to 128");
+    m.n = 3;
+    m.has_best_of_case = TENSORD__V1__GENERATE_REQUEST__HAS_BEST_OF_BEST_OF;
+    m.best_of = 2;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "best_of is 2, expected n (3) to 128");
+    m.best_of = 129;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "best_of is 129");
+    m = text_request();
+    m.has_prompt_logprobs_case = TENSORD__V1__GENERATE_REQUEST__HAS_PROMPT_LOGPROBS_PROMPT_LOGPROBS;
+    m.prompt_logprobs = 21;
+    check_refused(f, &m, TD_GRPC_INVALID_ARGUMENT, "prompt_logprobs is 21, expected 0 to 20");
+    m = text_request();
     Tensord__V1__DryBreakers breakers = TENSORD__V1__DRY_BREAKERS__INIT;
     sampling = (Tensord__V1__Sampling)TENSORD__V1__SAMPLING__INIT;
     sampling.has_dry_multiplier_case = TENSORD__V1__SAMPLING__HAS_DRY_MULTIPLIER_DRY_MULTIPLIER;
     sampling.dry_multiplier = 1;
+    m.sampling = &sampling;
     sampling.dry_sequence_breakers = &breakers;
     breakers.n_texts = 17;
     breakers.texts = stops;
@@ -395,6 +632,12 @@ int main(void)
         TEST(test_inference_service_frees_the_job_of_a_client_that_cancels),
         TEST(test_inference_service_survives_a_cancel_while_the_text_is_encoded),
         TEST(test_inference_service_unpacks_long_messages_elsewhere),
+        TEST(test_inference_service_streams_choices_as_they_come),
+        TEST(test_inference_service_sends_the_best_first_when_all_have_ended),
+        TEST(test_inference_service_tells_the_prompt_before_any_choice),
+        TEST(test_inference_service_one_failure_ends_all_choices),
+        TEST(test_inference_service_cancels_all_choices_with_the_call),
+        TEST(test_inference_service_accepts_all_choices_or_none),
         TEST(test_inference_service_refuses_what_is_wrong_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

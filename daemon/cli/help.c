@@ -31,17 +31,19 @@ static void print_range(FILE *out, const struct td_option *row)
 
 static void print_option(FILE *out, const struct td_option *row)
 {
+    bool is_enum = row->type == TD_OPTION_ENUM || row->type == TD_OPTION_ENUMS;
+
     fputs("  ", out);
     if (row->short_name)
         fprintf(out, "-%s, ", row->short_name);
     fprintf(out, "--%s", row->name);
-    if (row->type == TD_OPTION_ENUM)
+    if (is_enum)
         for (size_t i = 0; row->values[i]; i++)
             fprintf(out, "%c%s", i ? '|' : ' ', row->values[i]);
     else if (row->metavar)
         fprintf(out, " %s", row->metavar);
     fprintf(out, "\n        %s\n", row->help);
-    if (row->type != TD_OPTION_ENUM)
+    if (!is_enum)
         print_range(out, row);
     else if (row->preset)
         fprintf(out, "        default: %s\n", row->preset);

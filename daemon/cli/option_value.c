@@ -36,6 +36,7 @@ void td_options_expected(const struct td_option *row, char *out, size_t out_byte
         snprintf(out, out_bytes, "true or false");
         break;
     case TD_OPTION_ENUM:
+    case TD_OPTION_ENUMS:
         n = (size_t)snprintf(out, out_bytes, "one of");
         for (size_t i = 0; row->values[i] && n < out_bytes; i++)
             n += (size_t)snprintf(out + n, out_bytes - n, "%s %s", i ? "," : "", row->values[i]);
@@ -140,6 +141,28 @@ static bool parse_enum(const struct td_option *row, const char *text, int *out)
         }
     }
     return false;
+}
+
+static bool parse_enums(const struct td_option *row, const char *text, struct td_option_enums *out)
+{
+    struct td_option_enums all = {0};
+
+    for (const char *p = text;;) {
+        size_t len = strcspn(p, ",");
+        char one[32];
+
+        if (len >= sizeof one || all.n == TD_OPTION_MAX_ENUMS)
+            return false;
+        memcpy(one, p, len);
+        one[len] = '\0';
+        if (!parse_enum(row, one, &all.value[all.n++]))
+            return false;
+        if (!p[len])
+            break;
+        p += len + 1;
+    }
+    *out = all;
+    return true;
 }
 
 static bool parse_shares(const char *text, struct td_option_shares *out)
@@ -293,6 +316,8 @@ enum td_status td_option_value_parse(const struct td_option *row, const char *va
         return parse_flag(value, field) ? TD_OK : TD_INVALID;
     case TD_OPTION_ENUM:
         return parse_enum(row, value, field) ? TD_OK : TD_INVALID;
+    case TD_OPTION_ENUMS:
+        return parse_enums(row, value, field) ? TD_OK : TD_INVALID;
     case TD_OPTION_ADDRESS:
         return parse_address(arena, value, field);
     case TD_OPTION_SHARES:

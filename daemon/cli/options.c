@@ -158,8 +158,24 @@ static enum td_status refuse_value(const struct td_option *row, const struct ori
     if (row->secret)
         return td_err_set(err, TD_INVALID, "%s: got a value (not shown), expected %s", from->label,
                           expected);
-    return td_err_set(err, TD_INVALID, "%s: got '%s%s', expected %s", from->label, shown,
-                      value[n] ? "..." : "", expected);
+    return td_err_set(err, TD_INVALID, "%s: got '%s%s', expected %s%s%s", from->label, shown,
+                      value[n] ? "..." : "", expected, row->refusal_note ? ", " : "",
+                      row->refusal_note ? row->refusal_note : "");
+}
+
+/* Several values where the command takes one. */
+static enum td_status check_several(const struct td_options *opts, const struct td_option *row,
+                                    const struct origin *from, struct td_err *err)
+{
+    const struct td_option_enums *all = (const void *)((const char *)opts + row->offset);
+    char names[160];
+
+    if (row->type != TD_OPTION_ENUMS || all->n == 1 ||
+        !(row->commands & ~row->several & opts->command))
+        return TD_OK;
+    command_list(row->several, names, sizeof names);
+    return td_err_set(err, TD_INVALID, "%s: got %u values, '%s' takes one (several are for: %s)",
+                      from->label, all->n, td_options_command_name(opts->command), names);
 }
 
 static enum td_status no_memory(struct td_err *err)
@@ -184,6 +200,9 @@ static enum td_status put(struct td_options *opts, const struct td_option *row,
         return refuse_value(row, from, value, err);
     if (status != TD_OK)
         return no_memory(err);
+    status = check_several(opts, row, from, err);
+    if (status != TD_OK)
+        return status;
     *source = (uint8_t)from->source;
     return TD_OK;
 }

@@ -40,6 +40,7 @@ enum td_option_type {
     TD_OPTION_SIZE,    /* uint64_t bytes */
     TD_OPTION_FLAG,    /* bool */
     TD_OPTION_ENUM,    /* int, index into `values` */
+    TD_OPTION_ENUMS,   /* struct td_option_enums, indices into `values` */
     TD_OPTION_ADDRESS, /* struct td_option_address */
     TD_OPTION_SHARES,  /* struct td_option_shares */
     TD_OPTION_IDS      /* struct td_option_ids */
@@ -53,6 +54,12 @@ struct td_option_list {
 struct td_option_address {
     const char *host; /* name or address without brackets; NULL when not set */
     uint16_t port;
+};
+
+enum { TD_OPTION_MAX_ENUMS = 8 };
+struct td_option_enums {
+    uint32_t n; /* at least 1; above 1 only for the commands in the row's `several` */
+    int value[TD_OPTION_MAX_ENUMS];
 };
 
 enum { TD_OPTION_MAX_SHARES = 256 };
@@ -97,9 +104,9 @@ struct td_options {
     /* model */
     const char *model;
     struct td_option_list served_model_name;
-    int64_t max_model_len; /* tokens; 0: from the model */
-    int dtype;             /* 0: auto, the only one */
-    int kv_cache_dtype;    /* enum td_option_kv_dtype */
+    int64_t max_model_len;                 /* tokens; 0: from the model */
+    int dtype;                             /* 0: auto, the only one */
+    struct td_option_enums kv_cache_dtype; /* enum td_option_kv_dtype */
     bool verify;
 
     /* placement */
@@ -238,8 +245,10 @@ struct td_option {
     int64_t min, max;          /* INT, SIZE */
     double low, high;          /* FLOAT, both included */
     bool above_low;            /* FLOAT: `low` itself is refused */
-    const char *const *values; /* ENUM, NULL-terminated */
-    bool commas;               /* LIST: one value may hold several, separated by commas */
+    const char *const *values; /* ENUM, ENUMS, NULL-terminated */
+    unsigned several;         /* ENUMS: the commands that take more than one, separated by commas */
+    const char *refusal_note; /* said with what was expected; NULL: nothing */
+    bool commas;              /* LIST: one value may hold several, separated by commas */
     bool secret;
     const char *help;
 };
@@ -248,6 +257,8 @@ struct td_option {
 const struct td_option *td_options_table(size_t *n_rows);
 const char *td_options_command_name(unsigned command_bit);
 extern const char *const td_options_types[]; /* of --type, NULL-terminated */
+/* Of --kv-cache-dtype, NULL-terminated, by enum td_option_kv_dtype. */
+extern const char *const td_options_kv_dtypes[];
 /* "an integer from 0 to 65535": what a value of the row must be. Writes at most out_bytes. */
 void td_options_expected(const struct td_option *row, char *out, size_t out_bytes);
 

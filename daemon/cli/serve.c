@@ -342,7 +342,7 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
                                 .n_names = o->served_model_name.n,
                                 .verify = o->verify,
                                 .n_ranks = s->world ? td_comm_size(s->world) : (uint32_t)o->ranks,
-                                .kv_dtype_auto = o->kv_cache_dtype == TD_KV_DTYPE_AUTO,
+                                .kv_dtype_auto = o->kv_cache_dtype.value[0] == TD_KV_DTYPE_AUTO,
                                 .limits = limits,
                                 .prefix_cache = !o->no_prefix_cache,
                                 .offload_dir = o->kv_offload_path,

@@ -33,7 +33,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
 /* `auto` keeps F32 models exact and gives the others F16, which holds more digits of a key than BF16 does. */
 enum td_dtype td_spmd_kv_dtype(const struct td_options *opts, const struct td_spec *spec)
 {
-    switch (opts->kv_cache_dtype) {
+    switch (opts->kv_cache_dtype.value[0]) {
     case TD_KV_DTYPE_F32:
         return TD_F32;
     case TD_KV_DTYPE_BF16:
@@ -77,10 +77,46 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
     return TD_OK;
 }
 
+/* What the group's plan is made from, with its arrays. */
+struct wish {
+    struct td_plan_params params;
+    uint64_t *memory, *share; /* owned, [size] */
+};
+
+static enum td_status open_wish(const struct td_spmd *s, const struct td_options *opts,
+                                struct wish *w, struct td_err *err)
+{
+    w->memory = calloc(s->size, sizeof *w->memory);
+    w->share = calloc(s->size, sizeof *w->share);
+    if (!w->memory || !w->share)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
+    for (uint32_t r = 0; r < s->size; r++)
+        w->memory[r] = s->facts[r].memory_bytes;
+    return td_spmd_plan_params(opts, s->node.model->spec, s->size, w->memory, w->share, &w->params,
+                               err);
+}
+
+static void close_wish(struct wish *w)
+{
+    free(w->memory);
+    free(w->share);
+}
+
+enum td_status td_spmd_plan(const struct td_spmd *s, const struct td_options *opts,
+                            struct td_plan *plan, struct td_err *err)
+{
+    struct wish w = {0};
+    enum td_status st = open_wish(s, opts, &w, err);
+
+    st = st ? st : td_plan_make(s->node.model, &w.params, plan, err);
+    close_wish(&w);
+    return st;
+}
+
 enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, struct td_err *err)
 {
-    struct td_plan_params plan;
-    uint64_t *memory = NULL, *share = NULL, start;
+    struct wish w = {0};
+    uint64_t start;
     enum td_status st;
 
     td_node_unload(&s->node);
@@ -88,21 +124,13 @@ enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, st
     if (st)
         return st;
     s->facts = s->facts ? s->facts : calloc(s->size, sizeof *s->facts);
-    memory = calloc(s->size, sizeof *memory);
-    share = calloc(s->size, sizeof *share);
-    st = s->facts && memory && share
-             ? TD_OK
-             : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
+    st = s->facts ? TD_OK : td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", s->size);
     st = st ? st : td_node_gather(&s->node, s->facts, err);
-    for (uint32_t r = 0; !st && r < s->size; r++)
-        memory[r] = s->facts[r].memory_bytes;
-    st = st ? st
-            : td_spmd_plan_params(opts, s->node.model->spec, s->size, memory, share, &plan, err);
+    st = st ? st : open_wish(s, opts, &w, err);
     start = td_clock_now_ns();
-    st = st ? st : td_node_load(&s->node, &plan, NULL, err);
+    st = st ? st : td_node_load(&s->node, &w.params, NULL, err);
     s->pack_ns = td_clock_now_ns() - start;
-    free(memory);
-    free(share);
+    close_wish(&w);
     return st;
 }
 

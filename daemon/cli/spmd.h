@@ -28,10 +28,13 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
 
 /* Opens and loads on every rank. The error is the same on all ranks that could agree; td_spmd_end follows in any case. */
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
+/* The plan that td_spmd_load would make for these options, of the model that is loaded. Local, and alike on all ranks. */
+enum td_status td_spmd_plan(const struct td_spmd *s, const struct td_options *opts,
+                            struct td_plan *plan, struct td_err *err);
 /* Part of open: reads the model's headers and loads it with the options' plan. May be called again: what was loaded is let go
  * first. Collective. Sets pack_ns. */
 enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
-/* The element type of the KV cache that the options mean. */
+/* The element type of the KV cache that the options mean; of several the first. */
 enum td_dtype td_spmd_kv_dtype(const struct td_options *opts, const struct td_spec *spec);
 /* Rank 0: lets the followers go. */
 enum td_status td_spmd_stop(struct td_spmd *s, struct td_err *err);

@@ -1,5 +1,5 @@
 """A Qwen3 forward in float64 numpy, over the F32 matrices of a GGUF file: what a model's scores would be if nothing were
-rounded but its weights."""
+rounded but its weights, and perhaps keys and values as a cache stores them."""
 import math
 import os
 
@@ -9,9 +9,37 @@ import numpy  # noqa: E402
 from gguffile import Gguf  # noqa: E402
 
 
+def as_f16(x):
+    return x.astype("f2").astype("f8")
+
+
+def as_bf16(x):
+    """Round to nearest, ties to even; x holds no infinities."""
+    bits = x.astype("f4").view("u4")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view("f4").astype("f8")
+
+
+def as_q8_0(x):
+    """Blocks of 32 with one F16 scale: GGUF's Q8_0, as ggml's reference makes it."""
+    blocks = x.astype("f4").reshape(-1, 32)
+    scale = numpy.abs(blocks).max(1, keepdims=True) / numpy.float32(127)
+    q = numpy.rint(numpy.divide(blocks, scale, out=numpy.zeros_like(blocks), where=scale > 0))
+    return (q * as_f16(scale)).reshape(x.shape)
+
+
+def as_q4_0(x):
+    """The same of Q4_0: the element farthest from zero becomes -8."""
+    blocks = x.astype("f4").reshape(-1, 32)
+    scale = numpy.take_along_axis(blocks, numpy.abs(blocks).argmax(1, keepdims=True), 1) / numpy.float32(-8)
+    q = numpy.divide(blocks, scale, out=numpy.zeros_like(blocks), where=scale != 0) + numpy.float32(8.5)
+    return ((numpy.minimum(15, numpy.trunc(q)) - 8) * as_f16(scale)).reshape(x.shape)
+
+
 class Model:
-    def __init__(self, path):
-        """Of a file whose tensors are all F32, as `tensord quantize --type f32` writes it."""
+    def __init__(self, path, stored=lambda x: x):
+        """Of a file whose tensors are all F32, as `tensord quantize --type f32` writes it. stored: what a cache makes of keys
+        and values, rows of a head's elements."""
+        self.stored = stored
         file = Gguf(path)
         assert file.metadata["general.architecture"] == b"qwen3" and set(file.types().values()) == {"F32"}
         self.metadata = file.metadata
@@ -35,7 +63,7 @@ class Model:
 
     def attend(self, x, layer, dim):
         q, k, v = (self.heads(x, layer, name, dim) for name in "qkv")
-        k, v = (t.repeat(len(q) // len(k), 0) for t in (k, v))
+        k, v = (self.stored(t).repeat(len(q) // len(k), 0) for t in (k, v))
         score = q @ k.swapaxes(1, 2) / math.sqrt(dim) + numpy.triu(numpy.full((len(x), len(x)), -numpy.inf), 1)
         e = numpy.exp(score - score.max(-1, keepdims=True))
         return (e / e.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(x), -1)

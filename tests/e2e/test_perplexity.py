@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from float64 import Model, as_bf16, as_f16, as_q4_0, as_q8_0, numpy
+
 TEXT = "text/tinystories-dev.txt"
 HF_260K, HF_3M = "stories260K/hf", "stories3M/hf-bf16-sharded"
 F32_260K = "stories260K/gguf/stories260K-F32.gguf"
@@ -94,3 +96,92 @@ def test_plain_output_names_value_error_and_speed(tensord, shared):
     assert p.stdout.startswith(f"perplexity  {out['perplexity']:.4f} +/- {out['error']:.5f}\n")
     assert re.search(r"^speed +[0-9.]+ tokens/s", p.stdout, re.M)
     assert p.stderr.strip().splitlines()[-1] == "perplexity  100 %  2048 of 2048 tokens"
+
+
+# ---- several types of the KV cache in one run ----
+
+TYPES = ["auto", "f32", "bf16", "q8_0", "q4_0"]
+ALL = ("--context", 256, "--verbose", "--kv-cache-dtype", ",".join(TYPES))
+
+
+def test_one_run_measures_what_separate_runs_measure(tensord, shared):
+    out = perplexity(tensord, shared, HF_3M, *ALL)
+    rows = out["kv_cache"]
+    assert [r["kv_cache_dtype"] for r in rows] == TYPES and [r["kv_dtype"] for r in rows] == ["f16", *TYPES[1:]]
+    for row in rows:
+        alone = perplexity(tensord, shared, HF_3M, *ALL[:-1], row["kv_cache_dtype"])
+        assert "kv_cache" not in alone
+        for name in ("perplexity", "error", "mean_nll", "nll", "kv_dtype", "kv_bytes_per_token"):
+            assert row[name] == alone[name], (row["kv_cache_dtype"], name)
+        diffs = [abs(a - b) for a, b in zip(row["nll"], rows[0]["nll"], strict=True)]
+        assert row["mean_abs_difference"] == pytest.approx(sum(diffs) / len(diffs), rel=1e-12, abs=0)
+        assert row["max_abs_difference"] == max(diffs)
+        assert row["change_percent"] == pytest.approx(100 * (row["perplexity"] / rows[0]["perplexity"] - 1), abs=1e-10)
+        assert row["seconds"] > 0 and row["load_seconds"] > 0
+    for name in ("perplexity", "nll", "kv_dtype", "seconds"):
+        assert out[name] == rows[0][name]
+    elements = 2 * 6 * 2 * 32  # keys and values, layers, heads of 32 dimensions; blocks of 32 with a scale of 2 bytes
+    assert [r["kv_bytes_per_token"] for r in rows] == [2 * elements, 4 * elements, 2 * elements, elements * 34 // 32, elements * 18 // 32]
+
+
+def test_several_types_on_two_ranks_give_the_same_bits(tensord, shared):
+    alone = perplexity(tensord, shared, HF_3M, *ALL)["kv_cache"]
+    for args in ((), ("-pp", 2)):
+        rows = perplexity(tensord, shared, HF_3M, *ALL, *args, ranks=2)["kv_cache"]
+        for row, want in zip(rows, alone, strict=True):
+            for name in ("nll", "perplexity", "mean_abs_difference", "max_abs_difference", "kv_bytes_per_token"):
+                assert row[name] == want[name], (args, want["kv_cache_dtype"], name)
+
+
+def test_every_type_has_the_scores_of_float64_with_such_keys_and_values(tensord, tiny, in_f32, shared):
+    """Weights are F32, so that nothing but the cache rounds. The error of a type is far above what F32 arithmetic differs by,
+    but an element that lies between two steps may fall to either side."""
+    stored = {"f32": lambda x: x, "fp16": as_f16, "bf16": as_bf16, "q8_0": as_q8_0, "q4_0": as_q4_0}
+    path = in_f32(tiny)
+    args = ("--model", path, "--file", shared / TEXT, "--rule", "all", "--context", 128, "--verbose")
+    ids = tensord.json("tokenize", "--model", tiny, "--file", shared / TEXT)["ids"]
+    rows = tensord.json("perplexity", *args, "--kv-cache-dtype", ",".join(stored))["kv_cache"]
+    windows = [ids[i:i + 128] for i in range(0, len(ids) - 1, 128)]
+    first = None
+    for row in rows:
+        model = Model(path, stored[row["kv_cache_dtype"]])
+        want = numpy.concatenate([model.nll(w) for w in windows])
+        first = want if first is None else first
+        assert len(want) == len(row["nll"])
+        assert row["perplexity"] == pytest.approx(math.exp(want.mean()), rel=5e-4), row["kv_cache_dtype"]
+        assert row["mean_abs_difference"] == pytest.approx(numpy.abs(want - first).mean(), rel=0.02, abs=1e-6), row["kv_cache_dtype"]
+
+
+def test_the_table_has_a_row_for_each_type(tensord, shared):
+    p = tensord.run("perplexity", "--model", shared / "models" / HF_3M, "--file", shared / TEXT, *ALL)
+    rows = perplexity(tensord, shared, HF_3M, *ALL)["kv_cache"]
+    lines = p.stdout.splitlines()
+    assert p.returncode == 0 and lines[0].split()[:2] == ["kv", "cache"] and len(lines) == len(rows) + 3
+    for line, row in zip(lines[1:], rows):
+        name = "auto (f16)" if row["kv_cache_dtype"] == "auto" else row["kv_cache_dtype"]
+        assert re.fullmatch(re.escape(name) + r" +(.*)", line), line
+        words = line[len(name):].split()
+        assert words[:2] == [str(row["kv_bytes_per_token"]), f"{row['perplexity']:.4f}"]
+        assert words[3:6] == [f"{row['change_percent']:+.4f}%", f"{row['mean_abs_difference']:.6f}", f"{row['max_abs_difference']:.6f}"]
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_type_that_the_model_cannot_have_is_refused_before_the_text_is_run(tensord, shared, ranks):
+    p = tensord.run("perplexity", "--model", shared / "models" / HF_260K, "--file", shared / TEXT, "--kv-cache-dtype", "f32,q8_0",
+                    ranks=ranks)
+    assert p.returncode == 1 and "heads of 8 dimensions, expected a multiple of 32" in p.stderr
+    assert "perplexity  " not in p.stderr and not p.stdout
+
+
+@pytest.mark.parametrize("command,value,words", [
+    *(("perplexity", f"auto,{name}", (f"'auto,{name}'", "auto, f32, bf16, fp16, q8_0, q4_0", "no device here has FP8"))
+      for name in ("fp8", "fp8_e4m3", "fp8_e5m2")),
+    ("generate", "fp8", ("'fp8'", "no device here has FP8")),
+    ("generate", "auto,q8_0", ("2 values, 'generate' takes one", "perplexity")),
+    ("perplexity", "auto,,q8_0", ("'auto,,q8_0'", "one of auto")),
+])
+def test_types_that_there_are_not_are_refused_by_name(tensord, command, value, words):
+    p = tensord.run(command, "--model", "m", "--file" if command == "perplexity" else "--prompt", "x", "--kv-cache-dtype", value)
+    assert p.returncode == 2 and "--kv-cache-dtype" in p.stderr
+    for word in words:
+        assert word in p.stderr, p.stderr

@@ -59,7 +59,8 @@ static void test_options_have_the_promised_defaults(void **state)
     assert_int_equal(o.max_num_batched_tokens, 512);
     assert_int_equal(o.max_queue, 256);
     assert_int_equal(o.block_size, 16);
-    assert_int_equal(o.kv_cache_dtype, TD_KV_DTYPE_AUTO);
+    assert_int_equal(o.kv_cache_dtype.n, 1);
+    assert_int_equal(o.kv_cache_dtype.value[0], TD_KV_DTYPE_AUTO);
     assert_int_equal(o.ranks, 0);
     assert_false(td_options_is_set(&o, &o.port));
     assert_false(td_options_is_set(&o, &o.seed));
@@ -92,7 +93,8 @@ static void test_options_read_every_type(void **state)
     assert_int_equal(o.shares.share[2], 1);
     assert_true(o.kv_cache_memory_bytes == 1610612736u);
     assert_true(o.memory_bytes == 4096);
-    assert_int_equal(o.kv_cache_dtype, TD_KV_DTYPE_BF16);
+    assert_int_equal(o.kv_cache_dtype.n, 1);
+    assert_int_equal(o.kv_cache_dtype.value[0], TD_KV_DTYPE_BF16);
     assert_int_equal(o.prompt_ids.n, 4);
     assert_int_equal(o.prompt_ids.ids[3], 300);
     assert_true(o.temperature == 0.7 && o.top_p == 0.9 && o.presence_penalty == -1.5);
@@ -225,6 +227,20 @@ static void test_options_errors_name_flag_value_and_expectation(void **state)
         {TD_FOR_GENERATE, "m --prompt x --top-p 0", {"--top-p", "'0'", "above 0 to 1"}},
         {TD_FOR_GENERATE, "m --prompt x --top-p 1e400", {"--top-p", "'1e400'", "above 0 to 1"}},
         {TD_FOR_SERVE, "m --kv-cache-dtype fp8", {"--kv-cache-dtype", "'fp8'", "auto, f32, bf16"}},
+        {TD_FOR_SERVE,
+         "m --kv-cache-dtype fp8_e4m3",
+         {"'fp8_e4m3'", "q4_0", "no device here has FP8"}},
+        {TD_FOR_PERPLEXITY,
+         "m --file x --kv-cache-dtype auto,fp8_e5m2",
+         {"'auto,fp8_e5m2'", "q4_0", "no device here has FP8"}},
+        {TD_FOR_PERPLEXITY, "m --file x --kv-cache-dtype auto,", {"'auto,'", "one of auto", ""}},
+        {TD_FOR_PERPLEXITY,
+         "m --file x --kv-cache-dtype f32,f32,f32,f32,f32,f32,f32,f32,f32",
+         {"f32,f32", "one of auto", ""}},
+        {TD_FOR_SERVE,
+         "m --kv-cache-dtype auto,q8_0",
+         {"--kv-cache-dtype", "2 values, 'serve' takes one", "for: perplexity"}},
+        {TD_FOR_BENCH, "m --kv-cache-dtype q8_0,q4_0", {"2 values", "'bench' takes one", ""}},
         {TD_FOR_SERVE, "m --memory-bytes 5GB", {"--memory-bytes", "'5GB'", "KiB, MiB"}},
         {TD_FOR_SERVE, "m --memory-bytes 0", {"--memory-bytes", "'0'", "above 0"}},
         {TD_FOR_SERVE, "m --memory-bytes 99999999TiB", {"--memory-bytes", "99999999TiB", "bytes"}},
@@ -375,7 +391,7 @@ static void test_options_table_is_consistent(void **state)
         assert_non_null(rows[i].help);
         assert_true(rows[i].commands != 0 && (rows[i].required & ~rows[i].commands) == 0);
         assert_true(rows[i].type == TD_OPTION_FLAG || rows[i].type == TD_OPTION_ENUM ||
-                    rows[i].metavar);
+                    rows[i].type == TD_OPTION_ENUMS || rows[i].metavar);
         td_options_expected(&rows[i], expected, sizeof expected);
         assert_true(strlen(expected) > 0);
         for (size_t j = 0; j < i; j++) {

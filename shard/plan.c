@@ -480,9 +480,11 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
 
     for (uint32_t i = 0; i < plan->n_ranks; i++) {
         struct td_plan_rank *r = &plan->rank[i];
-        size_t block_bytes = r->kv_bytes_per_token * plan->block_tokens;
+        size_t block_bytes =
+            r->kv_bytes_per_token * plan->block_tokens + (i == 0 ? p->lead_block_bytes : 0);
         uint64_t offload = r->offload_bytes[TD_OFFLOAD_MEMORY]; /* of the same memory on CPUs */
-        uint64_t need = r->weight_bytes + r->buffer_bytes + offload, room = p->kv_bytes;
+        uint64_t lead = i == 0 ? p->lead_bytes : 0;
+        uint64_t need = r->weight_bytes + r->buffer_bytes + offload + lead, room = p->kv_bytes;
 
         if (r->memory_bytes && need + p->kv_bytes > r->memory_bytes)
             return td_err_set(err, TD_TOO_LARGE,
@@ -490,7 +492,7 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
                               "and has %llu of memory: use more ranks, or lower "
                               "max-num-batched-tokens or max-num-seqs",
                               i, r->weight_bytes, r->buffer_bytes,
-                              (unsigned long long)(p->kv_bytes + offload),
+                              (unsigned long long)(p->kv_bytes + offload + lead),
                               (unsigned long long)r->memory_bytes);
         if (!room) /* without a bound, as much as can be counted */
             room = r->memory_bytes ? (r->memory_bytes - need) / 10 * 9 : SIZE_MAX / 4;
@@ -499,6 +501,7 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
             tightest = i;
         }
     }
+    n_blocks = p->n_blocks ? p->n_blocks : n_blocks;
     if (n_blocks < per_seq) {
         uint64_t fits = n_blocks * plan->block_tokens;
 
@@ -511,6 +514,8 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
         plan->max_model_len = (uint32_t)fits;
     }
     plan->n_blocks = n_blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)n_blocks;
+    plan->lead_bytes = p->lead_bytes;
+    plan->lead_kv_bytes = p->lead_block_bytes * plan->n_blocks;
     for (uint32_t i = 0; i < plan->n_ranks; i++)
         plan->rank[i].kv_bytes =
             plan->rank[i].kv_bytes_per_token * plan->block_tokens * plan->n_blocks;

@@ -46,6 +46,9 @@ struct td_plan_params {
     uint64_t
         kv_bytes; /* per rank for KV; 0: up to max_num_seqs full sequences within 90 % of what is free */
     uint64_t offload_bytes[TD_OFFLOAD_TIERS]; /* per rank for KV blocks that leave the device */
+    uint32_t n_blocks;                        /* KV blocks; 0: as many as the above gives */
+    uint64_t lead_bytes;       /* that rank 0 needs besides (a draft model's weights and buffers) */
+    uint64_t lead_block_bytes; /* and for each KV block (a draft model's) */
 };
 
 /* A sum's leaves over columns: the last leaf may be shorter. */
@@ -89,6 +92,7 @@ struct td_plan {
     uint32_t max_model_len;
     uint32_t max_num_seqs;
     uint32_t max_batched_tokens;
+    size_t lead_bytes, lead_kv_bytes; /* of a draft model on rank 0 */
     enum td_dtype kv_dtype;
     size_t
         embed_bytes_per_token; /* sent in a decode step of one row by the owner of the token's embedding row */

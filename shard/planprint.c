@@ -60,6 +60,10 @@ enum td_status td_plan_print(const struct td_plan *plan, const struct td_plan_mo
             human(r->replicated_bytes, b), human(r->kv_bytes, c), human(r->buffer_bytes, d),
             human(r->exchanged_bytes_per_token, e));
     }
+    if (!st && plan->lead_bytes)
+        st = td_bytes_appendf(
+            out, "\ndraft model on rank 0: %s of weights and buffers, %s of KV cache\n",
+            human(plan->lead_bytes, a), human(plan->lead_kv_bytes, b));
     if (!st && plan->n_slots[TD_OFFLOAD_MEMORY] + plan->n_slots[TD_OFFLOAD_FILE])
         st = td_bytes_appendf(
             out,
@@ -110,16 +114,17 @@ enum td_status td_plan_print_json(const struct td_plan *plan, const struct td_pl
     for (uint32_t i = 0; i < plan->n_ranks; i++)
         json_array_append_new(ranks, rank_json(plan, model, i));
     root = json_pack(
-        "{s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:I,s:I,s:I,s:o}", "model", model->name,
-        "architecture", model->spec->name, "ranks", (json_int_t)plan->n_ranks, "tensor_parallel",
-        (json_int_t)plan->tp, "pipeline_parallel", (json_int_t)plan->pp, "model_bytes",
-        (json_int_t)plan->model_bytes, "max_model_len", (json_int_t)plan->max_model_len,
-        "max_num_seqs", (json_int_t)plan->max_num_seqs, "kv_blocks", (json_int_t)plan->n_blocks,
-        "block_tokens", (json_int_t)plan->block_tokens, "kv_dtype",
-        td_dtype_info(plan->kv_dtype)->name, "kv_tokens",
+        "{s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:I,s:I,s:I,s:I,s:I,s:o}", "model",
+        model->name, "architecture", model->spec->name, "ranks", (json_int_t)plan->n_ranks,
+        "tensor_parallel", (json_int_t)plan->tp, "pipeline_parallel", (json_int_t)plan->pp,
+        "model_bytes", (json_int_t)plan->model_bytes, "max_model_len",
+        (json_int_t)plan->max_model_len, "max_num_seqs", (json_int_t)plan->max_num_seqs,
+        "kv_blocks", (json_int_t)plan->n_blocks, "block_tokens", (json_int_t)plan->block_tokens,
+        "kv_dtype", td_dtype_info(plan->kv_dtype)->name, "kv_tokens",
         (json_int_t)plan->n_blocks * (json_int_t)plan->block_tokens, "embed_bytes_per_token",
         (json_int_t)plan->embed_bytes_per_token, "exchanged_bytes_per_token",
-        (json_int_t)td_plan_exchanged_bytes(plan), "per_rank", ranks);
+        (json_int_t)td_plan_exchanged_bytes(plan), "draft_bytes", (json_int_t)plan->lead_bytes,
+        "draft_kv_bytes", (json_int_t)plan->lead_kv_bytes, "per_rank", ranks);
     text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     if (text)
         st = td_bytes_appendf(out, "%s\n", text);

@@ -2,6 +2,7 @@
 #include "daemon/cli/command.h"
 #include "daemon/cli/config.h"
 #include "daemon/cli/spmd.h"
+#include "daemon/engine/draft.h"
 #include "daemon/engine/engine.h"
 #include "daemon/text/breakers.h"
 #include "daemon/text/chat.h"
@@ -260,9 +261,18 @@ static enum td_status run(struct generation *g)
                                  .on_event = on_event,
                                  .user = g};
     struct td_shard_stats stats;
+    struct td_draftmodel *draft = g->spmd->node.draft;
     uint32_t rows, seqs, table;
-    enum td_status s = td_engine_open(&p, &g->engine, g->err);
+    enum td_status s;
 
+    if (draft) {
+        p.max_draft_tokens = p.max_draft_tokens ? p.max_draft_tokens : TD_DRAFT_DEFAULT_TOKENS;
+        p.run_draft = td_node_run_draft;
+        p.run_draft_user = &g->spmd->node;
+        p.draft_vocab = td_draftmodel_n_vocab(draft);
+        p.draft_positions = td_draftmodel_positions(draft);
+    }
+    s = td_engine_open(&p, &g->engine, g->err);
     if (s)
         return s;
     td_engine_step_caps(g->engine, &rows, &seqs, &table);
@@ -366,6 +376,7 @@ static void print_json(const struct generation *g, const struct rank_report *rep
 {
     const struct td_spmd *s = g->spmd;
     json_t *ids = json_array(), *ranks = json_array(), *prompt = json_array(), *root;
+    struct td_engine_stats stats;
     uint32_t n_decode =
         g->n_out; /* decode steps: one per kept token, the last one's row included */
     char hex[17];
@@ -399,6 +410,11 @@ static void print_json(const struct generation *g, const struct rank_report *rep
         (json_int_t)s->node.plan->pp, "ranks", ranks);
     if (root)
         json_object_set_new(root, "logprobs", logprobs_json(g));
+    td_engine_stats(g->engine, 0, &stats);
+    if (root)
+        json_object_set_new(root, "drafts",
+                            json_pack("{s:I,s:I}", "verified", (json_int_t)stats.n_draft_tokens,
+                                      "right", (json_int_t)stats.n_right_drafts));
     json_dumpf(root, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(root);

@@ -117,8 +117,12 @@ static const struct td_option table[] = {
          "longest time from a request to the end of its answer, whatever its own timeout; 0: no "
          "limit"},
     {"speculative-tokens", NULL, NULL, TD_OPTION_INT, AT(speculative_tokens),
-     TD_FOR_SERVE | TD_FOR_GENERATE, .metavar = "N", .min = 0, .max = 15, .preset = "0",
+     TD_FOR_SERVE | TD_FOR_GENERATE, .metavar = "N", .min = 0, .max = 15,
+     .preset_note = "0; with --speculative-model 4",
      .help = "most tokens that a step guesses ahead from what the text repeats; no answer changes"},
+    {"speculative-model", NULL, NULL, TD_OPTION_STRING, AT(speculative_model),
+     TD_FOR_SERVE | TD_FOR_GENERATE | TD_FOR_PLAN, .metavar = "PATH",
+     .help = "small model of the same vocabulary that guesses instead, on rank 0"},
     {"max-step-stretch", NULL, NULL, TD_OPTION_INT, AT(max_step_stretch), TD_FOR_SERVE,
      .metavar = "PERCENT", .min = 0, .max = 100000, .preset = "60",
      .help =

@@ -133,6 +133,7 @@ struct td_options {
     double request_timeout;                /* seconds; 0: none */
     int64_t max_step_stretch;
     int64_t speculative_tokens;
+    const char *speculative_model; /* path of a draft model */
     bool no_prefix_cache;
     int64_t seed; /* valid when td_options_is_set(&seed) */
 

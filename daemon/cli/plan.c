@@ -32,6 +32,8 @@ int td_cmd_plan(const struct td_options *opts)
             memory[i] = opts->memory_bytes;
     }
     s = s ? s : td_spmd_plan_params(opts, model->spec, n_ranks, memory, share, &params, &err);
+    if (!s && opts->speculative_model)
+        s = td_spmd_reserve_draft(opts, &params, &err);
     s = s ? s : td_plan_make(model, &params, plan, &err);
     if (!s && (opts->json ? td_plan_print_json : td_plan_print)(plan, model, &out))
         s = td_err_set(&err, TD_NO_MEMORY, "no memory to print the plan");

@@ -345,6 +345,7 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
                                 .kv_dtype_auto = o->kv_cache_dtype.value[0] == TD_KV_DTYPE_AUTO,
                                 .limits = limits,
                                 .prefix_cache = !o->no_prefix_cache,
+                                .draft_path = o->speculative_model,
                                 .offload_dir = o->kv_offload_path,
                                 .max_draft_tokens = (uint32_t)o->speculative_tokens,
                                 .max_stretch_percent = (uint32_t)o->max_step_stretch,

@@ -113,6 +113,17 @@ enum td_status td_spmd_plan(const struct td_spmd *s, const struct td_options *op
     return st;
 }
 
+enum td_status td_spmd_reserve_draft(const struct td_options *opts, struct td_plan_params *plan,
+                                     struct td_err *err)
+{
+    struct td_draftmodel *draft = NULL;
+    enum td_status st = td_draftmodel_open(opts->speculative_model, &draft, err);
+
+    st = st ? st : td_draftmodel_reserve(draft, plan, err);
+    td_draftmodel_close(draft);
+    return st;
+}
+
 enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, struct td_err *err)
 {
     struct wish w = {0};
@@ -128,7 +139,9 @@ enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, st
     st = st ? st : td_node_gather(&s->node, s->facts, err);
     st = st ? st : open_wish(s, opts, &w, err);
     start = td_clock_now_ns();
-    st = st ? st : td_node_load(&s->node, &w.params, NULL, err);
+    if (!st && opts->speculative_model)
+        st = td_node_agree(s->world, td_spmd_reserve_draft(opts, &w.params, err), err);
+    st = st ? st : td_node_load(&s->node, &w.params, NULL, opts->speculative_model, err);
     s->pack_ns = td_clock_now_ns() - start;
     close_wish(&w);
     return st;

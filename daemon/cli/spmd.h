@@ -26,6 +26,10 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
                                    uint32_t n_ranks, const uint64_t *memory_of_rank,
                                    uint64_t *share, struct td_plan_params *out, struct td_err *err);
 
+/* Adds what rank 0 needs for --speculative-model. Reads its headers. */
+enum td_status td_spmd_reserve_draft(const struct td_options *opts, struct td_plan_params *plan,
+                                     struct td_err *err);
+
 /* Opens and loads on every rank. The error is the same on all ranks that could agree; td_spmd_end follows in any case. */
 enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, struct td_err *err);
 /* The plan that td_spmd_load would make for these options, of the model that is loaded. Local, and alike on all ranks. */

@@ -344,6 +344,7 @@ static void on_load(void *user, struct td_grpc_stream *s, struct td_str message)
         .max_model_len = m->max_model_len,
         .max_num_seqs = m->max_num_seqs,
         .kv_dtype = m->kv_dtype,
+        .draft_path = m->speculative_model,
     };
     a->running = true;
     td_coord_load_model(service->coord, &load, on_loaded, a);

@@ -149,7 +149,7 @@ void td_coord_load_finished(struct td_coord *c, const struct td_err *err)
 struct load_work {
     uv_work_t work;
     struct td_coord *c;
-    char *path, *name;
+    char *path, *name, *draft_path;
     struct td_served *served;
     enum td_status status;
     struct td_err err;
@@ -160,7 +160,8 @@ static void load_run(uv_work_t *work)
     struct load_work *l = work->data;
     const char *names[] = {l->name};
 
-    l->status = td_served_open(l->path, names, l->name ? 1 : 0, false, &l->served, &l->err);
+    l->status =
+        td_served_open(l->path, names, l->name ? 1 : 0, l->draft_path, false, &l->served, &l->err);
 }
 
 static void load_opened(uv_work_t *work, int status)
@@ -185,6 +186,7 @@ static void load_opened(uv_work_t *work, int status)
     }
     free(l->path);
     free(l->name);
+    free(l->draft_path);
     free(l);
 }
 
@@ -213,6 +215,7 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load,
         return;
     }
     l->name = load->served_name && load->served_name[0] ? strdup(load->served_name) : NULL;
+    l->draft_path = load->draft_path && load->draft_path[0] ? strdup(load->draft_path) : NULL;
     l->c = c;
     l->work.data = l;
     c->p.wish.tp = load->tp;
@@ -320,8 +323,8 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
                   c->start_ns);
     td_arena_init(&c->arena, 0, 0);
     if (params->model)
-        s = td_served_open(params->model, params->names, params->n_names, params->verify,
-                           &c->served, err);
+        s = td_served_open(params->model, params->names, params->n_names, params->draft_path,
+                           params->verify, &c->served, err);
     if (!s && params->n_ranks) {
         c->members = calloc(params->n_ranks, sizeof *c->members);
         c->published = calloc(params->n_ranks, sizeof *c->published);

@@ -30,6 +30,8 @@ struct td_served {
     char *names[TD_COORD_MAX_NAMES]; /* the first is the one in answers */
     uint32_t n_names;
     char *path;
+    char *draft_path;            /* NULL: no draft model */
+    struct td_draftmodel *draft; /* its headers */
     char hash[33];
     int64_t created; /* Unix seconds at which it was loaded */
     struct td_checkpoint *ck;
@@ -219,6 +221,7 @@ struct td_coord_load {
     uint32_t tp, pp;                      /* 0: chosen */
     uint32_t max_model_len, max_num_seqs; /* 0: default */
     const char *kv_dtype;                 /* NULL or "": auto */
+    const char *draft_path;               /* NULL or "": no draft model */
 };
 /* The end of an action, once. What is refused or done at once ends before the call that started it returns. */
 typedef void td_coord_done_fn(enum td_status status, const struct td_err *err, uint64_t a,

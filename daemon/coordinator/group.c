@@ -1,5 +1,6 @@
 /* The group of workers: their control streams, registration, loading, and what follows when one is lost. */
 #include "daemon/coordinator/coord_impl.h"
+#include "daemon/engine/draft.h"
 #include "daemon/log.h"
 
 #include <stdlib.h>
@@ -384,12 +385,14 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
 static struct td_compute_load *make_load(struct td_coord *c)
 {
     struct td_compute_load *load = calloc(1, sizeof *load);
+    const char *draft = c->served->draft_path, *dir = c->p.offload_dir;
 
-    if (load)
+    if (load) {
         load->path = strdup(c->served->path);
-    if (load && c->p.offload_dir)
-        load->offload_dir = strdup(c->p.offload_dir);
-    if (!load || !load->path || (c->p.offload_dir && !load->offload_dir)) {
+        load->offload_dir = dir ? strdup(dir) : NULL;
+        load->draft_path = draft ? strdup(draft) : NULL;
+    }
+    if (!load || !load->path || (dir && !load->offload_dir) || (draft && !load->draft_path)) {
         td_compute_load_free(load);
         return NULL;
     }
@@ -397,7 +400,8 @@ static struct td_compute_load *make_load(struct td_coord *c)
     load->verify = c->p.verify;
     load->max_queue = c->p.limits.max_queue + c->p.wish.max_num_seqs;
     load->prefix_cache = c->p.prefix_cache;
-    load->max_draft_tokens = c->p.max_draft_tokens;
+    load->max_draft_tokens =
+        c->p.max_draft_tokens || !draft ? c->p.max_draft_tokens : TD_DRAFT_DEFAULT_TOKENS;
     load->max_stretch_percent = c->p.max_stretch_percent;
     load->op_limit_ns = c->p.op_limit_ns;
     load->plan = c->p.wish;
@@ -435,6 +439,8 @@ void td_group_plan_and_load(struct td_coord *c)
         s = td_err_set(&err, TD_NO_MEMORY, "no memory for the plan");
     if (!s && !(c->load = make_load(c)))
         s = td_err_set(&err, TD_NO_MEMORY, "no memory for a load");
+    if (!s && c->served->draft)
+        s = td_draftmodel_reserve(c->served->draft, &c->load->plan, &err);
     s = s ? s : td_plan_make(c->served->plan_model, &c->load->plan, c->plan, &err);
     if (s && drop_model(c, &err)) {
         td_coord_set_state(c, TD_GROUP_LAUNCHING); /* the workers stay and wait for a model */

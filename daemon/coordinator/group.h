@@ -30,6 +30,7 @@ struct td_coord_params {
     bool kv_dtype_auto; /* wish.kv_dtype is chosen by the model */
     struct td_coord_limits limits;
     bool prefix_cache;
+    const char *draft_path;       /* borrows; of a draft model; NULL: none */
     const char *offload_dir;      /* borrows for ever; of KV blocks in files; NULL: none */
     uint32_t max_draft_tokens;    /* that a step may guess ahead for one sequence; 0: none */
     uint32_t max_stretch_percent; /* of a step by prompts beside running answers; 0: no limit */

@@ -1,6 +1,7 @@
 /* The served model's text side (declared in coordinator.h and served.h). */
 #include "daemon/coordinator/served.h"
 
+#include "daemon/engine/draftmodel.h"
 #include "shard/checkpoint.h"
 
 #include <jansson.h>
@@ -54,8 +55,20 @@ static char *name_of(const char *path)
     return name;
 }
 
+static enum td_status open_draft(struct td_served *s, const char *path, struct td_err *err)
+{
+    enum td_status st;
+
+    s->draft_path = strdup(path);
+    if (!s->draft_path)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a path");
+    st = td_draftmodel_open(path, &s->draft, err);
+    return st ? st : td_draftmodel_check(s->draft, s->tok, err);
+}
+
 enum td_status td_served_open(const char *path, const char *const *names, uint32_t n_names,
-                              bool verify, struct td_served **out, struct td_err *err)
+                              const char *draft_path, bool verify, struct td_served **out,
+                              struct td_err *err)
 {
     struct td_served *s = calloc(1, sizeof *s);
     enum td_status st;
@@ -78,6 +91,8 @@ enum td_status td_served_open(const char *path, const char *const *names, uint32
     st = st ? st : td_checkpoint_hash(s->ck, verify, s->hash, err);
     st = st ? st : td_tokenizer_open(s->ck, &s->tok, err);
     st = st ? st : td_breakers_open(s->tok, &s->breakers, err);
+    if (!st && draft_path)
+        st = open_draft(s, draft_path, err);
     if (st) {
         td_served_release(s);
         return st;
@@ -110,6 +125,8 @@ void td_served_release(struct td_served *s)
     td_chat_close(s->chat);
     td_breakers_close(s->breakers);
     td_tokenizer_close(s->tok);
+    td_draftmodel_close(s->draft);
+    free(s->draft_path);
     free(s->plan_model);
     td_checkpoint_close(s->ck);
     for (uint32_t i = 0; i < s->n_names; i++)

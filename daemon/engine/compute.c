@@ -87,6 +87,7 @@ void td_compute_load_free(struct td_compute_load *load)
     if (load) {
         free(load->path);
         free(load->offload_dir);
+        free(load->draft_path);
     }
     free(load);
 }
@@ -137,10 +138,12 @@ static void on_progress(size_t done, size_t total, void *user)
 
 static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
 {
-    struct td_shard_stats shard;
+    struct td_shard_stats shard, draft = {0};
     struct td_engine_stats engine = {0};
 
     td_shard_stats(c->node.shard, &shard);
+    if (c->node.draft)
+        td_draftmodel_stats(c->node.draft, &draft);
     if (c->engine)
         td_engine_stats(c->engine, 0, &engine);
     pthread_mutex_lock(&c->gauge_lock);
@@ -151,9 +154,9 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
     c->gauges.progress++;
     c->gauges.exchanged_bytes = shard.exchanged_bytes;
     c->gauges.wait_ns = shard.wait_ns;
-    c->gauges.weight_bytes = shard.weight_bytes;
-    c->gauges.kv_bytes = shard.kv_bytes;
-    c->gauges.buffer_bytes = shard.buffer_bytes;
+    c->gauges.weight_bytes = shard.weight_bytes + draft.weight_bytes;
+    c->gauges.kv_bytes = shard.kv_bytes + draft.kv_bytes;
+    c->gauges.buffer_bytes = shard.buffer_bytes + draft.buffer_bytes;
     c->gauges.n_running = engine.n_running;
     c->gauges.n_waiting = engine.n_waiting;
     c->gauges.kv_blocks_used = engine.n_blocks_used - engine.n_blocks_idle;
@@ -368,6 +371,13 @@ static enum td_status open_engine(struct td_compute *c)
     uint32_t rows, seqs, table;
     enum td_status s = td_tokenizer_open(c->node.ck, &c->tok, &c->err);
 
+    if (c->node.draft) {
+        p.run_draft = td_node_run_draft;
+        p.run_draft_user = &c->node;
+        p.draft_vocab = td_draftmodel_n_vocab(c->node.draft);
+        p.draft_positions = td_draftmodel_positions(c->node.draft);
+    }
+
     if (s)
         return s;
     p.tokenizer = c->tok;
@@ -395,7 +405,7 @@ static enum td_status load_and_serve(struct td_compute *c)
                        "'%.120s' has model hash %s on %s, the coordinator's has %s", load->path,
                        c->node.facts.model_hash, c->node.facts.host, load->model_hash);
     s = td_node_agree(c->world, s, &c->err);
-    s = s ? s : td_node_load(&c->node, &load->plan, load->offload_dir, &c->err);
+    s = s ? s : td_node_load(&c->node, &load->plan, load->offload_dir, load->draft_path, &c->err);
     if (s)
         return s;
     s = td_node_agree(c->world, is_lead ? open_engine(c) : TD_OK, &c->err);

@@ -20,6 +20,7 @@ struct td_compute_load {
     uint64_t memory[TD_PLAN_MAX_RANKS];
     uint32_t max_queue;
     bool prefix_cache;
+    char *draft_path;  /* owned; of a draft model that rank 0 loads; NULL: none */
     char *offload_dir; /* owned; each rank's folder for KV blocks that leave memory; NULL: none */
     uint32_t max_draft_tokens;
     uint32_t max_stretch_percent;

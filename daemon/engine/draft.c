@@ -13,16 +13,20 @@ static uint32_t common(const uint32_t *ids, uint32_t n, uint32_t end)
     return len;
 }
 
-uint32_t td_draft_propose(struct td_draft *d, const uint32_t *ids, uint32_t n, uint32_t max,
-                          uint32_t *out)
+uint32_t td_draft_wish(struct td_draft *d, uint32_t max)
 {
-    uint32_t best = LEAST_MATCH - 1, at = 0, len;
-
     if (d->pause > 0) {
         d->pause--;
         return 0;
     }
     d->len = d->len ? d->len : FIRST_LEN;
+    return d->len < max ? d->len : max;
+}
+
+uint32_t td_draft_lookup(const uint32_t *ids, uint32_t n, uint32_t n_wish, uint32_t *out)
+{
+    uint32_t best = LEAST_MATCH - 1, at = 0, len;
+
     /* The longest match, the latest among equals. */
     for (uint32_t end = n - 1; end >= LEAST_MATCH && best < MOST_MATCH; end--) {
         uint32_t match;
@@ -37,8 +41,7 @@ uint32_t td_draft_propose(struct td_draft *d, const uint32_t *ids, uint32_t n, u
     }
     if (at == 0)
         return 0;
-    len = d->len < max ? d->len : max;
-    len = len < n - at ? len : n - at;
+    len = n_wish < n - at ? n_wish : n - at;
     for (uint32_t i = 0; i < len; i++)
         out[i] = ids[at + i];
     return len;

@@ -45,6 +45,7 @@ struct td_engine {
     struct td_engine_params params; /* layer_kinds is not kept */
     struct td_blocks *blocks;
     struct td_sched *sched;
+    struct td_drafter *drafter; /* NULL: no draft model */
     struct seq *first;
     struct seq **drawing;     /* [max_num_seqs] of the step that is being completed: who draws */
     struct outcome *outcomes; /* [max_num_seqs] of all its rows */
@@ -57,6 +58,43 @@ struct td_engine {
     uint64_t next_number;
     struct td_engine_stats stats; /* the counters; the gauges are filled on demand */
 };
+
+/* The draft model's guess, drawn as the token itself will be. */
+static uint32_t draw_draft(struct td_sched_seq *core, uint32_t n_guessed, const float *logits,
+                           const struct td_top *top, uint32_t n_top, void *user)
+{
+    struct seq *q = (struct seq *)(void *)core;
+    uint32_t n_banned, position = core->n_ids + n_guessed;
+    const uint32_t *banned = td_ending_banned(&q->ending, q->n_output + n_guessed, &n_banned);
+    struct td_sampled token = {.no_choice = true};
+
+    (void)user;
+    if (!q->sampler)
+        return UINT32_MAX;
+    if (logits)
+        td_sampler_draw(q->sampler, logits, position, banned, n_banned, &token);
+    else
+        td_sampler_draw_top(q->sampler, top, n_top, position, banned, n_banned, &token);
+    return token.no_choice ? UINT32_MAX : token.id;
+}
+
+static enum td_status open_drafter(struct td_engine *e, struct td_err *err)
+{
+    const struct td_engine_params *p = &e->params;
+    const struct td_drafter_params dp = {.n_vocab = p->n_vocab,
+                                         .draft_vocab = p->draft_vocab,
+                                         .max_model_len = p->draft_positions,
+                                         .n_blocks = p->n_blocks,
+                                         .block_tokens = p->block_tokens,
+                                         .max_num_seqs = p->max_num_seqs,
+                                         .max_batched_tokens = p->max_batched_tokens,
+                                         .max_tokens_per_seq = p->max_model_len,
+                                         .run = p->run_draft,
+                                         .run_user = p->run_draft_user,
+                                         .draw = draw_draft};
+
+    return p->run_draft && p->max_draft_tokens ? td_drafter_open(&dp, &e->drafter, err) : TD_OK;
+}
 
 enum td_status td_engine_open(const struct td_engine_params *params, struct td_engine **out,
                               struct td_err *err)
@@ -92,7 +130,7 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
     bp.pool[TD_LAYER_ATTENTION] = params->n_blocks;
     if ((st = td_blocks_open(&bp, &e->blocks, err)) ||
         (st = td_blocks_admit_model(e->blocks, params->layer_kinds, params->n_layers, err)) ||
-        (st = td_sched_open(&sp, e->blocks, &e->sched, err)))
+        (st = td_sched_open(&sp, e->blocks, &e->sched, err)) || (st = open_drafter(e, err)))
         goto fail;
     e->drawing = calloc(params->max_num_seqs, sizeof(struct seq *));
     e->outcomes = calloc(params->max_num_seqs, sizeof *e->outcomes);
@@ -129,6 +167,7 @@ void td_engine_close(struct td_engine *e)
     }
     free(e->drawing);
     free(e->outcomes);
+    td_drafter_close(e->drafter);
     td_sched_close(e->sched);
     td_blocks_close(e->blocks);
     free(e);
@@ -323,12 +362,17 @@ static void open_samplers(struct td_engine *e)
 static void propose_drafts(struct td_engine *e)
 {
     for (struct seq *q = e->first; q; q = q->next) {
-        if (q->core.n_draft)
+        if (q->core.n_draft) {
             td_draft_judge(&q->draft, q->core.n_draft, q->core.n_right);
+            td_drafter_judge(&q->core);
+        }
         q->core.n_draft = 0;
-        if (e->params.max_draft_tokens && td_sched_is_decoding(&q->core))
-            q->core.n_draft = td_draft_propose(&q->draft, q->core.ids, q->core.n_ids,
-                                               e->params.max_draft_tokens, q->core.draft);
+        if (!e->params.max_draft_tokens || !td_sched_is_decoding(&q->core))
+            continue;
+        q->core.n_draft = td_draft_wish(&q->draft, e->params.max_draft_tokens);
+        if (!e->drafter)
+            q->core.n_draft =
+                td_draft_lookup(q->core.ids, q->core.n_ids, q->core.n_draft, q->core.draft);
     }
 }
 
@@ -340,6 +384,9 @@ bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
     sweep_cancelled(e);
     apply_pauses(e);
     propose_drafts(e);
+    td_sched_begin(e->sched, step);
+    if (e->drafter)
+        td_drafter_guess(e->drafter, e->sched);
     if (!td_sched_plan(e->sched, step))
         return false;
     open_samplers(e);

@@ -7,6 +7,7 @@
 #ifndef TD_DAEMON_ENGINE_ENGINE_H
 #define TD_DAEMON_ENGINE_ENGINE_H
 
+#include "daemon/engine/drafter.h"
 #include "daemon/engine/request.h"
 #include "kernels/base/err.h"
 #include "shard/spec.h"
@@ -34,6 +35,10 @@ struct td_engine_params {
     uint32_t n_blocks;         /* KV blocks; must hold one request of max_model_len */
     uint32_t
         max_draft_tokens; /* that a step may verify for one sequence; at most TD_SCHED_MAX_DRAFT; 0: no speculation */
+    /* Runs steps of a draft model, which then guesses in the place of prompt lookup (drafter.h); NULL: there is none. */
+    td_drafter_run_fn *run_draft;
+    void *run_draft_user;
+    uint32_t draft_vocab, draft_positions; /* that it has */
     bool prefix_cache; /* keep filled blocks for requests that begin with the same tokens */
     uint32_t
         n_slots[TD_OFFLOAD_TIERS]; /* for those that the pool has no room for (shard/offload.h) */

@@ -2,6 +2,7 @@
 
 #include "daemon/engine/hostshare.h"
 #include "daemon/log.h"
+#include "daemon/text/tokenizer.h"
 #include "kernels/base/clock.h"
 
 #include <stdio.h>
@@ -145,8 +146,40 @@ enum td_status td_node_agree(struct td_comm *world, enum td_status status, struc
     return s;
 }
 
+/* The draft model, on rank 0: its vocabulary is checked and its weights are loaded. */
+static enum td_status load_draft(struct td_node *node, const char *path, struct td_err *err)
+{
+    struct td_tokenizer *tok = NULL;
+    enum td_status s = td_draftmodel_open(path, &node->draft, err);
+
+    s = s ? s : td_tokenizer_open(node->ck, &tok, err);
+    s = s ? s : td_draftmodel_check(node->draft, tok, err);
+    s = s ? s : td_draftmodel_load(node->draft, node->kern, node->plan, err);
+    td_tokenizer_close(tok);
+    return s;
+}
+
+bool td_node_run_draft(const struct td_step *step, struct td_step_result *result, uint64_t *ns,
+                       void *user)
+{
+    struct td_node *node = user;
+    uint64_t start = td_clock_now_ns();
+    struct td_err err;
+    char text[sizeof err.cause + sizeof err.context];
+
+    if (node->draft_failed)
+        return false;
+    if (td_draftmodel_step(node->draft, step, result, &err)) {
+        td_log_warn("draft model error=\"%s\"; there are no more drafts",
+                    td_err_format(&err, text, sizeof text));
+        node->draft_failed = true;
+    }
+    *ns = td_clock_now_ns() - start;
+    return !node->draft_failed;
+}
+
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
-                            const char *offload_dir, struct td_err *err)
+                            const char *offload_dir, const char *draft_path, struct td_err *err)
 {
     struct td_shard_params shard = {.ck = node->ck,
                                     .model = node->model,
@@ -188,11 +221,16 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
     if (s)
         return s;
     s = td_shard_open(&shard, &node->shard, err);
+    if (!s && draft_path && td_comm_rank(node->world) == 0)
+        s = load_draft(node, draft_path, err);
     return td_node_agree(node->world, s, err);
 }
 
 void td_node_unload(struct td_node *node)
 {
+    td_draftmodel_close(node->draft);
+    node->draft = NULL;
+    node->draft_failed = false;
     td_shard_close(node->shard);
     node->shard = NULL;
     free(node->wire);

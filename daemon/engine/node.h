@@ -5,6 +5,7 @@
 #define TD_DAEMON_ENGINE_NODE_H
 
 #include "comm/comm.h"
+#include "daemon/engine/draftmodel.h"
 #include "kernels/cpu/cores.h"
 #include "kernels/kern.h"
 #include "shard/plan.h"
@@ -41,6 +42,8 @@ struct td_node {
     struct td_plan *plan; /* NULL until loaded */
     struct td_kern *kern;
     struct td_shard *shard;
+    struct td_draftmodel *draft; /* rank 0; NULL: none */
+    bool draft_failed;           /* a step of it: it is not asked again */
     struct td_node_facts facts;
     bool owns_cores; /* every thread has a core of its own: spinning harms nobody */
     struct td_cores_share cores;
@@ -69,10 +72,10 @@ enum td_status td_node_open_model(struct td_node *node, const char *path, bool v
 enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err);
 /* Checks that the facts agree, naming the first rank that differs and what it has. Local. */
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err);
-/* Plans and loads. `plan` params are equal on all ranks. `offload_dir`: this rank's folder for KV blocks that leave memory, borrowed
- * during the call; NULL where the plan wants none. */
+/* Plans and loads. `plan` params are equal on all ranks. Paths are borrowed during the call: `offload_dir`, this rank's folder for
+ * KV blocks that leave memory, NULL where the plan wants none; `draft_path`, a draft model that rank 0 loads, NULL: none. */
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
-                            const char *offload_dir, struct td_err *err);
+                            const char *offload_dir, const char *draft_path, struct td_err *err);
 /* Frees the shard and the checkpoint; the device stays. Local. */
 void td_node_unload(struct td_node *node);
 void td_node_close(struct td_node *node);
@@ -83,6 +86,9 @@ enum td_status td_node_agree(struct td_comm *world, enum td_status status, struc
 /* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *result as td_shard_step gives it. */
 enum td_status td_node_lead(struct td_node *node, struct td_step *step,
                             struct td_step_result *result, struct td_err *err);
+/* Rank 0, where there is a draft model: a td_drafter_run_fn whose user is the node. Local. */
+bool td_node_run_draft(const struct td_step *step, struct td_step_result *result, uint64_t *ns,
+                       void *node);
 /* Nothing follows the last step: what comes next is no gap between steps. */
 void td_node_rest(struct td_node *node);
 /* Other ranks: receive one step into node->step and run it when it is TD_STEP_RUN. */

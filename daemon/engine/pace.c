@@ -93,6 +93,19 @@ uint32_t td_pace_read_limit(const struct td_pace *p, uint32_t n_decode)
     return n < 1 ? 1 : n;
 }
 
+void td_pace_learn_drafts(struct td_pace *p, uint32_t n_rows, uint64_t ns)
+{
+    if (n_rows >= FIRST_ROWS && ns)
+        p->draft_row_ns = approach(p->draft_row_ns, ns / n_rows + 1);
+}
+
+uint32_t td_pace_draft_limit(const struct td_pace *p, uint32_t n_decode)
+{
+    uint32_t n = fitting(p, n_decode, p->draft_row_ns, FIRST_ROWS);
+
+    return n < FIRST_ROWS ? FIRST_ROWS : n;
+}
+
 bool td_pace_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t block_tokens)
 {
     uint64_t *read_ns = &p->read_ns[tier];

@@ -17,6 +17,7 @@ struct td_pace {
         [TD_PACE_BUCKETS]; /* of such a step, by the power of two that its rows reach; 0: not seen */
     uint64_t row_ns;       /* what a prompt row adds; 0: not seen */
     uint64_t read_ns[TD_OFFLOAD_TIERS]; /* of one block from outside; 0: not seen */
+    uint64_t draft_row_ns;              /* of a draft model, of many; 0: not seen */
 };
 
 void td_pace_init(struct td_pace *p, uint32_t max_stretch_percent);
@@ -28,6 +29,10 @@ void td_pace_learn_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t 
 uint32_t td_pace_limit(const struct td_pace *p, uint32_t n_decode);
 /* Blocks that such a step may read back: at least one. */
 uint32_t td_pace_read_limit(const struct td_pace *p, uint32_t n_decode);
+/* The draft model took `ns` for n_rows rows. */
+void td_pace_learn_drafts(struct td_pace *p, uint32_t n_rows, uint64_t ns);
+/* Rows of prompts that the draft model may compute before such a step. */
+uint32_t td_pace_draft_limit(const struct td_pace *p, uint32_t n_decode);
 /* Whether a block of so many tokens is read from there rather than computed, as far as is known. A verdict against reading
  * fades, so that it is tried again some time. */
 bool td_pace_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t block_tokens);

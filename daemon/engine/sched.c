@@ -185,6 +185,7 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
     seq->n_computed = 0;
     seq->n_reads = 0;
     seq->n_draft = 0;
+    seq->n_drafted = 0;
     seq->state = TD_SCHED_OUT;
 }
 
@@ -313,18 +314,24 @@ static void trim_draft(struct td_sched *s, struct td_sched_seq *seq)
     s->draft_room -= seq->n_draft;
 }
 
-static void plan_decodes(struct td_sched *s, struct td_step *step)
+/* Everybody's next token first, so that no draft takes its block. */
+static void reserve_decodes(struct td_sched *s, struct td_step *step)
 {
-    /* Everybody's next token first, so that no draft takes its block. */
     for (uint32_t i = 0; i < s->n_running; i++)
         if (td_sched_is_decoding(s->running[i]) && !reserve_or_preempt(s, step, s->running[i]))
             break;
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (td_sched_is_decoding(s->running[i]))
+            trim_draft(s, s->running[i]);
+}
+
+static void plan_decodes(struct td_sched *s, struct td_step *step)
+{
     for (uint32_t i = 0; i < s->n_running; i++) {
         struct td_sched_seq *seq = s->running[i];
 
         if (!td_sched_is_decoding(seq))
             continue;
-        trim_draft(s, seq);
         if (!add_rows(s, step, seq, 1 + seq->n_draft))
             return;
         s->n_decode += 1 + seq->n_draft;
@@ -486,19 +493,41 @@ static void start_important(struct td_sched *s, struct td_step *step)
     }
 }
 
+void td_sched_begin(struct td_sched *s, struct td_step *step)
+{
+    assert(s->n_planned == 0 && step->n_rows == 0);
+    start_important(s, step);
+    s->draft_room = s->params.max_num_seqs - s->n_running;
+    s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
+    reserve_decodes(s, step);
+}
+
 bool td_sched_plan(struct td_sched *s, struct td_step *step)
 {
     assert(s->n_planned == 0 && step->n_rows == 0);
     s->n_decode = s->n_prompt = 0;
-    start_important(s, step);
     s->want_room = s->params.max_num_seqs;
-    s->draft_room = s->params.max_num_seqs - s->n_running;
-    s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
     plan_decodes(s, step);
     plan_reads(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);
     return s->n_planned > 0 || step->n_moves > 0;
+}
+
+struct td_sched_seq *td_sched_running(const struct td_sched *s, uint32_t i)
+{
+    return s->running[i];
+}
+
+const uint32_t *td_sched_table(const struct td_sched *s, const struct td_sched_seq *seq,
+                               uint32_t *n_blocks)
+{
+    return td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, n_blocks);
+}
+
+struct td_pace *td_sched_pace(struct td_sched *s)
+{
+    return &s->pace;
 }
 
 uint32_t td_sched_n_planned(const struct td_sched *s)

@@ -31,6 +31,8 @@ struct td_sched_seq {
      * td_sched_append says which were right. */
     uint32_t n_draft;
     uint32_t draft[TD_SCHED_MAX_DRAFT];
+    uint32_t
+        n_drafted; /* positions that a draft model has in its cache (drafter.h); 0 again when the blocks are gone */
 
     enum td_sched_state state;
     uint64_t ticket;     /* order of submission; a larger one is younger */
@@ -67,6 +69,7 @@ struct td_sched_params {
 };
 
 struct td_sched;
+struct td_pace;
 
 enum td_status td_sched_open(const struct td_sched_params *params, struct td_blocks *blocks,
                              struct td_sched **s,
@@ -81,7 +84,7 @@ void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq);
 /* Puts one that was removed back into the queue, where its submission had it; it goes on with the same tokens. */
 void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
 
-/* Fills `step`, which the caller has reset and whose caps are at least td_sched_caps: first one row for each running
+/* After td_sched_begin. Fills `step`, which the caller has reset and whose caps are at least td_sched_caps: first one row for each running
  * sequence that lacks one position, oldest first; then prefill of running sequences, oldest first; then waiting ones
  * in the order of priority, then of submission, while there are a slot, rows and blocks for all their tokens plus one block. What the prefix cache holds of a sequence is
  * not computed again. Among the first TD_SCHED_WINDOW waiting ones of one priority that with the most cached tokens goes first, the oldest among
@@ -96,6 +99,15 @@ void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
  * The last row of a sequence that reaches its last token wants logits.
  * False: there is nothing to do. One step may be in flight. */
 bool td_sched_plan(struct td_sched *s, struct td_step *step);
+/* The first part of planning: every running sequence has the blocks for its next token and as many of its drafts as can be
+ * verified, n_draft by now. Between the two calls the owner may choose the tokens of these drafts, and fewer of them. */
+void td_sched_begin(struct td_sched *s, struct td_step *step);
+/* Running sequences, in the order of everything. */
+struct td_sched_seq *td_sched_running(const struct td_sched *s, uint32_t i);
+/* The blocks of a running one; borrowed until the next change. */
+const uint32_t *td_sched_table(const struct td_sched *s, const struct td_sched_seq *seq,
+                               uint32_t *n_blocks);
+struct td_pace *td_sched_pace(struct td_sched *s);
 /* The sequences of the step in flight, in the order of its td_step_seq entries. */
 uint32_t td_sched_n_planned(const struct td_sched *s);
 struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);

@@ -267,10 +267,20 @@ Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *l
     m->prefix_cache = load->prefix_cache;
     m->max_draft_tokens = load->max_draft_tokens;
     m->max_stretch_percent = load->max_stretch_percent;
+    m->draft_path = load->draft_path ? load->draft_path : (char *)"";
+    m->lead_bytes = p->lead_bytes;
+    m->lead_block_bytes = p->lead_block_bytes;
     m->offload_memory_bytes = p->offload_bytes[TD_OFFLOAD_MEMORY];
     m->offload_file_bytes = p->offload_bytes[TD_OFFLOAD_FILE];
     m->offload_dir = load->offload_dir ? load->offload_dir : (char *)"";
     return m;
+}
+
+/* Empty stays NULL. */
+static bool copy_path(const char *path, char **out)
+{
+    *out = path[0] ? strdup(path) : NULL;
+    return *out || !path[0];
 }
 
 enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
@@ -298,11 +308,9 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
                               "assignment gives rank %u the share %g, expected 0 to %g", i,
                               m->ranks[i]->share, MAX_SHARE);
     load = calloc(1, sizeof *load);
-    if (load)
-        load->path = strdup(m->model_path);
-    if (load && m->offload_dir[0])
-        load->offload_dir = strdup(m->offload_dir);
-    if (!load || !load->path || (m->offload_dir[0] && !load->offload_dir)) {
+    if (!load || !copy_path(m->model_path, &load->path) ||
+        !copy_path(m->offload_dir, &load->offload_dir) ||
+        !copy_path(m->draft_path, &load->draft_path)) {
         td_compute_load_free(load);
         return td_err_set(err, TD_NO_MEMORY, "no memory for an assignment");
     }
@@ -323,6 +331,8 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
                                 .max_num_seqs = m->max_num_seqs,
                                 .max_batched_tokens = m->max_batched_tokens,
                                 .kv_bytes = m->kv_bytes,
+                                .lead_bytes = m->lead_bytes,
+                                .lead_block_bytes = m->lead_block_bytes,
                                 .offload_bytes = {m->offload_memory_bytes, m->offload_file_bytes}};
     for (uint32_t i = 0; i < m->group_size; i++) {
         load->memory[i] = m->ranks[i]->memory_bytes;

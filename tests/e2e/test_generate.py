@@ -172,6 +172,15 @@ def test_guesses_ahead_change_neither_ids_nor_logits(tensord, find_model, layout
     assert (got["ids"], got["logits_hash"]) == (want["ids"], want["logits_hash"])
 
 
+@pytest.mark.parametrize("layout", ["tp1", "tp3", "tp2-pp2"])
+def test_a_draft_model_changes_neither_ids_nor_logits(tensord, find_model, layout):
+    ranks, args = LAYOUTS[layout]
+    model = find_model("tensord-tiny")
+    run = dict(n=100, prompt="The dog and the cat.")
+    want = generate(tensord, model, "--temperature", 1, "--seed", 4, **run)
+    got = generate(tensord, model, *args, "--temperature", 1, "--seed", 4, "--speculative-model", model, ranks=ranks, **run)
+    assert (got["ids"], got["logits_hash"]) == (want["ids"], want["logits_hash"])
+    assert got["drafts"]["verified"] > 50 and got["drafts"]["right"] == got["drafts"]["verified"]
 
 @pytest.mark.parametrize("model,head_dim,layout", [
     (HF_260K, 8, "shares-3-1-1"),

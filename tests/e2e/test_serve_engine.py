@@ -5,7 +5,7 @@ import json
 import socket
 
 import pytest
-from serving import MODEL, NAME, Server, needs_model, tensord, wait_until
+from serving import MODEL, NAME, STORIES, Server, needs_model, needs_shared, tensord, wait_until
 
 pytest_plugins = ["serving"]
 pytestmark = needs_model
@@ -204,6 +204,51 @@ def test_speculation_changes_no_answer(server):
         wait_until(lambda: f"drafts: {s.group()}", lambda: s.group()["right_drafts"] > 100, 5)
         with concurrent.futures.ThreadPoolExecutor(18) as pool:
             assert list(pool.map(lambda a: ask(s, a[0], **a[1])[0], [(p, f) for p in prompts for f in fields])) == wanted
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The model in 4 bits: it agrees with itself most of the time."""
+    path = tmp_path_factory.mktemp("draft") / "small.gguf"
+    r = tensord("quantize", MODEL, path, "--type", "q4_0")
+    assert r.returncode == 0, r.stderr
+    return path
+
+
+@pytest.mark.parametrize("layout", [("-n", 1), ("-n", 2), ("-n", 2, "--pipeline-parallel-size", 2, "--kv-offload-gib", 0.001)],
+                         ids=["one", "tp2", "pp2"])
+def test_a_draft_model_changes_no_answer_and_is_mostly_right(server, small, layout):
+    prompts = [story(i, 40) for i in range(4)] + [story(2, 150)]
+    fields = [{"temperature": 0}, {"temperature": 1, "seed": 9}, {"temperature": 0.8, "top_k": 30, "seed": 2, "logprobs": 2}]
+    asked = [{"model": NAME, "prompt": p, "max_tokens": 60, "ignore_eos": True, **f} for p in prompts for f in fields]
+
+    def answer(s, body):
+        r = s.post("/v1/completions", body)
+        assert r.status == 200, r.body
+        return r.json()["choices"]
+
+    wanted = [answer(server, body) for body in asked]
+    with Server(*layout, "--threads", 1, "--max-model-len", 512, "--max-num-seqs", 20, "--speculative-model", small) as s:
+        s.wait_ready()
+        assert [answer(s, body) for body in asked] == wanted
+        wait_until(lambda: f"drafts: {s.group()}", lambda: s.group()["draft_tokens"] > 300, 5)
+        group = s.group()
+        assert group["right_drafts"] > 0.7 * group["draft_tokens"]
+        with concurrent.futures.ThreadPoolExecutor(15) as pool:
+            assert list(pool.map(lambda body: answer(s, body), asked)) == wanted
+
+
+@needs_shared
+def test_a_draft_model_of_another_vocabulary_is_refused_by_name(small, tmp_path):
+    r = tensord("serve", "--model", MODEL, "--port", 0, "--speculative-model", STORIES)
+    assert r.returncode == 1 and b"expected a draft model with the same vocabulary" in r.stderr, r
+    r = tensord("generate", "--model", MODEL, "--prompt", "a", "--speculative-model", STORIES)
+    assert r.returncode == 1 and b"expected a draft model with the same vocabulary" in r.stderr, r
+    r = tensord("serve", "--model", MODEL, "--port", 0, "--speculative-model", tmp_path / "none")
+    assert r.returncode == 1 and b"draft model: " in r.stderr, r
+    r = tensord("plan", "--model", MODEL, "--speculative-model", small, "--json")
+    plan = json.loads(r.stdout)
+    assert plan["draft_bytes"] > small.stat().st_size and plan["draft_kv_bytes"] > 0
 
 
 def test_an_echoed_prompt_has_the_log_probabilities_that_its_tokens_had_when_they_were_drawn(server):

@@ -360,8 +360,9 @@ def test_unload_load_and_drain_are_seen_by_watchers(own, rpc):
                 assert refused.status == 503 and b"draining" in refused.body, refused.body
 
                 rpc.call(channel, "Cluster/UnloadModel")
-                rpc.call(channel, "Cluster/LoadModel", model_path=str(MODEL), timeout=60)
+                rpc.call(channel, "Cluster/LoadModel", model_path=str(MODEL), speculative_model=str(MODEL), timeout=60)
                 own.wait_ready(10)
                 assert own.complete(PROMPT.decode(), max_tokens=8, temperature=0) == before
+                wait_until("drafts", lambda: own.group()["right_drafts"] == own.group()["draft_tokens"] > 0, 5)
             finally:
                 watch.cancel()

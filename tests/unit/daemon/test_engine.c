@@ -148,6 +148,11 @@ struct world {
     } kv[MAX_BLOCKS * 16], slot[MAX_SLOTS * 16];
     enum { EMPTY, FULL, BROKEN } slot_state[MAX_SLOTS];
     uint32_t fail_moves; /* one in so many; 0: none */
+    struct cell draft_kv[MAX_BLOCKS * 16];
+    uint32_t draft_errs;  /* the draft model is wrong once in so many; 0: never */
+    uint32_t draft_fails; /* its step fails once in so many; 0: never */
+    float draft_logits[16 * N_VOCAB];
+    struct td_top draft_top[16 * TD_TOP_MAX];
     struct td_move_result moves;
     bool has_pauses;
     uint64_t n_drafts;
@@ -407,6 +412,55 @@ static void run_model(struct world *w, uint32_t oldest)
     assert_true(w->idle_streak < (w->params.prefix_cache || w->has_pauses ? 500 : 1));
 }
 
+/* All that is in the draft model's cache but the guesses belongs to some request. */
+static void check_drafted(const struct world *w, const uint32_t *ids, uint32_t n)
+{
+    uint32_t known = n;
+
+    while (known > 0 && !is_known(w, ids, known, UINT32_MAX))
+        known--;
+    assert_true(known + TD_SCHED_MAX_DRAFT >= n && known > 0);
+}
+
+/* The draft model: the same, but that it takes another token for the last one now and then. */
+static bool run_draft(const struct td_step *st, struct td_step_result *result, uint64_t *ns,
+                      void *user)
+{
+    struct world *w = user;
+    uint32_t n_logits = 0, n_tops = 0;
+
+    *ns = st->n_rows * 5;
+    *result =
+        (struct td_step_result){.logits = w->draft_logits, .top = w->draft_top, .n_top = st->n_top};
+    for (uint32_t r = 0; r < st->n_rows; r++) {
+        const struct td_step_row *row = &st->rows[r];
+        const struct td_step_seq *q = &st->seqs[row->seq];
+        uint32_t ids[MAX_LEN], n = row->position + 1;
+
+        assert_true(n <= w->params.draft_positions);
+        for (uint32_t pos = 0; pos < n; pos++) {
+            uint32_t bt = w->block_tokens;
+            struct cell *cell;
+
+            assert_true(pos / bt < q->n_blocks);
+            cell = &w->draft_kv[st->table[q->first_block + pos / bt] * bt + pos % bt];
+            if (pos + 1 == n)
+                *cell = (struct cell){row->token, pos};
+            assert_int_equal(cell->position, pos);
+            ids[pos] = cell->token;
+        }
+        check_drafted(w, ids, n);
+        if (w->draft_errs && rng(w->draft_errs) == 0)
+            ids[n - 1] = rng(N_VOCAB);
+        if (row->want == TD_WANT_LOGITS)
+            toy_logits(ids, n, w->draft_logits + n_logits++ * N_VOCAB);
+        else if (row->want == TD_WANT_TOP)
+            toy_top(ids, n, st->n_top, w->draft_top + n_tops++ * st->n_top);
+    }
+    assert_true(n_logits + n_tops <= w->params.max_num_seqs);
+    return !w->draft_fails || rng(w->draft_fails);
+}
+
 /* The request by itself, without engine, scheduler, batch or cache. */
 static void generate_alone(const struct td_request *r, uint32_t max_len, uint32_t *out,
                            uint32_t *n_out, enum td_finish *finish)
@@ -640,6 +694,7 @@ static void run_backwards(void *user, uint32_t n, void (*task)(void *arg, uint32
 /* Sums over all workloads. */
 struct sums {
     uint64_t n_preemptions, n_cached, n_drafts, n_right, n_read, n_failed_reads, n_in_file;
+    uint64_t n_model_drafts, n_right_model_drafts; /* of draft models that never err */
 };
 
 static void random_workload(struct world *w, struct sums *sums)
@@ -664,10 +719,18 @@ static void random_workload(struct world *w, struct sums *sums)
         p.n_slots[t] = rng(MAX_SLOTS / 2);
     p.max_draft_tokens = rng(2) ? 0 : 1 + rng(TD_SCHED_MAX_DRAFT);
     is_forgetful = rng(2);
+    if (p.max_draft_tokens && rng(2)) {
+        p.run_draft = run_draft;
+        p.run_draft_user = w;
+        p.draft_vocab = N_VOCAB;
+        p.draft_positions = rng(3) ? p.max_model_len : 1 + rng(p.max_model_len);
+    }
     p.max_stretch_percent = rng(2) ? 0 : 1 + rng(200);
     open_world(w, p);
     w->cancel_from_callback = rng(4) ? 0 : 30;
     w->fail_moves = rng(2) ? 0 : 2 + rng(10);
+    w->draft_errs = rng(2) ? 0 : 1 + rng(6);
+    w->draft_fails = rng(8) ? 0 : 2 + rng(10);
     while (true) {
         uint32_t n = rng(3);
 
@@ -719,6 +782,10 @@ static void random_workload(struct world *w, struct sums *sums)
     sums->n_cached += w->n_cached;
     sums->n_drafts += stats.n_draft_tokens;
     sums->n_right += stats.n_right_drafts;
+    if (p.run_draft && !w->draft_errs) {
+        sums->n_model_drafts += stats.n_draft_tokens;
+        sums->n_right_model_drafts += stats.n_right_drafts;
+    }
     sums->n_read += stats.n_blocks_read;
     sums->n_failed_reads += stats.n_failed_reads;
     is_forgetful = false;
@@ -748,6 +815,12 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
                   (unsigned long long)sums.n_read, (unsigned long long)sums.n_failed_reads);
     assert_true(text || (sums.n_read > 1000 && sums.n_failed_reads > 100 && sums.n_in_file > 1000));
     assert_true(text || (sums.n_preemptions > 1000 && sums.n_cached > 10000));
+    print_message("%llu of %llu drafts of a perfect model right\n",
+                  (unsigned long long)sums.n_right_model_drafts,
+                  (unsigned long long)sums.n_model_drafts);
+    /* All but those behind an end. */
+    assert_true(text || (sums.n_model_drafts > 500 &&
+                         sums.n_right_model_drafts > sums.n_model_drafts * 9 / 10));
     assert_true(text || (sums.n_right > 500 && sums.n_drafts > sums.n_right + 100));
 }
 

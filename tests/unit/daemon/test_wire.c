@@ -158,9 +158,11 @@ static void test_wire_refuses_a_set_of_breakers_over_the_limit(void **state)
 
 static void test_wire_assign_comes_back_equal(void **state)
 {
-    char path[] = "/a model", dir[] = "/scratch";
-    struct td_compute_load load = {
-        .path = path, .offload_dir = dir, .plan = {.n_ranks = 2, .tp = 2, .pp = 1}};
+    char path[] = "/a model", dir[] = "/scratch", draft[] = "/small";
+    struct td_compute_load load = {.path = path,
+                                   .offload_dir = dir,
+                                   .draft_path = draft,
+                                   .plan = {.n_ranks = 2, .tp = 2, .pp = 1}};
     struct td_compute_load *back = NULL;
     Tensord__Worker__V1__Assign *m;
     struct td_arena arena;
@@ -175,6 +177,8 @@ static void test_wire_assign_comes_back_equal(void **state)
     load.max_stretch_percent = 60;
     load.plan.offload_bytes[TD_OFFLOAD_MEMORY] = (uint64_t)5 << 40;
     load.plan.offload_bytes[TD_OFFLOAD_FILE] = 77;
+    load.plan.lead_bytes = (uint64_t)3 << 40;
+    load.plan.lead_block_bytes = 4096;
     td_arena_init(&arena, 0, 0);
     m = through_bytes(&td_wire_assign_make(&load, 1, &arena)->base);
     assert_int_equal(m->rank, 1);
@@ -186,6 +190,9 @@ static void test_wire_assign_comes_back_equal(void **state)
     assert_int_equal(back->max_draft_tokens, 7);
     assert_int_equal(back->max_stretch_percent, 60);
     assert_string_equal(back->offload_dir, "/scratch");
+    assert_string_equal(back->draft_path, "/small");
+    assert_true(back->plan.lead_bytes == (uint64_t)3 << 40);
+    assert_int_equal(back->plan.lead_block_bytes, 4096);
     assert_true(back->plan.offload_bytes[TD_OFFLOAD_MEMORY] == (uint64_t)5 << 40);
     assert_int_equal(back->plan.offload_bytes[TD_OFFLOAD_FILE], 77);
     assert_non_null(back->plan.share);

@@ -467,6 +467,32 @@ static void test_plan_gives_kv_no_more_than_there_is(void **state)
                 r->kv_bytes_per_token * fixture.plan.block_tokens);
 }
 
+static void test_plan_leaves_room_on_rank_0_for_a_draft_model(void **state)
+{
+    const struct td_plan_rank *r = &fixture.plan.rank[0];
+    uint64_t block, spare = (uint64_t)1 << 20;
+
+    (void)state;
+    set_llama(&fixture);
+    make(&fixture);
+    block = r->kv_bytes_per_token * fixture.plan.block_tokens;
+    fixture.params.memory_bytes = fixture.memory;
+    fixture.params.lead_bytes = 12345678;
+    fixture.params.lead_block_bytes = block / 2;
+    for (uint32_t i = 0; i < fixture.params.n_ranks; i++)
+        fixture.memory[i] = fixture.plan.rank[i].weight_bytes + fixture.plan.rank[i].buffer_bytes +
+                            12345678 + 200 * block + spare;
+    make(&fixture);
+    assert_true(fixture.plan.n_blocks * (block + block / 2) <= 200 * block + spare);
+    assert_true(fixture.plan.n_blocks > 80);
+    assert_int_equal(fixture.plan.lead_bytes, 12345678);
+    assert_int_equal(fixture.plan.lead_kv_bytes, fixture.plan.n_blocks * (block / 2));
+    fixture.params.n_blocks = 50;
+    fixture.params.max_model_len = 50 * fixture.params.block_tokens;
+    make(&fixture);
+    assert_int_equal(fixture.plan.n_blocks, 50);
+}
+
 static void test_plan_gives_every_rank_the_slots_that_all_have_room_for(void **state)
 {
     struct td_plan *plan = &fixture.plan;
@@ -598,6 +624,7 @@ int main(void)
         cmocka_unit_test(test_plan_repeats_kv_heads_where_ranks_outnumber_them),
         cmocka_unit_test(test_plan_leaves_ranks_without_leaves_where_there_are_too_few),
         cmocka_unit_test(test_plan_shortens_a_context_only_where_nobody_asked_for_it),
+        cmocka_unit_test(test_plan_leaves_room_on_rank_0_for_a_draft_model),
         cmocka_unit_test(test_plan_gives_every_rank_the_slots_that_all_have_room_for),
         cmocka_unit_test(test_plan_gives_kv_no_more_than_there_is),
         cmocka_unit_test(test_plan_refuses_by_name_what_cannot_be),

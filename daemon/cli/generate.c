@@ -292,7 +292,7 @@ static enum td_status run(struct generation *g)
         s = td_node_lead(&g->spmd->node, &g->step, &result, g->err);
         if (s)
             return s;
-        s = td_engine_complete_step(g->engine, &g->step, &result, 0, g->err);
+        s = td_engine_complete_step(g->engine, g->step.number, &result, 0, g->err);
         if (result.logits) /* --json asks for logprobs, and so for whole rows */
             XXH3_64bits_update(g->hash, result.logits,
                                (size_t)(g->n_rows - before) * spec->n_vocab *

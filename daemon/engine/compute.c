@@ -313,7 +313,7 @@ static enum td_status serve_lead(struct td_compute *c)
         start = td_clock_now_ns();
         s = td_node_lead(&c->node, &c->step, &result, &c->err);
         step_ns = td_clock_now_ns() - start;
-        s = s ? s : td_engine_complete_step(c->engine, &c->step, &result, step_ns, &c->err);
+        s = s ? s : td_engine_complete_step(c->engine, c->step.number, &result, step_ns, &c->err);
         if (s)
             return s;
         refresh_gauges(c, step_ns);

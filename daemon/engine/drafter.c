@@ -180,7 +180,7 @@ static bool catch_up(struct td_drafter *d, struct td_sched *sched)
         struct td_sched_seq *seq = td_sched_running(sched, i);
         uint32_t end = seq->n_ids, most;
 
-        if (!seq->n_draft)
+        if (!seq->n_draft || seq->n_flying)
             continue;
         skip_known(d, sched, seq);
         /* A few rows are what guesses that were right leave behind. */
@@ -205,7 +205,8 @@ void td_drafter_guess(struct td_drafter *d, struct td_sched *sched)
 
     if (!catch_up(d, sched)) {
         for (uint32_t i = 0; i < n; i++)
-            td_sched_running(sched, i)->n_draft = 0;
+            if (!td_sched_running(sched, i)->n_flying)
+                td_sched_running(sched, i)->n_draft = 0;
         return;
     }
     for (uint32_t k = 1; k < TD_SCHED_MAX_DRAFT; k++) {
@@ -214,7 +215,7 @@ void td_drafter_guess(struct td_drafter *d, struct td_sched *sched)
             struct td_sched_seq *seq = td_sched_running(sched, i);
             uint32_t pos = seq->n_ids + k - 1, drafted = seq->n_drafted;
 
-            if (seq->n_draft <= k)
+            if (seq->n_draft <= k || seq->n_flying)
                 continue;
             seq->n_drafted = pos; /* the guess alone; it counts when it was right */
             if (!add_rows(d, sched, seq, pos + 1, pos))
@@ -230,5 +231,6 @@ void td_drafter_judge(struct td_sched_seq *seq)
 {
     uint32_t n_fed = seq->n_draft ? seq->n_draft - 1 : 0; /* the last guess went into no row */
 
-    seq->n_drafted += seq->n_right < n_fed ? seq->n_right : n_fed;
+    if (seq->n_drafted + seq->n_right + 1 == seq->n_ids) /* all before the guesses is still there */
+        seq->n_drafted += seq->n_right < n_fed ? seq->n_right : n_fed;
 }

@@ -52,9 +52,9 @@ struct td_engine {
     const struct td_step_result *result; /* while it is being completed */
     uint32_t n_cancelled;
     uint32_t n_paused;
-    bool pauses_changed; /* since the last plan */
-    bool in_flight;
-    uint64_t flight_number;
+    bool pauses_changed;             /* since the last plan */
+    uint64_t *flight_numbers;        /* owned [max_flights]: a ring of those in flight */
+    uint64_t n_planned, n_completed; /* steps */
     uint64_t next_number;
     struct td_engine_stats stats; /* the counters; the gauges are filled on demand */
 };
@@ -105,6 +105,7 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
     struct td_sched_params sp = {.max_num_seqs = params->max_num_seqs,
                                  .max_batched_tokens = params->max_batched_tokens,
                                  .max_chunk_tokens = params->max_chunk_tokens,
+                                 .max_flights = params->max_flights,
                                  .max_queue = params->max_queue,
                                  .block_tokens = params->block_tokens,
                                  .max_tokens_per_seq = params->max_model_len,
@@ -127,6 +128,7 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
         return td_err_set(err, TD_NO_MEMORY, "no memory for the engine");
     e->params = *params;
     e->params.layer_kinds = NULL;
+    e->params.max_flights = params->max_flights ? params->max_flights : 1;
     bp.pool[TD_LAYER_ATTENTION] = params->n_blocks;
     if ((st = td_blocks_open(&bp, &e->blocks, err)) ||
         (st = td_blocks_admit_model(e->blocks, params->layer_kinds, params->n_layers, err)) ||
@@ -134,7 +136,8 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
         goto fail;
     e->drawing = calloc(params->max_num_seqs, sizeof(struct seq *));
     e->outcomes = calloc(params->max_num_seqs, sizeof *e->outcomes);
-    if (!e->drawing || !e->outcomes) {
+    e->flight_numbers = calloc(e->params.max_flights, sizeof *e->flight_numbers);
+    if (!e->drawing || !e->outcomes || !e->flight_numbers) {
         st = td_err_set(err, TD_NO_MEMORY, "no memory for %u sequences", params->max_num_seqs);
         goto fail;
     }
@@ -167,6 +170,7 @@ void td_engine_close(struct td_engine *e)
     }
     free(e->drawing);
     free(e->outcomes);
+    free(e->flight_numbers);
     td_drafter_close(e->drafter);
     td_sched_close(e->sched);
     td_blocks_close(e->blocks);
@@ -341,16 +345,25 @@ static void sweep_cancelled(struct td_engine *e)
     }
 }
 
-static struct seq *planned(const struct td_engine *e, uint32_t i)
+static bool in_flight(const struct td_engine *e)
 {
-    return (struct seq *)(void *)td_sched_planned(e->sched, i);
+    return e->n_planned > e->n_completed;
+}
+
+/* The number of the oldest step in flight. */
+static uint64_t flight_number(const struct td_engine *e)
+{
+    return e->flight_numbers[e->n_completed % e->params.max_flights];
 }
 
 /* Samplers of sequences that are in a step for the first time. Failure shows when their logits come. */
 static void open_samplers(struct td_engine *e)
 {
-    for (uint32_t i = 0; i < td_sched_n_planned(e->sched); i++) {
-        struct seq *q = planned(e, i);
+    uint32_t n;
+    const struct td_sched_part *parts = td_sched_newest(e->sched, &n);
+
+    for (uint32_t i = 0; i < n; i++) {
+        struct seq *q = (struct seq *)(void *)parts[i].seq;
 
         if (q->sampler)
             continue;
@@ -362,6 +375,8 @@ static void open_samplers(struct td_engine *e)
 static void propose_drafts(struct td_engine *e)
 {
     for (struct seq *q = e->first; q; q = q->next) {
+        if (q->core.n_flying) /* its guesses are being verified */
+            continue;
         if (q->core.n_draft) {
             td_draft_judge(&q->draft, q->core.n_draft, q->core.n_right);
             td_drafter_judge(&q->core);
@@ -379,7 +394,7 @@ static void propose_drafts(struct td_engine *e)
 bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
 {
     td_step_reset(step, TD_STEP_RUN, e->next_number);
-    if (e->in_flight)
+    if (e->n_planned - e->n_completed == e->params.max_flights)
         return false;
     sweep_cancelled(e);
     apply_pauses(e);
@@ -390,8 +405,7 @@ bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
     if (!td_sched_plan(e->sched, step))
         return false;
     open_samplers(e);
-    e->flight_number = e->next_number++;
-    e->in_flight = true;
+    e->flight_numbers[e->n_planned++ % e->params.max_flights] = e->next_number++;
     e->stats.n_steps++;
     e->stats.n_rows += step->n_rows;
     return true;
@@ -527,36 +541,48 @@ static void draw_all(struct td_engine *e, uint32_t n, uint32_t n_whole)
             draw_rows(e, i);
 }
 
-enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
+/* Where each sequence finds its rows' results, and who draws: returns how many; *n_whole rows are whole logits. Those whose sequences
+ * have left are passed over. */
+static uint32_t find_results(struct td_engine *e, uint32_t *n_whole)
+{
+    uint32_t n, n_tops = 0, n_drawing = 0;
+    const struct td_sched_part *parts = td_sched_oldest(e->sched, &n);
+
+    *n_whole = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct td_sched_part *part = &parts[i];
+        struct seq *q = (struct seq *)(void *)part->seq;
+        uint32_t *next = part->wants_top ? &n_tops : n_whole;
+
+        if (q && part->n_wanted && !q->cancelled) {
+            q->n_results = part->n_wanted;
+            q->n_prompt_results = part->n_wanted - (part->reaches_end ? 1 + part->n_draft : 0);
+            q->result_row = *next;
+            q->outcome = e->outcomes + *n_whole + n_tops;
+            e->drawing[n_drawing++] = q;
+        }
+        *next += part->n_wanted;
+    }
+    return n_drawing;
+}
+
+enum td_status td_engine_complete_step(struct td_engine *e, uint64_t number,
                                        const struct td_step_result *result, uint64_t step_ns,
                                        struct td_err *err)
 {
-    uint32_t n = td_sched_n_planned(e->sched), n_logits = 0, n_tops = 0, n_drawing = 0;
-    uint64_t moves_ns;
+    uint32_t n_drawing, n_whole;
+    uint64_t moves_ns = result->moves ? result->moves->ns : 0;
 
-    if (!e->in_flight || step->number != e->flight_number)
+    if (!in_flight(e) || number != flight_number(e))
         return td_err_set(err, TD_INVALID, "step %llu is complete, but %s %llu",
-                          (unsigned long long)step->number,
-                          e->in_flight ? "in flight is step" : "none is in flight; the next is",
-                          (unsigned long long)(e->in_flight ? e->flight_number : e->next_number));
-    for (uint32_t i = 0; i < n; i++) {
-        struct seq *q = planned(e, i);
-        uint32_t *next = q->core.n_top ? &n_tops : &n_logits;
-
-        q->n_results = q->n_prompt_results = td_sched_n_wanted(&q->core);
-        if (q->core.n_computed + q->core.n_planned == q->core.n_ids + q->core.n_draft)
-            q->n_prompt_results -= 1 + q->core.n_draft;
-        q->result_row = *next;
-        q->outcome = e->outcomes + n_logits + n_tops;
-        *next += q->n_results;
-        if (q->n_results && !q->cancelled)
-            e->drawing[n_drawing++] = q;
-    }
-    moves_ns = result->moves ? result->moves->ns : 0;
+                          (unsigned long long)number,
+                          in_flight(e) ? "in flight is step" : "none is in flight; the next is",
+                          (unsigned long long)(in_flight(e) ? flight_number(e) : e->next_number));
+    n_drawing = find_results(e, &n_whole);
     td_sched_complete(e->sched, step_ns > moves_ns ? step_ns - moves_ns : 0, result->moves);
-    e->in_flight = false;
+    e->n_completed++;
     e->result = result;
-    draw_all(e, n_drawing, n_logits);
+    draw_all(e, n_drawing, n_whole);
     /* Callbacks may submit and cancel meanwhile: neither frees a sequence. */
     for (uint32_t i = 0; i < n_drawing; i++)
         tell_all(e, e->drawing[i]);
@@ -569,9 +595,8 @@ void td_engine_fail_all(struct td_engine *e, const struct td_err *cause)
     /* What a callback submits now is younger and is not touched. */
     struct seq *q = e->first;
 
-    if (e->in_flight)
+    for (; in_flight(e); e->n_completed++)
         td_sched_complete(e->sched, 0, NULL);
-    e->in_flight = false;
     while (q) {
         struct seq *next = q->next;
 

@@ -2,8 +2,8 @@
  * Owns every request from submit to its final event. One thread: rank 0's compute thread. Knows no sockets, no MPI,
  * no device and no clock; someone else runs the step and brings the logits.
  *
- * Planning and completing are separate calls, so that several steps can be in flight one day; now it is one: a second
- * plan before the completion answers false. */
+ * Planning and completing are separate calls: as many steps as max_flights may be in flight (stages of a pipeline work on different
+ * ones), and complete in the order in which they were planned. */
 #ifndef TD_DAEMON_ENGINE_ENGINE_H
 #define TD_DAEMON_ENGINE_ENGINE_H
 
@@ -30,6 +30,7 @@ struct td_engine_params {
     uint32_t max_num_seqs;       /* sequences in one step */
     uint32_t max_batched_tokens; /* rows in one step; >= max_num_seqs */
     uint32_t max_chunk_tokens; /* prefill rows of one sequence in one step; 0: max_batched_tokens */
+    uint32_t max_flights;      /* steps that may be planned and not complete; 0: 1 */
     uint32_t max_queue;        /* waiting requests; more are refused with TD_BUSY */
     uint32_t block_tokens;     /* positions in one KV block */
     uint32_t n_blocks;         /* KV blocks; must hold one request of max_model_len */
@@ -86,12 +87,12 @@ bool td_engine_cancel(struct td_engine *e, uint64_t request_id);
  * blocks; a token of a step in flight is still told. Takes effect with the next plan_step. False when no such request is open. */
 bool td_engine_pause(struct td_engine *e, uint64_t request_id, bool paused);
 
-/* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that
- * reset, when there is nothing to run or a step is in flight: sleep until the next submit or cancel. */
+/* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that reset, when
+ * there is nothing to run now, or max_flights steps are in flight: with none in flight, sleep until the next submit or cancel. */
 bool td_engine_plan_step(struct td_engine *e, struct td_step *step);
-/* The step in flight has run in `step_ns` (0: not known) and gave `result`. Draws a token for each row that wanted one, sends the events and frees what
- * ended. TD_INVALID when `step` is not the one in flight. */
-enum td_status td_engine_complete_step(struct td_engine *e, const struct td_step *step,
+/* Step `number`, the oldest in flight, has run in `step_ns` (0: not known) and gave `result`. Draws a token for each row that wanted
+ * one, sends the events and frees what ended. TD_INVALID when it is another. */
+enum td_status td_engine_complete_step(struct td_engine *e, uint64_t number,
                                        const struct td_step_result *result, uint64_t step_ns,
                                        struct td_err *err);
 /* Ends every open request with TD_FINISH_ERROR and `cause` (a rank is lost, the shard failed, a deadline of a drain

@@ -152,7 +152,8 @@ void td_prefix_forget_sources(struct td_prefix *p, uint32_t slot)
 }
 
 /* Block i of the sequence, which is filled, enters the tree. False: another sequence has promised it. */
-static bool enter(struct td_prefix *p, uint32_t slot, const struct td_prefix_key *key, uint32_t i)
+static bool enter(struct td_prefix *p, uint32_t slot, const struct td_prefix_key *key, uint32_t i,
+                  uint32_t *replaced)
 {
     uint32_t n, parent = parent_of_next(p, slot), id = td_radix_child(&p->tree, parent, key, i);
     const uint32_t *table = td_blocks_table(p->tree.blocks, KIND, slot, &n);
@@ -164,6 +165,7 @@ static bool enter(struct td_prefix *p, uint32_t slot, const struct td_prefix_key
         p->tree.nodes[id].state = TD_RADIX_READY;
     } else if (p->tree.nodes[id].state == TD_RADIX_READY) {
         td_blocks_replace(p->tree.blocks, KIND, slot, i, p->tree.nodes[id].place);
+        *replaced = *replaced < i ? *replaced : i;
         td_radix_touch(&p->tree, id);
     } else {
         return false;
@@ -172,9 +174,10 @@ static bool enter(struct td_prefix *p, uint32_t slot, const struct td_prefix_key
     return true;
 }
 
-void td_prefix_fill(struct td_prefix *p, uint32_t slot, const struct td_prefix_key *key)
+uint32_t td_prefix_fill(struct td_prefix *p, uint32_t slot, const struct td_prefix_key *key)
 {
     struct chain *c = &p->chain[slot];
+    uint32_t replaced = NONE;
 
     p->tree.clock++;
     for (; c->n_ready < key->n_blocks && !c->closed; c->n_ready++) {
@@ -183,11 +186,12 @@ void td_prefix_fill(struct td_prefix *p, uint32_t slot, const struct td_prefix_k
 
             td_radix_drop_source(&p->tree, id);
             p->tree.nodes[id].state = TD_RADIX_READY;
-        } else if (!enter(p, slot, key, c->n_ready)) {
+        } else if (!enter(p, slot, key, c->n_ready, &replaced)) {
             c->closed = true;
-            return;
+            break;
         }
     }
+    return replaced;
 }
 
 void td_prefix_leave(struct td_prefix *p, uint32_t slot)

@@ -61,8 +61,8 @@ uint32_t td_prefix_source(const struct td_prefix *p, uint32_t slot, uint32_t i);
 /* What the sequence has not read yet it will compute: its slots are free. */
 void td_prefix_forget_sources(struct td_prefix *p, uint32_t slot);
 /* The first key->n_blocks blocks of `slot` are filled, by reading or computing. Those not in the tree yet enter it; where it has one with the same
- * tokens already, that one takes the place of the sequence's own. */
-void td_prefix_fill(struct td_prefix *p, uint32_t slot, const struct td_prefix_key *key);
+ * tokens already, that one takes the place of the sequence's own: returns the first such place, or UINT32_MAX. */
+uint32_t td_prefix_fill(struct td_prefix *p, uint32_t slot, const struct td_prefix_key *key);
 /* The sequence stops: what it promised and did not fill leaves the tree or stays in its slot. Before its blocks are released. */
 void td_prefix_leave(struct td_prefix *p, uint32_t slot);
 

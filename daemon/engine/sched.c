@@ -6,20 +6,34 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Rows of a prompt that one of several steps in flight takes at least: fewer are slow. */
+enum { LEAST_CHUNK = 64 };
+
+/* A step that is planned and not complete. */
+struct flight {
+    struct td_sched_part *parts; /* owned [max_num_seqs] */
+    uint32_t n_parts;
+    uint32_t n_decode, n_prompt; /* rows */
+};
+
 struct td_sched {
     struct td_sched_params params;
     struct td_blocks *blocks;         /* borrowed */
     struct td_prefix *prefix;         /* owned; NULL: none */
     struct td_sched_seq *head, *tail; /* waiting, oldest first */
     struct td_sched_seq **running;    /* owned [max_num_seqs], oldest first */
-    struct td_sched_seq **planned;    /* owned [max_num_seqs] */
-    uint32_t *free_slots;             /* owned [max_num_seqs], a stack */
-    uint32_t n_waiting, n_running, n_planned;
+    struct flight
+        *flights; /* owned [max_flights], a ring; the newest is being planned, or has been */
+    uint64_t first_flight; /* the oldest; flight i is flights[i % max_flights] */
+    uint32_t n_flights;
+    uint32_t *free_slots; /* owned [max_num_seqs], a stack */
+    uint32_t n_waiting, n_running;
     struct td_pace pace;
-    uint32_t n_decode, n_prompt; /* rows of the step in flight */
-    uint32_t draft_room;         /* rows that drafts may still have in this step */
-    uint32_t want_room;          /* rows that may still want logits */
-    uint32_t read_room;          /* blocks that may still be read back */
+    uint32_t
+        n_answers; /* running sequences whose prompts are computed or in flight, as the step began */
+    uint32_t draft_room; /* rows that drafts may still have in this step */
+    uint32_t want_room;  /* rows that may still want logits */
+    uint32_t read_room;  /* blocks that may still be read back */
     uint64_t next_ticket;
     uint64_t n_preemptions;
     uint64_t n_read, n_failed_reads;
@@ -46,10 +60,16 @@ enum td_status td_sched_open(const struct td_sched_params *params, struct td_blo
     s->blocks = blocks;
     td_pace_init(&s->pace, params->max_stretch_percent);
     s->running = calloc(n, sizeof(*s->running));
-    s->planned = calloc(n, sizeof(*s->planned));
+    s->params.max_flights = params->max_flights ? params->max_flights : 1;
+    s->flights = calloc(s->params.max_flights, sizeof *s->flights);
     s->free_slots = calloc(n, sizeof(*s->free_slots));
-    if (!s->running || !s->planned || !s->free_slots)
+    if (!s->running || !s->flights || !s->free_slots)
         goto no_memory;
+    for (uint32_t i = 0; i < s->params.max_flights; i++) {
+        s->flights[i].parts = calloc(n, sizeof *s->flights[i].parts);
+        if (!s->flights[i].parts)
+            goto no_memory;
+    }
     for (uint32_t i = 0; i < n; i++)
         s->free_slots[i] = n - 1 - i;
     if (params->prefix_cache &&
@@ -71,7 +91,9 @@ void td_sched_close(struct td_sched *s)
         return;
     td_prefix_close(s->prefix);
     free(s->running);
-    free(s->planned);
+    for (uint32_t i = 0; s->flights && i < s->params.max_flights; i++)
+        free(s->flights[i].parts);
+    free(s->flights);
     free(s->free_slots);
     free(s);
 }
@@ -156,10 +178,9 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
                           s->n_waiting, s->params.max_queue);
     seq->ticket = s->next_ticket++;
     seq->arrival_ns = now_ns;
-    seq->n_computed = 0;
-    seq->n_planned = 0;
-    seq->n_reads = 0;
-    seq->n_reading = 0;
+    seq->n_computed = seq->n_scheduled = 0;
+    seq->n_flying = 0;
+    seq->n_reads = seq->n_reading = 0;
     seq->n_hashes = 0;
     seq->n_cached = 0;
     seq->n_passed = 0;
@@ -167,6 +188,29 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
     hash_blocks(s, seq);
     queue_insert(s, seq);
     return TD_OK;
+}
+
+static struct flight *flight_at(const struct td_sched *s, uint64_t number)
+{
+    return &s->flights[number % s->params.max_flights];
+}
+
+static struct flight *newest(const struct td_sched *s)
+{
+    return flight_at(s, s->first_flight + s->n_flights - 1);
+}
+
+/* What steps in flight bring for a sequence is not wanted any more. */
+static void forget_flights(struct td_sched *s, struct td_sched_seq *seq)
+{
+    for (uint32_t i = 0; seq->n_flying > 0 && i < s->n_flights; i++) {
+        struct flight *f = flight_at(s, s->first_flight + i);
+
+        for (uint32_t k = 0; k < f->n_parts; k++)
+            if (f->parts[k].seq == seq)
+                f->parts[k].seq = NULL;
+    }
+    seq->n_flying = 0;
 }
 
 /* Takes a running sequence out of the running set; its blocks and its slot are free afterwards. */
@@ -182,8 +226,9 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
         td_prefix_leave(s->prefix, seq->slot);
     td_blocks_release(s->blocks, seq->slot);
     s->free_slots[s->params.max_num_seqs - s->n_running - 1] = seq->slot;
-    seq->n_computed = 0;
-    seq->n_reads = 0;
+    forget_flights(s, seq);
+    seq->n_computed = seq->n_scheduled = 0;
+    seq->n_reads = seq->n_reading = 0;
     seq->n_draft = 0;
     seq->n_drafted = 0;
     seq->state = TD_SCHED_OUT;
@@ -191,7 +236,6 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
 
 void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq)
 {
-    assert(seq->n_planned == 0 && seq->n_reading == 0);
     if (seq->state == TD_SCHED_WAITING)
         queue_unlink(s, seq);
     else if (seq->state == TD_SCHED_RUNNING)
@@ -200,7 +244,7 @@ void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq)
 
 void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq)
 {
-    assert(seq->state == TD_SCHED_OUT && seq->n_planned == 0);
+    assert(seq->state == TD_SCHED_OUT);
     queue_insert(s, seq);
 }
 
@@ -208,7 +252,6 @@ static void preempt_last(struct td_sched *s)
 {
     struct td_sched_seq *last = s->running[s->n_running - 1];
 
-    assert(last->n_planned == 0 && last->n_reading == 0);
     stop_running(s, last);
     queue_insert(s, last);
     s->n_preemptions++;
@@ -238,29 +281,35 @@ static bool wants_logits(const struct td_sched_seq *seq, uint32_t pos)
 /* Adds rows for the next `n` positions; false when the caller's step is too small. */
 static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq, uint32_t n)
 {
-    uint32_t n_blocks;
+    uint32_t n_blocks, end = seq->n_scheduled + n;
     const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n_blocks);
+    struct flight *f = newest(s);
+    struct td_sched_part part = {.seq = seq,
+                                 .n_rows = n,
+                                 .n_draft = end > seq->n_ids ? end - seq->n_ids : 0,
+                                 .wants_top = seq->n_top > 0,
+                                 .reaches_end = end >= seq->n_ids};
 
-    seq->n_wanted = 0;
     if (n > step->cap_rows - step->n_rows ||
         !td_step_add_seq(step, table, n_blocks, td_blocks_state_slot(s->blocks, seq->slot)))
         return false;
-    for (uint32_t pos = seq->n_computed; pos < seq->n_computed + n; pos++) {
+    for (uint32_t pos = seq->n_scheduled; pos < end; pos++) {
         uint32_t id = pos < seq->n_ids ? seq->ids[pos] : seq->draft[pos - seq->n_ids];
 
         if (!wants_logits(seq, pos)) {
             td_step_add_row(step, id, pos, TD_WANT_NONE);
             continue;
         }
-        seq->n_wanted++;
+        part.n_wanted++;
         s->want_room--;
         if (seq->n_top)
             td_step_add_top_row(step, id, pos, seq->n_top);
         else
             td_step_add_row(step, id, pos, TD_WANT_LOGITS);
     }
-    seq->n_planned = n;
-    s->planned[s->n_planned++] = seq;
+    f->parts[f->n_parts++] = part;
+    seq->n_scheduled += n - part.n_draft;
+    seq->n_flying++;
     return true;
 }
 
@@ -268,9 +317,11 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
 static uint32_t rows_left(const struct td_sched *s, const struct td_step *step)
 {
     uint32_t room = s->params.max_batched_tokens - step->n_rows;
-    uint32_t limit = td_pace_limit(&s->pace, s->n_decode);
+    const struct flight *f = newest(s);
+    uint32_t limit =
+        td_pace_limit(&s->pace, f->n_decode > s->n_answers ? f->n_decode : s->n_answers);
 
-    limit -= limit < s->n_prompt ? limit : s->n_prompt;
+    limit -= limit < f->n_prompt ? limit : f->n_prompt;
     return room < limit ? room : limit;
 }
 
@@ -281,7 +332,7 @@ static uint32_t with_room_for_logits(const struct td_sched *s, const struct td_s
     uint32_t wanted = 0;
 
     for (uint32_t i = 0; i < n; i++) {
-        wanted += wants_logits(seq, seq->n_computed + i);
+        wanted += wants_logits(seq, seq->n_scheduled + i);
         if (wanted > s->want_room)
             return i;
     }
@@ -291,14 +342,19 @@ static uint32_t with_room_for_logits(const struct td_sched *s, const struct td_s
 /* Rows of a sequence that is not at its last token; false when the caller's step is too small. */
 static bool add_chunk(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq)
 {
-    uint32_t n = seq->n_ids - seq->n_computed, room = rows_left(s, step);
+    uint32_t n = seq->n_ids - seq->n_scheduled, room = rows_left(s, step);
     uint32_t limit = s->params.max_chunk_tokens;
 
     if (limit > 0 && n > limit)
         n = limit;
+    if (s->params.max_flights > 1) { /* several at work on one prompt */
+        limit = seq->n_ids / (4 * s->params.max_flights);
+        limit = limit > LEAST_CHUNK ? limit : LEAST_CHUNK;
+        n = n < limit ? n : limit;
+    }
     n = n < room ? n : room;
     n = with_room_for_logits(s, seq, n);
-    s->n_prompt += n;
+    newest(s)->n_prompt += n;
     return n == 0 || add_rows(s, step, seq, n);
 }
 
@@ -314,27 +370,55 @@ static void trim_draft(struct td_sched *s, struct td_sched_seq *seq)
     s->draft_room -= seq->n_draft;
 }
 
+/* Running sequences whose prompts are computed, or will be when the steps in flight are complete. */
+static uint32_t n_answering(const struct td_sched *s)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < s->n_running; i++)
+        n += s->running[i]->n_ids - s->running[i]->n_scheduled <= 1;
+    return n;
+}
+
+/* How many of them decode in one step: its share, where several are in flight. */
+static uint32_t decode_share(const struct td_sched *s)
+{
+    return (s->n_answers + s->params.max_flights - 1) / s->params.max_flights;
+}
+
 /* Everybody's next token first, so that no draft takes its block. */
 static void reserve_decodes(struct td_sched *s, struct td_step *step)
 {
+    uint32_t left;
+
     for (uint32_t i = 0; i < s->n_running; i++)
         if (td_sched_is_decoding(s->running[i]) && !reserve_or_preempt(s, step, s->running[i]))
             break;
-    for (uint32_t i = 0; i < s->n_running; i++)
-        if (td_sched_is_decoding(s->running[i]))
-            trim_draft(s, s->running[i]);
+    s->n_answers = n_answering(s);
+    left = decode_share(s);
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        if (!td_sched_is_decoding(s->running[i]))
+            continue;
+        if (left == 0)
+            s->running[i]->n_draft = 0;
+        left -= left > 0;
+        trim_draft(s, s->running[i]);
+    }
 }
 
 static void plan_decodes(struct td_sched *s, struct td_step *step)
 {
-    for (uint32_t i = 0; i < s->n_running; i++) {
+    uint32_t left = decode_share(s);
+
+    for (uint32_t i = 0; i < s->n_running && left > 0; i++) {
         struct td_sched_seq *seq = s->running[i];
 
         if (!td_sched_is_decoding(seq))
             continue;
         if (!add_rows(s, step, seq, 1 + seq->n_draft))
             return;
-        s->n_decode += 1 + seq->n_draft;
+        newest(s)->n_decode += 1 + seq->n_draft;
+        left--;
     }
 }
 
@@ -344,7 +428,7 @@ static void plan_prefills(struct td_sched *s, struct td_step *step)
     for (uint32_t i = 0; i < s->n_running && rows_left(s, step) > 0; i++) {
         struct td_sched_seq *seq = s->running[i];
 
-        if (seq->n_reads == 0 && seq->n_ids - seq->n_computed > 1 && !add_chunk(s, step, seq))
+        if (seq->n_reads == 0 && seq->n_ids - seq->n_scheduled > 1 && !add_chunk(s, step, seq))
             return;
     }
 }
@@ -357,7 +441,10 @@ static void add_reads(struct td_sched *s, struct td_step *step, struct td_sched_
     uint32_t n, first = seq->n_computed / s->params.block_tokens;
     const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n);
 
+    if (seq->n_reading) /* a step in flight is at it */
+        return;
     seq->first_move = step->n_moves;
+    seq->read_flight = s->first_flight + s->n_flights - 1;
     while (seq->n_reading < seq->n_reads && s->read_room > 0) {
         uint32_t i = first + seq->n_reading;
 
@@ -371,7 +458,7 @@ static void add_reads(struct td_sched *s, struct td_step *step, struct td_sched_
 
 static void plan_reads(struct td_sched *s, struct td_step *step)
 {
-    s->read_room = td_pace_read_limit(&s->pace, s->n_decode);
+    s->read_room = td_pace_read_limit(&s->pace, s->n_answers);
     for (uint32_t i = 0; i < s->n_running; i++)
         if (s->running[i]->n_reads)
             add_reads(s, step, s->running[i]);
@@ -446,7 +533,7 @@ static void start_running(struct td_sched *s, struct td_step *step, struct td_sc
         struct td_prefix_key key = key_of(s, seq, seq->n_ids);
 
         td_prefix_take(s->prefix, seq->slot, &key, match.n_ready);
-        seq->n_computed = match.n_ready * s->params.block_tokens;
+        seq->n_computed = seq->n_scheduled = match.n_ready * s->params.block_tokens;
     }
     while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids))
         td_prefix_evict(s->prefix, step);
@@ -495,7 +582,12 @@ static void start_important(struct td_sched *s, struct td_step *step)
 
 void td_sched_begin(struct td_sched *s, struct td_step *step)
 {
-    assert(s->n_planned == 0 && step->n_rows == 0);
+    struct flight *f;
+
+    assert(s->n_flights < s->params.max_flights && step->n_rows == 0);
+    s->n_flights++;
+    f = newest(s);
+    f->n_parts = f->n_decode = f->n_prompt = 0;
     start_important(s, step);
     s->draft_room = s->params.max_num_seqs - s->n_running;
     s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
@@ -504,14 +596,15 @@ void td_sched_begin(struct td_sched *s, struct td_step *step)
 
 bool td_sched_plan(struct td_sched *s, struct td_step *step)
 {
-    assert(s->n_planned == 0 && step->n_rows == 0);
-    s->n_decode = s->n_prompt = 0;
     s->want_room = s->params.max_num_seqs;
     plan_decodes(s, step);
     plan_reads(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);
-    return s->n_planned > 0 || step->n_moves > 0;
+    if (newest(s)->n_parts > 0 || step->n_moves > 0)
+        return true;
+    s->n_flights--;
+    return false;
 }
 
 struct td_sched_seq *td_sched_running(const struct td_sched *s, uint32_t i)
@@ -530,36 +623,41 @@ struct td_pace *td_sched_pace(struct td_sched *s)
     return &s->pace;
 }
 
-uint32_t td_sched_n_planned(const struct td_sched *s)
+uint32_t td_sched_n_flights(const struct td_sched *s)
 {
-    return s->n_planned;
+    return s->n_flights;
 }
 
-struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i)
+const struct td_sched_part *td_sched_newest(const struct td_sched *s, uint32_t *n)
 {
-    return s->planned[i];
+    *n = newest(s)->n_parts;
+    return newest(s)->parts;
 }
 
-uint32_t td_sched_n_wanted(const struct td_sched_seq *seq)
+const struct td_sched_part *td_sched_oldest(const struct td_sched *s, uint32_t *n)
 {
-    return seq->n_planned > 0 ? seq->n_wanted : 0;
+    *n = flight_at(s, s->first_flight)->n_parts;
+    return flight_at(s, s->first_flight)->parts;
 }
 
 bool td_sched_is_decoding(const struct td_sched_seq *seq)
 {
-    return seq->state == TD_SCHED_RUNNING && seq->n_ids - seq->n_computed == 1;
+    return seq->state == TD_SCHED_RUNNING && seq->n_ids - seq->n_scheduled == 1;
 }
 
 /* What a sequence has by now, the cache may keep. */
 static void fill_prefix(struct td_sched *s, struct td_sched_seq *seq)
 {
     struct td_prefix_key key;
+    uint64_t same;
 
     if (!is_cacheable(s, seq))
         return;
     hash_blocks(s, seq);
     key = key_of(s, seq, seq->n_computed);
-    td_prefix_fill(s->prefix, seq->slot, &key);
+    /* Of another's block nobody says that a draft model knows it. */
+    same = (uint64_t)td_prefix_fill(s->prefix, seq->slot, &key) * s->params.block_tokens;
+    seq->n_drafted = seq->n_drafted < same ? seq->n_drafted : (uint32_t)same;
 }
 
 static void complete_reads(struct td_sched *s, struct td_sched_seq *seq,
@@ -571,6 +669,7 @@ static void complete_reads(struct td_sched *s, struct td_sched_seq *seq,
         n++;
     s->n_read += n;
     seq->n_computed += n * s->params.block_tokens;
+    seq->n_scheduled = seq->n_computed;
     seq->n_reads -= n;
     fill_prefix(s, seq);
     if (n < seq->n_reading) { /* then the sequence computes this block and those behind it */
@@ -584,21 +683,27 @@ static void complete_reads(struct td_sched *s, struct td_sched_seq *seq,
 
 void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves)
 {
-    td_pace_learn(&s->pace, s->n_decode, s->n_prompt, step_ns);
+    const struct flight *f = flight_at(s, s->first_flight);
+
+    assert(s->n_flights > 0);
+    td_pace_learn(&s->pace, f->n_decode, f->n_prompt, step_ns);
     for (uint32_t t = 0; moves && t < TD_OFFLOAD_TIERS; t++)
         td_pace_learn_reads(&s->pace, t, moves->n_read[t], moves->read_ns[t]);
-    for (uint32_t i = 0; i < s->n_planned; i++) {
-        struct td_sched_seq *seq = s->planned[i];
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        struct td_sched_seq *seq = f->parts[i].seq;
 
-        seq->n_computed += seq->n_planned - seq->n_draft;
-        seq->n_planned = 0;
+        if (!seq)
+            continue;
+        seq->n_computed += f->parts[i].n_rows - f->parts[i].n_draft;
+        seq->n_flying--;
         seq->n_right = 0;
         fill_prefix(s, seq);
     }
     for (uint32_t i = 0; i < s->n_running; i++)
-        if (s->running[i]->n_reading)
+        if (s->running[i]->n_reading && s->running[i]->read_flight == s->first_flight)
             complete_reads(s, s->running[i], moves);
-    s->n_planned = 0;
+    s->first_flight++;
+    s->n_flights--;
 }
 
 bool td_sched_append(struct td_sched_seq *seq, uint32_t id)
@@ -609,6 +714,7 @@ bool td_sched_append(struct td_sched_seq *seq, uint32_t id)
         return false;
     seq->n_right++;
     seq->n_computed++;
+    seq->n_scheduled++;
     return true;
 }
 

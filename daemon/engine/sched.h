@@ -35,21 +35,33 @@ struct td_sched_seq {
         n_drafted; /* positions that a draft model has in its cache (drafter.h); 0 again when the blocks are gone */
 
     enum td_sched_state state;
-    uint64_t ticket;     /* order of submission; a larger one is younger */
-    uint64_t arrival_ns; /* as told at submit */
-    uint32_t slot;       /* of the block manager while running */
-    uint32_t n_computed; /* positions 0 .. n_computed - 1 are in the cache */
-    uint32_t n_planned;  /* rows in the step in flight, those of drafts among them */
-    uint32_t n_wanted;   /* of them, those that want logits */
-    uint32_t n_reads;    /* blocks to be read back before it goes on */
-    uint32_t n_reading;  /* of them, by the step in flight */
-    uint32_t first_move; /* of these in the step */
-    uint32_t n_right;    /* drafts of the last step that were as drawn */
-    uint32_t n_hashes;   /* blocks that are hashed */
-    uint32_t n_cached;   /* tokens whose KV was there when it was first admitted */
-    uint32_t n_passed;   /* younger sequences that were admitted before it */
+    uint64_t ticket;      /* order of submission; a larger one is younger */
+    uint64_t arrival_ns;  /* as told at submit */
+    uint32_t slot;        /* of the block manager while running */
+    uint32_t n_computed;  /* positions 0 .. n_computed - 1 are in the cache */
+    uint32_t n_scheduled; /* the same when the steps in flight are complete; guesses do not count */
+    uint32_t n_flying;    /* steps in flight that have rows of it; of its last token one at most */
+    uint32_t n_reads;     /* blocks to be read back before it goes on */
+    uint32_t n_reading;   /* of them, by a step in flight */
+    uint32_t first_move;  /* of these in that step */
+    uint64_t read_flight; /* which one it is */
+    uint32_t n_right;     /* drafts of the last step that were as drawn */
+    uint32_t n_hashes;    /* blocks that are hashed */
+    uint32_t n_cached;    /* tokens whose KV was there when it was first admitted */
+    uint32_t n_passed;    /* younger sequences that were admitted before it */
     bool was_admitted;
     struct td_sched_seq *prev, *next; /* in the waiting queue */
+};
+
+/* What a step has of one sequence. */
+struct td_sched_part {
+    struct td_sched_seq
+        *seq; /* NULL: it has left the running set since; what its rows bring is dropped */
+    uint32_t n_rows;
+    uint32_t n_draft;  /* of them, guesses */
+    uint32_t n_wanted; /* of them, those that want logits */
+    bool wants_top;    /* their largest only */
+    bool reaches_end;  /* its last token is among them, behind which only guesses stand */
 };
 
 /* Waiting sequences among which the one with the most cached tokens goes first, and how many may go before one. */
@@ -63,6 +75,7 @@ struct td_sched_params {
     uint32_t max_queue;   /* waiting sequences; preempted ones come on top */
     uint32_t block_tokens;       /* the block manager's */
     uint32_t max_tokens_per_seq; /* likewise */
+    uint32_t max_flights;        /* steps that may be in flight at once; 0: 1 */
     bool prefix_cache;
     uint32_t n_slots[TD_OFFLOAD_TIERS]; /* for blocks that the prefix cache evicts, see prefix.h */
     uint32_t max_stretch_percent;       /* see pace.h */
@@ -79,7 +92,8 @@ void td_sched_close(struct td_sched *s);          /* NULL is legal; forgets its 
 /* Queues a sequence. TD_BUSY when the queue is full. */
 enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uint64_t now_ns,
                                struct td_err *err);
-/* Takes a sequence out, wherever it is, and frees its blocks. Not while it has rows in the step in flight. */
+/* Takes a sequence out, wherever it is, and frees its blocks. What a step in flight brings for it is dropped; steps run in order, so
+ * who gets the blocks writes them later. */
 void td_sched_remove(struct td_sched *s, struct td_sched_seq *seq);
 /* Puts one that was removed back into the queue, where its submission had it; it goes on with the same tokens. */
 void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
@@ -97,7 +111,9 @@ void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
  * Drafts are verified while neither running nor waiting sequences could want their rows.
  * Beside decodes the rows of prompts, and the blocks that are read back, are limited, so that the step takes at most max_stretch_percent longer than one without.
  * The last row of a sequence that reaches its last token wants logits.
- * False: there is nothing to do. One step may be in flight. */
+ * Where several steps may be in flight, each takes its share of the running answers and of a long prompt, so that all are of use; what
+ * depends on a token of a step in flight waits for it.
+ * False: there is nothing to do now. Not while max_flights are in flight. */
 bool td_sched_plan(struct td_sched *s, struct td_step *step);
 /* The first part of planning: every running sequence has the blocks for its next token and as many of its drafts as can be
  * verified, n_draft by now. Between the two calls the owner may choose the tokens of these drafts, and fewer of them. */
@@ -108,16 +124,14 @@ struct td_sched_seq *td_sched_running(const struct td_sched *s, uint32_t i);
 const uint32_t *td_sched_table(const struct td_sched *s, const struct td_sched_seq *seq,
                                uint32_t *n_blocks);
 struct td_pace *td_sched_pace(struct td_sched *s);
-/* The sequences of the step in flight, in the order of its td_step_seq entries. */
-uint32_t td_sched_n_planned(const struct td_sched *s);
-struct td_sched_seq *td_sched_planned(const struct td_sched *s, uint32_t i);
-/* Rows of the planned sequence that want logits: of want_from .. want_to, then, where it reaches its last token, that one and its
- * drafts. */
-uint32_t td_sched_n_wanted(const struct td_sched_seq *seq);
-/* Whether the sequence decodes: of its tokens only the last is not computed. Then a draft can be verified. */
+/* Steps in flight, and the parts of the newest and of the oldest, in the order of their td_step_seq entries. */
+uint32_t td_sched_n_flights(const struct td_sched *s);
+const struct td_sched_part *td_sched_newest(const struct td_sched *s, uint32_t *n);
+const struct td_sched_part *td_sched_oldest(const struct td_sched *s, uint32_t *n);
+/* Whether the sequence decodes: of its tokens only the last is neither computed nor in flight. Then a draft can be verified. */
 bool td_sched_is_decoding(const struct td_sched_seq *seq);
-/* The step in flight has run, its rows in `step_ns` (0: not known): they are in the cache. `moves`: what became of its moves; NULL:
- * none succeeded. A block that could not be read is computed. After it td_sched_planned is empty. */
+/* The oldest step in flight has run, its rows in `step_ns` (0: not known): they are in the cache. `moves`: what became of its moves;
+ * NULL: none succeeded. A block that could not be read is computed. After it that step is forgotten. */
 void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves);
 /* One output token. Only after the step that gave its logits is complete. True: a draft of that step was this token, so the
  * next row's logits are those of the sequence with it. */

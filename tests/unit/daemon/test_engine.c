@@ -15,7 +15,15 @@
 
 #include <cmocka.h>
 
-enum { N_VOCAB = 61, EOS = 3, MAX_LEN = 64, MAX_REQUESTS = 24, MAX_BLOCKS = 32, MAX_SLOTS = 40 };
+enum {
+    N_VOCAB = 61,
+    EOS = 3,
+    MAX_LEN = 64,
+    MAX_REQUESTS = 24,
+    MAX_BLOCKS = 32,
+    MAX_SLOTS = 40,
+    MAX_FLIGHTS = 4
+};
 
 #if defined(__has_feature)
 #define HAS_FEATURE(x) __has_feature(x)
@@ -158,9 +166,16 @@ struct world {
     uint64_t n_drafts;
     uint32_t idle_streak; /* steps without rows of the oldest request */
     uint64_t n_cached;    /* tokens, by events */
-    float logits[16 * N_VOCAB];
-    struct td_top top[16 * TD_TOP_MAX];
-    struct td_step_result result;
+    struct brought {      /* by a step that is not complete yet */
+        uint64_t number;
+        uint32_t n_rows;
+        float logits[16 * N_VOCAB];
+        struct td_top top[16 * TD_TOP_MAX];
+        struct td_move_result moves;
+        struct td_step_result result;
+    } flight[MAX_FLIGHTS];
+    uint32_t n_flown, n_landed;
+    struct brought *at; /* the newest */
 };
 
 static struct world world;
@@ -330,17 +345,17 @@ static bool move_block(struct world *w, const struct td_step_move *m)
 
 static void run_moves(struct world *w)
 {
-    memset(&w->moves, 0, sizeof w->moves);
+    memset(&w->at->moves, 0, sizeof w->at->moves);
     for (uint32_t i = 0; i < w->step.n_moves; i++) {
         const struct td_step_move *m = &w->step.moves[i];
         bool in_file = m->from >= w->params.n_slots[0];
 
-        w->moves.failed[i] = !move_block(w, m);
+        w->at->moves.failed[i] = !move_block(w, m);
         if (m->kind != TD_MOVE_IN)
             continue;
-        w->moves.n_read[in_file]++;
-        w->moves.read_ns[in_file] += 20 + rng(1000);
-        w->moves.ns += w->moves.read_ns[in_file];
+        w->at->moves.n_read[in_file]++;
+        w->at->moves.read_ns[in_file] += 20 + rng(1000);
+        w->at->moves.ns += w->at->moves.read_ns[in_file];
     }
 }
 
@@ -352,9 +367,12 @@ static void run_model(struct world *w, uint32_t oldest)
     uint32_t n_users[MAX_BLOCKS] = {0};
     uint32_t n_logits = 0, n_tops = 0, first = 0;
 
+    w->at = &w->flight[w->n_flown++ % MAX_FLIGHTS];
+    w->at->number = st->number;
+    w->at->n_rows = st->n_rows;
     run_moves(w);
-    w->result =
-        (struct td_step_result){w->logits, w->top, st->n_top, st->n_moves ? &w->moves : NULL};
+    w->at->result = (struct td_step_result){w->at->logits, w->at->top, st->n_top,
+                                            st->n_moves ? &w->at->moves : NULL};
     for (uint32_t r = 0; r < st->n_rows; r++) {
         const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
         uint32_t pos = st->rows[r].position, cell;
@@ -400,16 +418,18 @@ static void run_model(struct world *w, uint32_t oldest)
         oldest_seen = oldest_seen || is_known(w, ids, last + 1, oldest);
         for (uint32_t i = n_own - 1; i < q->n_rows; i++, last++)
             if (st->rows[first + i].want == TD_WANT_LOGITS)
-                toy_logits(ids, last + 1, w->logits + n_logits++ * N_VOCAB);
+                toy_logits(ids, last + 1, w->at->logits + n_logits++ * N_VOCAB);
             else if (st->rows[first + i].want == TD_WANT_TOP)
-                toy_top(ids, last + 1, st->n_top, w->top + n_tops++ * st->n_top);
+                toy_top(ids, last + 1, st->n_top, w->at->top + n_tops++ * st->n_top);
         assert_true(n_logits + n_tops <= w->params.max_num_seqs);
         first += q->n_rows;
     }
     assert_int_equal(first, st->n_rows);
     w->idle_streak = oldest_seen ? 0 : w->idle_streak + 1;
     /* Nobody starves. Who is passed over for cached blocks, or comes back from a pause, may wait for others to end. */
-    assert_true(w->idle_streak < (w->params.prefix_cache || w->has_pauses ? 500 : 1));
+    /* With several steps in flight the oldest is in one of them; it may end, and the next oldest be in another. */
+    assert_true(w->idle_streak <
+                (w->params.prefix_cache || w->has_pauses ? 500 : 1 + 4 * w->params.max_flights));
 }
 
 /* All that is in the draft model's cache but the guesses belongs to some request. */
@@ -541,7 +561,7 @@ static bool run_step(struct world *w)
     if (!td_engine_plan_step(w->engine, &w->step))
         return false;
     run_model(w, UINT32_MAX);
-    if (td_engine_complete_step(w->engine, &w->step, &w->result, 0, &err))
+    if (td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, &err))
         fail_msg("%s", err.cause);
     return true;
 }
@@ -691,8 +711,19 @@ static void run_backwards(void *user, uint32_t n, void (*task)(void *arg, uint32
         task(arg, n);
 }
 
+/* The oldest step in flight is complete. */
+static void land(struct world *w)
+{
+    const struct brought *b = &w->flight[w->n_landed++ % MAX_FLIGHTS];
+
+    assert_int_equal(td_engine_complete_step(w->engine, b->number, &b->result,
+                                             b->n_rows * (50 + (uint64_t)rng(20)), NULL),
+                     TD_OK);
+}
+
 /* Sums over all workloads. */
 struct sums {
+    uint64_t n_together; /* steps that were planned with another in flight */
     uint64_t n_preemptions, n_cached, n_drafts, n_right, n_read, n_failed_reads, n_in_file;
     uint64_t n_model_drafts, n_right_model_drafts; /* of draft models that never err */
 };
@@ -726,6 +757,7 @@ static void random_workload(struct world *w, struct sums *sums)
         p.draft_positions = rng(3) ? p.max_model_len : 1 + rng(p.max_model_len);
     }
     p.max_stretch_percent = rng(2) ? 0 : 1 + rng(200);
+    p.max_flights = rng(2) ? 0 : 2 + rng(MAX_FLIGHTS - 1);
     open_world(w, p);
     w->cancel_from_callback = rng(4) ? 0 : 30;
     w->fail_moves = rng(2) ? 0 : 2 + rng(10);
@@ -738,27 +770,28 @@ static void random_workload(struct world *w, struct sums *sums)
             random_arrival(w);
         if (rng(cancel_rate) == 0)
             random_cancel(w);
-        if (!td_engine_plan_step(w->engine, &w->step)) {
+        if (td_engine_plan_step(w->engine, &w->step)) {
+            assert_true(w->step.number == number++);
+            assert_true(w->step.n_rows <= p.max_batched_tokens);
+            assert_true(w->step.n_seqs <= p.max_num_seqs);
+            assert_true(w->n_flown - w->n_landed < (p.max_flights ? p.max_flights : 1));
+            run_model(w, oldest_open(w));
+            sums->n_together += w->n_flown - w->n_landed > 1;
+        } else if (w->n_flown == w->n_landed) {
             if (w->n_clients == n_arrivals && !resume_all(w))
                 break;
             continue;
         }
-        assert_true(w->step.number == number++);
-        assert_true(w->step.n_rows <= p.max_batched_tokens);
-        assert_true(w->step.n_seqs <= p.max_num_seqs);
-        run_model(w, oldest_open(w));
         if (rng(cancel_rate) == 0)
             random_cancel(w); /* in flight */
         if (rng(pause_rate) == 0)
             random_pause(w);
         if (fail_midway && steps == 10) {
             td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
+            w->n_landed = w->n_flown;
             expect_idle(w);
-        } else {
-            assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result,
-                                                     w->step.n_rows * (50 + (uint64_t)rng(20)),
-                                                     NULL),
-                             TD_OK);
+        } else if (w->n_flown - w->n_landed == p.max_flights || rng(2) || p.max_flights < 2) {
+            land(w);
         }
         {
             struct td_err err;
@@ -814,6 +847,7 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
                   (unsigned long long)sums.n_right, (unsigned long long)sums.n_drafts,
                   (unsigned long long)sums.n_read, (unsigned long long)sums.n_failed_reads);
     assert_true(text || (sums.n_read > 1000 && sums.n_failed_reads > 100 && sums.n_in_file > 1000));
+    assert_true(text || sums.n_together > 5000);
     assert_true(text || (sums.n_preemptions > 1000 && sums.n_cached > 10000));
     print_message("%llu of %llu drafts of a perfect model right\n",
                   (unsigned long long)sums.n_right_model_drafts,
@@ -932,7 +966,8 @@ static void test_engine_cancel_ends_waiting_running_and_in_flight_requests(void 
     w->client[1].cancelled = true;
     td_engine_stats(w->engine, 0, &stats);
     assert_int_equal(stats.n_running, 2);
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, NULL),
+                     TD_OK);
     assert_int_equal(w->client[1].finish, TD_FINISH_CANCELLED);
     assert_int_equal(w->client[1].n_got, 2); /* the token in flight is dropped */
     while (run_step(w))
@@ -1059,7 +1094,8 @@ static void test_engine_refuses_what_it_cannot_do_and_says_why(void **state)
     while (run_step(w))
         ;
     expect_idle(w);
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, &err), TD_INVALID);
+    assert_int_equal(td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, &err),
+                     TD_INVALID);
     close_world(w);
 
     p.n_vocab = N_VOCAB;
@@ -1093,9 +1129,10 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     assert_true(td_engine_plan_step(w->engine, &w->step));
     run_model(w, UINT32_MAX);
     for (uint32_t v = 0; v < N_VOCAB; v++)
-        w->logits[v] = NAN;
-    w->top[0] = TD_TOP_NONE;
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, NULL), TD_OK);
+        w->at->logits[v] = NAN;
+    w->at->top[0] = TD_TOP_NONE;
+    assert_int_equal(td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, NULL),
+                     TD_OK);
     for (uint32_t i = 0; i < 2; i++) {
         assert_int_equal(w->client[i].finish, TD_FINISH_ERROR);
         assert_int_equal(w->client[i].error, TD_CORRUPT);
@@ -1131,10 +1168,11 @@ static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **sta
     {
         struct td_step other = {.number = 3};
 
-        assert_int_equal(td_engine_complete_step(w->engine, &other, &w->result, 0, NULL),
+        assert_int_equal(td_engine_complete_step(w->engine, other.number, &w->at->result, 0, NULL),
                          TD_INVALID);
     }
-    assert_int_equal(td_engine_complete_step(w->engine, &w->step, &w->result, 0, NULL), TD_OK);
+    assert_int_equal(td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, NULL),
+                     TD_OK);
     assert_true(td_engine_plan_step(w->engine, &w->step));
     assert_true(w->step.number == 4);
     td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});

@@ -63,15 +63,22 @@ static bool plan(struct fixture *f)
     return td_sched_plan(f->sched, &f->step);
 }
 
+/* The first sequence of the step in flight, and how many there are. */
+static struct td_sched_seq *first_planned(const struct fixture *f, uint32_t *n)
+{
+    return td_sched_oldest(f->sched, n)[0].seq;
+}
+
 /* Completes the step in flight; every sequence that wanted logits gets the token `id`. */
 static void complete(struct fixture *f, uint32_t id)
 {
     struct td_sched_seq *done[16];
-    uint32_t n = 0;
+    uint32_t n = 0, n_parts;
+    const struct td_sched_part *parts = td_sched_oldest(f->sched, &n_parts);
 
-    for (uint32_t i = 0; i < td_sched_n_planned(f->sched); i++)
-        if (td_sched_n_wanted(td_sched_planned(f->sched, i)))
-            done[n++] = td_sched_planned(f->sched, i);
+    for (uint32_t i = 0; i < n_parts; i++)
+        if (parts[i].n_wanted)
+            done[n++] = parts[i].seq;
     assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
     td_sched_complete(f->sched, f->step_ns, NULL);
     for (uint32_t i = 0; i < n; i++)
@@ -160,6 +167,7 @@ static void test_sched_puts_decodes_before_prefill_within_the_budget(void **stat
 static void test_sched_admits_in_order_of_arrival_only(void **state)
 {
     struct fixture f;
+    uint32_t n;
     struct td_sched_seq seq[3];
     uint32_t ids[3][MAX_IDS];
 
@@ -180,7 +188,7 @@ static void test_sched_admits_in_order_of_arrival_only(void **state)
     td_sched_remove(f.sched, &seq[0]);
     assert_true(plan(
         &f)); /* alone, the long one needs no spare block, and one more is left for the short one */
-    assert_ptr_equal(td_sched_planned(f.sched, 0), &seq[1]);
+    assert_ptr_equal(first_planned(&f, &n), &seq[1]);
     assert_int_equal(td_sched_n_running(f.sched), 2);
     complete(&f, 1);
     td_sched_remove(f.sched, &seq[1]);
@@ -191,6 +199,7 @@ static void test_sched_admits_in_order_of_arrival_only(void **state)
 static void test_sched_preempts_youngest_when_blocks_run_out(void **state)
 {
     struct fixture f;
+    uint32_t n;
     struct td_sched_seq seq[3];
     uint32_t ids[3][MAX_IDS];
 
@@ -222,7 +231,7 @@ static void test_sched_preempts_youngest_when_blocks_run_out(void **state)
     assert_int_equal(td_sched_n_waiting(f.sched), 2); /* above the cap of one, by preemption */
     td_sched_remove(f.sched, &seq[0]);
     assert_true(plan(&f)); /* the preempted one comes back before the one that never ran, whole */
-    assert_ptr_equal(td_sched_planned(f.sched, 0), &seq[1]);
+    assert_ptr_equal(first_planned(&f, &n), &seq[1]);
     assert_int_equal(f.step.seqs[0].n_rows, seq[1].n_ids);
     for (uint32_t i = 0; i < seq[1].n_ids; i++)
         assert_int_equal(f.step.rows[i].token, seq[1].ids[i]);
@@ -235,6 +244,7 @@ static void test_sched_preempts_youngest_when_blocks_run_out(void **state)
 static void test_sched_refuses_over_the_queue_cap_and_takes_out_of_the_middle(void **state)
 {
     struct fixture f;
+    uint32_t n;
     struct td_sched_seq seq[4];
     uint32_t ids[4][MAX_IDS];
     struct td_err err;
@@ -256,8 +266,8 @@ static void test_sched_refuses_over_the_queue_cap_and_takes_out_of_the_middle(vo
         if (i == 1)
             continue;
         assert_true(plan(&f));
-        assert_int_equal(td_sched_n_planned(f.sched), 1);
-        assert_ptr_equal(td_sched_planned(f.sched, 0), &seq[i]);
+        assert_ptr_equal(first_planned(&f, &n), &seq[i]);
+        assert_int_equal(n, 1);
         complete(&f, 1);
         td_sched_remove(f.sched, &seq[i]);
     }

@@ -269,6 +269,28 @@ enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, siz
     return finish(comm, td_comm_exchange(comm, 0, err));
 }
 
+enum td_status td_comm_sendrecv(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
+                                uint32_t from, void *recv, size_t recv_bytes, struct td_err *err)
+{
+    enum td_status status = bytes ? check_peer(comm, "sendrecv", to, err) : TD_OK;
+
+    if (status == TD_OK && recv_bytes)
+        status = check_peer(comm, "sendrecv", from, err);
+    if (status == TD_OK)
+        status = check_data("sendrecv", "data", data, bytes, err);
+    if (status == TD_OK)
+        status = check_data("sendrecv", "recv", recv, recv_bytes, err);
+    if (status == TD_OK)
+        status = begin(comm, "sendrecv", err);
+    if (status != TD_OK)
+        return status;
+    if (recv_bytes)
+        td_comm_queue_recv(comm, from, recv, recv_bytes);
+    if (bytes)
+        td_comm_queue_send(comm, to, data, bytes);
+    return finish(comm, td_comm_exchange(comm, 0, err));
+}
+
 enum td_status td_comm_bcast(struct td_comm *comm, uint32_t root, void *data, size_t bytes,
                              struct td_err *err)
 {

@@ -63,6 +63,10 @@ enum td_status td_comm_send(struct td_comm *comm, uint32_t to, const void *data,
                             struct td_err *err);
 enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, size_t bytes,
                             struct td_err *err);
+/* Sends to one rank and receives from one, perhaps another, at the same time: neither waits for the other, so a ring of ranks may call
+ * it. No bytes in a direction is legal; its rank means nothing then. */
+enum td_status td_comm_sendrecv(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
+                                uint32_t from, void *recv, size_t recv_bytes, struct td_err *err);
 /* In: at the root `data`; out: everywhere. `bytes` is equal on all ranks. */
 enum td_status td_comm_bcast(struct td_comm *comm, uint32_t root, void *data, size_t bytes,
                              struct td_err *err);

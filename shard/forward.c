@@ -277,6 +277,21 @@ static enum td_status head(struct pass *p)
     return st;
 }
 
+/* The head over head_in, and on rank 0 what is told of it. */
+static enum td_status finish(struct pass *p, struct td_step_result *result)
+{
+    struct td_shard *s = p->s;
+    enum td_status st = head(p);
+
+    st = st ? st : td_kern_sync(s->p.kern, p->err); /* the host reads them next */
+    if (!st && s->rank == 0) {
+        result->logits = p->n_logits ? s->buf.logits : NULL;
+        result->top = p->n_tops ? s->buf.top : NULL;
+        result->n_top = p->step->n_top;
+    }
+    return st;
+}
+
 static enum td_status layers(struct pass *p)
 {
     struct td_shard *s = p->s;
@@ -291,42 +306,139 @@ static enum td_status layers(struct pass *p)
     return st ? st : settle(p);
 }
 
+/* ---- one stage ---- */
+
+static enum td_status run_whole(struct td_shard *s, const struct td_step *step,
+                                struct td_step_result *result, struct td_err *err)
+{
+    struct pass p = {.s = s, .step = step, .err = err};
+    enum td_status st = prepare_rows(&p);
+
+    st = st ? st : embed(&p);
+    st = st ? st : layers(&p);
+    if (st || p.n_logits + p.n_tops == 0)
+        return st;
+    wanted_rows(&p, s->buf.x, s->buf.head_in);
+    return finish(&p, result);
+}
+
+/* ---- a pipeline of stages ---- */
+
+/* The step that began so many turns ago. */
+static const struct td_step *begun(const struct td_shard *s, uint32_t turns_ago)
+{
+    return &s->ring[(s->n_turns - 1 - turns_ago + s->p.plan->pp) % s->p.plan->pp];
+}
+
+static size_t row_bytes(const struct td_shard *s, uint32_t n)
+{
+    return (size_t)n * s->p.model->spec->d_model * sizeof(float);
+}
+
+static uint32_t n_wanted(const struct td_step *step)
+{
+    return td_step_n_want(step, TD_WANT_LOGITS) + td_step_n_want(step, TD_WANT_TOP);
+}
+
+enum td_status td_shard_front(struct td_shard *s, const struct td_step *step, struct td_err *err)
+{
+    struct pass p = {.s = s, .step = step, .err = err};
+    enum td_status st;
+
+    if (s->me->stage != 0 || step->n_rows == 0)
+        return TD_OK;
+    st = prepare_rows(&p);
+    st = st ? st : embed(&p);
+    return st ? st : layers(&p);
+}
+
+/* The rows that this rank hands on and those that it takes over, at the same time as all others. */
+static enum td_status hand_on(struct td_shard *s, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    uint32_t stage = s->me->stage, last = plan->pp - 1;
+    const struct td_step *done = begun(s, stage), *leaving = begun(s, last);
+    uint32_t to = stage == last ? s->me->tp_index : s->rank + plan->tp;
+    uint32_t from = stage == 0 ? s->rank + last * plan->tp : s->rank - plan->tp;
+    size_t out_bytes = row_bytes(s, done->n_rows);
+    size_t in_bytes =
+        stage ? row_bytes(s, begun(s, stage - 1)->n_rows) : row_bytes(s, n_wanted(leaving));
+    float *out = s->buf.x, *in = stage ? s->buf.h : s->buf.head_in;
+    enum td_status st;
+
+    if (stage == last) {
+        struct pass p = {.s = s, .step = leaving, .n = leaving->n_rows};
+
+        out = s->buf.sum;
+        out_bytes = row_bytes(s, n_wanted(leaving));
+        wanted_rows(&p, s->buf.x, out);
+    }
+    st = td_comm_sendrecv(s->pipe, to, out, out_bytes, from, in, in_bytes, err);
+    if (!st && stage) {
+        s->buf.h = s->buf.x;
+        s->buf.x = in;
+    }
+    return st;
+}
+
+enum td_status td_shard_shift(struct td_shard *s, const struct td_step *step,
+                              struct td_step_result *result, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    struct td_step *newest = &s->ring[s->n_turns++ % plan->pp];
+    struct pass p = {.s = s, .err = err};
+    enum td_status st;
+
+    *result = (struct td_step_result){0};
+    td_step_reset(newest, TD_STEP_FLUSH, 0);
+    if (step)
+        td_step_copy(newest, step);
+    st = hand_on(s, err);
+    p.step = begun(s, plan->pp - 1);
+    if (st || p.step->kind != TD_STEP_RUN)
+        return st;
+    result->is_complete = true;
+    result->number = p.step->number;
+    p.n = p.step->n_rows;
+    p.n_logits = td_step_n_want(p.step, TD_WANT_LOGITS);
+    p.n_tops = td_step_n_want(p.step, TD_WANT_TOP);
+    return s->me->stage == 0 && p.n_logits + p.n_tops ? finish(&p, result) : TD_OK;
+}
+
+const struct td_step *td_shard_due(const struct td_shard *s)
+{
+    const struct td_step *step = s->me->stage ? begun(s, s->me->stage - 1) : NULL;
+
+    return step && step->kind == TD_STEP_RUN ? step : NULL;
+}
+
+enum td_status td_shard_back(struct td_shard *s, struct td_err *err)
+{
+    struct pass p = {.s = s, .step = td_shard_due(s), .err = err};
+    enum td_status st;
+
+    if (!p.step || p.step->n_rows == 0)
+        return TD_OK;
+    st = prepare_rows(&p);
+    return st ? st : layers(&p);
+}
+
 enum td_status td_shard_step(struct td_shard *s, const struct td_step *step,
                              struct td_step_result *result, struct td_err *err)
 {
-    struct pass p = {.s = s, .step = step, .err = err};
-    const struct td_plan *plan = s->p.plan;
-    const size_t d = s->p.model->spec->d_model;
-    bool last = s->me->stage == plan->pp - 1;
-    enum td_status st = prepare_rows(&p);
-    uint32_t n_wanted = p.n_logits + p.n_tops;
+    enum td_status st = TD_OK;
 
     *result = (struct td_step_result){0};
-    if (st)
+    if (s->p.plan->pp == 1) {
+        st = run_whole(s, step, result, err);
+        result->is_complete = true;
+        result->number = step->number;
         return st;
-    if (s->me->stage == 0)
-        st = embed(&p);
-    else
-        st = td_comm_recv(s->pipe, s->rank - plan->tp, s->buf.x, p.n * d * sizeof(float), err);
-    st = st ? st : layers(&p);
-    if (!st && !last)
-        st = td_comm_send(s->pipe, s->rank + plan->tp, s->buf.x, p.n * d * sizeof(float), err);
-    if (!st && last && n_wanted && plan->pp > 1) {
-        wanted_rows(&p, s->buf.x, s->buf.sum);
-        st = td_comm_send(s->pipe, s->me->tp_index, s->buf.sum, n_wanted * d * sizeof(float), err);
     }
-    if (st || s->me->stage != 0 || n_wanted == 0)
-        return st;
-    if (plan->pp > 1)
-        st = td_comm_recv(s->pipe, s->rank + (plan->pp - 1) * plan->tp, s->buf.head_in,
-                          n_wanted * d * sizeof(float), err);
-    else
-        wanted_rows(&p, s->buf.x, s->buf.head_in);
-    st = st ? st : head(&p);
-    st = st ? st : td_kern_sync(s->p.kern, err); /* the host reads them next */
-    if (!st && s->rank == 0)
-        *result = (struct td_step_result){.logits = p.n_logits ? s->buf.logits : NULL,
-                                          .top = p.n_tops ? s->buf.top : NULL,
-                                          .n_top = step->n_top};
+    st = td_shard_front(s, step, err);
+    for (uint32_t turn = 0; !st && turn < s->p.plan->pp; turn++) {
+        st = td_shard_shift(s, turn == 0 ? step : NULL, result, err);
+        st = st ? st : td_shard_back(s, err);
+    }
     return st;
 }

@@ -37,6 +37,16 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
     if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->freq || !s->counts ||
         !s->rows.position || !s->rows.first_block || !s->rows.owner || !s->rows.id)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the layout of %u layers", n);
+    if (plan->pp > 1 && !(s->ring = calloc(plan->pp, sizeof *s->ring)))
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %u steps", plan->pp);
+    for (uint32_t i = 0; s->ring && i < plan->pp; i++) {
+        enum td_status st = td_step_open(
+            &s->ring[i], plan->max_batched_tokens, plan->max_num_seqs,
+            td_step_table_cap(plan->max_num_seqs, plan->max_model_len, plan->block_tokens), err);
+
+        if (st)
+            return st;
+    }
     td_rope_frequencies(spec, s->freq, &s->rope_scale);
     for (uint32_t i = 0; i < n; i++) {
         const struct td_plan_slice *slice = &s->weights.layer[i].slice;
@@ -166,6 +176,9 @@ void td_shard_close(struct td_shard *s)
     free(s->ffn_runs);
     free(s->freq);
     free(s->counts);
+    for (uint32_t i = 0; s->ring && i < s->p.plan->pp; i++)
+        td_step_close(&s->ring[i]);
+    free(s->ring);
     free(s->rows.position);
     free(s->rows.first_block);
     free(s->rows.owner);

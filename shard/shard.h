@@ -30,10 +30,24 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
                              struct td_err *err);
 void td_shard_close(struct td_shard *shard); /* NULL is legal */
 
-/* Runs one TD_STEP_RUN step on every rank. *result is rank 0's, borrowed until the next step; all zero elsewhere. At most
- * max_num_seqs rows may want something. */
+/* Runs one TD_STEP_RUN step on every rank, from its beginning to its end. *result is rank 0's, borrowed until the next step; no
+ * logits elsewhere. At most max_num_seqs rows may want something. Not while other steps are in the pipeline. */
 enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step,
                              struct td_step_result *result, struct td_err *err);
+
+/* The same in parts, so that the stages of a pipeline work on different steps at once. All ranks call them in turns of
+ * td_shard_front, td_shard_shift, td_shard_back; as many steps as there are stages may be under way. A step without rows is legal
+ * here.
+ *   front: stage 0 computes its layers of a step that begins; the other stages nothing.
+ *   shift: every stage hands on what it has computed. `step`: the one that begins in this turn, on every rank; NULL: none does. Where one
+ *   leaves the last stage, stage 0 computes the head, and *result on rank 0 is this step's; its number is told on every rank.
+ *   back: the other stages compute theirs of td_shard_due. */
+enum td_status td_shard_front(struct td_shard *shard, const struct td_step *step,
+                              struct td_err *err);
+enum td_status td_shard_shift(struct td_shard *shard, const struct td_step *step,
+                              struct td_step_result *result, struct td_err *err);
+const struct td_step *td_shard_due(const struct td_shard *shard); /* NULL: nothing */
+enum td_status td_shard_back(struct td_shard *shard, struct td_err *err);
 
 /* Moves one block's contents on this rank. After any error but TD_INVALID and TD_DEVICE the place it should have gone to holds
  * nothing, and all else goes on. */

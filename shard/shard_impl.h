@@ -53,6 +53,9 @@ struct td_shard {
     double *freq; /* [head_dim / 2] */
     double rope_scale;
     size_t *counts; /* [tp] scratch for gathers */
+    /* What is in the pipeline: the step that began k turns ago is ring[(n_turns - 1 - k) % pp]; without rows: none. One stage: NULL. */
+    struct td_step *ring; /* [pp] */
+    uint64_t n_turns;
 };
 
 #endif

@@ -85,6 +85,24 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->n_moves = 0;
 }
 
+void td_step_copy(struct td_step *to, const struct td_step *from)
+{
+    struct td_step copy = *from;
+
+    copy.cap_rows = to->cap_rows;
+    copy.cap_seqs = to->cap_seqs;
+    copy.cap_table = to->cap_table;
+    copy.rows = to->rows;
+    copy.seqs = to->seqs;
+    copy.table = to->table;
+    copy.moves = to->moves;
+    *to = copy;
+    memcpy(to->rows, from->rows, from->n_rows * sizeof *to->rows);
+    memcpy(to->seqs, from->seqs, from->n_seqs * sizeof *to->seqs);
+    memcpy(to->table, from->table, from->n_table * sizeof *to->table);
+    memcpy(to->moves, from->moves, from->n_moves * sizeof *to->moves);
+}
+
 bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
                      uint32_t state_slot)
 {
@@ -225,9 +243,9 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_table = get32(in + 40),
                        .n_top = get32(in + 44),
                        .n_moves = get32(in + 48)};
-    if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_STOP)
+    if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_FLUSH)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
-                          TD_STEP_RUN, TD_STEP_STOP);
+                          TD_STEP_RUN, TD_STEP_FLUSH);
     if (h->n_top > TD_TOP_MAX)
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "step wants the %u largest logits, expected at most %d", h->n_top,

@@ -44,7 +44,8 @@ struct td_step_move {
     uint32_t from, to;
 };
 
-enum td_step_kind { TD_STEP_RUN = 1, TD_STEP_IDLE = 2, TD_STEP_STOP = 3 };
+/* FLUSH: nothing begins, what is in the pipeline goes on. */
+enum td_step_kind { TD_STEP_RUN = 1, TD_STEP_IDLE, TD_STEP_STOP, TD_STEP_FLUSH };
 
 /* Storage is owned by the step and kept between uses: reset, then add. */
 struct td_step {
@@ -69,6 +70,8 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
                             uint32_t cap_table, struct td_err *err);
 void td_step_close(struct td_step *step);
 void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number);
+/* Makes `to`, whose caps are large enough, equal to `from`. */
+void td_step_copy(struct td_step *to, const struct td_step *from);
 /* Appends a sequence with its block table; false when a cap is reached. Its rows follow by td_step_add_row. */
 bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
                      uint32_t state_slot);
@@ -84,7 +87,8 @@ struct td_move_result {
     uint64_t ns;                        /* of all, on the slowest rank */
     uint64_t read_ns[TD_OFFLOAD_TIERS]; /* of those with TD_MOVE_IN, by the tier of the slot */
     uint32_t n_read[TD_OFFLOAD_TIERS];
-    bool failed[TD_STEP_MAX_MOVES]; /* on any rank: the place it went to holds nothing now */
+    uint32_t n;
+    bool failed[TD_STEP_MAX_MOVES]; /* [n] on any rank: the place it went to holds nothing now */
 };
 
 /* What a step gives back. Rows stand in the order of the step. */
@@ -93,6 +97,8 @@ struct td_step_result {
     const struct td_top *top;           /* [rows with TD_WANT_TOP x n_top] */
     uint32_t n_top;                     /* the step's */
     const struct td_move_result *moves; /* NULL for a step without moves */
+    bool is_complete; /* a step is; with a pipeline not the one that was handed over last */
+    uint64_t number;  /* of the step that is */
 };
 
 /* Flat little-endian form. encode needs td_step_encoded_bytes(); decode checks every length against the caps. */

@@ -46,9 +46,14 @@ static void add_rows(struct td_bench *b, struct sequence seq, uint32_t position,
 static enum td_status run_step(struct td_bench *b)
 {
     struct td_step_result none;
+    enum td_status s;
 
-    return b->spmd->rank == 0 ? td_node_lead(&b->spmd->node, &b->step, &none, b->err)
-                              : td_node_follow(&b->spmd->node, b->err);
+    if (b->spmd->rank == 0)
+        return td_node_run(&b->spmd->node, &b->step, &none, b->err);
+    do
+        s = td_node_follow(&b->spmd->node, b->err);
+    while (!s && !b->spmd->node.is_complete);
+    return s;
 }
 
 /* Positions 0 .. n - 1 of a sequence, in chunks of what a step may hold. */

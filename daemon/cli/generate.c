@@ -254,6 +254,7 @@ static enum td_status run(struct generation *g)
                                  .max_chunk_tokens = (uint32_t)g->opts->prefill_chunk,
                                  .max_draft_tokens = (uint32_t)g->opts->speculative_tokens,
                                  .max_queue = 1,
+                                 .max_flights = plan->pp,
                                  .block_tokens = plan->block_tokens,
                                  .n_blocks = plan->n_blocks,
                                  .layer_kinds = spec->layer_kind,
@@ -261,6 +262,7 @@ static enum td_status run(struct generation *g)
                                  .on_event = on_event,
                                  .user = g};
     struct td_shard_stats stats;
+    uint32_t n_under_way = 0; /* steps */
     struct td_draftmodel *draft = g->spmd->node.draft;
     uint32_t rows, seqs, table;
     enum td_status s;
@@ -285,14 +287,23 @@ static enum td_status run(struct generation *g)
         return s;
     XXH3_64bits_reset(g->hash);
     g->start_ns = td_clock_now_ns();
-    while (!g->done && td_engine_plan_step(g->engine, &g->step)) {
+    while (!g->done) {
         struct td_step_result result;
         uint32_t before = g->n_rows;
+        bool begins = td_engine_plan_step(g->engine, &g->step);
 
+        if (!begins && n_under_way == 0)
+            break;
+        if (!begins)
+            td_step_reset(&g->step, TD_STEP_FLUSH, td_engine_take_number(g->engine));
+        n_under_way += begins;
         s = td_node_lead(&g->spmd->node, &g->step, &result, g->err);
         if (s)
             return s;
-        s = td_engine_complete_step(g->engine, g->step.number, &result, 0, g->err);
+        if (!result.is_complete)
+            continue;
+        n_under_way--;
+        s = td_engine_complete_step(g->engine, result.number, &result, 0, g->err);
         if (result.logits) /* --json asks for logprobs, and so for whole rows */
             XXH3_64bits_update(g->hash, result.logits,
                                (size_t)(g->n_rows - before) * spec->n_vocab *
@@ -434,24 +445,26 @@ static enum td_status lead(struct generation *g)
     return s;
 }
 
-/* The first step with logits ends the prefill; what is sent after it is decoding's. */
+/* The first step with logits ends the prefill; what is sent after it is complete is decoding's. */
 static enum td_status follow(struct td_spmd *s, uint64_t *decode_exchanged, struct td_err *err)
 {
+    const struct td_step *step = &s->node.step;
     struct td_shard_stats stats;
-    uint64_t at_first_token = 0;
+    uint64_t at_first_token = 0, first = UINT64_MAX; /* that step's number */
     bool prefilled = false;
     enum td_status st;
 
     do {
         st = td_node_follow(&s->node, err);
-        if (!st && !prefilled && s->node.step.kind == TD_STEP_RUN &&
-            (td_step_n_want(&s->node.step, TD_WANT_LOGITS) ||
-             td_step_n_want(&s->node.step, TD_WANT_TOP))) {
+        if (!st && first == UINT64_MAX && step->kind == TD_STEP_RUN &&
+            td_step_n_want(step, TD_WANT_LOGITS) + td_step_n_want(step, TD_WANT_TOP))
+            first = step->number;
+        if (!st && !prefilled && s->node.n_complete && s->node.n_complete - 1 >= first) {
             td_shard_stats(s->node.shard, &stats);
             at_first_token = stats.exchanged_bytes;
             prefilled = true;
         }
-    } while (!st && s->node.step.kind != TD_STEP_STOP);
+    } while (!st && step->kind != TD_STEP_STOP);
     td_shard_stats(s->node.shard, &stats);
     *decode_exchanged = stats.exchanged_bytes - at_first_token;
     return st;

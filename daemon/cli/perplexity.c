@@ -75,7 +75,7 @@ static enum td_status run_rows(struct measurement *m, const uint32_t *window, ui
 
         td_step_add_row(&m->step, token, i, scored ? TD_WANT_LOGITS : TD_WANT_NONE);
     }
-    st = td_node_lead(&s->node, &m->step, &result, m->err);
+    st = td_node_run(&s->node, &m->step, &result, m->err);
     logits = result.logits;
     for (uint32_t i = begin; !st && scored && i < end; i++, logits += n_vocab)
         scored->nll[scored->n++] =

@@ -280,45 +280,63 @@ static bool linger(struct td_compute *c)
     return false;
 }
 
-static enum td_status serve_lead(struct td_compute *c)
+/* Tells the others that there is nothing to do, unless they know; then sleeps until something comes. *told: submits that they sleep
+ * on; UINT64_MAX: they are awake. */
+static enum td_status rest(struct td_compute *c, uint64_t *told)
 {
     bool owns_cores = td_comm_size(c->world) > 1 && c->node.owns_cores;
-    uint64_t told =
-        UINT64_MAX; /* submits that the followers sleep on; UINT64_MAX: they are awake */
     enum td_status s;
 
-    while (!c->stop) {
+    /* A submit wakes them even when it gives no step, because it was refused or cancelled at once. */
+    if (td_comm_size(c->world) > 1 && *told != c->n_submits) {
+        if (owns_cores && linger(c))
+            return TD_OK;
+        s = lead_kind(c, TD_STEP_IDLE);
+        if (s)
+            return s;
+        *told = c->step.n_submits_seen;
+    }
+    td_node_rest(&c->node);
+    refresh_gauges(c, 0);
+    obey_all(c, true);
+    return TD_OK;
+}
+
+/* As many steps are under way as the pipeline has stages; the oldest ends first. */
+static enum td_status serve_lead(struct td_compute *c)
+{
+    uint64_t told = UINT64_MAX;
+    uint32_t n_under_way = 0;
+    enum td_status s = TD_OK;
+
+    while (!s) {
         struct td_step_result result;
         uint64_t start, step_ns;
+        bool begins;
 
         obey_all(c, false);
         if (c->stop)
             break;
-        if (!td_engine_plan_step(c->engine, &c->step)) {
-            /* A submit wakes them even when it gives no step, because it was refused or cancelled at once. */
-            if (td_comm_size(c->world) > 1 && told != c->n_submits) {
-                if (owns_cores && linger(c))
-                    continue;
-                s = lead_kind(c, TD_STEP_IDLE);
-                if (s)
-                    return s;
-                told = c->step.n_submits_seen;
-            }
-            td_node_rest(&c->node);
-            refresh_gauges(c, 0);
-            obey_all(c, true);
+        begins = td_engine_plan_step(c->engine, &c->step);
+        if (!begins && n_under_way == 0) {
+            s = rest(c, &told);
             continue;
         }
+        if (!begins)
+            td_step_reset(&c->step, TD_STEP_FLUSH, td_engine_take_number(c->engine));
+        n_under_way += begins;
         told = UINT64_MAX;
         start = td_clock_now_ns();
         s = td_node_lead(&c->node, &c->step, &result, &c->err);
         step_ns = td_clock_now_ns() - start;
-        s = s ? s : td_engine_complete_step(c->engine, c->step.number, &result, step_ns, &c->err);
-        if (s)
-            return s;
-        refresh_gauges(c, step_ns);
+        if (!s && result.is_complete) {
+            s = td_engine_complete_step(c->engine, result.number, &result, step_ns, &c->err);
+            n_under_way--;
+        }
+        if (!s)
+            refresh_gauges(c, step_ns);
     }
-    return lead_kind(c, TD_STEP_STOP);
+    return s ? s : lead_kind(c, TD_STEP_STOP);
 }
 
 static enum td_status serve_follow(struct td_compute *c)
@@ -354,6 +372,7 @@ static enum td_status open_engine(struct td_compute *c)
                                  .max_model_len = plan->max_model_len,
                                  .max_num_seqs = plan->max_num_seqs,
                                  .max_batched_tokens = plan->max_batched_tokens,
+                                 .max_flights = plan->pp,
                                  .max_queue = c->load->max_queue,
                                  .prefix_cache = c->load->prefix_cache,
                                  .n_slots = {plan->n_slots[0], plan->n_slots[1]},

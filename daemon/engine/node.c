@@ -215,12 +215,19 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
         s = node->all_moves ? TD_OK
                             : td_err_set(err, TD_NO_MEMORY, "no memory for the moves of KV blocks");
     }
+    if (!s && !(node->moves = calloc(node->plan->pp, sizeof *node->moves)))
+        s = td_err_set(err, TD_NO_MEMORY, "no memory for the moves of KV blocks");
     /* Opening is collective: a rank without memory for the little things above still has to take part, so it fails here
      * together with the others. */
     s = td_node_agree(node->world, s, err);
     if (s)
         return s;
-    s = td_shard_open(&shard, &node->shard, err);
+    if (node->plan->pp > 1) {
+        const struct td_plan_rank *me = &node->plan->rank[td_comm_rank(node->world)];
+
+        s = td_comm_split(node->world, (int)me->stage, (int)me->tp_index, &node->stage, err);
+    }
+    s = s ? s : td_shard_open(&shard, &node->shard, err);
     if (!s && draft_path && td_comm_rank(node->world) == 0)
         s = load_draft(node, draft_path, err);
     return td_node_agree(node->world, s, err);
@@ -231,12 +238,16 @@ void td_node_unload(struct td_node *node)
     td_draftmodel_close(node->draft);
     node->draft = NULL;
     node->draft_failed = false;
+    td_comm_close(node->stage);
+    node->stage = NULL;
     td_shard_close(node->shard);
     node->shard = NULL;
     free(node->wire);
     node->wire = NULL;
     free(node->all_moves);
     node->all_moves = NULL;
+    free(node->moves);
+    node->moves = NULL;
     td_step_close(&node->step);
     free(node->plan);
     node->plan = NULL;
@@ -244,7 +255,7 @@ void td_node_unload(struct td_node *node)
     node->model = NULL;
     td_checkpoint_close(node->ck);
     node->ck = NULL;
-    node->n_steps = 0;
+    node->n_steps = node->n_complete = 0;
     node->gap_ns = node->n_gaps = node->n_failed_moves = 0;
     td_node_rest(node);
 }
@@ -277,14 +288,22 @@ static enum td_status try_move(struct td_node *node, const struct td_step_move *
     return TD_OK;
 }
 
+/* What became of the moves of a step that is not complete yet. */
+static struct td_move_result *moves_of(struct td_node *node, uint64_t number)
+{
+    return &node->moves[number % node->plan->pp];
+}
+
 /* A step's moves on this rank, timed. */
 static enum td_status move_blocks(struct td_node *node, const struct td_step *step,
                                   struct td_err *err)
 {
-    struct td_move_result *m = &node->moves;
+    struct td_move_result *m = moves_of(node, step->number);
     uint64_t start = td_clock_now_ns(), before = start, now;
     enum td_status s = TD_OK;
 
+    if (step->n_moves == 0)
+        return TD_OK;
     memset(m, 0, sizeof *m);
     for (uint32_t i = 0; !s && i < step->n_moves; i++, before = now) {
         const struct td_step_move *move = &step->moves[i];
@@ -298,90 +317,122 @@ static enum td_status move_blocks(struct td_node *node, const struct td_step *st
         }
     }
     m->ns = before - start;
+    m->n = step->n_moves;
     return s;
 }
 
-/* What the ranks say of a step's moves meets on rank 0: the longest times, and what failed anywhere. */
-static enum td_status join_moves(struct td_node *node, const struct td_step *step,
+/* What the ranks say of a complete step's moves meets on rank 0: the longest times, and what failed anywhere. */
+static enum td_status join_moves(struct td_node *node, struct td_step_result *result,
                                  struct td_err *err)
 {
-    struct td_move_result *mine = &node->moves, *all = node->all_moves;
+    struct td_move_result *mine = moves_of(node, result->number), *all = node->all_moves;
     uint32_t n = td_comm_size(node->world);
     size_t bytes[TD_PLAN_MAX_RANKS];
-    enum td_status s;
+    enum td_status s = TD_OK;
 
+    if (mine->n == 0)
+        return TD_OK;
     for (uint32_t r = 0; r < n; r++)
         bytes[r] = sizeof *mine;
-    s = td_comm_gather(node->world, 0, mine, bytes, all, err);
+    if (n > 1)
+        s = td_comm_gather(node->world, 0, mine, bytes, all, err);
     for (uint32_t r = 1; !s && all && r < n; r++) {
         mine->ns = all[r].ns > mine->ns ? all[r].ns : mine->ns;
         for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++)
             if (all[r].read_ns[t] > mine->read_ns[t])
                 mine->read_ns[t] = all[r].read_ns[t];
-        for (uint32_t i = 0; i < step->n_moves; i++)
+        for (uint32_t i = 0; i < mine->n; i++)
             mine->failed[i] |= all[r].failed[i];
     }
+    node->joined_moves = *mine;
+    result->moves = &node->joined_moves;
+    mine->n = 0;
     return s;
 }
 
-static enum td_status run_step(struct td_node *node, const struct td_step *step,
-                               struct td_step_result *result, struct td_err *err)
+static void note_gap(struct td_node *node)
 {
-    enum td_status s = TD_OK;
-
-    if (step->kind != TD_STEP_RUN) {
-        td_node_rest(node);
-        return TD_OK;
-    }
     if (node->step_end_ns) {
         node->gap_ns += td_clock_now_ns() - node->step_end_ns;
         node->n_gaps++;
     }
-    if (step->n_moves)
-        s = move_blocks(node, step, err);
-    if (!s && step->n_moves && td_comm_size(node->world) > 1)
-        s = join_moves(node, step, err);
+}
+
+/* One stage: a step from its beginning to its end. */
+static enum td_status run_step(struct td_node *node, const struct td_step *step,
+                               struct td_step_result *result, struct td_err *err)
+{
+    enum td_status s;
+
+    note_gap(node);
+    s = move_blocks(node, step, err);
     if (!s && step->n_rows)
         s = td_shard_step(node->shard, step, result, err);
-    result->moves = step->n_moves ? &node->moves : NULL;
+    result->is_complete = true;
+    result->number = step->number;
+    s = s ? s : join_moves(node, result, err);
     node->step_end_ns = td_clock_now_ns();
     return s;
 }
 
-/* The wire form: the length of the encoded step in 8 bytes, then the step. */
-enum td_status td_node_lead(struct td_node *node, struct td_step *step,
-                            struct td_step_result *result, struct td_err *err)
+/* A pipeline's turn, after its message is known: `step` begins, or nothing does. */
+static enum td_status finish_turn(struct td_node *node, const struct td_step *step,
+                                  struct td_step_result *result, struct td_err *err)
 {
-    enum td_status s = TD_OK;
+    const struct td_step *due;
+    enum td_status s =
+        td_shard_shift(node->shard, step->kind == TD_STEP_RUN ? step : NULL, result, err);
 
-    *result = (struct td_step_result){0};
-    if (td_comm_size(node->world) > 1) {
-        uint64_t bytes = td_step_encoded_bytes(step);
-        uint8_t *wire = node->wire;
-
-        if (bytes > node->wire_bytes - sizeof bytes)
-            return td_err_set(err, TD_TOO_LARGE, "a step of %llu bytes: expected at most %zu",
-                              (unsigned long long)bytes, node->wire_bytes - sizeof bytes);
-        memcpy(wire, &bytes, sizeof bytes);
-        td_step_encode(step, wire + sizeof bytes);
-        s = td_comm_bcast(node->world, 0, wire, HEAD_BYTES, err);
-        if (!s && bytes + sizeof bytes > HEAD_BYTES)
-            s = td_comm_bcast(node->world, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES,
-                              err);
+    due = td_shard_due(node->shard);
+    if (!s && due) {
+        s = move_blocks(node, due, err);
+        s = s ? s : td_shard_back(node->shard, err);
     }
-    if (!s)
-        s = run_step(node, step, result, err);
-    if (!s)
-        __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
+    if (!s && result->is_complete)
+        s = join_moves(node, result, err);
+    node->step_end_ns = td_clock_now_ns();
     return s;
 }
 
-enum td_status td_node_follow(struct td_node *node, struct td_err *err)
+/* What stage 0 does before the other stages are told. */
+static enum td_status begin_turn(struct td_node *node, const struct td_step *step,
+                                 struct td_err *err)
+{
+    enum td_status s;
+
+    note_gap(node);
+    if (step->kind != TD_STEP_RUN)
+        return TD_OK;
+    s = move_blocks(node, step, err);
+    return s ? s : td_shard_front(node->shard, step, err);
+}
+
+static bool is_turn(const struct td_step *step)
+{
+    return step->kind == TD_STEP_RUN || step->kind == TD_STEP_FLUSH;
+}
+
+/* The wire form: the length of the encoded step in 8 bytes, then the step. */
+static enum td_status send_step(struct td_node *node, struct td_comm *comm, struct td_err *err)
 {
     uint8_t *wire = node->wire;
-    struct td_step_result none;
     uint64_t bytes;
-    enum td_status s = td_comm_bcast(node->world, 0, wire, HEAD_BYTES, err);
+    enum td_status s;
+
+    if (td_comm_size(comm) == 1)
+        return TD_OK;
+    memcpy(&bytes, wire, sizeof bytes);
+    s = td_comm_bcast(comm, 0, wire, HEAD_BYTES, err);
+    if (!s && bytes + sizeof bytes > HEAD_BYTES)
+        s = td_comm_bcast(comm, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES, err);
+    return s;
+}
+
+static enum td_status receive_step(struct td_node *node, struct td_comm *comm, struct td_err *err)
+{
+    uint8_t *wire = node->wire;
+    uint64_t bytes;
+    enum td_status s = td_comm_bcast(comm, 0, wire, HEAD_BYTES, err);
 
     if (s)
         return s;
@@ -390,16 +441,90 @@ enum td_status td_node_follow(struct td_node *node, struct td_err *err)
         return td_err_set(err, TD_PEER_PROTOCOL, "a step of %llu bytes: expected at most %zu",
                           (unsigned long long)bytes, node->wire_bytes - sizeof bytes);
     if (bytes + sizeof bytes > HEAD_BYTES)
-        s = td_comm_bcast(node->world, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES,
-                          err);
+        s = td_comm_bcast(comm, 0, wire + HEAD_BYTES, bytes + sizeof bytes - HEAD_BYTES, err);
     if (!s)
         s = td_step_decode(&node->step, wire + sizeof bytes, bytes, err);
     if (!s && node->step.number != node->n_steps)
         return td_err_set(err, TD_PEER_MISMATCH, "rank 0 sent step %llu, this rank expected %llu",
                           (unsigned long long)node->step.number, (unsigned long long)node->n_steps);
-    if (!s)
-        s = run_step(node, &node->step, &none, err);
-    if (!s)
-        __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
     return s;
+}
+
+/* The end of a turn. */
+static enum td_status count_step(struct td_node *node, const struct td_step_result *result,
+                                 enum td_status status)
+{
+    node->is_complete = !status && result->is_complete;
+    if (node->is_complete)
+        node->n_complete = result->number + 1;
+    if (!status)
+        __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
+    return status;
+}
+
+enum td_status td_node_lead(struct td_node *node, struct td_step *step,
+                            struct td_step_result *result, struct td_err *err)
+{
+    bool is_pipeline = node->plan->pp > 1;
+    uint64_t bytes = td_step_encoded_bytes(step);
+    enum td_status s = TD_OK;
+
+    *result = (struct td_step_result){0};
+    if (bytes > node->wire_bytes - sizeof bytes)
+        return td_err_set(err, TD_TOO_LARGE, "a step of %llu bytes: expected at most %zu",
+                          (unsigned long long)bytes, node->wire_bytes - sizeof bytes);
+    if (td_comm_size(node->world) > 1) {
+        memcpy(node->wire, &bytes, sizeof bytes);
+        td_step_encode(step, (uint8_t *)node->wire + sizeof bytes);
+    }
+    /* The other stages are busy until this one has computed its part: they are told then. */
+    if (is_pipeline)
+        s = send_step(node, node->stage, err);
+    if (!s && is_pipeline && is_turn(step))
+        s = begin_turn(node, step, err);
+    s = s ? s : send_step(node, node->world, err);
+    if (!is_turn(step))
+        td_node_rest(node);
+    else if (!s)
+        s = is_pipeline ? finish_turn(node, step, result, err) : run_step(node, step, result, err);
+    return count_step(node, result, s);
+}
+
+enum td_status td_node_run(struct td_node *node, struct td_step *step,
+                           struct td_step_result *result, struct td_err *err)
+{
+    enum td_status s = td_node_lead(node, step, result, err);
+
+    while (!s && !result->is_complete) {
+        td_step_reset(&node->step, TD_STEP_FLUSH, node->n_steps);
+        s = td_node_lead(node, &node->step, result, err);
+    }
+    return s;
+}
+
+enum td_status td_node_follow(struct td_node *node, struct td_err *err)
+{
+    bool is_pipeline = node->plan->pp > 1;
+    bool is_first = is_pipeline && node->plan->rank[td_comm_rank(node->world)].stage == 0;
+    struct td_step_result none = {0};
+    enum td_status s = TD_OK;
+
+    if (is_first) {
+        s = receive_step(node, node->stage, err);
+        if (!s && is_turn(&node->step))
+            s = begin_turn(node, &node->step, err);
+    }
+    s = s ? s : receive_step(node, node->world, err);
+    if (s)
+        return s;
+    if (!is_turn(&node->step))
+        td_node_rest(node);
+    else if (!is_pipeline)
+        s = run_step(node, &node->step, &none, err);
+    else {
+        if (!is_first)
+            note_gap(node);
+        s = finish_turn(node, &node->step, &none, err);
+    }
+    return count_step(node, &none, s);
 }

@@ -37,6 +37,7 @@ struct td_node_params {
 
 struct td_node {
     struct td_comm *world; /* borrows */
+    struct td_comm *stage; /* the ranks of this stage of a pipeline; NULL: there is one stage */
     struct td_checkpoint *ck;
     struct td_plan_model *model;
     struct td_plan *plan; /* NULL until loaded */
@@ -49,12 +50,15 @@ struct td_node {
     struct td_cores_share cores;
     uint64_t spin_ns; /* how long the device's threads spin on after a step */
     struct td_node_params params;
-    struct td_step step;              /* follower's */
-    struct td_move_result moves;      /* of the last step; rank 0's are the group's */
-    struct td_move_result *all_moves; /* [size], on rank 0 where there are slots */
-    uint64_t n_failed_moves;          /* on this rank, since load */
-    void *wire;                       /* encoded step */
+    struct td_step step;                /* follower's */
+    struct td_move_result *moves;       /* [pp] of the steps under way, by number */
+    struct td_move_result *all_moves;   /* [size], on rank 0 where there are slots */
+    struct td_move_result joined_moves; /* of the last complete step, of all ranks; rank 0 */
+    uint64_t n_failed_moves;            /* on this rank, since load */
+    void *wire;                         /* encoded step */
     size_t wire_bytes;
+    bool is_complete;     /* a step was, in the last turn */
+    uint64_t n_complete;  /* number of the last complete step, and 1 */
     uint64_t step_end_ns; /* of the last step that was run; 0: the group rested since */
     uint64_t gap_ns,
         n_gaps; /* between steps that followed each other, since load: when the shard had nothing to do */
@@ -83,9 +87,13 @@ void td_node_close(struct td_node *node);
 /* `status` of this rank becomes the group's: if any rank failed, all get that rank's error. */
 enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err);
 
-/* Rank 0: sends the step to all and, for TD_STEP_RUN, runs it. *result as td_shard_step gives it. */
+/* Rank 0: sends the step to all and runs it, or, in a pipeline, its first part. Where *result says that a step is complete, it is of
+ * that step; in a pipeline so many turns later as there are other stages, each with a step that begins or with TD_STEP_FLUSH. */
 enum td_status td_node_lead(struct td_node *node, struct td_step *step,
                             struct td_step_result *result, struct td_err *err);
+/* Rank 0, with nothing in the pipeline: a step from its beginning to its end. `step` may be the node's own. */
+enum td_status td_node_run(struct td_node *node, struct td_step *step,
+                           struct td_step_result *result, struct td_err *err);
 /* Rank 0, where there is a draft model: a td_drafter_run_fn whose user is the node. Local. */
 bool td_node_run_draft(const struct td_step *step, struct td_step_result *result, uint64_t *ns,
                        void *node);

@@ -371,8 +371,10 @@ static void run_model(struct world *w, uint32_t oldest)
     w->at->number = st->number;
     w->at->n_rows = st->n_rows;
     run_moves(w);
-    w->at->result = (struct td_step_result){w->at->logits, w->at->top, st->n_top,
-                                            st->n_moves ? &w->at->moves : NULL};
+    w->at->result = (struct td_step_result){.logits = w->at->logits,
+                                            .top = w->at->top,
+                                            .n_top = st->n_top,
+                                            .moves = st->n_moves ? &w->at->moves : NULL};
     for (uint32_t r = 0; r < st->n_rows; r++) {
         const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
         uint32_t pos = st->rows[r].position, cell;

@@ -207,8 +207,8 @@ static void test_step_decode_names_what_is_wrong(void **state)
         const char *cause;
     } cases[] = {
         {AT_MAGIC, 5, "begins with 0x00000005"},
-        {AT_KIND, 0, "kind 0, expected 1 to 3"},
-        {AT_KIND, 4, "kind 4, expected 1 to 3"},
+        {AT_KIND, 0, "kind 0, expected 1 to 4"},
+        {AT_KIND, 5, "kind 5, expected 1 to 4"},
         {AT_KIND, TD_STEP_IDLE,
          "kind 2 has 4 rows, 2 sequences, 5 blocks, 2 moves and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},

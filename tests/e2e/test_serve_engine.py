@@ -206,6 +206,31 @@ def test_speculation_changes_no_answer(server):
             assert list(pool.map(lambda a: ask(s, a[0], **a[1])[0], [(p, f) for p in prompts for f in fields])) == wanted
 
 
+@pytest.mark.parametrize("layout", [("-n", 2, "--pipeline-parallel-size", 2), ("-n", 3, "--pipeline-parallel-size", 3),
+                                    ("-n", 4, "--pipeline-parallel-size", 2)], ids=["pp2", "pp3", "tp2-pp2"])
+def test_stages_of_a_pipeline_work_on_different_steps_and_give_the_same_answers(server, layout):
+    asked = [{"model": NAME, "prompt": story(i, 20 + 40 * (i % 5)), "max_tokens": 10 + 5 * (i % 7), "ignore_eos": True, "seed": i,
+              "temperature": 0.3 * (i % 4), "logprobs": i % 3} for i in range(24)]
+
+    def answer(s, body):
+        r = s.post("/v1/completions", body)
+        assert r.status == 200, r.body
+        return r.json()["choices"]
+
+    wanted = [answer(server, body) for body in asked]
+    with Server(*layout, "--threads", 1, "--max-model-len", 512, "--max-num-seqs", 8, "--kv-cache-memory-bytes", "800KiB",
+                "--kv-offload-gib", 0.001) as s:
+        s.wait_ready()
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            assert list(pool.map(lambda body: answer(s, body), asked)) == wanted
+        streams = [s.stream("/v1/completions", {**body, "stream": True, "max_tokens": 300}) for body in asked[:6]]
+        for stream in streams:
+            next(iter(stream))
+            stream.close()  # goes away in the middle
+        assert [answer(s, body) for body in asked[:8]] == wanted[:8]
+        wait_until(lambda: s.group(), lambda: s.group()["n_running"] == s.group()["kv_blocks_used"] == 0, 5)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The model in 4 bits: it agrees with itself most of the time."""

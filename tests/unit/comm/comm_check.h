@@ -166,6 +166,13 @@ static inline bool check_ring(struct comm_check *k, size_t bytes)
         ok = ok && check_same(k, "ring", in, bytes, check_mix(k->seed - previous)) &&
              check_guard(k, in, bytes);
     }
+    if (ok) { /* the same, all at once */
+        check_fill(out, bytes, check_mix(k->seed + me));
+        ok = check_ok(k, td_comm_sendrecv(k->comm, next, out, bytes, previous, in, bytes, &err),
+                      &err) &&
+             check_same(k, "sendrecv", in, bytes, check_mix(k->seed + previous)) &&
+             check_guard(k, in, bytes);
+    }
     free(out);
     free(in);
     return ok || n == 1;

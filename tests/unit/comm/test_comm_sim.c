@@ -189,6 +189,9 @@ static void misuse(struct comm_check *k, void *shared)
     EXPECT_INVALID(td_comm_send(c, 2, data, 1, &err));
     EXPECT_INVALID(td_comm_recv(c, UINT32_MAX, data, 1, &err));
     EXPECT_INVALID(td_comm_send(c, 1 - td_comm_rank(c), NULL, 1, &err));
+    EXPECT_INVALID(td_comm_sendrecv(c, 2, data, 1, 0, NULL, 0, &err));
+    EXPECT_INVALID(td_comm_sendrecv(c, 0, NULL, 0, td_comm_rank(c), data, 1, &err));
+    EXPECT_INVALID(td_comm_sendrecv(c, 0, NULL, 0, 1 - td_comm_rank(c), NULL, 1, &err));
     EXPECT_INVALID(td_comm_bcast(c, 2, data, 1, &err));
     EXPECT_INVALID(td_comm_bcast(c, 0, NULL, 1, &err));
     EXPECT_INVALID(td_comm_all_gather(c, data, NULL, data, &err));

@@ -376,6 +376,7 @@ struct rank {
     const char *isa;
     float *logits;    /* rank 0: by sequence and position */
     float *expected;  /* rank 0: the same from another run; NULL: none */
+    bool overlaps;    /* stages work on different steps */
     uint32_t kill_at; /* this rank is lost before that step; UINT32_MAX: never */
     enum td_dtype kv;
     enum td_status status;
@@ -470,6 +471,33 @@ static void keep_result(struct rank *r, const struct td_step *step,
     }
 }
 
+/* Turn by turn, as many steps under way as there are stages. */
+static enum td_status run_turns(struct rank *r, struct td_shard *shard)
+{
+    uint32_t n_turns = r->script->n_steps + r->layout->pp - 1, n_complete = 0;
+    enum td_status st = TD_OK;
+
+    for (uint32_t turn = 0; !st && turn < n_turns; turn++) {
+        struct td_step *step = turn < r->script->n_steps ? &r->script->step[turn] : NULL;
+        struct td_step_result result;
+
+        st = step ? td_shard_front(shard, step, &r->err) : TD_OK;
+        st = st ? st : td_shard_shift(shard, step, &result, &r->err);
+        st = st ? st : td_shard_back(shard, &r->err);
+        if (st || !result.is_complete)
+            continue;
+        if (turn + 1 < r->layout->pp || result.number != r->script->step[n_complete].number)
+            return td_err_set(&r->err, TD_INTERNAL, "turn %u completes step %llu", turn,
+                              (unsigned long long)result.number);
+        if (r->logits)
+            keep_result(r, &r->script->step[n_complete], &result);
+        n_complete++;
+    }
+    return st || n_complete == r->script->n_steps
+               ? st
+               : td_err_set(&r->err, TD_INTERNAL, "%u steps are complete", n_complete);
+}
+
 static void *run_rank(void *arg)
 {
     struct rank *r = arg;
@@ -480,7 +508,9 @@ static void *run_rank(void *arg)
     td_comm_set_deadline(r->world, 20000000000u);
     fesetround(FE_UPWARD); /* as a library may leave it: what is computed must not depend on it */
     r->status = open_rank(r, &kern, &shard);
-    for (uint32_t i = 0; !r->status && i < r->script->n_steps; i++) {
+    if (!r->status && r->overlaps)
+        r->status = run_turns(r, shard);
+    for (uint32_t i = 0; !r->overlaps && !r->status && i < r->script->n_steps; i++) {
         const struct td_step *step = &r->script->step[i];
         struct td_step_result result;
 
@@ -533,6 +563,7 @@ static void run_group(const struct shape *shape, const struct model *model,
                                  .isa = isa_of(first_isa ? first_isa + i : 0),
                                  .logits = i == 0 ? logits : NULL,
                                  .expected = i == 0 ? expected : NULL,
+                                 .overlaps = expected && layout->pp > 1,
                                  .kill_at = i == victim ? 2 : UINT32_MAX,
                                  .kv = kv};
         assert_int_equal(pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]), 0);

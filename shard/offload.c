@@ -181,8 +181,3 @@ enum td_status td_offload_get(struct td_offload *o, uint32_t slot, const void **
     *bytes = bytes_of(o, slot);
     return TD_OK;
 }
-
-size_t td_offload_bytes(const struct td_offload *o, enum td_offload_tier tier)
-{
-    return tier_bytes(o, tier);
-}

@@ -37,6 +37,5 @@ enum td_status td_offload_put(struct td_offload *o, uint32_t slot, struct td_err
  * that were put there, TD_IO. */
 enum td_status td_offload_get(struct td_offload *o, uint32_t slot, const void **bytes,
                               struct td_err *err);
-size_t td_offload_bytes(const struct td_offload *o, enum td_offload_tier tier);
 
 #endif

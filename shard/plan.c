@@ -449,7 +449,7 @@ static enum td_status size_offload(const struct td_plan_params *p, struct td_pla
     static const char *const place[TD_OFFLOAD_TIERS] = {"host memory", "its file"};
 
     for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++) {
-        uint64_t n = p->offload_bytes[t] ? UINT32_MAX / 4 : 0;
+        uint64_t n = p->offload_bytes[t] ? UINT32_MAX / 16 : 0;
 
         for (uint32_t i = 0; i < plan->n_ranks; i++) {
             size_t block_bytes = plan->rank[i].kv_bytes_per_token * plan->block_tokens;
@@ -490,7 +490,7 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
             return td_err_set(err, TD_TOO_LARGE,
                               "rank %u needs %zu bytes of weights, %zu of buffers and %llu of KV, "
                               "and has %llu of memory: use more ranks, or lower "
-                              "max-num-batched-tokens or max-num-seqs",
+                              "max-num-batched-tokens, max-num-seqs or kv-offload-gib",
                               i, r->weight_bytes, r->buffer_bytes,
                               (unsigned long long)(p->kv_bytes + offload + lead),
                               (unsigned long long)r->memory_bytes);

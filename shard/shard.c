@@ -196,14 +196,12 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
     td_comm_stats(s->tp, &tp);
     if (s->pipe)
         td_comm_stats(s->pipe, &pipe);
-    *out =
-        (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
-                                .kv_bytes = s->kv.bytes,
-                                .buffer_bytes = s->buf.bytes,
-                                .offload_bytes = {s->me->offload_bytes[0], s->me->offload_bytes[1]},
-                                .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
-                                .wait_ns = tp.wait_ns + pipe.wait_ns,
-                                .n_exchanges = tp.n_ops + pipe.n_ops};
+    *out = (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
+                                   .kv_bytes = s->kv.bytes,
+                                   .buffer_bytes = s->buf.bytes,
+                                   .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
+                                   .wait_ns = tp.wait_ns + pipe.wait_ns,
+                                   .n_exchanges = tp.n_ops + pipe.n_ops};
 }
 
 void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)

@@ -58,7 +58,6 @@ struct td_shard_stats {
     size_t weight_bytes; /* from the allocator */
     size_t kv_bytes;
     size_t buffer_bytes;
-    size_t offload_bytes[TD_OFFLOAD_TIERS];
     uint64_t exchanged_bytes; /* activations sent to other ranks since open */
     uint64_t wait_ns;         /* inside the exchanges */
     uint64_t n_exchanges;

@@ -37,7 +37,7 @@ enum td_move_kind {
     TD_MOVE_IN,
     TD_MOVE_DOWN /* slot to slot */
 };
-enum { TD_STEP_MAX_MOVES = 256 };
+enum { TD_STEP_MAX_MOVES = 2048 };
 
 struct td_step_move {
     uint32_t kind; /* enum td_move_kind */
@@ -84,9 +84,12 @@ uint32_t td_step_n_want(const struct td_step *step, enum td_want want); /* rows 
 
 /* What became of a step's moves, on all ranks together. */
 struct td_move_result {
-    uint64_t ns;                        /* of all, on the slowest rank */
-    uint64_t read_ns[TD_OFFLOAD_TIERS]; /* of those with TD_MOVE_IN, by the tier of the slot */
+    uint64_t ns; /* of all, on the slowest rank */
+    uint64_t read_ns
+        [TD_OFFLOAD_TIERS]; /* of those with TD_MOVE_IN that succeeded, by the tier of the slot */
     uint32_t n_read[TD_OFFLOAD_TIERS];
+    uint64_t write_ns[TD_OFFLOAD_TIERS]; /* of the others, by the tier that they went to */
+    uint32_t n_written[TD_OFFLOAD_TIERS];
     uint32_t n;
     bool failed[TD_STEP_MAX_MOVES]; /* [n] on any rank: the place it went to holds nothing now */
 };

@@ -43,7 +43,8 @@ struct server {
     struct td_rank_dial dial; /* how workers reach this process, and their key */
     char dial_address[300];   /* "host:port" */
     char control_host[256];   /* where the control stream is served */
-    char model[4096];         /* absolute, since workers may run elsewhere */
+    char model[4096], draft[4096],
+        offload_dir[4096]; /* absolute, since workers may run elsewhere */
     struct td_tls *tls;
     struct td_route_table *routes;
     struct td_grpc_serve_table *rpc; /* public */
@@ -327,6 +328,14 @@ static enum td_status open_listeners(struct server *s, struct td_err *err)
     return TD_OK;
 }
 
+/* A path that cannot be resolved stays as it is: opening it will say what is wrong. */
+static const char *absolute(const char *path, char out[4096])
+{
+    if (path && !realpath(path, out))
+        snprintf(out, 4096, "%s", path);
+    return path ? out : NULL;
+}
+
 static enum td_status open_coord(struct server *s, struct td_err *err)
 {
     const struct td_options *o = s->opts;
@@ -345,8 +354,8 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
                                 .kv_dtype_auto = o->kv_cache_dtype.value[0] == TD_KV_DTYPE_AUTO,
                                 .limits = limits,
                                 .prefix_cache = !o->no_prefix_cache,
-                                .draft_path = o->speculative_model,
-                                .offload_dir = o->kv_offload_path,
+                                .draft_path = absolute(o->speculative_model, s->draft),
+                                .offload_dir = absolute(o->kv_offload_path, s->offload_dir),
                                 .max_draft_tokens = (uint32_t)o->speculative_tokens,
                                 .max_stretch_percent = (uint32_t)o->max_step_stretch,
                                 .op_limit_ns = 60000000000u,
@@ -398,8 +407,7 @@ static enum td_status open_server(struct server *s, struct td_err *err)
     struct td_grpc_limits limits;
     enum td_status st = open_keys(s, err);
 
-    if (!realpath(o->model, s->model))
-        snprintf(s->model, sizeof s->model, "%s", o->model); /* opening it will say what is wrong */
+    absolute(o->model, s->model);
     if (!st && (o->ssl_certfile || o->ssl_keyfile)) {
         if (!o->ssl_certfile || !o->ssl_keyfile)
             return td_err_set(err, TD_INVALID,

@@ -161,6 +161,14 @@ bool td_blocks_reserve(struct td_blocks *b, uint32_t seq, uint32_t n_tokens)
     return true;
 }
 
+uint32_t td_blocks_n_short(const struct td_blocks *b, uint32_t seq, uint32_t n_tokens)
+{
+    const struct pool *p = &b->pool[TD_LAYER_ATTENTION];
+    uint32_t have = p->n_held[seq] + p->n_free, need = needed(b, TD_LAYER_ATTENTION, n_tokens);
+
+    return need > have ? need - have : 0;
+}
+
 static bool is_idle(const struct pool *p, uint32_t id)
 {
     return p->refs[id] > 0 && p->refs[id] == p->outside[id];

@@ -36,6 +36,8 @@ enum td_status td_blocks_admit_model(const struct td_blocks *b, const enum td_la
 /* Makes sequence `seq` (0 .. max_seqs - 1) hold what `n_tokens` tokens need in every pool; keeps what it has.
  * False, with nothing changed, when a pool is short. */
 bool td_blocks_reserve(struct td_blocks *b, uint32_t seq, uint32_t n_tokens);
+/* Attention blocks that the pool lacks for that; 0 where reserve would not fail for them. */
+uint32_t td_blocks_n_short(const struct td_blocks *b, uint32_t seq, uint32_t n_tokens);
 /* Gives the sequence a block that is in use elsewhere as its next one. Only blocks that are written full may be shared;
  * the caller sees to that. Slots are never shared. */
 void td_blocks_adopt(struct td_blocks *b, enum td_layer_kind kind, uint32_t seq, uint32_t id);

@@ -186,9 +186,11 @@ static void publish(struct td_compute *c, uint64_t load_ns)
         c->gauges.kv_block_tokens = plan->block_tokens;
         c->gauges.max_model_len = plan->max_model_len;
     }
-    if (!c->engine)
+    if (!c->engine) {
         c->gauges.n_running = c->gauges.n_waiting = c->gauges.kv_blocks_used =
             c->gauges.kv_blocks_idle = 0;
+        memset(c->gauges.kv_blocks_outside, 0, sizeof c->gauges.kv_blocks_outside);
+    }
     pthread_mutex_unlock(&c->gauge_lock);
 }
 

@@ -307,18 +307,25 @@ static enum td_status move_blocks(struct td_node *node, const struct td_step *st
     memset(m, 0, sizeof *m);
     for (uint32_t i = 0; !s && i < step->n_moves; i++, before = now) {
         const struct td_step_move *move = &step->moves[i];
-        bool in_file = move->from >= node->plan->n_slots[TD_OFFLOAD_MEMORY];
+        bool reads = move->kind == TD_MOVE_IN;
+        uint32_t slot = reads ? move->from : move->to;
+        uint32_t tier = slot >= node->plan->n_slots[TD_OFFLOAD_MEMORY];
 
         s = try_move(node, move, &m->failed[i], err);
         now = td_clock_now_ns();
-        if (move->kind == TD_MOVE_IN) {
-            m->read_ns[in_file] += now - before;
-            m->n_read[in_file]++;
-        }
+        if (m->failed[i])
+            continue;
+        (reads ? m->read_ns : m->write_ns)[tier] += now - before;
+        (reads ? m->n_read : m->n_written)[tier]++;
     }
     m->ns = before - start;
     m->n = step->n_moves;
     return s;
+}
+
+static uint64_t longer(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
 }
 
 /* What the ranks say of a complete step's moves meets on rank 0: the longest times, and what failed anywhere. */
@@ -337,10 +344,11 @@ static enum td_status join_moves(struct td_node *node, struct td_step_result *re
     if (n > 1)
         s = td_comm_gather(node->world, 0, mine, bytes, all, err);
     for (uint32_t r = 1; !s && all && r < n; r++) {
-        mine->ns = all[r].ns > mine->ns ? all[r].ns : mine->ns;
-        for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++)
-            if (all[r].read_ns[t] > mine->read_ns[t])
-                mine->read_ns[t] = all[r].read_ns[t];
+        mine->ns = longer(mine->ns, all[r].ns);
+        for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++) {
+            mine->read_ns[t] = longer(mine->read_ns[t], all[r].read_ns[t]);
+            mine->write_ns[t] = longer(mine->write_ns[t], all[r].write_ns[t]);
+        }
         for (uint32_t i = 0; i < mine->n; i++)
             mine->failed[i] |= all[r].failed[i];
     }

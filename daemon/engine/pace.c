@@ -5,6 +5,9 @@
 /* Rows that are always allowed, and those of a first step beside answers, of which nothing is known yet. */
 enum { LEAST_ROWS = 4, FIRST_ROWS = 16 };
 
+/* Moves of blocks beside answers while nobody knows how long they take, and how long a step without answers may move. */
+enum { FIRST_MOVES = 16, ALONE_NS = 1000000000 };
+
 void td_pace_init(struct td_pace *p, uint32_t max_stretch_percent)
 {
     memset(p, 0, sizeof *p);
@@ -56,41 +59,64 @@ void td_pace_learn(struct td_pace *p, uint32_t n_decode, uint32_t n_prompt, uint
         p->row_ns = 1;
 }
 
-void td_pace_learn_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t n, uint64_t ns)
+static void learn_move(uint64_t *known, uint32_t n, uint64_t ns)
 {
-    if (n && ns)
-        p->read_ns[tier] = approach(p->read_ns[tier], ns / n + 1);
+    uint64_t each = n ? ns / n + 1 : 0;
+
+    if (n == 0)
+        return;
+    each = *known && each > 4 * *known ? 4 * *known : each;
+    *known = approach(*known, each);
 }
 
-/* How many things of `each_ns` fit into the stretch of a step; UINT32_MAX where there is no limit, `unknown` before anything is
- * known. */
-static uint32_t fitting(const struct td_pace *p, uint32_t n_decode, uint64_t each_ns,
-                        uint32_t unknown)
+void td_pace_learn_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t n, uint64_t ns)
 {
-    uint64_t base, n;
+    learn_move(&p->read_ns[tier], n, ns);
+}
 
-    if (p->max_stretch_percent == 0 || n_decode == 0)
+void td_pace_learn_writes(struct td_pace *p, enum td_offload_tier tier, uint32_t n, uint64_t ns)
+{
+    learn_move(&p->write_ns[tier], n, ns);
+}
+
+void td_pace_begin(struct td_pace *p, uint32_t n_decode)
+{
+    uint64_t base = decode_ns(p, n_decode);
+
+    p->has_limit = p->max_stretch_percent > 0 && n_decode > 0;
+    p->knows_base = base > 0;
+    p->left_ns = p->has_limit ? base / 100 * p->max_stretch_percent : ALONE_NS;
+}
+
+void td_pace_spend(struct td_pace *p, uint64_t ns)
+{
+    p->left_ns -= p->left_ns < ns ? p->left_ns : ns;
+}
+
+uint32_t td_pace_rows(const struct td_pace *p, uint32_t n_prompt)
+{
+    bool is_known = p->knows_base && p->row_ns > 0;
+    uint32_t least = is_known ? LEAST_ROWS : FIRST_ROWS;
+    uint64_t n = is_known ? p->left_ns / p->row_ns : 0;
+
+    if (!p->has_limit)
         return UINT32_MAX;
-    base = decode_ns(p, n_decode);
-    if (base == 0 || each_ns == 0)
-        return unknown;
-    n = base / 100 * p->max_stretch_percent / each_ns;
+    least -= least < n_prompt ? least : n_prompt;
+    n = n < least ? least : n;
     return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }
 
-uint32_t td_pace_limit(const struct td_pace *p, uint32_t n_decode)
+void td_pace_spend_rows(struct td_pace *p, uint32_t n)
 {
-    uint32_t n = fitting(p, n_decode, p->row_ns, FIRST_ROWS);
-
-    return n < LEAST_ROWS ? LEAST_ROWS : n;
+    if (p->has_limit)
+        td_pace_spend(p, n * p->row_ns);
 }
 
-uint32_t td_pace_read_limit(const struct td_pace *p, uint32_t n_decode)
+uint32_t td_pace_moves(const struct td_pace *p, uint64_t each_ns)
 {
-    uint64_t slower = p->read_ns[0] > p->read_ns[1] ? p->read_ns[0] : p->read_ns[1];
-    uint32_t n = fitting(p, n_decode, slower, 1);
+    uint64_t n = each_ns ? p->left_ns / each_ns : p->has_limit ? FIRST_MOVES : UINT32_MAX;
 
-    return n < 1 ? 1 : n;
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }
 
 void td_pace_learn_drafts(struct td_pace *p, uint32_t n_rows, uint64_t ns)
@@ -101,9 +127,13 @@ void td_pace_learn_drafts(struct td_pace *p, uint32_t n_rows, uint64_t ns)
 
 uint32_t td_pace_draft_limit(const struct td_pace *p, uint32_t n_decode)
 {
-    uint32_t n = fitting(p, n_decode, p->draft_row_ns, FIRST_ROWS);
+    uint64_t base = decode_ns(p, n_decode), n = FIRST_ROWS;
 
-    return n < FIRST_ROWS ? FIRST_ROWS : n;
+    if (p->max_stretch_percent == 0 || n_decode == 0)
+        return UINT32_MAX;
+    if (base > 0 && p->draft_row_ns > 0)
+        n = base / 100 * p->max_stretch_percent / p->draft_row_ns;
+    return n < FIRST_ROWS ? FIRST_ROWS : n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }
 
 bool td_pace_reads(struct td_pace *p, enum td_offload_tier tier, uint32_t block_tokens)

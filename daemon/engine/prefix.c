@@ -206,9 +206,14 @@ void td_prefix_leave(struct td_prefix *p, uint32_t slot)
     *c = (struct chain){0};
 }
 
-bool td_prefix_evict(struct td_prefix *p, struct td_step *step)
+bool td_prefix_evict(struct td_prefix *p, struct td_step *step, bool save)
 {
-    return td_radix_evict(&p->tree, step);
+    return td_radix_evict(&p->tree, step, save);
+}
+
+void td_prefix_lose(struct td_prefix *p, uint32_t slot)
+{
+    td_radix_lose(&p->tree, slot);
 }
 
 uint32_t td_prefix_n_blocks(const struct td_prefix *p)

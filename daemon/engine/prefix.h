@@ -66,9 +66,12 @@ uint32_t td_prefix_fill(struct td_prefix *p, uint32_t slot, const struct td_pref
 /* The sequence stops: what it promised and did not fill leaves the tree or stays in its slot. Before its blocks are released. */
 void td_prefix_leave(struct td_prefix *p, uint32_t slot);
 
-/* Frees the block of the least recently used idle leaf; false when nothing is idle. What it holds goes to a slot by moves of `step`,
- * or is lost when there is none or the step can take no more. */
-bool td_prefix_evict(struct td_prefix *p, struct td_step *step);
+/* Frees the block of the least recently used idle leaf; false when nothing is idle. With `save`, what it holds goes to a slot by moves
+ * of `step`; it is lost without, or when there is none or the step can take no more. Who needs more blocks than can be saved lets the
+ * first of them go, which are ends: an end without its beginning is of no use. */
+bool td_prefix_evict(struct td_prefix *p, struct td_step *step, bool save);
+/* A move to this slot has failed. */
+void td_prefix_lose(struct td_prefix *p, uint32_t slot);
 
 uint32_t td_prefix_n_blocks(const struct td_prefix *p); /* with those outside */
 uint32_t td_prefix_n_outside(const struct td_prefix *p, enum td_offload_tier tier);

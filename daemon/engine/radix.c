@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_BUCKETS = 1 << 30 };
+
 static bool open_tiers(struct td_radix *t, const uint32_t n_slots[TD_OFFLOAD_TIERS])
 {
     uint32_t number = 0;
@@ -31,19 +33,22 @@ enum td_status td_radix_init(struct td_radix *t, struct td_blocks *blocks, uint3
                            .block_tokens = block_tokens,
                            .n_blocks = td_blocks_n_total(blocks, TD_RADIX_KIND)};
     t->n_nodes = t->n_free = t->n_blocks + n_slots[0] + n_slots[1];
-    for (t->n_buckets = 1; t->n_buckets < t->n_nodes; t->n_buckets *= 2)
+    for (t->n_buckets = 1; t->n_buckets < t->n_nodes && t->n_buckets < MOST_BUCKETS;
+         t->n_buckets *= 2)
         ;
     t->nodes = calloc(t->n_nodes, sizeof *t->nodes);
     t->free_nodes = calloc(t->n_nodes, sizeof *t->free_nodes);
     t->node_of_block = malloc(t->n_blocks * sizeof *t->node_of_block);
+    t->node_of_slot = malloc((n_slots[0] + n_slots[1] + 1) * sizeof *t->node_of_slot);
     t->tokens = calloc((size_t)t->n_nodes * block_tokens, sizeof *t->tokens);
     t->bucket = malloc(t->n_buckets * sizeof *t->bucket);
-    if (!open_tiers(t, n_slots) || !t->nodes || !t->free_nodes || !t->node_of_block || !t->tokens ||
-        !t->bucket)
+    if (!open_tiers(t, n_slots) || !t->nodes || !t->free_nodes || !t->node_of_block ||
+        !t->node_of_slot || !t->tokens || !t->bucket)
         return TD_NO_MEMORY;
     for (uint32_t i = 0; i < t->n_nodes; i++)
         t->free_nodes[i] = t->n_nodes - 1 - i;
     memset(t->node_of_block, 0xff, t->n_blocks * sizeof *t->node_of_block);
+    memset(t->node_of_slot, 0xff, (n_slots[0] + n_slots[1]) * sizeof *t->node_of_slot);
     memset(t->bucket, 0xff, t->n_buckets * sizeof *t->bucket);
     return TD_OK;
 }
@@ -55,6 +60,7 @@ void td_radix_deinit(struct td_radix *t)
     free(t->nodes);
     free(t->free_nodes);
     free(t->node_of_block);
+    free(t->node_of_slot);
     free(t->tokens);
     free(t->bucket);
 }
@@ -165,8 +171,10 @@ static void take_place(struct td_radix *t, uint32_t id, uint32_t tier, uint32_t 
 
     n->tier = tier;
     n->place = place;
-    if (tier != TD_RADIX_DEVICE)
+    if (tier != TD_RADIX_DEVICE) {
+        t->node_of_slot[place] = id;
         return;
+    }
     t->node_of_block[place] = id;
     td_blocks_ref(t->blocks, TD_RADIX_KIND, place);
 }
@@ -176,6 +184,7 @@ static void leave_place(struct td_radix *t, uint32_t id)
     const struct td_radix_node *n = &t->nodes[id];
 
     if (n->tier != TD_RADIX_DEVICE) {
+        t->node_of_slot[n->place] = TD_RADIX_NONE;
         release_slot(t, n->place);
         return;
     }
@@ -262,6 +271,8 @@ static void relocate(struct td_radix *t, uint32_t id, uint32_t tier, uint32_t pl
 {
     struct td_radix_node *n = &t->nodes[id];
 
+    if (n->tier != TD_RADIX_DEVICE)
+        t->node_of_slot[n->place] = TD_RADIX_NONE;
     if (n->is_listed)
         leaf_unlink(t, id);
     if (n->parent != TD_RADIX_NONE) {
@@ -301,7 +312,7 @@ static uint32_t take_slot(struct td_radix *t, uint32_t tier, struct td_step *ste
     return own->n_free ? own->free_slots[--own->n_free] : TD_RADIX_NONE;
 }
 
-bool td_radix_evict(struct td_radix *t, struct td_step *step)
+bool td_radix_evict(struct td_radix *t, struct td_step *step, bool save)
 {
     uint32_t id = t->tier[TD_RADIX_DEVICE].first, slot = TD_RADIX_NONE, block;
 
@@ -310,7 +321,7 @@ bool td_radix_evict(struct td_radix *t, struct td_step *step)
     if (id == TD_RADIX_NONE)
         return false;
     /* One move for the block, one for who gives it the place. */
-    if (step->n_moves + 2 <= TD_STEP_MAX_MOVES)
+    if (save && step->n_moves + 2 <= TD_STEP_MAX_MOVES)
         slot = take_slot(t, TD_RADIX_DEVICE + 1, step);
     if (slot == TD_RADIX_NONE) {
         remove_tree(t, id, true);
@@ -323,7 +334,12 @@ bool td_radix_evict(struct td_radix *t, struct td_step *step)
     return true;
 }
 
-/* A block outside becomes one that is promised in `block`: to be read from where it is, or to be computed. */
+void td_radix_lose(struct td_radix *t, uint32_t slot)
+{
+    if (t->node_of_slot[slot] != TD_RADIX_NONE)
+        remove_tree(t, t->node_of_slot[slot], true);
+}
+
 void td_radix_bring(struct td_radix *t, uint32_t id, uint32_t block, bool read)
 {
     struct td_radix_node *n = &t->nodes[id];
@@ -391,7 +407,7 @@ static enum td_status check_node(const struct td_radix *t, uint32_t id, struct t
                           n->parent);
     if (n->tier != TD_RADIX_DEVICE)
         return n->state == TD_RADIX_READY && n->source == TD_RADIX_NONE &&
-                       tier_of_slot(t, n->place) == n->tier
+                       tier_of_slot(t, n->place) == n->tier && t->node_of_slot[n->place] == id
                    ? TD_OK
                    : td_err_set(err, TD_INTERNAL, "node %u in slot %u is in state %d", id, n->place,
                                 (int)n->state);

@@ -44,6 +44,7 @@ struct td_radix {
     struct td_radix_node *nodes; /* owned [n_nodes] */
     uint32_t *free_nodes;        /* owned [n_nodes], a stack */
     uint32_t *node_of_block;     /* owned [n_blocks]; NONE: not in the tree */
+    uint32_t *node_of_slot;      /* owned [all slots]; NONE: free, or the source of a promise */
     uint32_t *tokens;            /* owned [n_nodes x block_tokens] */
     uint32_t *bucket;            /* owned [n_buckets] */
     struct td_radix_tier {
@@ -67,7 +68,9 @@ void td_radix_insert(struct td_radix *t, uint32_t block, uint32_t parent,
 /* It is used now. */
 void td_radix_touch(struct td_radix *t, uint32_t id);
 /* Frees the block of the least recently used idle leaf, as td_prefix_evict. */
-bool td_radix_evict(struct td_radix *t, struct td_step *step);
+bool td_radix_evict(struct td_radix *t, struct td_step *step, bool save);
+/* What should be in a slot is not there: its node goes, with all below it. */
+void td_radix_lose(struct td_radix *t, uint32_t slot);
 /* A node outside becomes one that is promised in `block`: to be read from where it is, or to be computed. */
 void td_radix_bring(struct td_radix *t, uint32_t id, uint32_t block, bool read);
 /* A promise is not kept: what is still in its slot stays there, all else goes. */

@@ -1,6 +1,4 @@
-#include "daemon/engine/sched.h"
-
-#include "daemon/engine/pace.h"
+#include "daemon/engine/sched_impl.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -8,36 +6,6 @@
 
 /* Rows of a prompt that one of several steps in flight takes at least: fewer are slow. */
 enum { LEAST_CHUNK = 64 };
-
-/* A step that is planned and not complete. */
-struct flight {
-    struct td_sched_part *parts; /* owned [max_num_seqs] */
-    uint32_t n_parts;
-    uint32_t n_decode, n_prompt; /* rows */
-};
-
-struct td_sched {
-    struct td_sched_params params;
-    struct td_blocks *blocks;         /* borrowed */
-    struct td_prefix *prefix;         /* owned; NULL: none */
-    struct td_sched_seq *head, *tail; /* waiting, oldest first */
-    struct td_sched_seq **running;    /* owned [max_num_seqs], oldest first */
-    struct flight
-        *flights; /* owned [max_flights], a ring; the newest is being planned, or has been */
-    uint64_t first_flight; /* the oldest; flight i is flights[i % max_flights] */
-    uint32_t n_flights;
-    uint32_t *free_slots; /* owned [max_num_seqs], a stack */
-    uint32_t n_waiting, n_running;
-    struct td_pace pace;
-    uint32_t
-        n_answers; /* running sequences whose prompts are computed or in flight, as the step began */
-    uint32_t draft_room; /* rows that drafts may still have in this step */
-    uint32_t want_room;  /* rows that may still want logits */
-    uint32_t read_room;  /* blocks that may still be read back */
-    uint64_t next_ticket;
-    uint64_t n_preemptions;
-    uint64_t n_read, n_failed_reads;
-};
 
 enum td_status td_sched_open(const struct td_sched_params *params, struct td_blocks *blocks,
                              struct td_sched **out, struct td_err *err)
@@ -190,12 +158,12 @@ enum td_status td_sched_submit(struct td_sched *s, struct td_sched_seq *seq, uin
     return TD_OK;
 }
 
-static struct flight *flight_at(const struct td_sched *s, uint64_t number)
+static struct td_sched_flight *flight_at(const struct td_sched *s, uint64_t number)
 {
     return &s->flights[number % s->params.max_flights];
 }
 
-static struct flight *newest(const struct td_sched *s)
+static struct td_sched_flight *newest(const struct td_sched *s)
 {
     return flight_at(s, s->first_flight + s->n_flights - 1);
 }
@@ -204,7 +172,7 @@ static struct flight *newest(const struct td_sched *s)
 static void forget_flights(struct td_sched *s, struct td_sched_seq *seq)
 {
     for (uint32_t i = 0; seq->n_flying > 0 && i < s->n_flights; i++) {
-        struct flight *f = flight_at(s, s->first_flight + i);
+        struct td_sched_flight *f = flight_at(s, s->first_flight + i);
 
         for (uint32_t k = 0; k < f->n_parts; k++)
             if (f->parts[k].seq == seq)
@@ -231,6 +199,7 @@ static void stop_running(struct td_sched *s, struct td_sched_seq *seq)
     seq->n_reads = seq->n_reading = 0;
     seq->n_draft = 0;
     seq->n_drafted = 0;
+    seq->is_first = false;
     seq->state = TD_SCHED_OUT;
 }
 
@@ -264,7 +233,7 @@ static bool reserve_or_preempt(struct td_sched *s, struct td_step *step, struct 
     while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids)) {
         bool last = s->running[s->n_running - 1] == seq;
 
-        if (s->prefix && td_prefix_evict(s->prefix, step))
+        if (td_moves_evict(s, step, td_blocks_n_short(s->blocks, seq->slot, seq->n_ids)))
             continue;
         preempt_last(s);
         if (last)
@@ -283,7 +252,7 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
 {
     uint32_t n_blocks, end = seq->n_scheduled + n;
     const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n_blocks);
-    struct flight *f = newest(s);
+    struct td_sched_flight *f = newest(s);
     struct td_sched_part part = {.seq = seq,
                                  .n_rows = n,
                                  .n_draft = end > seq->n_ids ? end - seq->n_ids : 0,
@@ -317,11 +286,8 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
 static uint32_t rows_left(const struct td_sched *s, const struct td_step *step)
 {
     uint32_t room = s->params.max_batched_tokens - step->n_rows;
-    const struct flight *f = newest(s);
-    uint32_t limit =
-        td_pace_limit(&s->pace, f->n_decode > s->n_answers ? f->n_decode : s->n_answers);
+    uint32_t limit = td_pace_rows(&s->pace, newest(s)->n_prompt);
 
-    limit -= limit < f->n_prompt ? limit : f->n_prompt;
     return room < limit ? room : limit;
 }
 
@@ -355,6 +321,7 @@ static bool add_chunk(struct td_sched *s, struct td_step *step, struct td_sched_
     n = n < room ? n : room;
     n = with_room_for_logits(s, seq, n);
     newest(s)->n_prompt += n;
+    td_pace_spend_rows(&s->pace, n);
     return n == 0 || add_rows(s, step, seq, n);
 }
 
@@ -394,7 +361,6 @@ static void reserve_decodes(struct td_sched *s, struct td_step *step)
     for (uint32_t i = 0; i < s->n_running; i++)
         if (td_sched_is_decoding(s->running[i]) && !reserve_or_preempt(s, step, s->running[i]))
             break;
-    s->n_answers = n_answering(s);
     left = decode_share(s);
     for (uint32_t i = 0; i < s->n_running; i++) {
         if (!td_sched_is_decoding(s->running[i]))
@@ -433,48 +399,11 @@ static void plan_prefills(struct td_sched *s, struct td_step *step)
     }
 }
 
-/* ---- blocks that come back from outside of the device ---- */
-
-/* As many moves as the step may have; the rest comes with later steps. */
-static void add_reads(struct td_sched *s, struct td_step *step, struct td_sched_seq *seq)
-{
-    uint32_t n, first = seq->n_computed / s->params.block_tokens;
-    const uint32_t *table = td_blocks_table(s->blocks, TD_LAYER_ATTENTION, seq->slot, &n);
-
-    if (seq->n_reading) /* a step in flight is at it */
-        return;
-    seq->first_move = step->n_moves;
-    seq->read_flight = s->first_flight + s->n_flights - 1;
-    while (seq->n_reading < seq->n_reads && s->read_room > 0) {
-        uint32_t i = first + seq->n_reading;
-
-        if (!td_step_add_move(step, TD_MOVE_IN, td_prefix_source(s->prefix, seq->slot, i),
-                              table[i]))
-            return;
-        seq->n_reading++;
-        s->read_room--;
-    }
-}
-
 static void plan_reads(struct td_sched *s, struct td_step *step)
 {
-    s->read_room = td_pace_read_limit(&s->pace, s->n_answers);
     for (uint32_t i = 0; i < s->n_running; i++)
         if (s->running[i]->n_reads)
-            add_reads(s, step, s->running[i]);
-}
-
-/* How many of the blocks that lie outside are worth reading: the first ones. */
-static uint32_t worth_reading(struct td_sched *s, const struct td_prefix_match *match)
-{
-    uint32_t n = 0;
-
-    for (uint32_t t = 0; t < TD_OFFLOAD_TIERS; t++) {
-        if (match->n_outside[t] && !td_pace_reads(&s->pace, t, s->params.block_tokens))
-            break;
-        n += match->n_outside[t];
-    }
-    return n;
+            td_moves_read(s, step, s->running[i]);
 }
 
 /* Whether there are blocks for all tokens of a waiting sequence. The spare block keeps a newcomer from preempting itself at
@@ -536,14 +465,14 @@ static void start_running(struct td_sched *s, struct td_step *step, struct td_sc
         seq->n_computed = seq->n_scheduled = match.n_ready * s->params.block_tokens;
     }
     while (!td_blocks_reserve(s->blocks, seq->slot, seq->n_ids))
-        td_prefix_evict(s->prefix, step);
+        td_moves_evict(s, step, td_blocks_n_short(s->blocks, seq->slot, seq->n_ids));
     if (is_cacheable(s, seq)) {
         struct td_prefix_key key = key_of(s, seq, seq->n_ids);
 
-        seq->n_reads = td_prefix_promise(s->prefix, seq->slot, &key, worth_reading(s, &match));
+        seq->n_reads = td_prefix_promise(s->prefix, seq->slot, &key, td_moves_worth(s, &match));
     }
-    if (!seq->was_admitted)
-        seq->n_cached = seq->n_computed + seq->n_reads * s->params.block_tokens;
+    seq->is_first = !seq->was_admitted;
+    seq->n_cached = seq->is_first ? seq->n_computed : seq->n_cached;
     seq->was_admitted = true;
 }
 
@@ -557,7 +486,7 @@ static void plan_admissions(struct td_sched *s, struct td_step *step)
             return;
         start_running(s, step, seq, match);
         if (seq->n_reads)
-            add_reads(s, step, seq);
+            td_moves_read(s, step, seq);
         else if (!add_chunk(s, step, seq))
             return;
     }
@@ -582,12 +511,15 @@ static void start_important(struct td_sched *s, struct td_step *step)
 
 void td_sched_begin(struct td_sched *s, struct td_step *step)
 {
-    struct flight *f;
+    struct td_sched_flight *f;
 
     assert(s->n_flights < s->params.max_flights && step->n_rows == 0);
     s->n_flights++;
     f = newest(s);
-    f->n_parts = f->n_decode = f->n_prompt = 0;
+    f->n_parts = f->n_decode = f->n_prompt = f->n_moves = 0;
+    s->n_reads = 0;
+    s->n_answers = n_answering(s);
+    td_pace_begin(&s->pace, s->n_answers);
     start_important(s, step);
     s->draft_room = s->params.max_num_seqs - s->n_running;
     s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
@@ -601,6 +533,7 @@ bool td_sched_plan(struct td_sched *s, struct td_step *step)
     plan_reads(s, step);
     plan_prefills(s, step);
     plan_admissions(s, step);
+    td_moves_note(newest(s), step);
     if (newest(s)->n_parts > 0 || step->n_moves > 0)
         return true;
     s->n_flights--;
@@ -645,8 +578,7 @@ bool td_sched_is_decoding(const struct td_sched_seq *seq)
     return seq->state == TD_SCHED_RUNNING && seq->n_ids - seq->n_scheduled == 1;
 }
 
-/* What a sequence has by now, the cache may keep. */
-static void fill_prefix(struct td_sched *s, struct td_sched_seq *seq)
+void td_sched_fill_prefix(struct td_sched *s, struct td_sched_seq *seq)
 {
     struct td_prefix_key key;
     uint64_t same;
@@ -660,35 +592,12 @@ static void fill_prefix(struct td_sched *s, struct td_sched_seq *seq)
     seq->n_drafted = seq->n_drafted < same ? seq->n_drafted : (uint32_t)same;
 }
 
-static void complete_reads(struct td_sched *s, struct td_sched_seq *seq,
-                           const struct td_move_result *moves)
-{
-    uint32_t n = 0;
-
-    while (n < seq->n_reading && moves && !moves->failed[seq->first_move + n])
-        n++;
-    s->n_read += n;
-    seq->n_computed += n * s->params.block_tokens;
-    seq->n_scheduled = seq->n_computed;
-    seq->n_reads -= n;
-    fill_prefix(s, seq);
-    if (n < seq->n_reading) { /* then the sequence computes this block and those behind it */
-        s->n_failed_reads++;
-        seq->n_reads = 0;
-        seq->n_cached = seq->n_cached < seq->n_computed ? seq->n_cached : seq->n_computed;
-        td_prefix_forget_sources(s->prefix, seq->slot);
-    }
-    seq->n_reading = 0;
-}
-
 void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves)
 {
-    const struct flight *f = flight_at(s, s->first_flight);
+    const struct td_sched_flight *f = flight_at(s, s->first_flight);
 
     assert(s->n_flights > 0);
     td_pace_learn(&s->pace, f->n_decode, f->n_prompt, step_ns);
-    for (uint32_t t = 0; moves && t < TD_OFFLOAD_TIERS; t++)
-        td_pace_learn_reads(&s->pace, t, moves->n_read[t], moves->read_ns[t]);
     for (uint32_t i = 0; i < f->n_parts; i++) {
         struct td_sched_seq *seq = f->parts[i].seq;
 
@@ -697,11 +606,9 @@ void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_mov
         seq->n_computed += f->parts[i].n_rows - f->parts[i].n_draft;
         seq->n_flying--;
         seq->n_right = 0;
-        fill_prefix(s, seq);
+        td_sched_fill_prefix(s, seq);
     }
-    for (uint32_t i = 0; i < s->n_running; i++)
-        if (s->running[i]->n_reading && s->running[i]->read_flight == s->first_flight)
-            complete_reads(s, s->running[i], moves);
+    td_moves_complete(s, moves);
     s->first_flight++;
     s->n_flights--;
 }

@@ -47,9 +47,10 @@ struct td_sched_seq {
     uint64_t read_flight; /* which one it is */
     uint32_t n_right;     /* drafts of the last step that were as drawn */
     uint32_t n_hashes;    /* blocks that are hashed */
-    uint32_t n_cached;    /* tokens whose KV was there when it was first admitted */
-    uint32_t n_passed;    /* younger sequences that were admitted before it */
+    uint32_t n_cached; /* tokens whose KV was there, or was read back, when it was first admitted */
+    uint32_t n_passed; /* younger sequences that were admitted before it */
     bool was_admitted;
+    bool is_first;                    /* that admission lasts */
     struct td_sched_seq *prev, *next; /* in the waiting queue */
 };
 

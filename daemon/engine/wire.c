@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const uint64_t MAX_BYTES = (uint64_t)1 << 50;
 static const double MAX_SHARE = 9007199254740992.0; /* 2^53: every integer up to it is exact */
 
 /* Every field that both sides hold as one number under one name. */
@@ -302,6 +303,15 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "assignment of %u ranks with %zu shares and KV type '%.16s'",
                           m->group_size, m->n_ranks, m->kv_dtype);
+    if ((m->offload_file_bytes > 0 && !m->offload_dir[0]) || m->offload_memory_bytes > MAX_BYTES ||
+        m->offload_file_bytes > MAX_BYTES || m->lead_bytes > MAX_BYTES ||
+        m->lead_block_bytes > MAX_BYTES)
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "assignment of %llu bytes of host memory, %llu in a file in '%.60s' and "
+                          "%llu for a draft model: expected at most 2^50 each, and a folder",
+                          (unsigned long long)m->offload_memory_bytes,
+                          (unsigned long long)m->offload_file_bytes, m->offload_dir,
+                          (unsigned long long)m->lead_bytes);
     for (uint32_t i = 0; i < m->group_size; i++)
         if (!(m->ranks[i]->share >= 0.0 && m->ranks[i]->share <= MAX_SHARE))
             return td_err_set(err, TD_PEER_PROTOCOL,

@@ -79,6 +79,15 @@ def test_what_the_cache_has_no_room_for_is_read_back_from_outside(server, layout
         assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
+def test_hundreds_of_blocks_leave_and_come_back_at_once():
+    with Server("-n", 1, "--threads", 1, "--block-size", 1, "--max-model-len", 512, "--max-num-seqs", 1, "--kv-offload-gib", 0.1) as s:
+        s.wait_ready()
+        for turn in range(3):
+            for seed in range(3):
+                _, n, cached = ask(s, story(seed, 300))
+                assert n > 280 and (cached == n - 1 if turn else cached < 10), (turn, seed, n, cached)
+
+
 def test_offloading_that_cannot_be_is_refused_by_name(tmp_path):
     for args, words in [(("--kv-offload-gib", 1, "--no-prefix-cache"), "--kv-offload-gib keeps what the prefix cache has"),
                         (("--kv-offload-path", tmp_path), "--kv-offload-path needs a size"),

@@ -348,14 +348,16 @@ static void run_moves(struct world *w)
     memset(&w->at->moves, 0, sizeof w->at->moves);
     for (uint32_t i = 0; i < w->step.n_moves; i++) {
         const struct td_step_move *m = &w->step.moves[i];
-        bool in_file = m->from >= w->params.n_slots[0];
+        bool reads = m->kind == TD_MOVE_IN;
+        bool in_file = (reads ? m->from : m->to) >= w->params.n_slots[0];
+        uint64_t ns = 1 + rng(rng(8) ? 50 : 2000);
 
         w->at->moves.failed[i] = !move_block(w, m);
-        if (m->kind != TD_MOVE_IN)
+        if (w->at->moves.failed[i])
             continue;
-        w->at->moves.n_read[in_file]++;
-        w->at->moves.read_ns[in_file] += 20 + rng(1000);
-        w->at->moves.ns += w->at->moves.read_ns[in_file];
+        (reads ? w->at->moves.n_read : w->at->moves.n_written)[in_file]++;
+        (reads ? w->at->moves.read_ns : w->at->moves.write_ns)[in_file] += ns;
+        w->at->moves.ns += ns;
     }
 }
 
@@ -848,7 +850,7 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
                   rounds, (unsigned long long)sums.n_preemptions, (unsigned long long)sums.n_cached,
                   (unsigned long long)sums.n_right, (unsigned long long)sums.n_drafts,
                   (unsigned long long)sums.n_read, (unsigned long long)sums.n_failed_reads);
-    assert_true(text || (sums.n_read > 1000 && sums.n_failed_reads > 100 && sums.n_in_file > 1000));
+    assert_true(text || (sums.n_read > 1000 && sums.n_failed_reads > 50 && sums.n_in_file > 1000));
     assert_true(text || sums.n_together > 5000);
     assert_true(text || (sums.n_preemptions > 1000 && sums.n_cached > 10000));
     print_message("%llu of %llu drafts of a perfect model right\n",

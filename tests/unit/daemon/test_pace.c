@@ -18,6 +18,13 @@ static uint64_t step_of(uint64_t weights_ns, uint64_t row_ns, uint32_t rows)
     return ns + ns / 1000 * rng(50);
 }
 
+/* Rows for prompts beside so many rows of answers. */
+static uint32_t limit_of(struct td_pace *p, uint32_t n_decode)
+{
+    td_pace_begin(p, n_decode);
+    return td_pace_rows(p, 0);
+}
+
 static void test_pace_keeps_steps_within_the_stretch_once_it_knows_the_device(void **state)
 {
     static const struct {
@@ -34,7 +41,7 @@ static void test_pace_keeps_steps_within_the_stretch_once_it_knows_the_device(vo
         for (uint32_t i = 0; i < 300; i++) {
             uint32_t n_decode = i % 40 ? 3 : 1 + rng(30);
             uint64_t alone = weights + row * n_decode;
-            uint32_t limit = td_pace_limit(&p, n_decode);
+            uint32_t limit = limit_of(&p, n_decode);
             uint32_t n_prompt = rng(4) ? limit : 0;
 
             assert_true(limit >= 4);
@@ -53,20 +60,20 @@ static void test_pace_limits_nothing_without_answers_or_when_told_so(void **stat
 
     (void)state;
     td_pace_init(&p, 60);
-    assert_int_equal(td_pace_limit(&p, 0), UINT32_MAX);
-    assert_int_equal(td_pace_limit(&p, 1), 16); /* nothing is known */
+    assert_int_equal(limit_of(&p, 0), UINT32_MAX);
+    assert_int_equal(limit_of(&p, 1), 16); /* nothing is known */
     td_pace_learn(&p, 1, 0, 1000);
     td_pace_learn(&p, 0, 100, 0); /* nothing learnt from a step of unknown length */
-    assert_int_equal(td_pace_limit(&p, 1), 16);
+    assert_int_equal(limit_of(&p, 1), 16);
     td_pace_learn(&p, 0, 100, 2000); /* 20 ns a row */
-    assert_int_equal(td_pace_limit(&p, 1), 30);
-    assert_int_equal(td_pace_limit(&p, 1000000), 30); /* of the nearest size that was seen */
+    assert_int_equal(limit_of(&p, 1), 30);
+    assert_int_equal(limit_of(&p, 1000000), 30); /* of the nearest size that was seen */
     td_pace_learn(&p, 8, 0, 4000);
-    assert_int_equal(td_pace_limit(&p, 8), 120);
-    assert_int_equal(td_pace_limit(&p, 2), 30);
+    assert_int_equal(limit_of(&p, 8), 120);
+    assert_int_equal(limit_of(&p, 2), 30);
     td_pace_init(&p, 0);
     td_pace_learn(&p, 1, 0, 1000);
-    assert_int_equal(td_pace_limit(&p, 1), UINT32_MAX);
+    assert_int_equal(limit_of(&p, 1), UINT32_MAX);
 }
 
 static void test_pace_reads_back_what_would_take_longer_to_compute(void **state)
@@ -88,20 +95,53 @@ static void test_pace_reads_back_what_would_take_longer_to_compute(void **state)
     assert_true(n > 5);
 }
 
-static void test_pace_limits_reads_beside_answers(void **state)
+static void test_pace_deals_out_what_a_step_may_add(void **state)
 {
     struct td_pace p;
 
     (void)state;
     td_pace_init(&p, 50);
-    assert_int_equal(td_pace_read_limit(&p, 0), UINT32_MAX);
-    assert_int_equal(td_pace_read_limit(&p, 3), 1);
+    td_pace_begin(&p, 0); /* without answers: a second */
+    assert_int_equal(td_pace_moves(&p, 0), UINT32_MAX);
+    assert_int_equal(td_pace_moves(&p, 1000000), 1000);
+    td_pace_begin(&p, 3); /* nothing is known */
+    assert_int_equal(td_pace_moves(&p, 0), 16);
+    assert_int_equal(td_pace_moves(&p, 10), 0);
+    assert_int_equal(td_pace_rows(&p, 0), 16);
+    assert_int_equal(td_pace_rows(&p, 15), 1);
     td_pace_learn(&p, 3, 0, 1000);
-    td_pace_learn_reads(&p, TD_OFFLOAD_MEMORY, 1, 9);
-    assert_int_equal(td_pace_read_limit(&p, 3), 50);
-    td_pace_learn_reads(&p, TD_OFFLOAD_FILE, 1, 5000); /* the slower one counts */
-    assert_int_equal(td_pace_read_limit(&p, 3), 1);
-    assert_int_equal(td_pace_read_limit(&p, 0), UINT32_MAX);
+    td_pace_learn(&p, 0, 100, 2000); /* 20 ns a row */
+    td_pace_begin(&p, 3);            /* 500 ns */
+    assert_int_equal(td_pace_moves(&p, 9), 55);
+    td_pace_spend(&p, 300);
+    assert_int_equal(td_pace_moves(&p, 9), 22);
+    assert_int_equal(td_pace_rows(&p, 0), 10);
+    td_pace_spend_rows(&p, 7);
+    assert_int_equal(td_pace_rows(&p, 7), 3);
+    td_pace_spend(&p, 1000);
+    assert_int_equal(td_pace_moves(&p, 9), 0);
+    assert_int_equal(td_pace_rows(&p, 0), 4); /* prompts go on in any case */
+    assert_int_equal(td_pace_rows(&p, 7), 0);
+}
+
+static void test_pace_forgets_one_slow_move(void **state)
+{
+    struct td_pace p;
+    uint32_t n = 0;
+
+    (void)state;
+    td_pace_init(&p, 50);
+    td_pace_learn_reads(&p, TD_OFFLOAD_FILE, 10, 3000);
+    td_pace_learn_writes(&p, TD_OFFLOAD_MEMORY, 10, 1000);
+    td_pace_learn_reads(&p, TD_OFFLOAD_FILE, 1, 5000000000u);
+    assert_true(p.read_ns[TD_OFFLOAD_FILE] < 600);
+    for (; p.read_ns[TD_OFFLOAD_FILE] > 330; n++)
+        td_pace_learn_reads(&p, TD_OFFLOAD_FILE, 1, 300);
+    assert_true(n < 10);
+    assert_int_equal(p.read_ns[TD_OFFLOAD_MEMORY], 0);
+    assert_int_equal(p.write_ns[TD_OFFLOAD_MEMORY], 101);
+    td_pace_learn_reads(&p, TD_OFFLOAD_MEMORY, 0, 77); /* nothing was read */
+    assert_int_equal(p.read_ns[TD_OFFLOAD_MEMORY], 0);
 }
 
 int main(void)
@@ -110,7 +150,8 @@ int main(void)
         cmocka_unit_test(test_pace_keeps_steps_within_the_stretch_once_it_knows_the_device),
         cmocka_unit_test(test_pace_limits_nothing_without_answers_or_when_told_so),
         cmocka_unit_test(test_pace_reads_back_what_would_take_longer_to_compute),
-        cmocka_unit_test(test_pace_limits_reads_beside_answers),
+        cmocka_unit_test(test_pace_deals_out_what_a_step_may_add),
+        cmocka_unit_test(test_pace_forgets_one_slow_move),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -37,7 +37,7 @@ static void open_fixture(struct fixture *f, uint32_t n_memory, uint32_t n_file)
 
 static bool evict(struct fixture *f)
 {
-    return td_prefix_evict(f->prefix, &f->step);
+    return td_prefix_evict(f->prefix, &f->step, true);
 }
 
 static void expect_whole(const struct fixture *f)

@@ -195,6 +195,15 @@ static void test_wire_assign_comes_back_equal(void **state)
     assert_int_equal(back->plan.lead_block_bytes, 4096);
     assert_true(back->plan.offload_bytes[TD_OFFLOAD_MEMORY] == (uint64_t)5 << 40);
     assert_int_equal(back->plan.offload_bytes[TD_OFFLOAD_FILE], 77);
+    {
+        struct td_compute_load *none;
+
+        m->offload_dir[0] = '\0';
+        assert_int_equal(td_wire_assign_read(m, &none, NULL), TD_PEER_PROTOCOL);
+        m->offload_dir[0] = '/';
+        m->offload_memory_bytes = UINT64_MAX;
+        assert_int_equal(td_wire_assign_read(m, &none, NULL), TD_PEER_PROTOCOL);
+    }
     assert_non_null(back->plan.share);
     assert_int_equal(back->plan.share[0], 3);
     assert_int_equal(back->plan.share[1], 1);

@@ -215,7 +215,7 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_N_ROWS, 3, "expected 176 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
-        {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "257 moves, at most 256"},
+        {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "2049 moves, at most 2048"},
         {AT_N_MOVES, 1, "expected 180 for 4 rows"},
         {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
         {MOVE + 12, 4, "move 1 is of kind 4, expected 1 to 3"},

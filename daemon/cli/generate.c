@@ -290,7 +290,7 @@ static enum td_status run(struct generation *g)
     while (!g->done) {
         struct td_step_result result;
         uint32_t before = g->n_rows;
-        bool begins = td_engine_plan_step(g->engine, &g->step);
+        bool begins = td_engine_plan_step(g->engine, 0, &g->step);
 
         if (!begins && n_under_way == 0)
             break;

@@ -27,6 +27,7 @@ struct td_job {
     td_job_event_fn *on_event;
     void *user;
     uint32_t n_output, n_cached;
+    uint64_t queue_ns; /* at rank 0 */
     bool paused;
     uint32_t key;
     struct td_deadline deadline;

@@ -79,6 +79,7 @@ static void end(struct td_job *j, struct td_job_event *event)
     event->n_prompt = j->request.n_prompt;
     event->n_output = j->n_output;
     event->n_cached = j->n_cached;
+    event->queue_ns = j->queue_ns;
     event->first_token_ns = j->first_ns ? j->first_ns - j->accepted_ns : 0;
     event->total_ns = now - j->accepted_ns;
     j->c->n_deadlines += is_late;
@@ -239,6 +240,7 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
         if (!j->first_ns) {
             j->first_ns = uv_hrtime();
             j->n_cached = event->cached_tokens;
+            j->queue_ns = event->queue_ns;
             c->prompt_tokens += j->request.n_prompt;
             c->cached_tokens += event->cached_tokens;
         }

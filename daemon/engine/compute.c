@@ -319,7 +319,7 @@ static enum td_status serve_lead(struct td_compute *c)
         obey_all(c, false);
         if (c->stop)
             break;
-        begins = td_engine_plan_step(c->engine, &c->step);
+        begins = td_engine_plan_step(c->engine, td_clock_now_ns(), &c->step);
         if (!begins && n_under_way == 0) {
             s = rest(c, &told);
             continue;

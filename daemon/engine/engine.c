@@ -391,7 +391,7 @@ static void propose_drafts(struct td_engine *e)
     }
 }
 
-bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
+bool td_engine_plan_step(struct td_engine *e, uint64_t now_ns, struct td_step *step)
 {
     td_step_reset(step, TD_STEP_RUN, e->next_number);
     if (e->n_planned - e->n_completed == e->params.max_flights)
@@ -399,7 +399,7 @@ bool td_engine_plan_step(struct td_engine *e, struct td_step *step)
     sweep_cancelled(e);
     apply_pauses(e);
     propose_drafts(e);
-    td_sched_begin(e->sched, step);
+    td_sched_begin(e->sched, now_ns, step);
     if (e->drafter)
         td_drafter_guess(e->drafter, e->sched);
     if (!td_sched_plan(e->sched, step))
@@ -506,6 +506,7 @@ static bool tell(struct td_engine *e, struct seq *q, const struct outcome *o)
             e->stats.n_prompt_tokens += q->req.n_prompt;
             e->stats.n_cached_tokens += q->core.n_cached;
             event.cached_tokens = q->core.n_cached;
+            event.queue_ns = q->core.queue_ns;
         }
         e->stats.n_output_tokens++;
     }

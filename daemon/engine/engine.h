@@ -89,7 +89,7 @@ bool td_engine_pause(struct td_engine *e, uint64_t request_id, bool paused);
 
 /* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that reset, when
  * there is nothing to run now, or max_flights steps are in flight: with none in flight, sleep until the next submit or cancel. */
-bool td_engine_plan_step(struct td_engine *e, struct td_step *step);
+bool td_engine_plan_step(struct td_engine *e, uint64_t now_ns, struct td_step *step);
 /* Step `number`, the oldest in flight, has run in `step_ns` (0: not known) and gave `result`. Draws a token for each row that wanted
  * one, sends the events and frees what ended. TD_INVALID when it is another. */
 enum td_status td_engine_complete_step(struct td_engine *e, uint64_t number,

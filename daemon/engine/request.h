@@ -76,6 +76,7 @@ enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint3
 struct td_token_event {
     uint64_t request_id;
     uint32_t index;         /* of the output token, 0 first */
+    uint64_t queue_ns;      /* with the first token: from submit to the first step */
     uint32_t cached_tokens; /* with the first token: prompt tokens whose KV was there */
     bool
         is_prompt; /* a log probability of the prompt: `index` is the position, `token` the prompt's */

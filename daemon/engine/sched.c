@@ -472,7 +472,10 @@ static void start_running(struct td_sched *s, struct td_step *step, struct td_sc
         seq->n_reads = td_prefix_promise(s->prefix, seq->slot, &key, td_moves_worth(s, &match));
     }
     seq->is_first = !seq->was_admitted;
-    seq->n_cached = seq->is_first ? seq->n_computed : seq->n_cached;
+    if (seq->is_first) {
+        seq->n_cached = seq->n_computed;
+        seq->queue_ns = s->now_ns > seq->arrival_ns ? s->now_ns - seq->arrival_ns : 0;
+    }
     seq->was_admitted = true;
 }
 
@@ -509,7 +512,7 @@ static void start_important(struct td_sched *s, struct td_step *step)
     }
 }
 
-void td_sched_begin(struct td_sched *s, struct td_step *step)
+void td_sched_begin(struct td_sched *s, uint64_t now_ns, struct td_step *step)
 {
     struct td_sched_flight *f;
 
@@ -517,10 +520,11 @@ void td_sched_begin(struct td_sched *s, struct td_step *step)
     s->n_flights++;
     f = newest(s);
     f->n_parts = f->n_decode = f->n_prompt = f->n_moves = 0;
+    s->now_ns = now_ns;
     s->n_reads = 0;
-    s->n_answers = n_answering(s);
-    td_pace_begin(&s->pace, s->n_answers);
+    td_pace_begin(&s->pace, n_answering(s));
     start_important(s, step);
+    s->n_answers = n_answering(s);
     s->draft_room = s->params.max_num_seqs - s->n_running;
     s->draft_room -= s->draft_room < s->n_waiting ? s->draft_room : s->n_waiting;
     reserve_decodes(s, step);

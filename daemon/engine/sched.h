@@ -35,9 +35,11 @@ struct td_sched_seq {
         n_drafted; /* positions that a draft model has in its cache (drafter.h); 0 again when the blocks are gone */
 
     enum td_sched_state state;
-    uint64_t ticket;      /* order of submission; a larger one is younger */
-    uint64_t arrival_ns;  /* as told at submit */
-    uint32_t slot;        /* of the block manager while running */
+    uint64_t ticket;     /* order of submission; a larger one is younger */
+    uint64_t arrival_ns; /* as told at submit */
+    uint64_t
+        queue_ns;  /* from then until it was first admitted, by the times that the caller told */
+    uint32_t slot; /* of the block manager while running */
     uint32_t n_computed;  /* positions 0 .. n_computed - 1 are in the cache */
     uint32_t n_scheduled; /* the same when the steps in flight are complete; guesses do not count */
     uint32_t n_flying;    /* steps in flight that have rows of it; of its last token one at most */
@@ -118,7 +120,7 @@ void td_sched_resume(struct td_sched *s, struct td_sched_seq *seq);
 bool td_sched_plan(struct td_sched *s, struct td_step *step);
 /* The first part of planning: every running sequence has the blocks for its next token and as many of its drafts as can be
  * verified, n_draft by now. Between the two calls the owner may choose the tokens of these drafts, and fewer of them. */
-void td_sched_begin(struct td_sched *s, struct td_step *step);
+void td_sched_begin(struct td_sched *s, uint64_t now_ns, struct td_step *step);
 /* Running sequences, in the order of everything. */
 struct td_sched_seq *td_sched_running(const struct td_sched *s, uint32_t i);
 /* The blocks of a running one; borrowed until the next change. */

@@ -33,6 +33,7 @@ struct td_sched {
     uint32_t draft_room; /* rows that drafts may still have in this step */
     uint32_t want_room;  /* rows that may still want logits */
     uint32_t n_reads;    /* blocks that this step reads back */
+    uint64_t now_ns;     /* as told when the step began */
     uint64_t next_ticket;
     uint64_t n_preemptions;
     uint64_t n_read, n_failed_reads;

@@ -175,6 +175,7 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
     m->request_id = e->request_id;
     m->index = e->index;
     m->cached_tokens = e->cached_tokens;
+    m->queue_ns = e->queue_ns;
     m->is_prompt = e->is_prompt;
     m->finish = (Tensord__Worker__V1__Finish)e->finish;
     if (e->has_token || e->is_prompt) {
@@ -209,6 +210,7 @@ enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
     *e = (struct td_token_event){.request_id = m->request_id,
                                  .index = m->index,
                                  .cached_tokens = m->cached_tokens,
+                                 .queue_ns = m->queue_ns,
                                  .finish = (enum td_finish)m->finish};
     if (m->has_token_case == TENSORD__WORKER__V1__TOKEN_EVENT__HAS_TOKEN_TOKEN_ID) {
         e->has_token = !m->is_prompt;

@@ -44,7 +44,7 @@ def test_generate_streams_the_text_that_http_gives(server, rpc, channel):
     assert all(e.finish_reason == 0 for e in events[:-1])
     ids = [e.token_id for e in events if e.WhichOneof("has_token")]
     assert last.usage.completion_tokens == len(ids) and last.usage.prompt_tokens == len(events[0].prompt_ids) > 0
-    assert last.usage.total_ns >= last.usage.first_token_ns > 0
+    assert last.usage.total_ns >= last.usage.first_token_ns > last.usage.queue_ns > 0
     again = rpc.message("TokenIds", ids=events[0].prompt_ids)
     assert [e.token_id for e in generate(rpc, channel, None, token_ids=again) if e.WhichOneof("has_token")] == ids
 

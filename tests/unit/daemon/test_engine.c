@@ -139,9 +139,11 @@ struct client {
     bool paused;
     uint32_t n_late; /* tokens since it was paused */
     uint32_t n_prompt_told;
+    uint64_t submit_ns, queue_ns;
 };
 
 struct world {
+    uint64_t now_ns;
     struct td_engine *engine;
     struct td_step step;
     uint32_t block_tokens;
@@ -225,6 +227,9 @@ static void on_event(const struct td_token_event *event, void *user)
     } else {
         assert_int_equal(event->cached_tokens, 0);
     }
+    if (event->has_token && event->index == 0)
+        c->queue_ns = event->queue_ns;
+    assert_true(event->queue_ns <= w->now_ns - c->submit_ns);
     if (event->has_token) {
         c->n_late += c->paused;
         assert_true(c->n_late <= 1 + w->params.max_draft_tokens); /* those of the step in flight */
@@ -297,7 +302,8 @@ static enum td_status submit(struct world *w, struct client *c, struct td_err *e
     enum td_status st;
 
     w->inside_submit = true;
-    st = td_engine_submit(w->engine, &c->req, 0, err);
+    c->submit_ns = w->now_ns;
+    st = td_engine_submit(w->engine, &c->req, w->now_ns, err);
     w->inside_submit = false;
     return st;
 }
@@ -562,7 +568,7 @@ static bool run_step(struct world *w)
 {
     struct td_err err = {0};
 
-    if (!td_engine_plan_step(w->engine, &w->step))
+    if (!td_engine_plan_step(w->engine, w->now_ns, &w->step))
         return false;
     run_model(w, UINT32_MAX);
     if (td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, &err))
@@ -767,14 +773,14 @@ static void random_workload(struct world *w, struct sums *sums)
     w->fail_moves = rng(2) ? 0 : 2 + rng(10);
     w->draft_errs = rng(2) ? 0 : 1 + rng(6);
     w->draft_fails = rng(8) ? 0 : 2 + rng(10);
-    while (true) {
+    for (;; w->now_ns += rng(100)) {
         uint32_t n = rng(3);
 
         while (n-- > 0 && w->n_clients < n_arrivals)
             random_arrival(w);
         if (rng(cancel_rate) == 0)
             random_cancel(w);
-        if (td_engine_plan_step(w->engine, &w->step)) {
+        if (td_engine_plan_step(w->engine, w->now_ns, &w->step)) {
             assert_true(w->step.number == number++);
             assert_true(w->step.n_rows <= p.max_batched_tokens);
             assert_true(w->step.n_seqs <= p.max_num_seqs);
@@ -960,7 +966,7 @@ static void test_engine_cancel_ends_waiting_running_and_in_flight_requests(void 
     assert_false(td_engine_cancel(w->engine, 77));
     w->client[0].cancelled = w->client[3].cancelled = true;
     assert_int_equal(w->client[0].n_final, 0);
-    assert_true(td_engine_plan_step(w->engine, &w->step)); /* frees and tells */
+    assert_true(td_engine_plan_step(w->engine, w->now_ns, &w->step)); /* frees and tells */
     assert_int_equal(w->client[0].finish, TD_FINISH_CANCELLED);
     assert_int_equal(w->client[3].finish, TD_FINISH_CANCELLED);
     assert_int_equal(w->client[0].n_got, 2);
@@ -1130,7 +1136,7 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
         assert_int_equal(submit(w, c, NULL), TD_OK);
     }
     assert_true(run_step(w));
-    assert_true(td_engine_plan_step(w->engine, &w->step));
+    assert_true(td_engine_plan_step(w->engine, w->now_ns, &w->step));
     run_model(w, UINT32_MAX);
     for (uint32_t v = 0; v < N_VOCAB; v++)
         w->at->logits[v] = NAN;
@@ -1151,6 +1157,28 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     close_world(w);
 }
 
+static void test_engine_tells_how_long_a_request_waited_for_its_first_step(void **state)
+{
+    struct td_engine_params p = small_engine();
+    struct world *w = &world;
+    struct client *c[2];
+
+    (void)state;
+    p.max_num_seqs = 1;
+    open_world(w, p);
+    w->now_ns = 1000;
+    for (int i = 0; i < 2; i++, w->now_ns += 10) {
+        c[i] = add_client(w, 3, 2);
+        c[i]->req.ignore_eos = true;
+        assert_int_equal(submit(w, c[i], NULL), TD_OK);
+    }
+    while (run_step(w)) /* the first takes the steps at 1020 and 1120 */
+        w->now_ns += 100;
+    assert_int_equal(c[0]->queue_ns, 20);
+    assert_int_equal(c[1]->queue_ns, 1220 - 1010);
+    close_world(w);
+}
+
 static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **state)
 {
     struct world *w = &world;
@@ -1160,12 +1188,12 @@ static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **sta
     rng_state = 36;
     open_world(w, small_engine());
     assert_true(td_engine_take_number(w->engine) == 0);
-    assert_false(td_engine_plan_step(w->engine, &w->step)); /* takes none */
+    assert_false(td_engine_plan_step(w->engine, w->now_ns, &w->step)); /* takes none */
     assert_true(td_engine_take_number(w->engine) == 1);
     c = add_client(w, 3, 2);
     c->req.ignore_eos = true;
     assert_int_equal(submit(w, c, NULL), TD_OK);
-    assert_true(td_engine_plan_step(w->engine, &w->step));
+    assert_true(td_engine_plan_step(w->engine, w->now_ns, &w->step));
     assert_true(w->step.number == 2);
     assert_true(td_engine_take_number(w->engine) == 3);
     run_model(w, UINT32_MAX);
@@ -1177,12 +1205,12 @@ static void test_engine_numbers_ascend_by_one_over_all_kinds_of_steps(void **sta
     }
     assert_int_equal(td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, NULL),
                      TD_OK);
-    assert_true(td_engine_plan_step(w->engine, &w->step));
+    assert_true(td_engine_plan_step(w->engine, w->now_ns, &w->step));
     assert_true(w->step.number == 4);
     td_engine_fail_all(w->engine, &(struct td_err){.status = TD_PEER_LOST});
     assert_int_equal(c->finish, TD_FINISH_ERROR);
     assert_int_equal(c->error, TD_PEER_LOST);
-    assert_false(td_engine_plan_step(w->engine, &w->step));
+    assert_false(td_engine_plan_step(w->engine, w->now_ns, &w->step));
     expect_idle(w);
     close_world(w);
 }
@@ -1243,6 +1271,7 @@ int main(void)
         cmocka_unit_test(test_engine_ends_at_a_stop_string_across_tokens),
         cmocka_unit_test(test_engine_refuses_what_it_cannot_do_and_says_why),
         cmocka_unit_test(test_engine_ends_a_request_whose_logits_are_not_numbers),
+        cmocka_unit_test(test_engine_tells_how_long_a_request_waited_for_its_first_step),
         cmocka_unit_test(test_engine_numbers_ascend_by_one_over_all_kinds_of_steps),
         cmocka_unit_test(test_engine_allocates_nothing_between_first_and_last_token),
     };

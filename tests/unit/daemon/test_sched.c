@@ -59,7 +59,7 @@ static void init_seq(struct td_sched_seq *seq, uint32_t *ids, uint32_t n_prompt)
 static bool plan(struct fixture *f)
 {
     td_step_reset(&f->step, TD_STEP_RUN, 0);
-    td_sched_begin(f->sched, &f->step);
+    td_sched_begin(f->sched, 0, &f->step);
     return td_sched_plan(f->sched, &f->step);
 }
 

@@ -245,6 +245,7 @@ static void test_wire_error_event_carries_its_text(void **state)
     td_err_set(&error, TD_DEVICE, "the device is gone");
     e.error = &error;
     e.cached_tokens = 48;
+    e.queue_ns = 123456789012;
     e.is_prompt = true;
     e.token.rank = 9;
     td_arena_init(&arena, 0, 0);
@@ -255,6 +256,7 @@ static void test_wire_error_event_carries_its_text(void **state)
     assert_int_equal(td_wire_token_read(m, &back, &text, NULL), TD_OK);
     assert_false(back.has_token);
     assert_int_equal(back.cached_tokens, 48);
+    assert_true(back.queue_ns == 123456789012);
     assert_true(back.is_prompt);
     assert_int_equal(back.token.rank, 9);
     assert_ptr_equal(back.error, &text);

@@ -504,13 +504,15 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
     n_blocks = p->n_blocks ? p->n_blocks : n_blocks;
     if (n_blocks < per_seq) {
         uint64_t fits = n_blocks * plan->block_tokens;
+        uint64_t lead = tightest == 0 ? p->lead_block_bytes / plan->block_tokens : 0;
 
         if (p->max_model_len || fits < plan->block_tokens)
             return td_err_set(err, TD_TOO_LARGE,
                               "a context of %u tokens does not fit: rank %u has room for %llu "
-                              "tokens of KV (%zu bytes each)",
+                              "tokens of KV (%llu bytes each%s)",
                               plan->max_model_len, tightest, (unsigned long long)fits,
-                              plan->rank[tightest].kv_bytes_per_token);
+                              (unsigned long long)(plan->rank[tightest].kv_bytes_per_token + lead),
+                              lead ? ", with the draft model's" : "");
         plan->max_model_len = (uint32_t)fits;
     }
     plan->n_blocks = n_blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)n_blocks;

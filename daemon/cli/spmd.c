@@ -124,6 +124,23 @@ enum td_status td_spmd_reserve_draft(const struct td_options *opts, struct td_pl
     return st;
 }
 
+/* Only rank 0 has the draft model; what it needs is in everybody's plan. */
+static enum td_status reserve_draft(struct td_spmd *s, const struct td_options *opts,
+                                    struct td_plan_params *plan, struct td_err *err)
+{
+    uint64_t bytes[2];
+    enum td_status st = s->rank == 0 ? td_spmd_reserve_draft(opts, plan, err) : TD_OK;
+
+    st = td_node_agree(s->world, st, err);
+    bytes[0] = plan->lead_bytes;
+    bytes[1] = plan->lead_block_bytes;
+    if (!st && s->size > 1)
+        st = td_comm_bcast(s->world, 0, bytes, sizeof bytes, err);
+    plan->lead_bytes = bytes[0];
+    plan->lead_block_bytes = bytes[1];
+    return st;
+}
+
 enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, struct td_err *err)
 {
     struct wish w = {0};
@@ -140,7 +157,7 @@ enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, st
     st = st ? st : open_wish(s, opts, &w, err);
     start = td_clock_now_ns();
     if (!st && opts->speculative_model)
-        st = td_node_agree(s->world, td_spmd_reserve_draft(opts, &w.params, err), err);
+        st = reserve_draft(s, opts, &w.params, err);
     st = st ? st : td_node_load(&s->node, &w.params, NULL, opts->speculative_model, err);
     s->pack_ns = td_clock_now_ns() - start;
     close_wish(&w);

@@ -182,6 +182,10 @@ static bool catch_up(struct td_drafter *d, struct td_sched *sched)
 
         if (!seq->n_draft || seq->n_flying)
             continue;
+        if (seq->n_ids > d->p.max_model_len) { /* it never will be known whole */
+            seq->n_draft = 0;
+            continue;
+        }
         skip_known(d, sched, seq);
         /* A few rows are what guesses that were right leave behind. */
         most = seq->n_drafted + (limit > TD_SCHED_MAX_DRAFT + 1 ? limit : TD_SCHED_MAX_DRAFT + 1);

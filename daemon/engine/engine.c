@@ -120,6 +120,9 @@ enum td_status td_engine_open(const struct td_engine_params *params, struct td_e
             err, TD_INVALID,
             "vocabulary %u, %u KV blocks, max_model_len %u: expected at least 1, 1, 2",
             params->n_vocab, params->n_blocks, params->max_model_len);
+    if (params->max_draft_tokens > TD_SCHED_MAX_DRAFT)
+        return td_err_set(err, TD_INVALID, "%u tokens guessed ahead: expected at most %d",
+                          params->max_draft_tokens, TD_SCHED_MAX_DRAFT);
     if (params->n_eos > TD_SPEC_MAX_EOS || !params->on_event)
         return td_err_set(err, TD_INVALID, "%u end tokens, expected at most %d and a callback",
                           params->n_eos, TD_SPEC_MAX_EOS);
@@ -596,8 +599,8 @@ void td_engine_fail_all(struct td_engine *e, const struct td_err *cause)
     /* What a callback submits now is younger and is not touched. */
     struct seq *q = e->first;
 
-    for (; in_flight(e); e->n_completed++)
-        td_sched_complete(e->sched, 0, NULL);
+    td_sched_abandon(e->sched);
+    e->n_completed = e->n_planned;
     while (q) {
         struct seq *next = q->next;
 

@@ -84,7 +84,7 @@ enum td_status td_engine_submit(struct td_engine *e, const struct td_request *r,
 bool td_engine_cancel(struct td_engine *e, uint64_t request_id);
 
 /* Takes an open request out of the steps until it is resumed (its reader is slow): it keeps its tokens and gives up its
- * blocks; a token of a step in flight is still told. Takes effect with the next plan_step. False when no such request is open. */
+ * blocks; a token of the only step in flight is still told, of one of several perhaps later. Takes effect with the next plan_step. False when no such request is open. */
 bool td_engine_pause(struct td_engine *e, uint64_t request_id, bool paused);
 
 /* Sends what is due from cancellations, then fills `step` (reset here). False, with `step` untouched but for that reset, when
@@ -95,8 +95,8 @@ bool td_engine_plan_step(struct td_engine *e, uint64_t now_ns, struct td_step *s
 enum td_status td_engine_complete_step(struct td_engine *e, uint64_t number,
                                        const struct td_step_result *result, uint64_t step_ns,
                                        struct td_err *err);
-/* Ends every open request with TD_FINISH_ERROR and `cause` (a rank is lost, the shard failed, a deadline of a drain
- * passed). A step in flight is forgotten. */
+/* Ends every open request with TD_FINISH_ERROR and `cause` (a rank is lost, the shard failed, a deadline of a drain passed). Steps
+ * in flight are forgotten, and nothing that they should have computed is kept. */
 void td_engine_fail_all(struct td_engine *e, const struct td_err *cause);
 
 struct td_engine_stats {

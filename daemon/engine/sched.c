@@ -596,12 +596,27 @@ void td_sched_fill_prefix(struct td_sched *s, struct td_sched_seq *seq)
     seq->n_drafted = seq->n_drafted < same ? seq->n_drafted : (uint32_t)same;
 }
 
+/* In a pipeline a step ends in a turn that lasts as long as the slowest of all that are under way: its time says something of this one
+ * only where the others are like it. */
+static bool is_typical(const struct td_sched *s)
+{
+    const struct td_sched_flight *f = flight_at(s, s->first_flight);
+
+    for (uint32_t i = 0; s->params.max_flights > 1 && i < s->n_flights; i++) {
+        const struct td_sched_flight *other = flight_at(s, s->first_flight + i);
+
+        if ((other->n_prompt > 0) != (f->n_prompt > 0) || other->n_moves > 0)
+            return false;
+    }
+    return true;
+}
+
 void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves)
 {
     const struct td_sched_flight *f = flight_at(s, s->first_flight);
 
     assert(s->n_flights > 0);
-    td_pace_learn(&s->pace, f->n_decode, f->n_prompt, step_ns);
+    td_pace_learn(&s->pace, f->n_decode, f->n_prompt, is_typical(s) ? step_ns : 0);
     for (uint32_t i = 0; i < f->n_parts; i++) {
         struct td_sched_seq *seq = f->parts[i].seq;
 
@@ -615,6 +630,19 @@ void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_mov
     td_moves_complete(s, moves);
     s->first_flight++;
     s->n_flights--;
+}
+
+void td_sched_abandon(struct td_sched *s)
+{
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct td_sched_seq *seq = s->running[i];
+
+        seq->n_scheduled = seq->n_computed;
+        seq->n_flying = 0;
+        seq->n_reading = 0;
+    }
+    s->first_flight += s->n_flights;
+    s->n_flights = 0;
 }
 
 bool td_sched_append(struct td_sched_seq *seq, uint32_t id)

@@ -136,6 +136,8 @@ bool td_sched_is_decoding(const struct td_sched_seq *seq);
 /* The oldest step in flight has run, its rows in `step_ns` (0: not known): they are in the cache. `moves`: what became of its moves;
  * NULL: none succeeded. A block that could not be read is computed. After it that step is forgotten. */
 void td_sched_complete(struct td_sched *s, uint64_t step_ns, const struct td_move_result *moves);
+/* The steps in flight will never be complete: nothing of them counts. */
+void td_sched_abandon(struct td_sched *s);
 /* One output token. Only after the step that gave its logits is complete. True: a draft of that step was this token, so the
  * next row's logits are those of the sequence with it. */
 bool td_sched_append(struct td_sched_seq *seq, uint32_t id);

@@ -314,6 +314,10 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
                           (unsigned long long)m->offload_memory_bytes,
                           (unsigned long long)m->offload_file_bytes, m->offload_dir,
                           (unsigned long long)m->lead_bytes);
+    if (m->max_draft_tokens > TD_SCHED_MAX_DRAFT)
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "assignment of %u tokens guessed ahead: expected at most %d",
+                          m->max_draft_tokens, TD_SCHED_MAX_DRAFT);
     for (uint32_t i = 0; i < m->group_size; i++)
         if (!(m->ranks[i]->share >= 0.0 && m->ranks[i]->share <= MAX_SHARE))
             return td_err_set(err, TD_PEER_PROTOCOL,

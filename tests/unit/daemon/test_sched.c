@@ -70,19 +70,29 @@ static struct td_sched_seq *first_planned(const struct fixture *f, uint32_t *n)
 }
 
 /* Completes the step in flight; every sequence that wanted logits gets the token `id`. */
-static void complete(struct fixture *f, uint32_t id)
+static void complete_oldest(struct fixture *f, uint32_t id)
 {
     struct td_sched_seq *done[16];
     uint32_t n = 0, n_parts;
     const struct td_sched_part *parts = td_sched_oldest(f->sched, &n_parts);
 
     for (uint32_t i = 0; i < n_parts; i++)
-        if (parts[i].n_wanted)
+        if (parts[i].n_wanted && parts[i].seq)
             done[n++] = parts[i].seq;
-    assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
     td_sched_complete(f->sched, f->step_ns, NULL);
     for (uint32_t i = 0; i < n; i++)
         td_sched_append(done[i], id);
+}
+
+static void complete(struct fixture *f, uint32_t id)
+{
+    uint32_t n_parts, n = 0;
+    const struct td_sched_part *parts = td_sched_oldest(f->sched, &n_parts);
+
+    for (uint32_t i = 0; i < n_parts; i++)
+        n += parts[i].n_wanted > 0;
+    assert_int_equal(n, td_step_n_want(&f->step, TD_WANT_LOGITS));
+    complete_oldest(f, id);
 }
 
 static void test_sched_cuts_a_prompt_into_chunks_and_then_decodes(void **state)
@@ -490,6 +500,88 @@ static void test_sched_takes_few_prompt_rows_beside_decodes(void **state)
     close_fixture(&f);
 }
 
+/* One token is all that it has to compute: it decodes from the start, and goes before the prompt that runs. */
+static void test_sched_gives_an_important_newcomer_of_one_token_its_row_at_once(void **state)
+{
+    struct fixture f;
+    struct td_sched_seq seq[2];
+    uint32_t ids[2][MAX_IDS], n;
+
+    (void)state;
+    open_fixture(
+        &f, (struct td_sched_params){.max_num_seqs = 2, .max_batched_tokens = 4, .max_queue = 2},
+        16, MAX_IDS);
+    init_seq(&seq[0], ids[0], 20);
+    assert_int_equal(td_sched_submit(f.sched, &seq[0], 0, NULL), TD_OK);
+    assert_true(plan(&f));
+    complete(&f, 1);
+    init_seq(&seq[1], ids[1], 1);
+    seq[1].priority = -1;
+    assert_int_equal(td_sched_submit(f.sched, &seq[1], 0, NULL), TD_OK);
+    assert_true(plan(&f));
+    assert_ptr_equal(first_planned(&f, &n), &seq[1]);
+    assert_int_equal(n, 2);
+    complete(&f, 1);
+    td_sched_remove(f.sched, &seq[0]);
+    td_sched_remove(f.sched, &seq[1]);
+    close_fixture(&f);
+}
+
+/* Stages at work on different steps: a turn lasts as long as the longest of them. Whatever arrives, no turn gets much longer than
+ * a turn of answers with the promised stretch. */
+static void test_sched_keeps_turns_of_a_pipeline_within_the_stretch(void **state)
+{
+    enum { STAGES = 3, DECODE_NS = 10000, ROW_NS = 200, LONG = 300, CAP = 700, N = 18 };
+    struct td_sched_params p = {.max_num_seqs = 8,
+                                .max_batched_tokens = 512,
+                                .max_queue = 64,
+                                .max_flights = STAGES,
+                                .max_stretch_percent = 60};
+    static uint32_t ids[N][CAP];
+    static struct td_sched_seq seq[N];
+    uint64_t turn_ns[STAGES] = {0}, worst = 0;
+    uint32_t n_seqs = 0, n_flown = 0;
+    struct fixture f;
+
+    (void)state;
+    open_fixture(&f, p, 1200, CAP);
+    for (uint32_t turn = 0; turn < 400; turn++) {
+        uint64_t ns = 0;
+
+        if ((turn < 3 || turn % 25 == 24) && n_seqs < N) {
+            init_seq(&seq[n_seqs], ids[n_seqs], turn < 3 ? 2 : LONG);
+            seq[n_seqs].cap_ids = CAP;
+            assert_int_equal(td_sched_submit(f.sched, &seq[n_seqs++], 0, NULL), TD_OK);
+        }
+        turn_ns[n_flown % STAGES] = 0;
+        if (plan(&f)) {
+            uint32_t n_parts, n_prompt = 0;
+            const struct td_sched_part *parts = td_sched_newest(f.sched, &n_parts);
+
+            for (uint32_t i = 0; i < n_parts; i++)
+                n_prompt += parts[i].n_rows > 1 ? parts[i].n_rows : 0;
+            turn_ns[n_flown % STAGES] = DECODE_NS + n_prompt * ROW_NS;
+        }
+        n_flown++;
+        for (uint32_t i = 0; i < STAGES; i++)
+            ns = turn_ns[i] > ns ? turn_ns[i] : ns;
+        worst = turn > 60 && ns > worst ? ns : worst;
+        f.step_ns = ns;
+        while (td_sched_n_flights(f.sched) == STAGES)
+            complete_oldest(&f, 1);
+        for (uint32_t i = 3; i < n_seqs; i++) /* an answer of a few tokens */
+            if (seq[i].state == TD_SCHED_RUNNING && seq[i].n_ids > LONG + 4)
+                td_sched_remove(f.sched, &seq[i]);
+    }
+    assert_int_equal(n_seqs, N);
+    assert_true(worst > DECODE_NS && worst < 2 * DECODE_NS);
+    for (uint32_t i = 0; i < n_seqs; i++)
+        td_sched_remove(f.sched, &seq[i]);
+    while (td_sched_n_flights(f.sched))
+        complete_oldest(&f, 1);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -505,6 +597,8 @@ int main(void)
         cmocka_unit_test(test_sched_waits_for_a_beginning_that_is_being_computed),
         cmocka_unit_test(test_sched_evicts_idle_blocks_before_it_preempts),
         cmocka_unit_test(test_sched_admits_the_most_cached_first_but_passes_nobody_over_for_ever),
+        cmocka_unit_test(test_sched_gives_an_important_newcomer_of_one_token_its_row_at_once),
+        cmocka_unit_test(test_sched_keeps_turns_of_a_pipeline_within_the_stretch),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

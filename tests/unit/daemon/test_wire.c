@@ -201,6 +201,9 @@ static void test_wire_assign_comes_back_equal(void **state)
         m->offload_dir[0] = '\0';
         assert_int_equal(td_wire_assign_read(m, &none, NULL), TD_PEER_PROTOCOL);
         m->offload_dir[0] = '/';
+        m->max_draft_tokens = 16;
+        assert_int_equal(td_wire_assign_read(m, &none, NULL), TD_PEER_PROTOCOL);
+        m->max_draft_tokens = 15;
         m->offload_memory_bytes = UINT64_MAX;
         assert_int_equal(td_wire_assign_read(m, &none, NULL), TD_PEER_PROTOCOL);
     }

@@ -79,6 +79,18 @@ def test_a_killed_rank_is_noticed_and_the_group_relaunched(slow, rank):
     check_broken(slow, *break_group(slow, lambda: os.kill(before["ranks"][rank]["pid"], signal.SIGKILL)), before)
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_stage_of_a_pipeline_is_noticed_and_the_group_relaunched(rank):
+    """Steps are under way on every stage, with a draft model and blocks that leave and come back."""
+    with Server("-n", 3, "--pipeline-parallel-size", 3, *SLOW, "--max-num-seqs", 8, "--max-model-len", 512, "--kv-offload-gib", 0.001,
+                "--speculative-model", MODEL) as s:
+        s.wait_ready()
+        s.expected = s.complete(PROMPT, max_tokens=32, temperature=0)
+        before = s.group()
+        check_broken(s, *break_group(s, lambda: os.kill(before["ranks"][rank]["pid"], signal.SIGKILL)), before)
+        s.stop()
+
+
 def test_a_rank_that_hangs_is_noticed_and_the_group_relaunched(slow):
     before = slow.group()
     check_broken(slow, *break_group(slow, lambda: os.kill(before["ranks"][1]["pid"], signal.SIGSTOP)), before)

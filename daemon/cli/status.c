@@ -65,6 +65,25 @@ static void print_ranks(const json_t *ranks)
     }
 }
 
+/* What only some servers have: blocks outside of the device, guesses. */
+static void print_extras(const json_t *group)
+{
+    unsigned long long memory = number_of(group, "kv_blocks_offloaded_memory");
+    unsigned long long file = number_of(group, "kv_blocks_offloaded_file");
+    unsigned long long read = number_of(group, "kv_blocks_read");
+    unsigned long long drafts = number_of(group, "draft_tokens");
+    unsigned long long right = number_of(group, "right_drafts");
+
+    if (memory + file + read > 0)
+        printf(
+            "offloaded   %llu blocks in host memory, %llu in files; %llu read back, %llu times in "
+            "vain\n",
+            memory, file, read, (unsigned long long)number_of(group, "kv_reads_failed"));
+    if (drafts > 0)
+        printf("guesses     %llu of %llu tokens right (%.1f %%)\n", right, drafts,
+               100.0 * (double)right / (double)drafts);
+}
+
 static void print_group(const json_t *group)
 {
     const json_t *layout = json_object_get(group, "layout"),
@@ -98,6 +117,7 @@ static void print_group(const json_t *group)
     printf("KV cache    %llu of %llu blocks in use (%.1f %%), %llu tokens each\n", used, blocks,
            blocks ? 100.0 * (double)used / (double)blocks : 0.0,
            (unsigned long long)number_of(group, "kv_block_tokens"));
+    print_extras(group);
     if (json_array_size(ranks) > 0)
         print_ranks(ranks);
 }

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import re
 import socket
 
 import pytest
@@ -77,6 +78,8 @@ def test_what_the_cache_has_no_room_for_is_read_back_from_outside(server, layout
         assert (group["kv_blocks_offloaded_file"] > 0) == bool(file)
         assert metric(s, "tensord_kv_blocks_offloaded_file") == group["kv_blocks_offloaded_file"]
         assert list(tmp_path.iterdir()) == []  # the file has no name
+        told = tensord("status", "--url", s.url).stdout.decode()
+        assert re.search(r"offloaded +\d+ blocks in host memory, \d+ in files; \d+ read back, 0 times in vain", told), told
 
 
 def test_hundreds_of_blocks_leave_and_come_back_at_once():
@@ -268,6 +271,8 @@ def test_a_draft_model_changes_no_answer_and_is_mostly_right(server, small, layo
         wait_until(lambda: f"drafts: {s.group()}", lambda: s.group()["draft_tokens"] > 300, 5)
         group = s.group()
         assert group["right_drafts"] > 0.7 * group["draft_tokens"]
+        told = tensord("status", "--url", s.url).stdout.decode()
+        assert re.search(r"guesses +\d+ of \d+ tokens right \([789]\d\.\d %\)", told), told
         with concurrent.futures.ThreadPoolExecutor(15) as pool:
             assert list(pool.map(lambda body: answer(s, body), asked)) == wanted
 

@@ -111,7 +111,7 @@ void td_offload_close(struct td_offload *o)
 
 static bool in_memory(const struct td_offload *o, uint32_t slot)
 {
-    return slot < o->n_slots[TD_OFFLOAD_MEMORY];
+    return td_offload_tier_of(o->n_slots, slot) == TD_OFFLOAD_MEMORY;
 }
 
 static uint8_t *bytes_of(const struct td_offload *o, uint32_t slot)

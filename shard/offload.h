@@ -13,6 +13,12 @@
 enum td_offload_tier { TD_OFFLOAD_MEMORY = 0, TD_OFFLOAD_FILE = 1 };
 enum { TD_OFFLOAD_TIERS = 2 };
 
+static inline enum td_offload_tier td_offload_tier_of(const uint32_t n_slots[TD_OFFLOAD_TIERS],
+                                                      uint32_t slot)
+{
+    return slot < n_slots[TD_OFFLOAD_MEMORY] ? TD_OFFLOAD_MEMORY : TD_OFFLOAD_FILE;
+}
+
 struct td_offload_params {
     uint32_t n_slots[TD_OFFLOAD_TIERS];
     size_t slot_bytes; /* 0: this rank holds nothing of a block */

@@ -2,7 +2,6 @@
 
 #include "daemon/engine/pace.h"
 
-#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,8 +113,8 @@ static bool add_rows(struct td_drafter *d, const struct td_sched *sched, struct 
     return true;
 }
 
-/* Draws the guess that follows a row; false: none, and the sequence gets no more of them. */
-static bool draw(struct td_drafter *d, struct td_sched_seq *seq, uint32_t n_guessed,
+/* Draws the guess that follows a row; where there is none, the sequence gets no more of them. */
+static void draw(struct td_drafter *d, struct td_sched_seq *seq, uint32_t n_guessed,
                  const struct td_step_result *r, uint32_t row)
 {
     const float *logits = NULL;
@@ -132,12 +131,10 @@ static bool draw(struct td_drafter *d, struct td_sched_seq *seq, uint32_t n_gues
     }
     id = d->p.draw(seq, n_guessed, logits, seq->n_top ? r->top + (size_t)row * r->n_top : NULL,
                    r->n_top, d->p.draw_user);
-    if (id >= d->p.n_vocab) {
+    if (id < d->p.n_vocab)
+        seq->draft[n_guessed] = id;
+    else
         seq->n_draft = n_guessed;
-        return false;
-    }
-    seq->draft[n_guessed] = id;
-    return true;
 }
 
 /* Runs the step that was made and draws guess number `k` of each sequence whose last row is in it. */
@@ -166,7 +163,8 @@ static bool run(struct td_drafter *d, const struct td_sched *sched, uint32_t k, 
     return true;
 }
 
-/* What the draft model lacks of the sequences, and the first guess of those it then knows whole. */
+/* What the draft model lacks of the sequences, and the first guess of those it then knows whole; the others get none. False: nobody
+ * does. */
 static bool catch_up(struct td_drafter *d, struct td_sched *sched)
 {
     struct td_pace *pace = td_sched_pace(sched);
@@ -207,12 +205,8 @@ void td_drafter_guess(struct td_drafter *d, struct td_sched *sched)
     uint32_t n = td_sched_n_running(sched);
     uint64_t ns;
 
-    if (!catch_up(d, sched)) {
-        for (uint32_t i = 0; i < n; i++)
-            if (!td_sched_running(sched, i)->n_flying)
-                td_sched_running(sched, i)->n_draft = 0;
+    if (!catch_up(d, sched))
         return;
-    }
     for (uint32_t k = 1; k < TD_SCHED_MAX_DRAFT; k++) {
         td_step_reset(&d->step, TD_STEP_RUN, d->number++);
         for (uint32_t i = 0; i < n; i++) {

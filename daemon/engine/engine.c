@@ -52,9 +52,9 @@ struct td_engine {
     const struct td_step_result *result; /* while it is being completed */
     uint32_t n_cancelled;
     uint32_t n_paused;
-    bool pauses_changed;             /* since the last plan */
-    uint64_t *flight_numbers;        /* owned [max_flights]: a ring of those in flight */
-    uint64_t n_planned, n_completed; /* steps */
+    bool pauses_changed;      /* since the last plan */
+    uint64_t *flight_numbers; /* owned [max_flights]: a ring of those in flight */
+    uint64_t n_completed;     /* steps */
     uint64_t next_number;
     struct td_engine_stats stats; /* the counters; the gauges are filled on demand */
 };
@@ -350,7 +350,7 @@ static void sweep_cancelled(struct td_engine *e)
 
 static bool in_flight(const struct td_engine *e)
 {
-    return e->n_planned > e->n_completed;
+    return td_sched_n_flights(e->sched) > 0;
 }
 
 /* The number of the oldest step in flight. */
@@ -396,8 +396,10 @@ static void propose_drafts(struct td_engine *e)
 
 bool td_engine_plan_step(struct td_engine *e, uint64_t now_ns, struct td_step *step)
 {
+    uint64_t newest;
+
     td_step_reset(step, TD_STEP_RUN, e->next_number);
-    if (e->n_planned - e->n_completed == e->params.max_flights)
+    if (td_sched_n_flights(e->sched) == e->params.max_flights)
         return false;
     sweep_cancelled(e);
     apply_pauses(e);
@@ -408,7 +410,8 @@ bool td_engine_plan_step(struct td_engine *e, uint64_t now_ns, struct td_step *s
     if (!td_sched_plan(e->sched, step))
         return false;
     open_samplers(e);
-    e->flight_numbers[e->n_planned++ % e->params.max_flights] = e->next_number++;
+    newest = e->n_completed + td_sched_n_flights(e->sched) - 1;
+    e->flight_numbers[newest % e->params.max_flights] = e->next_number++;
     e->stats.n_steps++;
     e->stats.n_rows += step->n_rows;
     return true;
@@ -600,7 +603,6 @@ void td_engine_fail_all(struct td_engine *e, const struct td_err *cause)
     struct seq *q = e->first;
 
     td_sched_abandon(e->sched);
-    e->n_completed = e->n_planned;
     while (q) {
         struct seq *next = q->next;
 

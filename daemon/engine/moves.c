@@ -4,11 +4,6 @@
 /* Moves of a step that evictions leave for blocks that are read back. */
 enum { KEPT_MOVES = 32 };
 
-static uint32_t tier_of(const struct td_sched *s, uint32_t slot)
-{
-    return slot >= s->params.n_slots[TD_OFFLOAD_MEMORY];
-}
-
 /* How many of the blocks that are evicted now can be saved: each takes two moves at most, and its time. Some moves are left for those
  * that come back. */
 static uint32_t most_saved(const struct td_sched *s, const struct td_step *step)
@@ -32,7 +27,8 @@ bool td_moves_evict(struct td_sched *s, struct td_step *step, uint32_t n_short)
     if (!s->prefix || !td_prefix_evict(s->prefix, step, n_short <= most_saved(s, step)))
         return false;
     for (uint32_t i = before; i < step->n_moves; i++)
-        td_pace_spend(&s->pace, s->pace.write_ns[tier_of(s, step->moves[i].to)]);
+        td_pace_spend(&s->pace,
+                      s->pace.write_ns[td_offload_tier_of(s->params.n_slots, step->moves[i].to)]);
     return true;
 }
 
@@ -47,9 +43,10 @@ void td_moves_read(struct td_sched *s, struct td_step *step, struct td_sched_seq
     seq->read_flight = s->first_flight + s->n_flights - 1;
     while (seq->n_reading < seq->n_reads) {
         uint32_t i = first + seq->n_reading, slot = td_prefix_source(s->prefix, seq->slot, i);
-        uint64_t ns = s->pace.read_ns[tier_of(s, slot)];
+        uint64_t ns = s->pace.read_ns[td_offload_tier_of(s->params.n_slots, slot)];
         uint32_t room = td_pace_moves(&s->pace, ns);
 
+        /* What is known has been spent; of the unknown as many as may be tried. */
         if ((s->n_reads > 0 && room <= (ns ? 0 : s->n_reads)) ||
             !td_step_add_move(step, TD_MOVE_IN, slot, table[i]))
             return;

@@ -309,7 +309,7 @@ static enum td_status move_blocks(struct td_node *node, const struct td_step *st
         const struct td_step_move *move = &step->moves[i];
         bool reads = move->kind == TD_MOVE_IN;
         uint32_t slot = reads ? move->from : move->to;
-        uint32_t tier = slot >= node->plan->n_slots[TD_OFFLOAD_MEMORY];
+        enum td_offload_tier tier = td_offload_tier_of(node->plan->n_slots, slot);
 
         s = try_move(node, move, &m->failed[i], err);
         now = td_clock_now_ns();

@@ -1,22 +1,40 @@
 #include "comm/comm_impl.h"
+#include "comm/shm.h"
 #include "kernels/base/clock.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-void td_comm_world_init(struct td_comm_world *world, const struct td_comm_transport *transport,
-                        uint32_t rank, uint32_t size)
+enum td_status td_comm_world_init(struct td_comm_world *world,
+                                  const struct td_comm_transport *transport, uint32_t rank,
+                                  uint32_t size, struct td_err *err)
 {
     world->transport = transport;
     world->rank = rank;
     world->size = size;
-    world->host = 0;
+    world->hosts = calloc(size, sizeof *world->hosts);
+    world->local = calloc(size, sizeof *world->local);
+    world->shares = false;
+    world->shm = NULL;
     world->next_context = 1; /* 0 is the world's own group */
     world->n_contexts = 1u << 16;
     world->n_groups = 0;
     world->spin_ns = 0;
     atomic_init(&world->failed, TD_OK);
+    if (!world->hosts || !world->local) {
+        td_comm_world_deinit(world);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a world of %u ranks", size);
+    }
+    for (uint32_t r = 0; r < size; r++)
+        world->local[r] = -1;
+    return TD_OK;
+}
+
+void td_comm_world_deinit(struct td_comm_world *world)
+{
+    free(world->hosts);
+    free(world->local);
 }
 
 enum td_status td_comm_world_fail(struct td_comm_world *world, enum td_status status)
@@ -28,8 +46,36 @@ enum td_status td_comm_world_fail(struct td_comm_world *world, enum td_status st
     return (enum td_status)none;
 }
 
+/* The picture of the group's hosts, and the place in shared memory. */
+static enum td_status lay_out(struct td_comm *c, int32_t place, struct td_err *err)
+{
+    uint32_t hosts[TD_COMM_MAX_RANKS];
+
+    c->words = calloc(td_topology_room(c->size) + (size_t)c->size, sizeof *c->words);
+    c->share.seen = calloc(c->size, sizeof *c->share.seen);
+    if (!c->words || !c->share.seen)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a group of %u ranks", c->size);
+    for (uint32_t r = 0; r < c->size; r++)
+        hosts[r] = c->world->hosts[c->members[r]];
+    td_topology_make(&c->topology, hosts, c->size, c->rank, c->words);
+    c->share.local = c->words + td_topology_room(c->size);
+    c->share.place = -1;
+    c->is_shared = c->world->shares && place >= 0;
+    if (!c->is_shared || c->topology.n_here < 2)
+        return TD_OK;
+    for (uint32_t lane = 0; lane < c->topology.n_here; lane++) {
+        uint32_t r = td_topology_rank(&c->topology, c->topology.my_host, lane);
+
+        c->share.local[lane] = (uint32_t)c->world->local[c->members[r]];
+    }
+    c->share.place = place;
+    c->share.count = ((uint64_t)c->context << 48) + TD_SHM_BUFFERS; /* see td_share_room */
+    td_shm_take_place(c->world->shm, (uint32_t)place, c->share.count);
+    return TD_OK;
+}
+
 enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *members,
-                                  uint32_t size, uint32_t rank, uint32_t context,
+                                  uint32_t size, uint32_t rank, uint32_t context, int32_t place,
                                   struct td_comm **comm, struct td_err *err)
 {
     struct td_comm *c;
@@ -52,10 +98,16 @@ enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *m
     c->spin_ns = world->spin_ns;
     for (uint32_t r = 0; r < size; r++)
         c->members[r] = members ? members[r] : r;
+    if (lay_out(c, place, err) != TD_OK)
+        goto fail_xfers;
     world->n_groups++;
     *comm = c;
     return TD_OK;
 
+fail_xfers:
+    free(c->share.seen);
+    free(c->words);
+    free(c->xfers);
 fail_group:
     free(c);
 fail:
@@ -69,6 +121,10 @@ void td_comm_close(struct td_comm *comm)
     if (!comm)
         return;
     world = comm->world;
+    if (comm->share.place >= 0)
+        td_shm_free_place(world->shm, (uint32_t)comm->share.place);
+    free(comm->share.seen);
+    free(comm->words);
     free(comm->xfers);
     free(comm);
     if (--world->n_groups == 0)
@@ -87,7 +143,21 @@ uint32_t td_comm_size(const struct td_comm *comm)
 
 const char *td_comm_transport(const struct td_comm *comm)
 {
-    return comm->world->transport->name;
+    const struct td_topology *t = &comm->topology;
+
+    if (!comm->world->shares || t->most < 2)
+        return comm->world->transport->name;
+    return t->n_hosts == 1 ? "shm" : "shm+mpi";
+}
+
+void td_comm_set_sum_algorithm(struct td_comm *comm, enum td_sum_algorithm algorithm)
+{
+    comm->sum_override = algorithm;
+}
+
+void td_comm_set_sum_choices(struct td_comm *comm, const struct td_sum_choices *choices)
+{
+    comm->sums = *choices;
 }
 
 void td_comm_stats(const struct td_comm *comm, struct td_comm_stats *out)
@@ -113,6 +183,8 @@ void td_comm_set_spin(struct td_comm *comm, uint64_t spin_ns)
 void td_comm_abort(struct td_comm *comm)
 {
     td_comm_world_fail(comm->world, TD_PEER_LOST);
+    if (comm->world->shm)
+        td_shm_leave(comm->world->shm);
     if (comm->world->transport->wake)
         comm->world->transport->wake(comm->world);
 }
@@ -156,18 +228,26 @@ enum td_status td_comm_report_length(struct td_comm *comm, uint32_t peer, size_t
                       comm->size, comm->op, group_rank(comm, peer), bytes, expected);
 }
 
+static int32_t local_of(const struct td_comm *comm, uint32_t rank)
+{
+    return comm->world->local[comm->members[rank]];
+}
+
 void td_comm_queue_recv(struct td_comm *comm, uint32_t from, void *dst, size_t bytes)
 {
     assert(comm->n_xfers < comm->cap_xfers && from != comm->rank);
-    comm->xfers[comm->n_xfers++] =
-        (struct td_comm_xfer){.peer = comm->members[from], .dst = dst, .bytes = bytes};
+    comm->xfers[comm->n_xfers++] = (struct td_comm_xfer){
+        .peer = comm->members[from], .dst = dst, .bytes = bytes, .local = local_of(comm, from)};
 }
 
 void td_comm_queue_send(struct td_comm *comm, uint32_t to, const void *src, size_t bytes)
 {
     assert(comm->n_xfers < comm->cap_xfers && to != comm->rank);
-    comm->xfers[comm->n_xfers++] = (struct td_comm_xfer){
-        .peer = comm->members[to], .is_send = true, .src = src, .bytes = bytes};
+    comm->xfers[comm->n_xfers++] = (struct td_comm_xfer){.peer = comm->members[to],
+                                                         .is_send = true,
+                                                         .src = src,
+                                                         .bytes = bytes,
+                                                         .local = local_of(comm, to)};
 }
 
 enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_err *err)
@@ -205,8 +285,11 @@ static enum td_status finish(struct td_comm *comm, enum td_status status)
 {
     comm->stats.n_ops++;
     comm->stats.wait_ns += td_clock_now_ns() - comm->start_ns;
-    if (status != TD_OK)
+    if (status != TD_OK) {
         td_comm_world_fail(comm->world, status);
+        if (comm->world->shm)
+            td_shm_leave(comm->world->shm);
+    }
     return status;
 }
 

@@ -1,5 +1,5 @@
 /* The group seam: what the ranks of one group say to each other inside a step.
- * One table of operations per transport (self, mpi, sim); callers use td_comm_*, which check arguments once. Called on
+ * One table of operations per transport (self, mpi, shm, sim); callers use td_comm_*, which check arguments once. Called on
  * the compute thread only, except td_comm_abort. Knows no requests, sockets or addresses. Every wait honours the
  * deadline and the abort. After any error but TD_INVALID and TD_TOO_LARGE (found before a byte is sent) this end is
  * unusable, with every group split from it and the one that it was split from: all later operations return the same
@@ -29,7 +29,11 @@ enum td_status td_comm_self_open(struct td_comm **comm, struct td_err *err);
 /* `n_ranks` ends of one simulated group in this process, for tests: comms[0..n_ranks). Each end is driven by its own
  * thread. */
 enum td_status td_comm_sim_open(uint32_t n_ranks, struct td_comm **comms, struct td_err *err);
-/* The world of an MPI job. Initialises MPI (MPI_THREAD_MULTIPLE) on first use. Collective, and the only call that
+/* The same over shared memory, as it is between the processes of a host; ranks r with equal hosts[r] are on one host,
+ * others exchange messages only. `hosts` NULL: all on one. */
+enum td_status td_comm_shm_open(uint32_t n_ranks, const uint32_t *hosts, struct td_comm **comms,
+                                struct td_err *err);
+/* The world of an MPI job. Ranks of one host share memory. Initialises MPI (MPI_THREAD_MULTIPLE) on first use. Collective, and the only call that
  * waits without a deadline: the launcher watches over it. TD_UNSUPPORTED after MPI was finalised or given up in this
  * process. */
 enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err);
@@ -44,13 +48,14 @@ void td_comm_close(struct td_comm *comm);
 
 uint32_t td_comm_rank(const struct td_comm *comm);
 uint32_t td_comm_size(const struct td_comm *comm);
-const char *td_comm_transport(const struct td_comm *comm); /* "self", "sim", "mpi" */
+/* "self", "sim", "mpi"; "shm" when all ranks are on one host and share its memory, "shm+mpi" when some do. */
+const char *td_comm_transport(const struct td_comm *comm);
 void td_comm_stats(const struct td_comm *comm, struct td_comm_stats *out);
 void td_comm_stats_reset(struct td_comm *comm);
 /* How long one operation may wait for its peers; 0 means no limit. Default 0. */
 void td_comm_set_deadline(struct td_comm *comm, uint64_t op_limit_ns);
-/* How long a wait spins before it yields the core at every probe. 0 for ranks that share cores. Default: 50 us on MPI
- * where every rank of the host has a core, else 0. */
+/* How long a wait spins before it yields the core at every look, and a moment later sleeps until it is woken. 0 for ranks that
+ * share cores. Default: 50 us on MPI where every rank of the host has a core, else 0. */
 void td_comm_set_spin(struct td_comm *comm, uint64_t spin_ns);
 /* Makes every present and later wait of this end, in all its groups, return TD_PEER_LOST. Any thread; not after the
  * close of `comm`. */
@@ -85,16 +90,46 @@ struct td_tree_layout {
     const struct td_leaf_run *runs; /* [size of the group], borrowed for the call */
 };
 /* Sums over leaves in the fixed tree. `parts` holds this rank's subtrees (td_tree_parts order), each [n_floats],
- * contiguous. `scratch` has room for all parts of the group in leaf order: n_parts(group) * n_floats floats; `parts`
- * may lie at its own place in there. Writes `out` [n_floats] on every rank, the same bits; it may be exactly one part
- * of `parts`, and is not in `scratch` otherwise. Moves floats point to point and never calls a reduction of the
- * transport. */
+ * contiguous. `scratch` has room for all parts of the group: n_parts(group) * n_floats floats, apart from `parts` and
+ * `out`. Writes `out` [n_floats] on every rank, the same bits; it may be exactly one part of `parts`. Moves floats from
+ * rank to rank and never calls a reduction of the transport; the bits do not depend on the algorithm. */
 enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layout *layout,
                                 const float *parts, size_t n_floats, float *scratch, float *out,
                                 struct td_err *err);
-/* Payload bytes that rank `rank` sends in one such operation, for the plan: exactly what the stats count. Not linear
- * in n_floats: a sum of more than 256 KB over three ranks or more goes another way, which sends less. */
+/* Payload bytes that rank `rank` sends in one such operation, for the plan: exactly what the stats count where no other
+ * algorithm was set or measured and all ranks are on one host, or each on its own. Not linear in n_floats: a sum of more
+ * than 256 KB over three ranks or more goes in two shots, which sends less (through shared memory its slices are rounded
+ * otherwise, by at most 60 bytes for each 256 KB). */
 size_t td_comm_tree_sum_bytes(const struct td_tree_layout *layout, uint32_t n_ranks, uint32_t rank,
                               size_t n_floats);
+
+/* Ways to bring the parts of a tree_sum together; all give the same bits. */
+enum td_sum_algorithm {
+    TD_SUM_AUTO,     /* what was measured, else a rule */
+    TD_SUM_ONE_SHOT, /* every rank's parts go to every rank */
+    TD_SUM_TWO_SHOT, /* every rank joins a slice, then the slices go to every rank */
+    TD_SUM_DOUBLING, /* recursive doubling: log2(ranks) rounds of one message */
+    /* Several hosts: inside each through its shared memory, between them by a leader of each, or by lanes (every rank a
+     * slice, with the ranks of the same place on other hosts), in one shot or by doubling. */
+    TD_SUM_LEADERS,
+    TD_SUM_LANES,
+    TD_SUM_LEADERS_DOUBLING,
+    TD_SUM_LANES_DOUBLING,
+    TD_N_SUM_ALGORITHMS
+};
+const char *td_comm_sum_name(enum td_sum_algorithm algorithm); /* "one-shot" */
+/* Whether it is another way than the ones before it for this group. TD_SUM_AUTO: always. */
+bool td_comm_sum_supports(const struct td_comm *comm, enum td_sum_algorithm algorithm);
+/* Takes `algorithm` for all sums of this group that support it; TD_SUM_AUTO: the measured ones again. On all ranks alike. */
+void td_comm_set_sum_algorithm(struct td_comm *comm, enum td_sum_algorithm algorithm);
+/* What a sum of n_floats takes. */
+enum td_sum_algorithm td_comm_sum_algorithm(const struct td_comm *comm, size_t n_floats);
+
+/* What was measured to be the fastest for sums of 2^c to 2^(c+1) - 1 bytes (n_floats * 4). */
+enum { TD_SUM_CLASSES = 28 };
+struct td_sum_choices {
+    enum td_sum_algorithm by_class[TD_SUM_CLASSES]; /* TD_SUM_AUTO: not measured */
+};
+void td_comm_set_sum_choices(struct td_comm *comm, const struct td_sum_choices *choices);
 
 #endif

@@ -5,6 +5,7 @@
 #define TD_COMM_COMM_IMPL_H
 
 #include "comm/comm.h"
+#include "comm/topology.h"
 
 #include <stdatomic.h>
 
@@ -21,10 +22,17 @@ struct td_comm_xfer {
     const void *src; /* [bytes], sends */
     void *dst;       /* [bytes], receives */
     size_t bytes;    /* 0 is a message too */
+    /* Of the transport: */
+    int32_t
+        local; /* the peer's index among the ranks that share memory with this one; -1: it does not */
+    bool begun, done;
+    size_t moved;
 };
 
+struct td_shm;
+
 struct td_comm_transport {
-    const char *name;
+    const char *name; /* of messages between ranks that share no memory */
     /* Starts every message of comm->xfers (receives stand first) and waits until all are done, the world has failed,
      * or comm->deadline_ns has passed. Messages between two ranks with one tag stay in order. A received length
      * that differs from the expected one is TD_PEER_PROTOCOL. Never called for no messages. */
@@ -41,9 +49,13 @@ struct td_comm_world {
     const struct td_comm_transport *transport;
     uint32_t rank;
     uint32_t size;
-    uint32_t host;         /* equal for the ranks that share one host's memory */
+    uint32_t *hosts; /* [size] equal for the ranks of one host; each transport fills it */
+    bool shares;     /* on every host with two ranks or more they share memory */
+    struct td_shm *
+        shm; /* that this rank shares with others of its host; NULL: it is alone there, or does not */
+    int32_t *local; /* [size] index in `shm` of each rank, -1: it is not there. Owned, as `hosts` */
     uint32_t next_context; /* not used yet by any group of this end */
-    uint32_t n_contexts;   /* how many the transport's tags have room for */
+    uint32_t n_contexts;   /* how many the transport's tags have room for, at most 65536 */
     uint32_t n_groups;     /* open ones */
     uint64_t spin_ns;      /* first value for its groups */
     atomic_int failed;     /* enum td_status; TD_OK while usable. Set once, by any thread */
@@ -64,15 +76,30 @@ struct td_comm {
     uint32_t n_xfers;
     uint32_t cap_xfers;
     struct td_comm_xfer *xfers; /* [cap_xfers] */
-    uint32_t members[];         /* [size] group rank -> world rank */
+    struct td_share {           /* of the members on this host (share.h) */
+        int32_t place;          /* in the shared memory; -1: none */
+        uint64_t count;  /* of what was shared last, from (context << 48) + TD_SHM_BUFFERS on */
+        uint32_t *local; /* [members here] by lane: index in the shared memory */
+        uint64_t *seen;  /* [members here] what they had shared when this rank last looked */
+    } share;
+    struct td_topology topology;
+    uint32_t *words; /* that topology and share.local point to */
+    bool is_shared;  /* every host with two members or more has a place in its memory for them */
+    enum td_sum_algorithm sum_override; /* TD_SUM_AUTO: none */
+    struct td_sum_choices sums;
+    uint32_t members[]; /* [size] group rank -> world rank */
 };
 
-/* Fills the common part of a world that the transport has allocated. */
-void td_comm_world_init(struct td_comm_world *world, const struct td_comm_transport *transport,
-                        uint32_t rank, uint32_t size);
-/* A group over `world` whose rank r is members[r]; NULL means all of the world in order. TD_TOO_LARGE, TD_NO_MEMORY. */
+/* Fills the common part of a world that the transport has allocated: all ranks on host 0, no shared memory. TD_NO_MEMORY. */
+enum td_status td_comm_world_init(struct td_comm_world *world,
+                                  const struct td_comm_transport *transport, uint32_t rank,
+                                  uint32_t size, struct td_err *err);
+/* Frees what init took. */
+void td_comm_world_deinit(struct td_comm_world *world);
+/* A group over `world` whose rank r is members[r]; NULL means all of the world in order. `place`: in the shared memory
+ * of each host, free with all its members there; -1: none. TD_TOO_LARGE, TD_NO_MEMORY. */
 enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *members,
-                                  uint32_t size, uint32_t rank, uint32_t context,
+                                  uint32_t size, uint32_t rank, uint32_t context, int32_t place,
                                   struct td_comm **comm, struct td_err *err);
 /* Gives the world up for `status` unless it was already; returns what it is given up for. */
 enum td_status td_comm_world_fail(struct td_comm_world *world, enum td_status status);
@@ -87,6 +114,9 @@ enum td_status td_comm_report_length(struct td_comm *comm, uint32_t peer, size_t
 /* Queue one message for td_comm_exchange; peers are ranks of the group. Receives first. */
 void td_comm_queue_recv(struct td_comm *comm, uint32_t from, void *dst, size_t bytes);
 void td_comm_queue_send(struct td_comm *comm, uint32_t to, const void *src, size_t bytes);
+/* Each collective takes as many slots as it has exchanges, on all ranks alike; they repeat after 32766, and messages
+ * of one pair and slot stay in order. */
+uint32_t td_comm_next_slot(struct td_comm *comm);
 /* Runs and empties the queue under `slot` (none: returns at once) and counts what was sent. */
 enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_err *err);
 

@@ -1,7 +1,8 @@
 #include "comm/comm_mpi.h"
 
 #include "comm/comm_impl.h"
-#include "kernels/base/clock.h"
+#include "comm/shm.h"
+#include "comm/wait.h"
 
 #include <assert.h>
 #include <mpi.h>
@@ -16,7 +17,9 @@ enum { SPIN_NS = 50 * 1000, PIECE_BYTES = 1 << 30 };
 
 struct mpi_world {
     struct td_comm_world base;
-    MPI_Comm comm; /* a copy of MPI_COMM_WORLD that returns errors; groups differ by tag only */
+    MPI_Comm comm;  /* a copy of MPI_COMM_WORLD that returns errors; groups differ by tag only */
+    MPI_Comm host;  /* the ranks of this host */
+    MPI_Win window; /* their shared memory; MPI_WIN_NULL: none */
     size_t piece_bytes;
     size_t cap_requests;
     MPI_Request *requests; /* [cap_requests] */
@@ -28,8 +31,10 @@ struct mpi_world {
 static struct {
     pthread_mutex_t lock;
     uint32_t n_worlds;
-    bool ours;      /* we initialised, so the last world finalises */
-    bool abandoned; /* a world failed: MPI is not finalised and not opened again */
+    bool ours;               /* we initialised, so the last world finalises */
+    bool abandoned;          /* a world failed: MPI is not finalised and not opened again */
+    bool messages_only;      /* ranks of one host use no shared memory of ours */
+    uint32_t ranks_per_host; /* for tests; 0: as they are */
     struct mpi_world
         *lost; /* failed worlds, kept because their requests may still complete into them */
     char version[MPI_MAX_LIBRARY_VERSION_STRING];
@@ -105,50 +110,61 @@ static uint32_t first_awaited(const struct mpi_world *w, const struct td_comm *c
     size_t at = 0;
 
     for (uint32_t i = 0; i < comm->n_xfers; i++) {
-        for (size_t p = 0; p < n_pieces(w, comm->xfers[i].bytes); p++, at++) {
+        const struct td_comm_xfer *x = &comm->xfers[i];
+
+        for (size_t p = 0; x->local < 0 && p < n_pieces(w, x->bytes); p++, at++) {
             int done = 0;
 
             if (w->requests[at] != MPI_REQUEST_NULL &&
                 MPI_Request_get_status(w->requests[at], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS &&
                 !done)
-                return comm->xfers[i].peer;
+                return x->peer;
         }
     }
     return comm->xfers[0].peer;
 }
 
-static enum td_status wait_all(struct mpi_world *w, struct td_comm *comm, size_t n,
+/* One look at the requests; *done when none is left. */
+static enum td_status test_all(struct mpi_world *w, struct td_comm *comm, size_t n, int *done,
                                struct td_err *err)
 {
-    uint64_t spin_until_ns = td_clock_now_ns() + comm->spin_ns;
-    bool spinning = comm->spin_ns > 0;
-    int done = 0;
+    int rc = MPI_Testall((int)n, w->requests, done, w->statuses);
 
-    for (;;) {
-        uint64_t now_ns;
-        int rc = MPI_Testall((int)n, w->requests, &done, w->statuses);
+    if (rc == MPI_ERR_IN_STATUS) {
+        for (size_t i = 0; i < n; i++) {
+            int code = w->statuses[i].MPI_ERROR;
 
-        if (rc == MPI_ERR_IN_STATUS) {
-            for (size_t i = 0; i < n; i++) {
-                int code = w->statuses[i].MPI_ERROR;
-
-                if (code != MPI_SUCCESS && code != MPI_ERR_PENDING)
-                    rc = code;
-            }
+            if (code != MPI_SUCCESS && code != MPI_ERR_PENDING)
+                rc = code;
         }
-        if (rc != MPI_SUCCESS)
-            return mpi_error(comm, rc, err);
-        if (done)
-            return TD_OK;
-        if (atomic_load_explicit(&w->base.failed, memory_order_relaxed) != TD_OK)
-            return td_comm_report_failed(comm, err);
-        now_ns = td_clock_now_ns();
-        if (now_ns >= comm->deadline_ns)
-            return td_comm_report_timeout(comm, first_awaited(w, comm), err);
-        spinning = spinning && now_ns < spin_until_ns;
-        if (!spinning)
-            sched_yield();
     }
+    return rc == MPI_SUCCESS ? TD_OK : mpi_error(comm, rc, err);
+}
+
+/* Waits for `n` requests and for what goes through shared memory. */
+static enum td_status wait_all(struct mpi_world *w, struct td_comm *comm, uint32_t tag, size_t n,
+                               struct td_err *err)
+{
+    struct td_wait wait;
+    int done = n == 0;
+    enum td_status status = TD_OK;
+
+    td_wait_begin(&wait, comm, n == 0);
+    while (status == TD_OK) {
+        uint32_t n_left = 0, awaited = 0;
+
+        if (w->base.shm)
+            status = td_shm_progress(w->base.shm, comm, tag, &n_left, &awaited, err);
+        if (status == TD_OK && !done)
+            status = test_all(w, comm, n, &done, err);
+        if (status != TD_OK || (done && n_left == 0))
+            break;
+        if (n_left == 0) /* costs a look at every request, so only when the wait is long */
+            awaited = wait.began_ns ? first_awaited(w, comm) : comm->xfers[0].peer;
+        status = td_wait_pause(&wait, awaited, err);
+    }
+    td_wait_end(&wait);
+    return status;
 }
 
 /* A longer message than expected is MPI's own error; a shorter one is found here. */
@@ -160,7 +176,7 @@ static enum td_status check_lengths(const struct mpi_world *w, struct td_comm *c
     for (uint32_t i = 0; i < comm->n_xfers; i++) {
         const struct td_comm_xfer *x = &comm->xfers[i];
 
-        for (size_t p = 0; p < n_pieces(w, x->bytes); p++, at++) {
+        for (size_t p = 0; x->local < 0 && p < n_pieces(w, x->bytes); p++, at++) {
             int count = 0;
 
             if (x->is_send)
@@ -183,20 +199,26 @@ static enum td_status exchange(struct td_comm *comm, uint32_t tag, struct td_err
     enum td_status status;
 
     for (uint32_t i = 0; i < comm->n_xfers; i++)
-        total += n_pieces(w, comm->xfers[i].bytes);
+        total += comm->xfers[i].local < 0 ? n_pieces(w, comm->xfers[i].bytes) : 0;
     status = reserve(w, total, err);
     if (status != TD_OK)
         return status;
     for (uint32_t i = 0; i < comm->n_xfers; i++) {
-        int rc = start(w, &comm->xfers[i], (int)tag, &n);
+        int rc = comm->xfers[i].local < 0 ? start(w, &comm->xfers[i], (int)tag, &n) : MPI_SUCCESS;
 
         if (rc != MPI_SUCCESS)
             return mpi_error(comm, rc, err);
     }
-    status = wait_all(w, comm, n, err);
+    status = wait_all(w, comm, tag, n, err);
     if (status == TD_OK)
         status = check_lengths(w, comm, err);
     return status;
+}
+
+static void wake(struct td_comm_world *world)
+{
+    if (world->shm)
+        td_shm_ring_bell(world->shm, (uint32_t)world->local[world->rank]);
 }
 
 static void close_world(struct td_comm_world *world)
@@ -207,6 +229,10 @@ static void close_world(struct td_comm_world *world)
     pthread_mutex_lock(&process.lock);
     process.abandoned = process.abandoned || failed;
     process.n_worlds--;
+    if (!failed && w->window != MPI_WIN_NULL)
+        MPI_Win_free(&w->window); /* waits for the other ranks of the host */
+    if (!failed && w->host != MPI_COMM_NULL)
+        MPI_Comm_free(&w->host);
     if (process.n_worlds == 0 && process.ours && !process.abandoned)
         MPI_Finalize();
     if (failed) {
@@ -215,6 +241,8 @@ static void close_world(struct td_comm_world *world)
     }
     pthread_mutex_unlock(&process.lock);
     if (!failed) {
+        td_shm_close(world->shm);
+        td_comm_world_deinit(world);
         free(w->requests);
         free(w->statuses);
         free(w);
@@ -222,7 +250,7 @@ static void close_world(struct td_comm_world *world)
 }
 
 static const struct td_comm_transport mpi_transport = {
-    .name = "mpi", .exchange = exchange, .close = close_world};
+    .name = "mpi", .exchange = exchange, .wake = wake, .close = close_world};
 
 /* Open MPI's choices that make its start fast (it probes no fabric that is not used here) and let ranks that share cores make
  * way for each other. What the user or the launcher has set stays; other MPIs do not read these. */
@@ -266,22 +294,26 @@ static enum td_status initialise(struct td_err *err)
     return TD_OK;
 }
 
-/* Says which ranks share this host: the lowest world rank on it names it. Also whether they have a core each. */
+/* Finds the ranks that share this host, and whether they have a core each. */
 static int find_host(struct mpi_world *w)
 {
-    MPI_Comm host;
     int rank = (int)w->base.rank;
-    int lowest = rank;
     int n_local = 1;
+    uint32_t name = w->base.rank; /* of a host: its lowest world rank */
     cpu_set_t cores;
-    int rc = MPI_Comm_split_type(w->comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host);
+    int rc;
 
+    if (process.ranks_per_host)
+        rc = MPI_Comm_split(w->comm, rank / (int)process.ranks_per_host, rank, &w->host);
+    else
+        rc = MPI_Comm_split_type(w->comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &w->host);
     if (rc != MPI_SUCCESS)
         return rc;
-    MPI_Comm_size(host, &n_local);
-    rc = MPI_Bcast(&lowest, 1, MPI_INT, 0, host);
-    MPI_Comm_free(&host);
-    w->base.host = (uint32_t)lowest;
+    MPI_Comm_set_errhandler(w->host, MPI_ERRORS_RETURN);
+    MPI_Comm_size(w->host, &n_local);
+    rc = MPI_Bcast(&name, 1, MPI_UINT32_T, 0, w->host);
+    if (rc == MPI_SUCCESS)
+        rc = MPI_Allgather(&name, 1, MPI_UINT32_T, w->base.hosts, 1, MPI_UINT32_T, w->comm);
     /* A bound rank has its own cores; an unbound one shares all of them with its neighbours. */
     if (sched_getaffinity(0, sizeof cores, &cores) == 0) {
         long online = sysconf(_SC_NPROCESSORS_ONLN);
@@ -290,6 +322,62 @@ static int find_host(struct mpi_world *w)
             w->base.spin_ns = SPIN_NS;
     }
     return rc;
+}
+
+/* This host's memory, as a window whose segments are page-aligned and apart. */
+static int map_window(struct mpi_world *w, uint32_t n, void **segments)
+{
+    size_t bytes = td_shm_segment_bytes(n);
+    MPI_Info info;
+    void *own;
+    int rc = MPI_Info_create(&info);
+
+    if (rc != MPI_SUCCESS)
+        return rc;
+    MPI_Info_set(info, "alloc_shared_noncontig", "true");
+    rc = MPI_Win_allocate_shared((MPI_Aint)bytes, 1, info, w->host, &own, &w->window);
+    MPI_Info_free(&info);
+    for (uint32_t r = 0; rc == MPI_SUCCESS && r < n; r++) {
+        MPI_Aint size;
+        int unit;
+
+        rc = MPI_Win_shared_query(w->window, (int)r, &size, &unit, &segments[r]);
+    }
+    return rc;
+}
+
+/* Shares memory with the other ranks of this host. All ranks of the job agree on whether it went well. */
+static enum td_status share_memory(struct mpi_world *w, struct td_err *err)
+{
+    void *segments[TD_COMM_MAX_RANKS];
+    int n = 1, rc = MPI_SUCCESS, ok, all_ok = 0;
+    enum td_status status = TD_OK;
+
+    MPI_Comm_size(w->host, &n);
+    for (uint32_t r = 0, i = 0; r < w->base.size && n > 1; r++) {
+        if (w->base.hosts[r] == w->base.hosts[w->base.rank])
+            w->base.local[r] = (int32_t)i++;
+    }
+    if (n > 1)
+        rc = map_window(w, (uint32_t)n, segments);
+    if (rc != MPI_SUCCESS)
+        status = td_err_set(err, TD_NO_MEMORY,
+                            "no shared memory for the %d ranks of this host, %zu bytes: "
+                            "MPI_Win_allocate_shared failed with code %d",
+                            n, (size_t)n * td_shm_segment_bytes((uint32_t)n), rc);
+    else if (n > 1)
+        status = td_shm_open((uint32_t)n, (uint32_t)w->base.local[w->base.rank], segments,
+                             &w->base.shm, err);
+    ok = status == TD_OK;
+    if (ok && w->base.shm)
+        td_shm_say_pid(w->base.shm);
+    rc = MPI_Allreduce(&ok, &all_ok, 1, MPI_INT, MPI_MIN, w->comm);
+    if (rc != MPI_SUCCESS || (ok && !all_ok))
+        return td_err_set(err, TD_NO_MEMORY, "another rank has no shared memory with its host");
+    if (w->base.shm)
+        td_shm_watch(w->base.shm);
+    w->base.shares = ok;
+    return status;
 }
 
 enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
@@ -304,31 +392,44 @@ enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
 
     if (!w)
         return td_err_set(err, TD_NO_MEMORY, "no memory for an MPI group");
+    w->window = MPI_WIN_NULL;
+    w->host = MPI_COMM_NULL;
     pthread_mutex_lock(&process.lock);
     status = initialise(err);
     if (status != TD_OK)
-        goto fail_locked;
+        goto fail;
     rc = MPI_Comm_dup(MPI_COMM_WORLD, &w->comm);
     if (rc == MPI_SUCCESS)
         rc = MPI_Comm_set_errhandler(w->comm, MPI_ERRORS_RETURN);
     if (rc != MPI_SUCCESS) {
         status = td_err_set(err, TD_DEVICE, "MPI_Comm_dup failed with code %d", rc);
-        goto fail_locked;
+        goto fail;
     }
     MPI_Comm_rank(w->comm, &rank);
     MPI_Comm_size(w->comm, &size);
     MPI_Comm_get_attr(w->comm, MPI_TAG_UB, &tag_limit, &found);
-    td_comm_world_init(&w->base, &mpi_transport, (uint32_t)rank, (uint32_t)size);
+    if (size > TD_COMM_MAX_RANKS) {
+        status = td_err_set(err, TD_TOO_LARGE, "a job of %d ranks; at most %d are supported", size,
+                            TD_COMM_MAX_RANKS);
+        goto fail;
+    }
+    status = td_comm_world_init(&w->base, &mpi_transport, (uint32_t)rank, (uint32_t)size, err);
+    if (status != TD_OK)
+        goto fail;
     w->base.n_contexts = ((found ? (uint32_t)*tag_limit : 32767u) + 1u) >> TD_COMM_SLOT_BITS;
     w->piece_bytes = PIECE_BYTES;
     rc = find_host(w);
     if (rc != MPI_SUCCESS) {
-        status = td_err_set(err, TD_DEVICE, "MPI_Comm_split_type failed with code %d", rc);
-        goto fail_locked;
+        status =
+            td_err_set(err, TD_DEVICE, "finding the ranks of this host failed with code %d", rc);
+        goto fail_world;
     }
-    status = td_comm_group_open(&w->base, NULL, (uint32_t)size, (uint32_t)rank, 0, comm, err);
+    status = process.messages_only ? TD_OK : share_memory(w, err);
+    if (status == TD_OK)
+        status =
+            td_comm_group_open(&w->base, NULL, (uint32_t)size, (uint32_t)rank, 0, 0, comm, err);
     if (status != TD_OK)
-        goto fail_locked;
+        goto fail_world;
     process.n_worlds++;
     pthread_mutex_unlock(&process.lock);
     status = reserve(w, (*comm)->cap_xfers, err);
@@ -336,10 +437,19 @@ enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
         td_comm_close(*comm);
     return status;
 
-fail_locked:
+fail_world:
+    td_shm_close(w->base.shm);
+    td_comm_world_deinit(&w->base);
+fail:
     pthread_mutex_unlock(&process.lock);
     free(w);
     return status;
+}
+
+void td_comm_mpi_configure(bool messages_only, uint32_t ranks_per_host)
+{
+    process.messages_only = messages_only;
+    process.ranks_per_host = ranks_per_host;
 }
 
 void td_comm_mpi_set_piece(struct td_comm *comm, size_t piece_bytes)

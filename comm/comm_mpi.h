@@ -24,6 +24,9 @@ bool td_comm_mpi_launched(void);
 bool td_comm_mpi_place(struct td_comm_mpi_place *place);
 /* The library's own version line, "Open MPI v4.1.4, package: ...". Static storage. Any thread. */
 const char *td_comm_mpi_version(void);
+/* For the next td_comm_mpi_open, on all ranks alike. `messages_only`: ranks of one host share no memory but send messages
+ * over MPI as well. `ranks_per_host`: so many neighbours count as one host, for tests; 0: as it is. */
+void td_comm_mpi_configure(bool messages_only, uint32_t ranks_per_host);
 /* Messages longer than this are sent in pieces (default 1 GiB). For tests; on every rank alike, between operations. */
 void td_comm_mpi_set_piece(struct td_comm *comm, size_t piece_bytes);
 

@@ -11,6 +11,7 @@ static enum td_status exchange(struct td_comm *comm, uint32_t tag, struct td_err
 
 static void close_world(struct td_comm_world *world)
 {
+    td_comm_world_deinit(world);
     free(world);
 }
 
@@ -24,9 +25,14 @@ enum td_status td_comm_self_open(struct td_comm **comm, struct td_err *err)
 
     if (!world)
         return td_err_set(err, TD_NO_MEMORY, "no memory for a group of one");
-    td_comm_world_init(world, &self_transport, 0, 1);
-    status = td_comm_group_open(world, NULL, 1, 0, 0, comm, err);
+    status = td_comm_world_init(world, &self_transport, 0, 1, err);
     if (status != TD_OK)
-        free(world);
+        goto fail;
+    status = td_comm_group_open(world, NULL, 1, 0, 0, -1, comm, err);
+    if (status == TD_OK)
+        return TD_OK;
+    td_comm_world_deinit(world);
+fail:
+    free(world);
     return status;
 }

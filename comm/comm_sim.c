@@ -257,6 +257,7 @@ static void close_world(struct td_comm_world *world)
         free_sim(w->sim);
     free(w->sends);
     free(w->done);
+    td_comm_world_deinit(world);
     free(w);
 }
 
@@ -277,8 +278,10 @@ void td_comm_sim_kill(struct td_comm *comm)
 
 void td_comm_sim_set_host(struct td_comm *comm, uint32_t host)
 {
+    struct sim_world *w = (struct sim_world *)comm->world;
+
     assert(comm->world->transport == &sim_transport);
-    comm->world->host = host;
+    w->base.hosts[w->base.rank] = host;
 }
 
 static struct sim *new_sim(uint32_t n_ranks)
@@ -308,9 +311,11 @@ static enum td_status open_end(struct sim *sim, uint32_t rank, struct td_comm **
 
     if (!w)
         return td_err_set(err, TD_NO_MEMORY, "no memory for simulated rank %u", rank);
-    td_comm_world_init(&w->base, &sim_transport, rank, sim->n_ranks);
+    status = td_comm_world_init(&w->base, &sim_transport, rank, sim->n_ranks, err);
+    if (status != TD_OK)
+        goto fail;
     w->sim = sim;
-    status = td_comm_group_open(&w->base, NULL, sim->n_ranks, rank, 0, comm, err);
+    status = td_comm_group_open(&w->base, NULL, sim->n_ranks, rank, 0, -1, comm, err);
     if (status != TD_OK)
         goto fail_world;
     sim->n_open++;
@@ -324,6 +329,8 @@ static enum td_status open_end(struct sim *sim, uint32_t rank, struct td_comm **
     return TD_OK;
 
 fail_world:
+    td_comm_world_deinit(&w->base);
+fail:
     free(w);
     return status;
 }

@@ -1,10 +1,12 @@
 #include "comm/comm_impl.h"
+#include "comm/shm.h"
 
 /* What every rank tells the others when a group is split. */
 struct ballot {
     int32_t colour;
     int32_t key;
     uint32_t next_context;
+    uint32_t free_places; /* bits; all when it shares no memory */
 };
 
 /* Members of `colour` by (key, old rank). Returns how many; `rank` is this end's place among them. */
@@ -33,16 +35,20 @@ static uint32_t choose(const struct td_comm *comm, const struct ballot *ballots,
 
 /* The new group's context is the largest that any rank of the old group would use next, and all of them go on behind
  * it: two groups that share a pair of ranks therefore never share a context. Groups of one split share it, but no
- * rank. */
+ * rank. Its place in shared memory is one that all its members have free, on every host the same. */
 enum td_status td_comm_split(struct td_comm *comm, int colour, int key, struct td_comm **sub,
                              struct td_err *err)
 {
-    struct ballot own = {colour, key, comm->world->next_context};
+    const struct td_comm_world *world = comm->world;
+    struct ballot own = {colour, key, world->next_context,
+                         world->shm ? td_shm_free_places(world->shm) : UINT32_MAX};
     struct ballot ballots[TD_COMM_MAX_RANKS];
     size_t bytes[TD_COMM_MAX_RANKS];
     uint32_t members[TD_COMM_MAX_RANKS];
     uint32_t rank = 0;
     uint32_t context = 0;
+    uint32_t free_places = (1u << TD_SHM_PLACES) - 1;
+    int32_t place;
     uint32_t n;
     struct td_comm *made;
     enum td_status status;
@@ -57,6 +63,8 @@ enum td_status td_comm_split(struct td_comm *comm, int colour, int key, struct t
     for (uint32_t r = 0; r < comm->size; r++) {
         if (ballots[r].next_context > context)
             context = ballots[r].next_context;
+        if (ballots[r].colour == colour)
+            free_places &= ballots[r].free_places;
     }
     comm->world->next_context = context + 1;
     if (context >= comm->world->n_contexts)
@@ -68,7 +76,8 @@ enum td_status td_comm_split(struct td_comm *comm, int colour, int key, struct t
         return TD_OK;
     }
     n = choose(comm, ballots, colour, members, &rank);
-    status = td_comm_group_open(comm->world, members, n, rank, context, &made, err);
+    place = free_places ? __builtin_ctz(free_places) : -1;
+    status = td_comm_group_open(comm->world, members, n, rank, context, place, &made, err);
     if (status != TD_OK)
         return status;
     made->op_limit_ns = comm->op_limit_ns;
@@ -79,5 +88,5 @@ enum td_status td_comm_split(struct td_comm *comm, int colour, int key, struct t
 
 enum td_status td_comm_split_host(struct td_comm *comm, struct td_comm **sub, struct td_err *err)
 {
-    return td_comm_split(comm, (int)comm->world->host, 0, sub, err);
+    return td_comm_split(comm, (int)comm->world->hosts[comm->world->rank], 0, sub, err);
 }

@@ -318,6 +318,7 @@ static void run_job(const char *mode, uint32_t n)
     snprintf(log, sizeof log, "%s/log", dir);
     setenv("OMPI_MCA_orte_tmpdir_base", dir, 1);
     setenv("OMPI_MCA_btl_vader_backing_directory", dir, 1);
+    setenv("OMPI_MCA_osc_sm_backing_directory", dir, 1);
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);

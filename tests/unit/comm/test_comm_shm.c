@@ -1,0 +1,303 @@
+/* The matrix over shared memory between threads, on one host and on hosts that only exchange messages. */
+#include "kernels/base/clock.h"
+#include "tests/unit/comm/comm_threads.h"
+
+static void run_group(uint32_t n, const uint32_t *hosts, uint64_t seed, rank_fn fn, void *shared,
+                      void (*meanwhile)(struct td_comm **comms))
+{
+    struct td_comm *comms[MAX_RANKS];
+    struct td_err err;
+
+    assert_int_equal(td_comm_shm_open(n, hosts, comms, &err), TD_OK);
+    run_ends(n, comms, seed, hosts != NULL, fn, shared, meanwhile);
+}
+
+static void all_sizes(struct comm_check *k, void *shared)
+{
+    static const size_t sizes[] = {0,    1,     2,      3,      64,     1000,    2048,
+                                   2049, 65536, 262144, 262145, 262147, 1048576, 16777216};
+
+    (void)shared;
+    check_sizes(k, sizes, sizeof sizes / sizeof sizes[0]);
+}
+
+static void test_comm_shm_moves_every_size_between_1_to_8_ranks(void **state)
+{
+    (void)state;
+    for (uint32_t n = 1; n <= MAX_RANKS; n++)
+        run_group(n, NULL, 100 + n, all_sizes, NULL, NULL);
+}
+
+static void all_sums(struct comm_check *k, void *shared)
+{
+    (void)shared;
+    if (check_sums(k, 12, true) && check_tree_sum(k, k->seed, 7, 1u << 20, CHECK_OUT_IN_PARTS))
+        check_algorithms(k, 4, true);
+}
+
+static void test_comm_shm_tree_sum_has_the_same_bits_by_every_algorithm(void **state)
+{
+    (void)state;
+    for (uint32_t n = 1; n <= MAX_RANKS; n++)
+        run_group(n, NULL, 7 * n, all_sums, NULL, NULL);
+}
+
+static void all_of_a_cluster(struct comm_check *k, void *shared)
+{
+    static const size_t sizes[] = {0, 1, 5, 4096, 300000};
+
+    (void)shared;
+    if (check_sizes(k, sizes, sizeof sizes / sizeof sizes[0]) && check_sums(k, 12, true) &&
+        check_algorithms(k, 6, true) && check_split(k))
+        check_split(k);
+}
+
+/* Even and uneven hosts, neighbours apart, a rank alone. */
+static void test_comm_shm_on_several_hosts_does_the_same(void **state)
+{
+    static const struct {
+        uint32_t n, hosts[MAX_RANKS];
+    } clusters[] = {
+        {2, {0, 1}},
+        {3, {0, 0, 1}},
+        {3, {5, 7, 7}},
+        {4, {0, 0, 1, 1}},
+        {4, {0, 1, 0, 1}},
+        {5, {0, 0, 0, 1, 1}},
+        {6, {2, 2, 1, 1, 0, 0}},
+        {7, {0, 1, 2, 0, 1, 2, 0}},
+        {8, {0, 0, 0, 0, 4, 4, 4, 4}},
+        {8, {0, 0, 1, 1, 2, 2, 3, 3}},
+        {8, {0, 1, 1, 1, 1, 1, 1, 1}},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof clusters / sizeof clusters[0]; i++)
+        run_group(clusters[i].n, clusters[i].hosts, 900 + i, all_of_a_cluster, NULL, NULL);
+}
+
+static void many_groups(struct comm_check *k, void *shared)
+{
+    (void)shared;
+    for (int i = 0; i < 40; i++) {
+        if (!check_split(k))
+            return;
+    }
+}
+
+static void test_comm_shm_splits_many_times(void **state)
+{
+    (void)state;
+    run_group(5, NULL, 11, many_groups, NULL, NULL);
+}
+
+/* More groups at a time than there are places: the later ones send messages. */
+static void more_groups_than_places(struct comm_check *k, void *shared)
+{
+    struct td_comm *groups[12];
+    struct td_err err;
+    bool ok = true;
+
+    (void)shared;
+    for (int i = 0; i < 12; i++) {
+        if (!check_ok(k, td_comm_split(k->comm, 0, 0, &groups[i], &err), &err))
+            return;
+    }
+    for (int i = 0; i < 12 && ok; i++) {
+        struct comm_check sub = {.comm = groups[i], .seed = k->seed + (uint64_t)i};
+
+        ok = check_sums(&sub, 3, false) && check_bcast(&sub, 1, 70000) &&
+             check_gather(&sub, 5000, 0, true);
+        if (!ok)
+            memcpy(k->fail, sub.fail, sizeof k->fail);
+    }
+    for (int i = 0; i < 12; i++)
+        td_comm_close(groups[i]);
+}
+
+static void test_comm_shm_groups_without_a_place_work_as_well(void **state)
+{
+    (void)state;
+    run_group(3, NULL, 5, more_groups_than_places, NULL, NULL);
+}
+
+/* One rank is far behind the others: nothing that it has not read is written over. */
+static void one_is_slow(struct comm_check *k, void *shared)
+{
+    struct td_err err;
+
+    (void)shared;
+    for (uint32_t i = 0; i < 200; i++) {
+        uint32_t words[500];
+
+        for (uint32_t w = 0; w < 500; w++)
+            words[w] = td_comm_rank(k->comm) == 0 ? i * 1000 + w : 0;
+        if (td_comm_rank(k->comm) == 2 && i % 20 == 0)
+            pause_ms(3);
+        if (!check_ok(k, td_comm_bcast(k->comm, 0, words, sizeof words, &err), &err))
+            return;
+        for (uint32_t w = 0; w < 500; w++) {
+            if (words[w] != i * 1000 + w) {
+                check_fail(k, "a broadcast was written over", i, words[w]);
+                return;
+            }
+        }
+    }
+}
+
+static void test_comm_shm_a_writer_waits_for_the_slowest_reader(void **state)
+{
+    (void)state;
+    run_group(3, NULL, 1, one_is_slow, NULL, NULL);
+}
+
+/* ---- faults ---- */
+
+static const char *const operations[] = {"recv",   "send",    "bcast",   "all_gather",
+                                         "gather", "barrier", "tree_sum"};
+enum { N_OPERATIONS = sizeof operations / sizeof operations[0] };
+
+static enum td_status do_operation(struct td_comm *c, uint32_t op, uint32_t victim,
+                                   struct td_err *err)
+{
+    static char sink[MAX_RANKS][MAX_RANKS * 70000];
+    static float floats[MAX_RANKS][MAX_RANKS * 5000];
+    uint32_t me = td_comm_rank(c), n = td_comm_size(c);
+    char data[70000] = {0};
+    struct td_leaf_run runs[MAX_RANKS];
+    struct td_tree_layout layout = {n, runs};
+    float out[5000], own[5000] = {0};
+    size_t bytes[MAX_RANKS];
+
+    for (uint32_t r = 0; r < n; r++) {
+        bytes[r] = sizeof data;
+        runs[r] = (struct td_leaf_run){r, r + 1};
+    }
+    switch (op) {
+    case 0:
+        return td_comm_recv(c, victim, data, sizeof data, err);
+    case 1:
+        return td_comm_send(c, victim, data, sizeof data, err);
+    case 2:
+        return td_comm_bcast(c, victim, data, sizeof data, err);
+    case 3:
+        return td_comm_all_gather(c, data, bytes, sink[me], err);
+    case 4:
+        return td_comm_gather(c, (victim + 1) % n, data, bytes, sink[me], err);
+    case 5:
+        return td_comm_barrier(c, err);
+    default:
+        return td_comm_tree_sum(c, &layout, own, 5000, floats[me], out, err);
+    }
+}
+
+struct fault {
+    uint32_t op;
+    bool deadline;
+};
+
+/* The last rank leaves (or stays away till the others' deadline); the others are in `op`. */
+static void run_fault(struct comm_check *k, void *shared)
+{
+    const struct fault *f = shared;
+    uint32_t n = td_comm_size(k->comm), victim = n - 1;
+    enum td_status want = f->deadline ? TD_PEER_TIMED_OUT : TD_PEER_LOST, got;
+    uint64_t start, took_ms;
+    struct td_err err = {0};
+
+    if (f->deadline)
+        td_comm_set_deadline(k->comm, 150ull * MS);
+    if (td_comm_rank(k->comm) == victim) {
+        pause_ms(f->deadline ? 400 : 20);
+        if (!f->deadline)
+            td_comm_abort(k->comm);
+        return;
+    }
+    start = td_clock_now_ns();
+    /* A rank that needs nothing of the victim passes; the barrier then tells it. */
+    got = do_operation(k->comm, f->op, victim, &err);
+    if (got == TD_OK)
+        got = td_comm_barrier(k->comm, &err);
+    took_ms = (td_clock_now_ns() - start) / MS;
+    if (got != want && got != TD_PEER_LOST)
+        check_fail(k, err.cause, (size_t)got, f->op);
+    if (took_ms > 5000)
+        check_fail(k, "it took too long (ms)", took_ms, f->op);
+    if (td_comm_barrier(k->comm, &err) != got)
+        check_fail(k, "the group was used after its end", (size_t)got, f->op);
+}
+
+static void test_comm_shm_a_lost_rank_ends_every_wait(void **state)
+{
+    (void)state;
+    for (uint32_t op = 0; op < N_OPERATIONS; op++) {
+        for (int deadline = 0; deadline < 2; deadline++) {
+            struct fault f = {op, deadline};
+
+            run_group(3, NULL, op, run_fault, &f, NULL);
+            run_group(2, NULL, op, run_fault, &f, NULL);
+        }
+    }
+}
+
+static void run_aborted(struct comm_check *k, void *shared)
+{
+    struct td_err err;
+    char byte;
+
+    (void)shared;
+    atomic_fetch_add(&n_ready, 1);
+    if (td_comm_recv(k->comm, (td_comm_rank(k->comm) + 1) % 2, &byte, 1, &err) != TD_PEER_LOST)
+        check_fail(k, "an abort did not end the wait", 0, 0);
+}
+
+static void abort_both(struct td_comm **comms)
+{
+    while (atomic_load(&n_ready) < 2)
+        pause_ms(1);
+    pause_ms(30); /* asleep by now */
+    td_comm_abort(comms[0]);
+    td_comm_abort(comms[1]);
+}
+
+static void test_comm_shm_abort_from_another_thread_ends_a_wait(void **state)
+{
+    (void)state;
+    run_group(2, NULL, 1, run_aborted, NULL, abort_both);
+}
+
+static void run_lengths(struct comm_check *k, void *shared)
+{
+    char data[64] = {0};
+    struct td_err err = {0};
+
+    (void)shared;
+    if (td_comm_rank(k->comm) == 0)
+        check_ok(k, td_comm_send(k->comm, 1, data, 8, &err), &err);
+    else if (td_comm_recv(k->comm, 0, data, 16, &err) != TD_PEER_PROTOCOL ||
+             !strstr(err.cause, "rank 0 sent 8 bytes, expected 16"))
+        check_fail(k, err.cause, 0, 0);
+}
+
+static void test_comm_shm_refuses_messages_of_another_length(void **state)
+{
+    (void)state;
+    run_group(2, NULL, 1, run_lengths, NULL, NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_comm_shm_moves_every_size_between_1_to_8_ranks),
+        cmocka_unit_test(test_comm_shm_tree_sum_has_the_same_bits_by_every_algorithm),
+        cmocka_unit_test(test_comm_shm_on_several_hosts_does_the_same),
+        cmocka_unit_test(test_comm_shm_splits_many_times),
+        cmocka_unit_test(test_comm_shm_groups_without_a_place_work_as_well),
+        cmocka_unit_test(test_comm_shm_a_writer_waits_for_the_slowest_reader),
+        cmocka_unit_test(test_comm_shm_a_lost_rank_ends_every_wait),
+        cmocka_unit_test(test_comm_shm_abort_from_another_thread_ends_a_wait),
+        cmocka_unit_test(test_comm_shm_refuses_messages_of_another_length),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -267,13 +267,20 @@ enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_e
     return status;
 }
 
+static uint64_t now_ns(const struct td_comm *comm)
+{
+    const struct td_comm_transport *transport = comm->world->transport;
+
+    return transport->now_ns ? transport->now_ns(comm->world) : td_clock_now_ns();
+}
+
 /* Every operation stands between begin and finish. begin refuses in a world that was given up. */
 static enum td_status begin(struct td_comm *comm, const char *op, struct td_err *err)
 {
     comm->op = op;
     if (atomic_load(&comm->world->failed) != TD_OK)
         return td_comm_report_failed(comm, err);
-    comm->start_ns = td_clock_now_ns();
+    comm->start_ns = now_ns(comm);
     comm->deadline_ns = comm->op_limit_ns ? comm->start_ns + comm->op_limit_ns : UINT64_MAX;
     if (comm->deadline_ns < comm->start_ns)
         comm->deadline_ns = UINT64_MAX;
@@ -284,7 +291,7 @@ static enum td_status begin(struct td_comm *comm, const char *op, struct td_err 
 static enum td_status finish(struct td_comm *comm, enum td_status status)
 {
     comm->stats.n_ops++;
-    comm->stats.wait_ns += td_clock_now_ns() - comm->start_ns;
+    comm->stats.wait_ns += now_ns(comm) - comm->start_ns;
     if (status != TD_OK) {
         td_comm_world_fail(comm->world, status);
         if (comm->world->shm)

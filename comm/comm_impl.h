@@ -39,6 +39,8 @@ struct td_comm_transport {
     enum td_status (*exchange)(struct td_comm *comm, uint32_t tag, struct td_err *err);
     /* Makes a sleeping wait look at world->failed. NULL when waits poll. Any thread. */
     void (*wake)(struct td_comm_world *world);
+    /* The time in which operations are measured and their deadlines count; NULL: td_clock_now_ns. */
+    uint64_t (*now_ns)(struct td_comm_world *world);
     /* After the last group of this end was closed; frees the world. */
     void (*close)(struct td_comm_world *world);
 };

@@ -1,129 +1,137 @@
 #include "comm/comm_sim.h"
 
-#include "comm/comm_impl.h"
+#include "comm/comm_sim_impl.h"
+#include "kernels/base/clock.h"
 
 #include <assert.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* A message on its way, in the queue of its receiver. A large one lies in its sender's `sends` and points to the
- * sender's buffer; a small one is allocated with its bytes behind it, and the queue owns it. */
-struct message {
-    struct message *next;
-    uint32_t from;
-    uint32_t tag;
-    const void *data;
-    size_t bytes;
-    bool owned;
-    bool taken;
-};
-
-struct end {
-    pthread_cond_t wake;
-    struct message *first;
-    struct message **last;
-    bool gone; /* killed, closed, or lost to one that was */
-};
-
-/* All ranks of one simulated group. Everything in it is guarded by `lock`. */
-struct sim {
-    pthread_mutex_t lock;
-    uint32_t n_ranks;
-    uint32_t n_open;
-    struct end ends[];
-};
-
-struct sim_world {
-    struct td_comm_world base;
-    struct sim *sim;
-    uint32_t cap_sends;
-    struct message *sends; /* [cap_sends] of the exchange under way, by index of its xfer */
-    bool *done;            /* [cap_sends] by index of the xfer */
-};
-
-static void wake_all(struct sim *sim)
+void td_comm_sim_wake(struct td_comm_sim_end *end)
 {
-    for (uint32_t r = 0; r < sim->n_ranks; r++)
-        pthread_cond_broadcast(&sim->ends[r].wake);
+    end->blocked = false;
+    pthread_cond_broadcast(&end->wake);
 }
 
-static void push(struct end *to, struct message *m)
+static void wake_all(struct td_comm_sim_group *sim)
+{
+    for (uint32_t r = 0; r < sim->n_ranks; r++)
+        td_comm_sim_wake(&sim->ends[r]);
+}
+
+void td_comm_sim_leave(struct td_comm_sim_group *sim, struct td_comm_sim_end *end)
+{
+    if (!end->gone)
+        end->gone_ns = end->now_ns;
+    end->gone = true;
+    wake_all(sim);
+}
+
+void td_comm_sim_push(struct td_comm_sim_end *to, struct td_comm_sim_message *m)
 {
     m->next = NULL;
     *to->last = m;
     to->last = &m->next;
-    pthread_cond_broadcast(&to->wake);
+    td_comm_sim_wake(to);
 }
 
-static void unlink_message(struct end *at, struct message **link)
+static void unlink_message(struct td_comm_sim_end *at, struct td_comm_sim_message **link)
 {
-    struct message *m = *link;
+    struct td_comm_sim_message *m = *link;
 
     *link = m->next;
     if (at->last == &m->next)
         at->last = link;
 }
 
-/* Sends xfer i. An eager one is done at once. */
-static enum td_status post_send(struct sim_world *w, struct td_comm *comm, uint32_t i, uint32_t tag,
-                                struct td_err *err)
+enum td_status td_comm_sim_new_message(struct td_comm_sim_world *w, struct td_comm *comm,
+                                       uint32_t i, uint32_t tag, struct td_comm_sim_message **made,
+                                       struct td_err *err)
 {
     const struct td_comm_xfer *x = &comm->xfers[i];
-    struct end *to = &w->sim->ends[x->peer];
-    struct message *m = &w->sends[i];
+    struct td_comm_sim_message *m = &w->sends[i];
 
-    if (to->gone)
-        return td_comm_report_lost(comm, x->peer, err);
     if (x->bytes <= TD_COMM_SIM_EAGER_BYTES) {
         m = malloc(sizeof *m + x->bytes);
         if (!m)
             return td_err_set(err, TD_NO_MEMORY, "%s: no memory for a message", comm->op);
     }
-    *m = (struct message){.from = w->base.rank,
-                          .tag = tag,
-                          .data = x->src,
-                          .bytes = x->bytes,
-                          .owned = m != &w->sends[i]};
+    *m = (struct td_comm_sim_message){.from = w->base.rank,
+                                      .tag = tag,
+                                      .data = x->src,
+                                      .bytes = x->bytes,
+                                      .owned = m != &w->sends[i]};
     if (m->owned && x->bytes)
         m->data = memcpy(m + 1, x->src, x->bytes);
+    *made = m;
+    return TD_OK;
+}
+
+struct td_comm_sim_message **td_comm_sim_find_message(struct td_comm_sim_end *own, uint32_t from,
+                                                      uint32_t tag)
+{
+    for (struct td_comm_sim_message **link = &own->first; *link; link = &(*link)->next) {
+        if ((*link)->from == from && (*link)->tag == tag)
+            return link;
+    }
+    return NULL;
+}
+
+void td_comm_sim_take_message(struct td_comm_sim_world *w, struct td_comm_sim_message **link,
+                              void *dst)
+{
+    struct td_comm_sim_message *m = *link;
+
+    if (m->bytes)
+        memcpy(dst, m->data, m->bytes);
+    unlink_message(&w->sim->ends[w->base.rank], link);
+    if (m->owned) {
+        free(m);
+    } else {
+        m->taken = true;
+        td_comm_sim_wake(&w->sim->ends[m->from]);
+    }
+}
+
+/* Sends xfer i. An eager one is done at once. */
+static enum td_status post_send(struct td_comm_sim_world *w, struct td_comm *comm, uint32_t i,
+                                uint32_t tag, struct td_err *err)
+{
+    const struct td_comm_xfer *x = &comm->xfers[i];
+    struct td_comm_sim_end *to = &w->sim->ends[x->peer];
+    struct td_comm_sim_message *m;
+    enum td_status status;
+
+    if (to->gone)
+        return td_comm_report_lost(comm, x->peer, err);
+    status = td_comm_sim_new_message(w, comm, i, tag, &m, err);
+    if (status != TD_OK)
+        return status;
     w->done[i] = m->owned;
-    push(to, m);
+    td_comm_sim_push(to, m);
     return TD_OK;
 }
 
 /* Takes the oldest message for receive i, if it has come. */
-static enum td_status try_recv(struct sim_world *w, struct td_comm *comm, uint32_t i, uint32_t tag,
-                               struct td_err *err)
+static enum td_status try_recv(struct td_comm_sim_world *w, struct td_comm *comm, uint32_t i,
+                               uint32_t tag, struct td_err *err)
 {
     const struct td_comm_xfer *x = &comm->xfers[i];
-    struct end *own = &w->sim->ends[w->base.rank];
+    struct td_comm_sim_message **link =
+        td_comm_sim_find_message(&w->sim->ends[w->base.rank], x->peer, tag);
 
-    for (struct message **link = &own->first; *link; link = &(*link)->next) {
-        struct message *m = *link;
-
-        if (m->from != x->peer || m->tag != tag)
-            continue;
-        if (m->bytes != x->bytes)
-            return td_comm_report_length(comm, x->peer, m->bytes, x->bytes, err);
-        if (x->bytes)
-            memcpy(x->dst, m->data, x->bytes);
-        unlink_message(own, link);
-        w->done[i] = true;
-        if (m->owned) {
-            free(m);
-        } else {
-            m->taken = true;
-            pthread_cond_broadcast(&w->sim->ends[x->peer].wake);
-        }
+    if (!link)
         return TD_OK;
-    }
+    if ((*link)->bytes != x->bytes)
+        return td_comm_report_length(comm, x->peer, (*link)->bytes, x->bytes, err);
+    td_comm_sim_take_message(w, link, x->dst);
+    w->done[i] = true;
     return TD_OK;
 }
 
 /* One look at everything that is not done; *left is how many are still waited for. */
-static enum td_status advance(struct sim_world *w, struct td_comm *comm, uint32_t tag,
+static enum td_status advance(struct td_comm_sim_world *w, struct td_comm *comm, uint32_t tag,
                               uint32_t *left, uint32_t *awaited, struct td_err *err)
 {
     uint32_t gone = UINT32_MAX;
@@ -150,12 +158,12 @@ static enum td_status advance(struct sim_world *w, struct td_comm *comm, uint32_
     return gone == UINT32_MAX ? TD_OK : td_comm_report_lost(comm, gone, err);
 }
 
-static enum td_status wait_all(struct sim_world *w, struct td_comm *comm, uint32_t tag,
+static enum td_status wait_all(struct td_comm_sim_world *w, struct td_comm *comm, uint32_t tag,
                                struct td_err *err)
 {
     struct timespec until = {.tv_sec = (time_t)(comm->deadline_ns / 1000000000u),
                              .tv_nsec = (long)(comm->deadline_ns % 1000000000u)};
-    struct end *own = &w->sim->ends[w->base.rank];
+    struct td_comm_sim_end *own = &w->sim->ends[w->base.rank];
     bool late = false;
 
     for (;;) {
@@ -177,13 +185,12 @@ static enum td_status wait_all(struct sim_world *w, struct td_comm *comm, uint32
     }
 }
 
-/* Takes back what nobody has received, because the buffers go back to the caller. */
-static void withdraw(struct sim_world *w, struct td_comm *comm)
+void td_comm_sim_withdraw(struct td_comm_sim_world *w, struct td_comm *comm)
 {
     for (uint32_t i = 0; i < comm->n_xfers; i++) {
-        struct end *to = &w->sim->ends[comm->xfers[i].peer];
+        struct td_comm_sim_end *to = &w->sim->ends[comm->xfers[i].peer];
 
-        for (struct message **link = &to->first; *link; link = &(*link)->next) {
+        for (struct td_comm_sim_message **link = &to->first; *link; link = &(*link)->next) {
             if (*link == &w->sends[i]) {
                 unlink_message(to, link);
                 break;
@@ -192,13 +199,11 @@ static void withdraw(struct sim_world *w, struct td_comm *comm)
     }
 }
 
-static enum td_status exchange(struct td_comm *comm, uint32_t tag, struct td_err *err)
+static enum td_status exchange_now(struct td_comm_sim_world *w, struct td_comm *comm, uint32_t tag,
+                                   struct td_err *err)
 {
-    struct sim_world *w = (struct sim_world *)comm->world;
     enum td_status status = TD_OK;
 
-    assert(comm->n_xfers <= w->cap_sends);
-    pthread_mutex_lock(&w->sim->lock);
     memset(w->done, 0, comm->n_xfers * sizeof *w->done);
     for (uint32_t i = 0; i < comm->n_xfers && status == TD_OK; i++) {
         if (comm->xfers[i].is_send)
@@ -207,31 +212,60 @@ static enum td_status exchange(struct td_comm *comm, uint32_t tag, struct td_err
     if (status == TD_OK)
         status = wait_all(w, comm, tag, err);
     if (status != TD_OK)
-        withdraw(w, comm);
-    if (status == TD_PEER_LOST && atomic_load(&w->base.failed) == TD_OK) {
-        w->sim->ends[w->base.rank].gone = true;
-        wake_all(w->sim);
-    }
+        td_comm_sim_withdraw(w, comm);
+    if (status == TD_PEER_LOST && atomic_load(&w->base.failed) == TD_OK)
+        td_comm_sim_leave(w->sim, &w->sim->ends[w->base.rank]);
+    return status;
+}
+
+static enum td_status exchange(struct td_comm *comm, uint32_t tag, struct td_err *err)
+{
+    struct td_comm_sim_world *w = (struct td_comm_sim_world *)comm->world;
+    enum td_status status;
+
+    assert(comm->n_xfers <= w->cap_sends);
+    pthread_mutex_lock(&w->sim->lock);
+    w->sim->started = true;
+    status = w->sim->timed ? td_comm_sim_timed_exchange(w, comm, tag, err)
+                           : exchange_now(w, comm, tag, err);
     pthread_mutex_unlock(&w->sim->lock);
     return status;
 }
 
+/* With a model an end that was given up is gone, as after any failure; its thread may never call again. */
 static void wake(struct td_comm_world *world)
 {
-    struct sim_world *w = (struct sim_world *)world;
+    struct td_comm_sim_world *w = (struct td_comm_sim_world *)world;
+    struct td_comm_sim_end *end = &w->sim->ends[world->rank];
 
     pthread_mutex_lock(&w->sim->lock);
-    pthread_cond_broadcast(&w->sim->ends[world->rank].wake);
+    if (w->sim->timed)
+        td_comm_sim_leave(w->sim, end);
+    else
+        td_comm_sim_wake(end);
     pthread_mutex_unlock(&w->sim->lock);
 }
 
-static void free_sim(struct sim *sim)
+static uint64_t now_ns(struct td_comm_world *world)
+{
+    struct td_comm_sim_world *w = (struct td_comm_sim_world *)world;
+    uint64_t now;
+
+    if (!w->sim->timed)
+        return td_clock_now_ns();
+    pthread_mutex_lock(&w->sim->lock);
+    now = w->sim->ends[world->rank].now_ns;
+    pthread_mutex_unlock(&w->sim->lock);
+    return now;
+}
+
+static void free_sim(struct td_comm_sim_group *sim)
 {
     for (uint32_t r = 0; r < sim->n_ranks; r++) {
-        struct message *m = sim->ends[r].first;
+        struct td_comm_sim_message *m = sim->ends[r].first;
 
         while (m) {
-            struct message *next = m->next;
+            struct td_comm_sim_message *next = m->next;
 
             assert(m->owned); /* a large one was withdrawn or taken before its sender went */
             free(m);
@@ -245,48 +279,118 @@ static void free_sim(struct sim *sim)
 
 static void close_world(struct td_comm_world *world)
 {
-    struct sim_world *w = (struct sim_world *)world;
+    struct td_comm_sim_world *w = (struct td_comm_sim_world *)world;
     bool last;
 
     pthread_mutex_lock(&w->sim->lock);
-    w->sim->ends[world->rank].gone = true;
-    wake_all(w->sim);
+    td_comm_sim_leave(w->sim, &w->sim->ends[world->rank]);
     last = --w->sim->n_open == 0;
     pthread_mutex_unlock(&w->sim->lock);
     if (last)
         free_sim(w->sim);
     free(w->sends);
     free(w->done);
+    free(w->msgs);
     td_comm_world_deinit(world);
     free(w);
 }
 
 static const struct td_comm_transport sim_transport = {
-    .name = "sim", .exchange = exchange, .wake = wake, .close = close_world};
+    .name = "sim", .exchange = exchange, .wake = wake, .now_ns = now_ns, .close = close_world};
+
+static struct td_comm_sim_world *world_of(const struct td_comm *comm)
+{
+    assert(comm->world->transport == &sim_transport);
+    return (struct td_comm_sim_world *)comm->world;
+}
+
+static void lose(struct td_comm_sim_world *w)
+{
+    td_comm_world_fail(&w->base, TD_PEER_LOST);
+    td_comm_sim_leave(w->sim, &w->sim->ends[w->base.rank]);
+}
 
 void td_comm_sim_kill(struct td_comm *comm)
 {
-    struct sim_world *w = (struct sim_world *)comm->world;
+    struct td_comm_sim_world *w = world_of(comm);
 
-    assert(comm->world->transport == &sim_transport);
     pthread_mutex_lock(&w->sim->lock);
-    td_comm_world_fail(&w->base, TD_PEER_LOST);
-    w->sim->ends[w->base.rank].gone = true;
-    wake_all(w->sim);
+    lose(w);
     pthread_mutex_unlock(&w->sim->lock);
 }
 
 void td_comm_sim_set_host(struct td_comm *comm, uint32_t host)
 {
-    struct sim_world *w = (struct sim_world *)comm->world;
+    struct td_comm_sim_world *w = world_of(comm);
 
-    assert(comm->world->transport == &sim_transport);
+    pthread_mutex_lock(&w->sim->lock);
+    assert(!w->sim->timed || !w->sim->started);
     w->base.hosts[w->base.rank] = host;
+    w->sim->ends[w->base.rank].host = host;
+    pthread_mutex_unlock(&w->sim->lock);
 }
 
-static struct sim *new_sim(uint32_t n_ranks)
+enum td_status td_comm_sim_set_model(struct td_comm *comm,
+                                     const struct td_comm_simtime_model *model, struct td_err *err)
 {
-    struct sim *sim = calloc(1, sizeof *sim + n_ranks * sizeof sim->ends[0]);
+    struct td_comm_sim_group *sim = world_of(comm)->sim;
+    enum td_status status = TD_OK;
+
+    pthread_mutex_lock(&sim->lock);
+    if (sim->started) {
+        status = td_err_set(err, TD_INVALID,
+                            "a model for a simulated group that is in use, expected an unused one");
+    } else {
+        sim->timed = true;
+        sim->model = *model;
+    }
+    pthread_mutex_unlock(&sim->lock);
+    return status;
+}
+
+uint64_t td_comm_sim_now(struct td_comm *comm)
+{
+    return now_ns(&world_of(comm)->base);
+}
+
+void td_comm_sim_advance(struct td_comm *comm, uint64_t ns)
+{
+    struct td_comm_sim_world *w = world_of(comm);
+    struct td_comm_sim_end *own = &w->sim->ends[w->base.rank];
+
+    assert(w->sim->timed);
+    pthread_mutex_lock(&w->sim->lock);
+    if (!own->gone && !own->silent) {
+        uint64_t to_ns = td_comm_simtime_add(own->now_ns, ns);
+
+        own->now_ns = to_ns < own->lost_ns ? to_ns : own->lost_ns;
+        if (own->now_ns == UINT64_MAX) {
+            own->silent = true;
+            td_comm_world_fail(&w->base, TD_PEER_TIMED_OUT);
+            td_comm_sim_timed_settle(w->sim);
+        } else if (own->now_ns == own->lost_ns) {
+            lose(w);
+        }
+    }
+    pthread_mutex_unlock(&w->sim->lock);
+}
+
+void td_comm_sim_kill_at(struct td_comm *comm, uint64_t at_ns)
+{
+    struct td_comm_sim_world *w = world_of(comm);
+    struct td_comm_sim_end *own = &w->sim->ends[w->base.rank];
+
+    assert(w->sim->timed);
+    pthread_mutex_lock(&w->sim->lock);
+    own->lost_ns = at_ns;
+    if (own->now_ns >= at_ns)
+        lose(w);
+    pthread_mutex_unlock(&w->sim->lock);
+}
+
+static struct td_comm_sim_group *new_sim(uint32_t n_ranks)
+{
+    struct td_comm_sim_group *sim = calloc(1, sizeof *sim + n_ranks * sizeof sim->ends[0]);
     pthread_condattr_t attr;
 
     if (!sim)
@@ -298,15 +402,16 @@ static struct sim *new_sim(uint32_t n_ranks)
     for (uint32_t r = 0; r < n_ranks; r++) {
         pthread_cond_init(&sim->ends[r].wake, &attr);
         sim->ends[r].last = &sim->ends[r].first;
+        sim->ends[r].lost_ns = UINT64_MAX;
     }
     pthread_condattr_destroy(&attr);
     return sim;
 }
 
-static enum td_status open_end(struct sim *sim, uint32_t rank, struct td_comm **comm,
+static enum td_status open_end(struct td_comm_sim_group *sim, uint32_t rank, struct td_comm **comm,
                                struct td_err *err)
 {
-    struct sim_world *w = calloc(1, sizeof *w);
+    struct td_comm_sim_world *w = calloc(1, sizeof *w);
     enum td_status status;
 
     if (!w)
@@ -322,7 +427,8 @@ static enum td_status open_end(struct sim *sim, uint32_t rank, struct td_comm **
     w->cap_sends = (*comm)->cap_xfers;
     w->sends = calloc(w->cap_sends, sizeof *w->sends);
     w->done = calloc(w->cap_sends, sizeof *w->done);
-    if (!w->sends || !w->done) {
+    w->msgs = calloc(w->cap_sends, sizeof *w->msgs);
+    if (!w->sends || !w->done || !w->msgs) {
         td_comm_close(*comm);
         return td_err_set(err, TD_NO_MEMORY, "no memory for simulated rank %u", rank);
     }
@@ -337,7 +443,7 @@ fail:
 
 enum td_status td_comm_sim_open(uint32_t n_ranks, struct td_comm **comms, struct td_err *err)
 {
-    struct sim *sim;
+    struct td_comm_sim_group *sim;
     uint32_t n = 0;
 
     if (n_ranks < 1 || n_ranks > TD_COMM_MAX_RANKS)

@@ -24,6 +24,7 @@ check kernels "$none" 'kernels/'
 check comm "$none" 'comm/|kernels/base/'
 check proto "$none" 'proto/|kernels/base/'
 check shard "$none" 'shard/|comm/|kernels/'
+check deploy "$none" 'deploy/netlab/|kernels/base/'
 check daemon '^daemon/(cli/|main\.c)' 'daemon/(api|text|coordinator|engine|[a-z0-9_]+\.h)|shard/|comm/|proto/|kernels/'
 
 # Libraries that only one layer may know: system headers by the files that may have them.

@@ -6,4 +6,4 @@ if ! command -v shellcheck >/dev/null; then
     echo "shellcheck is missing: deploy/install-deps.sh test"
     exit 1
 fi
-git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
+git ls-files -z "*.sh" .ci/run deploy/netlab/netlab | xargs -0 shellcheck -x

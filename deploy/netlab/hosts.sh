@@ -10,7 +10,7 @@ net_of() { # PID -> its network namespace, "net:[4026532000]"
 # The processes in these network namespaces. Never those of the one in which the lab was made.
 processes_in() {
     local ns outside tests=()
-    outside=$(cat "$state/outside")
+    outside=$(cat "$state/outside" 2>/dev/null || net_of self)
     for ns in "$@"; do
         if [ -z "$ns" ] || [ "$ns" = "$outside" ]; then
             continue
@@ -80,6 +80,11 @@ start_host() {
     disown
 }
 
+# No address of its own accord, and so no packet that nobody sent.
+no_ipv6_on() { # DEVICE
+    [ ! -e /proc/sys/net/ipv6 ] || echo "link set $1 addrgenmode none"
+}
+
 # Waits for it and plugs its NIC into the switch.
 join_host() {
     local k=$1 pid mac
@@ -92,12 +97,12 @@ join_host() {
     echo "$pid" >"$state/h$k.pid"
     rm -f "$state/h$k.up" "$state/h$k.outer"
     mac=$(printf '02:6e:6c:00:00:%02x' "$k")
-    ip link add "$(port "$k")" netns "$(pid_of sw)" type veth peer name eth0 netns "$pid"
-    in_switch ip link set "$(port "$k")" addrgenmode none
+    ip link add "$(port "$k")" netns "$(pid_of net)" type veth peer name eth0 netns "$pid"
+    no_ipv6_on "$(port "$k")" | in_switch ip -batch -
     on_net_of "$k" ip -batch - <<TEXT
 link set lo up
 link set eth0 address $mac
-link set eth0 addrgenmode none
+$(no_ipv6_on eth0)
 addr add $net.$((10 + k))/24 broadcast $net.255 dev eth0
 link set eth0 up
 TEXT
@@ -113,10 +118,10 @@ start_switch_net() {
         sleep 0.01
     done
     [ $i -lt 500 ] || die "no network namespace within 5 s: $(tail -n 3 "$state/log")"
-    echo $pid >"$state/sw.pid"
+    echo $pid >"$state/net.pid"
     in_switch ip -batch - <<TEXT
 link add br0 type bridge stp_state 0 mcast_snooping 0
-link set br0 addrgenmode none
+$(no_ipv6_on br0)
 link set br0 up
 TEXT
 }
@@ -175,16 +180,20 @@ verb_up() {
     trap - EXIT
 }
 
+# Ends everything, known by the marks in the processes' environments, whatever the files say: `up` may have been killed.
 tear_down() {
-    local pid spaces=()
-    for pid in $(holders) $(cat "$state"/*.pid 2>/dev/null); do
-        spaces+=("$(net_of "$pid" 2>/dev/null || true)")
+    local i pid pids spaces=()
+    for ((i = 0; i < 100; i++)); do
+        for pid in $(holders); do
+            spaces+=("$(net_of "$pid" 2>/dev/null || true)")
+        done
+        pids=$(holders && processes_in "${spaces[@]}")
+        [ -n "$pids" ] || break
+        # shellcheck disable=SC2086 # one word per process
+        kill -KILL $pids 2>/dev/null || true
+        sleep 0.02
     done
-    kill_in "${spaces[@]}"
-    # Those that did not come as far as a namespace of their own.
-    for pid in $(holders); do
-        kill -KILL "$pid" 2>/dev/null || true
-    done
+    [ -z "$pids" ] || die "these processes of the lab do not end: ${pids//$'\n'/ }"
     rm -rf "$state"
     rmdir "$state_root" 2>/dev/null || true
 }

@@ -20,20 +20,14 @@ find_switch() {
         die "the program tensord-netlab-switch is neither in $root/build nor in PATH: build it, or name it in NETLAB_SWITCH"
 }
 
-switch_pid() { # fails when none runs
-    local pid
-    pid=$(cat "$state/switch.pid" 2>/dev/null) && [[ $(readlink "/proc/$pid/exe" 2>/dev/null) == */tensord-netlab-switch* ]] &&
-        echo "$pid"
-}
-
 start_switch() {
     local program
-    if switch_pid >/dev/null; then
+    if pid_of switch >/dev/null; then
         return
     fi
     program=$(find_switch)
     rm -f "$state/switch.sock"
-    NETLAB_HOLDER=$state setsid nsenter -t "$(pid_of sw)" -n -- "$program" serve "$state/switch.sock" \
+    NETLAB_HOLDER=$state setsid nsenter -t "$(pid_of net)" -n -- "$program" serve "$state/switch.sock" \
         </dev/null >/dev/null 2>>"$state/log" 9<&- &
     echo $! >"$state/switch.pid"
     disown
@@ -42,10 +36,10 @@ start_switch() {
 
 stop_switch() {
     local pid i
-    if pid=$(switch_pid); then
+    if pid=$(pid_of switch); then
         kill "$pid" 2>/dev/null || true
         for ((i = 0; i < 200; i++)); do
-            [ -d "/proc/$pid" ] || break
+            pid_of switch >/dev/null || break
             sleep 0.01
         done
     fi
@@ -105,36 +99,32 @@ switch_rules() {
     done
 }
 
-# One ip command per line for the ports, as the mode has it.
+# One ip command per line for the ports, as the mode has it. A port of no bridge leads nowhere: a black hole.
 port_commands() { # MODE
-    local k port_state
+    local k
     for k in $(present); do
-        if [ "$1" = switch ]; then
+        if [ "$1" = switch ] || [ -e "$state/h$k.hole" ]; then
             echo "link set $(port "$k") nomaster"
         else
             echo "link set $(port "$k") master br0"
         fi
         if [ -e "$state/h$k.cut" ]; then
             echo "link set $(port "$k") down"
-            continue
-        fi
-        echo "link set $(port "$k") up"
-        if [ "$1" != switch ]; then
-            port_state=3 # forwarding
-            [ ! -e "$state/h$k.hole" ] || port_state=0
-            echo "link set $(port "$k") type bridge_slave state $port_state"
+        else
+            echo "link set $(port "$k") up"
         fi
     done
 }
 
 set_netem() {
-    local k delay jitter loss rate rate_words=()
+    local k delay jitter loss rate words
     read -r delay jitter loss rate <"$state/shape"
+    words=(limit 100000 delay "$(awk -v n="$delay" 'BEGIN { printf "%.3fus", n / 1000 }')"
+        loss "$(awk -v n="$loss" 'BEGIN { printf "%.4f%%", n / 10000 }')")
     # 24 bytes per packet: preamble, check sequence, gap.
-    [ "$rate" = 0 ] || rate_words=(rate "${rate}bit" 24)
+    [ "$rate" = 0 ] || words+=(rate "${rate}bit" 24)
     for k in $(present); do
-        in_switch tc qdisc replace dev "$(port "$k")" root netem limit 100000 delay "$((delay / 1000))us" \
-            loss "$(awk -v n="$loss" 'BEGIN { printf "%.4f%%", n / 10000 }')" "${rate_words[@]}"
+        in_switch tc qdisc replace dev "$(port "$k")" root netem "${words[@]}"
     done
 }
 

@@ -1,0 +1,526 @@
+"""deploy/netlab: hosts on one machine, the links between them, and programs that run over them.
+
+Needs root and a kernel that gives it namespaces. Of times only what a link must add is asserted: a packet is never early.
+"""
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NETLAB = ROOT / "deploy" / "netlab" / "netlab"
+LIMIT_S = 30
+
+
+def why_not():
+    if os.geteuid() != 0:
+        return "root: netlab needs root"
+    p = subprocess.run(["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "true"],
+                       capture_output=True, text=True)
+    return f"root: namespaces are not permitted here: {p.stderr.strip()}" if p.returncode else ""
+
+
+needs_lab = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+
+
+class Lab:
+    def __init__(self, name):
+        self.name = name
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "NETLAB"))} | {"NETLAB": name}
+
+    def __call__(self, *args, check=True, **kwargs):
+        p = subprocess.run([NETLAB, *map(str, args)], env=self.env, capture_output=True, text=True, timeout=LIMIT_S,
+                           stdin=subprocess.DEVNULL, **kwargs)
+        assert not check or p.returncode == 0, f"netlab {args} ended with {p.returncode}: {p.stderr}"
+        return p if not check else p.stdout
+
+    def start(self, host, *command, **kwargs):
+        return subprocess.Popen([NETLAB, "exec", host, *map(str, command)], env=self.env, text=True,
+                                stdout=subprocess.PIPE, **kwargs)
+
+    def python(self, host, script, *args, **kwargs):
+        return self("exec", host, sys.executable, "-c", script, *args, **kwargs)
+
+    @property
+    def traces(self):
+        """Processes, mounts and files that tell of the lab."""
+        mark = f"NETLAB_HOLDER=/run/tensord-netlab/{self.name}\0".encode()
+        pids = []
+        for entry in pathlib.Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes():
+                    pids.append((entry / "cmdline").read_bytes())
+        mounts = [m for m in pathlib.Path("/proc/self/mounts").read_text().splitlines() if "netlab" in m]
+        links = [i for _, i in socket.if_nameindex() if i.startswith(f"{self.name}-")]
+        files = list(pathlib.Path("/run/tensord-netlab").glob(f"{self.name}*"))
+        return pids + mounts + links + files
+
+
+@contextlib.contextmanager
+def lab_of(name, hosts):
+    lab = Lab(name)
+    lab("up", hosts)
+    try:
+        yield lab
+    finally:
+        lab("down")
+        assert lab.traces == []
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """Three hosts, shared by the tests: each leaves the links whole."""
+    with lab_of(f"t{os.getpid() % 100000}", 3) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def whole_links(request):
+    yield
+    if "lab" not in request.fixturenames:
+        return
+    lab = request.getfixturevalue("lab")
+    status = lab("status").splitlines()
+    if status[0] != f"lab '{lab.name}': 3 hosts on the kernel's bridge":
+        lab("shape", "off")
+    for line in status:
+        if line.startswith("h") and " crashed " in line:
+            lab("boot", line.split()[0])
+        elif line.startswith("h") and (" cut " in line or " blackholed " in line):
+            lab("heal", line.split()[0])
+
+
+ECHO = """
+import socket
+with socket.create_server(("", 5000)) as server:
+    print("listening", flush=True)
+    c, _ = server.accept()
+    c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while data := c.recv(1 << 16):
+        c.sendall(data)
+"""
+# Sends one byte and waits for it, N times; prints the seconds of each.
+ASK = """
+import json, socket, sys, time
+host, n = sys.argv[1], int(sys.argv[2])
+c = socket.create_connection((host, 5000), timeout=20)
+c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+times = []
+for _ in range(n):
+    begin = time.monotonic()
+    c.sendall(b"x")
+    assert c.recv(1) == b"x"
+    times.append(time.monotonic() - begin)
+print(json.dumps(times))
+"""
+# Sends N bytes, of which the other side tells when it has them all; prints the seconds.
+SINK = """
+import socket, sys
+with socket.create_server(("", 5001)) as server:
+    print("listening", flush=True)
+    c, _ = server.accept()
+    n = 0
+    while data := c.recv(1 << 16):
+        n += len(data)
+    c.sendall(str(n).encode())
+"""
+POUR = """
+import socket, sys, time
+host, n = sys.argv[1], int(sys.argv[2])
+c = socket.create_connection((host, 5001), timeout=20)
+begin = time.monotonic()
+c.sendall(bytes(n))
+c.shutdown(socket.SHUT_WR)
+assert int(c.recv(100)) == n
+print(time.monotonic() - begin)
+"""
+# One datagram, and whether an answer comes within the time.
+ANSWER = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 5002))
+print("listening", flush=True)
+while True:
+    data, sender = s.recvfrom(100)
+    s.sendto(data, sender)
+"""
+REACHES = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(float(sys.argv[2]))
+s.connect((sys.argv[1], 5002))
+s.send(b"there?")
+try:
+    print("yes" if s.recv(100) == b"there?" else "garbage")
+except OSError as e:
+    print("no")
+"""
+
+
+@contextlib.contextmanager
+def running(lab, host, script):
+    p = lab.start(host, sys.executable, "-c", script)
+    try:
+        assert p.stdout.readline() == "listening\n"
+        yield p
+    finally:
+        p.kill()
+        p.wait(LIMIT_S)
+        p.stdout.close()
+
+
+def round_trips(lab, n, server="h1", client="h0"):
+    with running(lab, server, ECHO):
+        return json.loads(lab.python(client, ASK, server, n))
+
+
+def reaches(lab, client, server, wait_s):
+    return lab.python(client, REACHES, server, wait_s).strip() == "yes"
+
+
+def reaches_soon(lab, client, server):
+    """A packet or two may go before the neighbours know each other again."""
+    return any(reaches(lab, client, server, 1) for _ in range(10))
+
+
+@needs_lab
+def test_hosts_have_names_and_see_each_other(lab):
+    names = [lab("exec", h, "cat", "/proc/sys/kernel/hostname").strip() for h in ("h0", "h1", "h2")]
+    assert names == ["h0", "h1", "h2"]
+    assert socket.gethostname() not in names
+    with running(lab, "h2", ANSWER):
+        assert reaches_soon(lab, "h0", "h2") and reaches_soon(lab, "h1", "h2")
+    # Processes and shared memory are a host's own; from h0 all processes are seen.
+    lab("exec", "h1", "touch", "/dev/shm/mine")
+    assert "mine" in lab("exec", "h1", "ls", "/dev/shm")
+    assert "mine" not in lab("exec", "h2", "ls", "/dev/shm")
+    assert lab("exec", "h1", "sh", "-c", "echo $PPID").strip() in ("0", "1")
+    assert lab("exec", "h2", "pwd", cwd=ROOT / "tests").strip() == str(ROOT / "tests")
+    assert lab("hostfile") == "h0 slots=1\nh1 slots=1\nh2 slots=1\n"
+    assert lab("hostfile", "h2:4,h1") == "h2 slots=4\nh1 slots=1\n"
+
+
+@needs_lab
+def test_exec_passes_status_words_and_signals(lab):
+    assert lab("exec", "h1", "sh", "-c", "exit 7", check=False).returncode == 7
+    assert lab("exec", "h1", "printf", "%s|", "a b", "$c", "") == "a b|$c||"
+    assert lab("rsh", "h1", "printf", "'%s|'", "a", "b;", "exit 3", check=False).stdout == "a|b|"
+    for host in ("h0", "h1"):
+        p = lab.start(host, "sh", "-c", "trap 'echo told; exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+        assert p.stdout.readline() == "ready\n"
+        p.terminate()
+        assert p.stdout.read() == "told\n", host
+        p.wait(LIMIT_S)
+        p.stdout.close()
+
+
+@needs_lab
+@pytest.mark.parametrize("delay,least_s", [("50us", 100e-6), ("2ms", 4e-3), ("0.03s", 60e-3)])
+def test_a_round_trip_takes_the_delay_twice(lab, delay, least_s):
+    lab("shape", f"delay={delay}")
+    times = round_trips(lab, 20)
+    assert least_s <= min(times) < least_s + 2
+
+
+@needs_lab
+def test_a_pair_has_a_delay_of_its_own(lab):
+    lab("shape", "h1", "h2", "delay=30ms")
+    assert min(round_trips(lab, 3, client="h1", server="h2")) >= 60e-3
+    assert min(round_trips(lab, 3, client="h2", server="h1")) >= 60e-3
+    assert min(round_trips(lab, 20, client="h0", server="h1")) < 60e-3  # it is not everybody's
+    assert "between h1 and h2: delay 30ms" in lab("status")
+
+
+@needs_lab
+def test_jitter_is_added_to_the_delay(lab):
+    lab("shape", "delay=1ms", "jitter=4ms")
+    times = round_trips(lab, 100)
+    assert min(times) >= 2e-3
+    # Two draws from 0 to 4 ms: that 100 such sums all stay below 4 ms has the probability 2^-100.
+    assert max(times) >= 6e-3
+
+
+@needs_lab
+def test_a_transfer_takes_what_the_rate_allows(lab):
+    n = 1 << 20
+    lab("shape", "rate=40mbit")
+    with running(lab, "h1", SINK):
+        took_s = float(lab.python("h0", POUR, "h1", n))
+    assert 8 * n / 40e6 <= took_s < 20
+
+
+@needs_lab
+def test_loss_takes_single_packets_and_tcp_repairs_it(lab):
+    """At 5 % of 363 packets or more each way, that none is lost has the probability 0.95^363 = 10^-8."""
+    n = 363 * 1448
+    lab("shape", "loss=5%")
+    with running(lab, "h1", SINK):
+        lab.python("h0", POUR, "h1", n)
+    row = next(line.split() for line in lab("status").splitlines() if line.startswith(f"{lab.name}-p1"))
+    counters = dict(zip(("port", "from", "to", "lost"), row))
+    assert int(counters["to"]) >= 363
+    assert int(counters["lost"]) > 0
+
+
+@needs_lab
+@pytest.mark.parametrize("shape", ["off", "delay=100us"])
+@pytest.mark.parametrize("verb", ["cut", "blackhole"])
+def test_a_host_is_cut_off_and_healed(lab, verb, shape):
+    lab("shape", shape)
+    with running(lab, "h1", ANSWER), running(lab, "h2", ANSWER):
+        assert reaches_soon(lab, "h0", "h1")
+        lab(verb, "h1")
+        carrier = lab("exec", "h1", "ip", "link", "show", "eth0")
+        assert ("NO-CARRIER" in carrier) == (verb == "cut")
+        assert not reaches(lab, "h0", "h1", 0.3) and not reaches(lab, "h1", "h2", 0.3)
+        assert reaches_soon(lab, "h0", "h2")
+        assert {"cut": "cut", "blackhole": "blackholed"}[verb] in lab("status")
+        lab("heal", "h1")
+        assert reaches_soon(lab, "h0", "h1") and reaches_soon(lab, "h1", "h2")
+
+
+@needs_lab
+def test_one_direction_is_blocked(lab):
+    """A datagram and its answer need both ways; what arrives tells which one is blocked."""
+    receive = ("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('', 5003))\n"
+               "print('listening', flush=True)\nwhile True: print(s.recv(100).decode(), flush=True)")
+    send = ("import socket, sys\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            "s.sendto(sys.argv[2].encode(), (sys.argv[1], 5003))")
+    # Neighbours are made known by hand: asking for them needs both ways.
+    for host, k in (("h0", 1), ("h1", 0)):
+        lab("exec", host, "ip", "neigh", "replace", f"10.77.0.{10 + k}", "lladdr", f"02:6e:6c:00:00:0{k}", "dev", "eth0")
+    lab("block", "h1", "h0")
+    try:
+        assert "blocked: h1 to h0" in lab("status")
+        with running(lab, "h1", receive) as at_1, running(lab, "h0", receive) as at_0:
+            lab.python("h0", send, "h1", "there")
+            assert at_1.stdout.readline() == "there\n"
+            lab.python("h1", send, "h0", "lost")
+            lab("unblock", "h1", "h0")
+            lab.python("h1", send, "h0", "back")
+            assert at_0.stdout.readline() == "back\n"
+    finally:
+        lab("unblock", "h1", "h0")
+        lab("exec", "h0", "ip", "neigh", "flush", "dev", "eth0", "nud", "permanent")
+        lab("exec", "h1", "ip", "neigh", "flush", "dev", "eth0", "nud", "permanent")
+
+
+@needs_lab
+def test_a_crashed_host_says_nothing_and_comes_again(lab):
+    """A peer of a host without power learns nothing from it; after the boot it is told that its connection is none."""
+    lab("shape", "delay=100us")
+    with running(lab, "h1", ECHO) as server:
+        watch = lab.start("h0", sys.executable, "-c", """
+import socket
+c = socket.create_connection(("h1", 5000), timeout=0.4)
+c.sendall(b"x")
+assert c.recv(1) == b"x"
+print("connected", flush=True)
+input()
+try:
+    print("got", c.recv(1), flush=True)
+except TimeoutError:
+    print("silence", flush=True)
+c.settimeout(20)
+input()
+c.sendall(b"y")
+try:
+    print("got", c.recv(1), flush=True)
+except ConnectionResetError:
+    print("reset", flush=True)
+""", stdin=subprocess.PIPE)
+        assert watch.stdout.readline() == "connected\n"
+        lab("crash", "h1")
+        assert server.wait(LIMIT_S) != 0
+        assert "h1 is crashed" in lab("exec", "h1", "true", check=False).stderr
+        watch.stdin.write("\n")
+        watch.stdin.flush()
+        assert watch.stdout.readline() == "silence\n"
+        lab("boot", "h1")
+        with running(lab, "h1", ANSWER):
+            assert reaches_soon(lab, "h0", "h1")
+        out, _ = watch.communicate("\n", timeout=LIMIT_S)
+        assert out == "reset\n"
+
+
+@needs_lab
+def test_mpirun_runs_over_hosts(lab):
+    assert sorted(lab("mpirun", "h1:2,h2", "-n", 3, "hostname").split()) == ["h1", "h1", "h2"]
+    flags = lab("mpirun-flags").strip()
+    assert "\n" not in flags
+    # What another program makes of the flags, and mpirun as exec prepares it.
+    assert sorted(lab("exec", "h0", "sh", "-c", f"env -u OMPI_MCA_plm_rsh_agent mpirun {flags} --host h0,h1 hostname")
+                  .split()) == ["h0", "h1"]
+    assert sorted(lab("exec", "h0", "mpirun", "--host", "h1,h2", "hostname").split()) == ["h1", "h2"]
+
+
+@needs_lab
+def test_two_hosts_generate_what_one_rank_does(lab, tensord, tiny):
+    words = ("generate", "--model", tiny, "--prompt", "Once upon a time", "--max-tokens", 24, "--threads", 1, "--json")
+    lab("shape", "delay=200us")
+    alone = tensord.json_once(*words[:-1])
+    two = json.loads(lab("mpirun", "h1,h2", "-n", 2, tensord.binary, *words))
+    assert two["text"] == alone["text"] and two["ids"] == alone["ids"]
+    assert [r["host"] for r in two["ranks"]] == ["h1", "h2"]
+
+
+@needs_lab
+def test_serve_launches_its_ranks_on_the_hosts(lab, tensord, tiny, tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text(lab("hostfile", "h1,h2"))
+    alone = tensord.json_once("generate", "--model", tiny, "--prompt", "Once upon a time", "--max-tokens", 24,
+                              "--threads", 1)
+    log = tmp_path / "log"
+    with log.open("w") as f:
+        server = subprocess.Popen([NETLAB, "exec", "h0", tensord.binary, "serve", "--model", tiny, "-n", "2", "--hostfile",
+                                   hostfile, "--port", "8000", "--threads", "1"], env=lab.env, stdout=f, stderr=f)
+    try:
+        url = "http://127.0.0.1:8000"
+        deadline = time.monotonic() + LIMIT_S
+        while lab("exec", "h0", "curl", "-fs", f"{url}/readyz", check=False).returncode != 0:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+        answer = json.loads(lab("exec", "h0", "curl", "-fs", f"{url}/v1/completions", "-H",
+                                "Content-Type: application/json", "-d", json.dumps(body)))
+        assert answer["choices"][0]["text"] == alone["text"]
+        status = json.loads(lab("exec", "h0", "curl", "-fs", f"{url}/status"))["groups"][0]
+        assert [r["host"] for r in status["ranks"]] == ["h1", "h2"]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(LIMIT_S) == 0
+
+
+WRONG = [
+    ((), "got no verb"),
+    (("fly",), "got 'fly', expected one of up"),
+    (("up",), "got 0 arguments after 'up', expected 'up N'"),
+    (("up", "2", "3"), "got 2 arguments after 'up'"),
+    (("up", "1"), "up: got '1', expected a number of hosts from 2 to 16"),
+    (("up", "17"), "got '17'"),
+    (("up", "two"), "got 'two'"),
+    (("down", "now"), "got 1 argument after 'down'"),
+    (("exec", "h0"), "expected 'exec HOST CMD...'"),
+    (("shape",), "got 0 arguments after 'shape'"),
+    (("shape", "speed=3"), "got 'speed=3', expected delay=, jitter=, loss= or rate="),
+    (("shape", "delay=50"), "got delay=50, expected a number with us, ms or s"),
+    (("shape", "delay=-1ms"), "got delay=-1ms"),
+    (("shape", "delay=1e3us"), "got delay=1e3us"),
+    (("shape", "delay=11s"), "got delay=11s, expected at most 10s"),
+    (("shape", "jitter=1min"), "got jitter=1min"),
+    (("shape", "loss=5"), "got loss=5, expected a number with % or ppm"),
+    (("shape", "loss=101%"), "got loss=101%, expected at most 100%"),
+    (("shape", "rate=1gb"), "got rate=1gb, expected a number with kbit, mbit or gbit"),
+    (("shape", "rate=1001gbit"), "got rate=1001gbit, expected 1kbit to 1000gbit"),
+    (("shape", "off", "delay=1ms"), "shape off: got 'delay=1ms' as well"),
+    (("shape", "h1", "delay=1ms"), "shape: got 'h1 delay=1ms'"),
+]
+WRONG_IN_LAB = [
+    (("exec", "h3", "true"), "got host 'h3', expected h0 to h2"),
+    (("exec", "vm", "true"), "got host 'vm'"),
+    (("rsh", "h01", "true"), "got host 'h01'"),
+    (("cut", "h9"), "got host 'h9'"),
+    (("block", "h1", "h1"), "got h1 twice, expected two hosts"),
+    (("shape", "h0", "h1", "rate=1gbit"), "got rate for one pair"),
+    (("shape", "h0", "h4", "delay=1ms"), "got host 'h4'"),
+    (("mpirun", "h1:0", "true"), "got 'h1:0', expected HOST[:SLOTS]"),
+    (("hostfile", "h1,,h2"), "got host ''"),
+]
+
+
+@pytest.mark.parametrize("args,message", WRONG)
+def test_wrong_arguments_are_told(args, message):
+    p = Lab("nosuch")(*args, check=False)
+    assert p.returncode == 2 and p.stdout == ""
+    assert p.stderr.startswith("netlab: ") and message in p.stderr and p.stderr.count("\n") == 1
+
+
+@needs_lab
+@pytest.mark.parametrize("args,message", WRONG_IN_LAB)
+def test_wrong_hosts_are_told(lab, args, message):
+    before = lab("status")
+    p = lab(*args, check=False)
+    assert p.returncode == 2 and message in p.stderr and p.stderr.count("\n") == 1
+    assert lab("status") == before
+
+
+def test_wrong_environment_is_told():
+    for variables, message in (({"NETLAB": "Lab 1"}, "NETLAB: got 'Lab 1'"), ({"NETLAB_SHAPER": "tc"}, "NETLAB_SHAPER")):
+        p = subprocess.run([NETLAB, "status"], env=os.environ | variables, capture_output=True, text=True)
+        assert p.returncode == 2 and message in p.stderr
+
+
+def test_who_is_not_root_is_told():
+    other = []
+    if os.geteuid() == 0:
+        other = ["unshare", "--user"]  # where we are nobody, and may still read our files
+        if subprocess.run([*other, "true"], capture_output=True).returncode:
+            pytest.skip("root: user namespaces are not permitted here")
+    p = subprocess.run([*other, NETLAB, "up", "2"], capture_output=True, text=True)
+    assert p.returncode == 1 and "netlab: needs root, this is user" in p.stderr
+
+
+def test_help_names_every_verb():
+    p = Lab("nosuch")("--help")
+    for verb in ("up N", "down", "exec", "rsh", "mpirun ", "mpirun-flags", "hostfile", "shape", "cut", "heal", "blackhole", "block",
+                 "unblock", "crash", "boot", "status"):
+        assert f"  {verb}" in p or f"; {verb}" in p, verb
+
+
+@needs_lab
+def test_up_twice_and_not_up_are_told(lab):
+    assert "already up with 3 hosts" in lab("up", "2", check=False).stderr
+    for args in (("down",), ("status",), ("exec", "h0", "true"), ("cut", "h0"), ("shape", "off")):
+        p = Lab("nosuch")(*args, check=False)
+        assert p.returncode == 1 and p.stderr == "netlab: lab 'nosuch' is not up: netlab up N\n"
+    assert "h1 is running" in lab("boot", "h1", check=False).stderr
+    assert "would end it" in lab("exec", "h0", NETLAB, "down", check=False).stderr
+
+
+@needs_lab
+def test_a_missing_switch_is_told_and_nothing_is_changed(lab):
+    lab.env["NETLAB_SWITCH"] = "/nosuch"
+    try:
+        p = lab("shape", "delay=1ms", "jitter=1ms", check=False)
+    finally:
+        del lab.env["NETLAB_SWITCH"]
+    assert p.returncode == 1 and "'/nosuch' is no program" in p.stderr
+
+
+@needs_lab
+def test_two_labs_stand_side_by_side_and_down_ends_only_its_own(lab):
+    bystander = subprocess.Popen(["sleep", "60"], env=os.environ | {"NETLAB": "other"})
+    with lab_of(f"u{os.getpid() % 100000}", 2) as other:
+        stray = other.start("h0", "sleep", "60")  # of h0, which shares the machine's processes
+        far = other.start("h1", "setsid", "sleep", "60")
+        other("shape", "delay=10ms")
+        assert min(round_trips(other, 2)) >= 20e-3
+        assert min(round_trips(lab, 10)) < 20e-3
+    assert stray.wait(LIMIT_S) == -signal.SIGKILL and far.wait(LIMIT_S) != 0
+    for p in (stray, far):
+        p.stdout.close()
+    assert bystander.poll() is None and "3 hosts" in lab("status")
+    bystander.kill()
+    bystander.wait()
+
+
+@needs_lab
+def test_down_removes_what_a_killed_up_left():
+    lab = Lab(f"k{os.getpid() % 100000}")
+    up = subprocess.Popen([NETLAB, "up", "16"], env=lab.env, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT_S
+    while not pathlib.Path(f"/run/tensord-netlab/{lab.name}/h1.pid").exists():
+        assert up.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    up.kill()
+    up.wait()
+    assert lab.traces != []
+    lab("down")
+    assert lab.traces == []

@@ -40,6 +40,7 @@ test_packages=(
     python3 python3-venv             # clients of the end-to-end tests
     openssl                          # certificates for the TLS tests
     procps                           # kill a rank by its name
+    iproute2                         # hosts of deploy/netlab
 )
 
 list=no

@@ -232,7 +232,8 @@ verb_boot() {
     if pid_of "h$k" >/dev/null; then
         die "h$k is running: netlab crash h$k"
     fi
-    # One whose first process was killed from outside left its files.
+    # One whose first process was killed from outside left its files, and h0 may have left its link.
+    in_switch ip link del "$(port "$k")" 2>/dev/null || true
     rm -f "$state/h$k.pid" "$state/h$k.cut" "$state/h$k.hole"
     start_host "$k"
     join_host "$k"

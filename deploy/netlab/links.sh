@@ -166,6 +166,28 @@ apply() {
 
 # ---- Verbs ----
 
+# For a verb that changes the rules: as they were, if it does not come to its end.
+keep_rules() {
+    local file
+    for file in shape pairs blocks; do
+        cp "$state/$file" "$state/$file.old"
+    done
+    trap restore_rules EXIT
+}
+
+restore_rules() {
+    local file
+    for file in shape pairs blocks; do
+        mv "$state/$file.old" "$state/$file"
+    done
+}
+
+apply_rules() {
+    apply
+    trap - EXIT
+    rm -f "$state"/{shape,pairs,blocks}.old
+}
+
 read_span() { # NAME TEXT -> ns
     local factor
     [[ $2 =~ ^([0-9]{1,9}(\.[0-9]{1,9})?)(us|ms|s)$ || $2 =~ ^(0)()()$ ]] ||
@@ -223,11 +245,13 @@ verb_shape() {
     if [ "$1" = off ]; then
         [ $# -eq 1 ] || wrong "shape off: got '$2' as well, expected nothing more"
         take_lab
+        keep_rules
         echo 0 0 0 0 >"$state/shape"
         : >"$state/pairs"
     elif [[ $1 == *=* ]]; then
         read_shape "$@"
         take_lab
+        keep_rules
         echo "$delay $jitter $loss $rate" >"$state/shape"
         : >"$state/pairs"
     else
@@ -236,13 +260,14 @@ verb_shape() {
         take_lab
         read_pair shape "$1" "$2"
         [ "$rate" = 0 ] || wrong "shape: got rate for one pair, expected it only for the whole switch: it is a port's"
+        keep_rules
         {
             grep -vE "^($a $b|$b $a) " "$state/pairs" || true
             echo "$a $b $delay $jitter $loss"
         } >"$state/pairs.new"
         mv "$state/pairs.new" "$state/pairs"
     fi
-    apply
+    apply_rules
 }
 
 read_pair() { # VERB HOST HOST: sets a and b in the caller
@@ -282,15 +307,17 @@ verb_block() {
     local a b
     take_lab
     read_pair block "$@"
+    keep_rules
     grep -qx "$a $b" "$state/blocks" || echo "$a $b" >>"$state/blocks"
-    apply
+    apply_rules
 }
 
 verb_unblock() {
     local a b
     take_lab
     read_pair unblock "$@"
+    keep_rules
     { grep -vx "$a $b" "$state/blocks" || true; } >"$state/blocks.new"
     mv "$state/blocks.new" "$state/blocks"
-    apply
+    apply_rules
 }

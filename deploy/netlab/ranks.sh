@@ -16,21 +16,38 @@ hwloc_base_binding_policy none
 TEXT
 }
 
+# What makes the lab reachable; the other choices are a user's to change.
+is_needed() { # NAME
+    [[ $1 == plm* || $1 == *_if_include ]]
+}
+
 export_mpi() {
-    local name value
+    local name value variable
     while read -r name value; do
-        export "OMPI_MCA_$name=$value"
+        variable=OMPI_MCA_$name
+        if is_needed "$name" || [ -z "${!variable+set}" ]; then
+            export "$variable=$value"
+        fi
     done < <(mca_choices)
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 NETLAB=$lab
 }
 
-mpirun_flags() { # one per line
-    local name value
+# One per line, without those that the words after them choose otherwise.
+mpirun_flags() { # ARG...
+    local name value chosen=' '
+    while [ $# -gt 1 ]; do
+        [[ $1 != -mca && $1 != --mca ]] || chosen+="$2 "
+        shift
+    done
     echo --allow-run-as-root
     while read -r name value; do
-        printf '%s\n' --mca "$name" "$value"
-    done < <(mca_choices)
-    printf '%s\n' --mca orte_tmpdir_base /dev/shm
+        if is_needed "$name" || [[ $chosen != *" $name "* ]]; then
+            printf '%s\n' --mca "$name" "$value"
+        fi
+    done < <(
+        mca_choices
+        echo orte_tmpdir_base /dev/shm
+    )
 }
 
 enter() { # K CMD...
@@ -53,11 +70,31 @@ verb_exec() {
     enter "$k" setpriv --pdeathsig TERM "$@"
 }
 
-# As sshd does it: an environment of its own, the words joined for the shell.
+# Why ssh from h0 would not come through to host K; nothing when it would.
+why_unreachable() { # K
+    local k=$1 host
+    pid_of "h$k" >/dev/null || echo "h$k is crashed"
+    for host in h0 "h$k"; do
+        [ ! -e "$state/$host.cut" ] || echo "$host is cut off"
+        [ ! -e "$state/$host.hole" ] || echo "$host is a black hole"
+    done
+    if grep -qxE "0 $k|$k 0" "$state/blocks"; then
+        echo "the link is blocked"
+    fi
+}
+
+# As sshd does it: an environment of its own, the words joined for the shell. And as ssh does it: a host that does not
+# answer is given up after three unanswered questions for its address, one per second.
 verb_rsh() {
-    local k
+    local k why
     need_up
     k=$(host_number "$1")
+    why=$(why_unreachable "$k" | head -n 1)
+    if [ -n "$why" ]; then
+        sleep 3
+        echo "netlab: rsh: no route to host $1: $why" >&2
+        exit 255
+    fi
     shift
     enter "$k" env -i HOME="${HOME:-/root}" USER=root LOGNAME=root SHELL=/bin/sh \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c "$*"
@@ -69,7 +106,7 @@ verb_mpirun() {
     need_up
     read_hosts "$hosts" >/dev/null
     command -v mpirun >/dev/null || die "missing tool: mpirun (Debian package openmpi-bin)"
-    mapfile -t flags < <(mpirun_flags)
+    mapfile -t flags < <(mpirun_flags "$@")
     export NETLAB=$lab
     enter 0 mpirun "${flags[@]}" --host "$hosts" "$@"
 }

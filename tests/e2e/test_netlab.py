@@ -87,7 +87,7 @@ def whole_links(request):
     if "lab" not in request.fixturenames:
         return
     lab = request.getfixturevalue("lab")
-    status = lab("status").splitlines()
+    status = lab("status", check=False).stdout.splitlines()
     if status[0] != f"lab '{lab.name}': 3 hosts on the kernel's bridge":
         lab("shape", "off")
     for line in status:
@@ -222,10 +222,22 @@ def test_exec_passes_status_words_and_signals(lab):
 
 
 @needs_lab
+def test_rsh_comes_through_only_where_packets_do(lab):
+    """Like ssh, unlike exec, which stands for the host's console."""
+    lab("blackhole", "h1")
+    p = lab("rsh", "h1", "echo", "here", check=False)
+    assert (p.returncode, p.stdout) == (255, "")
+    assert p.stderr == "netlab: rsh: no route to host h1: h1 is a black hole\n"
+    assert lab("exec", "h1", "echo", "here") == "here\n"
+    lab("heal", "h1")
+    assert lab("rsh", "h1", "echo", "here") == "here\n"
+
+
+@needs_lab
 @pytest.mark.parametrize("delay,least_s", [("50us", 100e-6), ("2ms", 4e-3), ("0.03s", 60e-3)])
 def test_a_round_trip_takes_the_delay_twice(lab, delay, least_s):
     lab("shape", f"delay={delay}")
-    times = round_trips(lab, 20)
+    times = round_trips(lab, 8)
     assert least_s <= min(times) < least_s + 2
 
 
@@ -359,6 +371,9 @@ def test_mpirun_runs_over_hosts(lab):
     assert sorted(lab("exec", "h0", "sh", "-c", f"env -u OMPI_MCA_plm_rsh_agent mpirun {flags} --host h0,h1 hostname")
                   .split()) == ["h0", "h1"]
     assert sorted(lab("exec", "h0", "mpirun", "--host", "h1,h2", "hostname").split()) == ["h1", "h2"]
+    # A choice of the user's wins.
+    shown = ("h1", "--mca", "btl", "self,tcp", "sh", "-c", "echo $OMPI_MCA_btl $OMPI_MCA_pml")
+    assert lab("mpirun", *shown) == "self,tcp ob1\n"
 
 
 @needs_lab
@@ -443,11 +458,11 @@ def test_wrong_arguments_are_told(args, message):
 
 
 @needs_lab
-@pytest.mark.parametrize("args,message", WRONG_IN_LAB)
-def test_wrong_hosts_are_told(lab, args, message):
+def test_wrong_hosts_are_told_and_nothing_is_changed(lab):
     before = lab("status")
-    p = lab(*args, check=False)
-    assert p.returncode == 2 and message in p.stderr and p.stderr.count("\n") == 1
+    for args, message in WRONG_IN_LAB:
+        p = lab(*args, check=False)
+        assert p.returncode == 2 and message in p.stderr and p.stderr.count("\n") == 1, args
     assert lab("status") == before
 
 
@@ -486,12 +501,28 @@ def test_up_twice_and_not_up_are_told(lab):
 
 @needs_lab
 def test_a_missing_switch_is_told_and_nothing_is_changed(lab):
+    before = lab("status")
     lab.env["NETLAB_SWITCH"] = "/nosuch"
     try:
-        p = lab("shape", "delay=1ms", "jitter=1ms", check=False)
+        for args in (("shape", "jitter=1ms"), ("shape", "h0", "h1", "delay=1ms"), ("block", "h0", "h1")):
+            p = lab(*args, check=False)
+            assert p.returncode == 1 and "'/nosuch' is no program" in p.stderr
+            assert lab("status") == before
     finally:
         del lab.env["NETLAB_SWITCH"]
-    assert p.returncode == 1 and "'/nosuch' is no program" in p.stderr
+
+
+@needs_lab
+def test_a_switch_that_was_killed_is_told_and_comes_again(lab):
+    lab("shape", "delay=1ms", "jitter=1us")
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"/{lab.name}/switch.sock".encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+    p = lab("status", check=False)
+    assert p.returncode == 1 and "the switch is not running" in p.stderr
+    lab("shape", "delay=2ms", "jitter=1us")
+    assert min(round_trips(lab, 3)) >= 4e-3
 
 
 @needs_lab

@@ -23,7 +23,7 @@ fi
 {
     ninja -C "$build" -t deps | grep -oE '/usr/[^ ]+'
     for tool in cc c++ cmake ninja pkg-config protoc protoc-c mpirun curl git clang clang-format-14 shellcheck \
-        python3 openssl pkill; do
+        python3 openssl pkill ip; do
         readlink -f "$(command -v "$tool" || echo "/missing/$tool")"
     done
 } | sort -u | xargs readlink -f | sort -u >"$work/files"

@@ -19,7 +19,7 @@ static const struct op_case {
     {PAIRS, SMALL, 2},      {PAIRS, LARGE, 2},      {RING, SMALL, 2},   {RING, LARGE, 2},
     {BCAST, SMALL, 2},      {BCAST, LARGE, 2},      {GATHER, SMALL, 2}, {GATHER, LARGE, 2},
     {ALL_GATHER, SMALL, 2}, {ALL_GATHER, LARGE, 2}, {SUM, SMALL, 2},    {SUM, LARGE, 2},
-    {SPLIT, 12, 2},         {BARRIER, 0, 2},        {SLICES, 0, 3},
+    {SPLIT, 16, 2},         {BARRIER, 0, 2},        {SLICES, 0, 3},
 };
 enum { N_OP_CASES = sizeof op_cases / sizeof op_cases[0] };
 

@@ -160,10 +160,12 @@ static bool is_steady(const struct td_bench *b, enum td_bench_case which,
 /* Keeps a run, or counts it as one to be repeated: as many as there are repetitions may be. The probes are equal on all ranks,
  * so all decide alike. */
 static bool keep(struct td_bench *b, enum td_bench_case which, double seconds,
-                 const struct td_bench_limits *before, const struct td_bench_limits *after)
+                 const struct td_stepsplit *split, const struct td_bench_limits *before,
+                 const struct td_bench_limits *after)
 {
     struct td_bench_result *r = &b->result[which];
     struct td_bench_run run = {.seconds = seconds,
+                               .split = *split,
                                .steady = is_steady(b, which, before, after),
                                .limits.memory = fmax(before->memory, after->memory)};
 
@@ -182,6 +184,7 @@ static bool keep(struct td_bench *b, enum td_bench_case which, double seconds,
 static enum td_status measure_loads(struct td_bench *b, struct td_bench_limits *before)
 {
     enum td_bench_case first = b->result[TD_BENCH_LOAD].asked ? TD_BENCH_LOAD : TD_BENCH_FIRST;
+    static const struct td_stepsplit none;
     struct td_bench_limits after = {0};
     double seconds[2];
     enum td_status s = TD_OK;
@@ -191,10 +194,10 @@ static enum td_status measure_loads(struct td_bench *b, struct td_bench_limits *
         s = s ? s : take_probe(b, &after);
         if (s)
             return s;
-        if (keep(b, first, seconds[first - TD_BENCH_LOAD], before, &after) &&
+        if (keep(b, first, seconds[first - TD_BENCH_LOAD], &none, before, &after) &&
             first == TD_BENCH_LOAD && b->result[TD_BENCH_FIRST].asked) {
             b->result[TD_BENCH_FIRST].n_repeated = b->n_runs; /* goes with the other */
-            (void)keep(b, TD_BENCH_FIRST, seconds[1], before, &after);
+            (void)keep(b, TD_BENCH_FIRST, seconds[1], &none, before, &after);
         }
         *before = after;
     }
@@ -212,12 +215,13 @@ static enum td_status measure_steps(struct td_bench *b, struct td_bench_limits *
     for (uint32_t i = 0; !s && i < b->n_runs; i++)
         for (int c = 0; !s && c < TD_BENCH_LOAD; c++)
             for (bool kept = !b->result[c].asked; !s && !kept;) {
+                struct td_stepsplit split;
                 double seconds;
 
-                s = td_bench_run_case(b, (enum td_bench_case)c, &seconds);
+                s = td_bench_run_case(b, (enum td_bench_case)c, &seconds, &split);
                 s = s ? s : take_probe(b, &after);
                 if (!s)
-                    kept = keep(b, (enum td_bench_case)c, seconds, before, &after);
+                    kept = keep(b, (enum td_bench_case)c, seconds, &split, before, &after);
                 *before = after;
             }
     return s;
@@ -240,6 +244,9 @@ static enum td_status measure(struct td_bench *b)
         if (!b->result[c].runs)
             s = td_err_set(b->err, TD_NO_MEMORY, "no memory for %u runs", b->n_runs);
     }
+    b->counts = calloc((size_t)2 * spmd->size, sizeof *b->counts);
+    if (!b->counts)
+        s = td_err_set(b->err, TD_NO_MEMORY, "no memory for %u ranks", spmd->size);
     s = td_node_agree(spmd->world, s, b->err);
     s = s ? s : td_bench_probe_open(&params, &b->probe, b->err);
     s = s ? s : take_probe(b, &before);
@@ -279,6 +286,7 @@ int td_cmd_bench(const struct td_options *asked)
     td_step_close(&b.step);
     free(b.blocks);
     free(b.ids);
+    free(b.counts);
     for (int c = 0; c < TD_BENCH_N_CASES; c++)
         free(b.result[c].runs);
     return td_spmd_end(&spmd, &opts, s, &err);

@@ -5,6 +5,7 @@
 
 #include "daemon/cli/bench_probe.h"
 #include "daemon/cli/spmd.h"
+#include "daemon/engine/stepsplit.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -20,9 +21,18 @@ enum td_bench_case {
     TD_BENCH_N_CASES
 };
 
+/* What a rank has counted since its model was loaded. */
+struct td_bench_counts {
+    uint64_t run_ns;    /* inside steps */
+    uint64_t inside_ns; /* of it in exchanges */
+    uint64_t sent_bytes, n_exchanges;
+};
+
 /* One repetition between two probes. */
 struct td_bench_run {
     double seconds;
+    struct td_stepsplit
+        split; /* of them; the rest is the host's: making steps and telling the ranks */
     struct td_bench_limits limits; /* the better one of the two, each by itself */
     bool steady; /* the two differ by 20 % at most in what the case is held against */
 };
@@ -36,6 +46,7 @@ struct td_bench_work {
     double depth;        /* tokens before and with the row, in the mean */
     double matrix_ops,
         attn_ops; /* of the repetition: two per weight and row; and scores and sums of attention */
+    double sent_bytes, n_exchanges; /* of one repetition, over all ranks; counted, not computed */
 };
 
 struct td_bench_result {
@@ -62,6 +73,7 @@ struct td_bench {
     uint64_t n_done, n_total;    /* runs, for progress */
     struct td_bench_limits best; /* of all probes */
     uint32_t n_probes;
+    struct td_bench_counts *counts; /* [2 x ranks] before and after a run */
     struct td_bench_result result[TD_BENCH_N_CASES];
 };
 
@@ -80,8 +92,9 @@ uint64_t td_bench_blocks(const struct td_bench *bench, uint32_t block_tokens);
 enum td_status td_bench_prepare(struct td_bench *bench);
 /* Runs the prompts that the asked cases stand on, uncounted. */
 enum td_status td_bench_fill(struct td_bench *bench);
-/* One repetition of a case before TD_BENCH_LOAD; *seconds is what it took on this rank. */
-enum td_status td_bench_run_case(struct td_bench *bench, enum td_bench_case which, double *seconds);
+/* One repetition of a case before TD_BENCH_LOAD: *seconds that it took on rank 0, and where they went. */
+enum td_status td_bench_run_case(struct td_bench *bench, enum td_bench_case which, double *seconds,
+                                 struct td_stepsplit *split);
 /* Lets the model go, loads it and runs one token: *pack seconds for the weights, *first until the token. What was prepared
  * stays valid. */
 enum td_status td_bench_run_load(struct td_bench *bench, double *pack, double *first);

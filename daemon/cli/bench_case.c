@@ -106,27 +106,65 @@ static double seconds_since(uint64_t start)
     return (double)(td_clock_now_ns() - start) * 1e-9;
 }
 
-enum td_status td_bench_run_case(struct td_bench *b, enum td_bench_case which, double *seconds)
+/* Everybody's counts, to all. */
+static enum td_status gather_counts(struct td_bench *b, struct td_bench_counts *all)
+{
+    struct td_shard_stats stats;
+    struct td_bench_counts mine = {.run_ns = b->spmd->node.run_ns};
+    size_t bytes[TD_PLAN_MAX_RANKS];
+
+    td_shard_stats(b->spmd->node.shard, &stats);
+    mine.inside_ns = stats.wait_ns;
+    mine.sent_bytes = stats.exchanged_bytes;
+    mine.n_exchanges = stats.n_exchanges;
+    for (uint32_t r = 0; r < b->spmd->size; r++)
+        bytes[r] = sizeof mine;
+    return td_comm_all_gather(b->spmd->world, &mine, bytes, all, b->err);
+}
+
+static void count_run(struct td_bench *b, enum td_bench_case which, struct td_stepsplit *split)
+{
+    struct td_bench_counts *before = b->counts, *after = b->counts + b->spmd->size;
+    struct td_bench_work *w = &b->result[which].work;
+    uint64_t run_ns[TD_PLAN_MAX_RANKS], inside_ns[TD_PLAN_MAX_RANKS];
+
+    w->sent_bytes = w->n_exchanges = 0.0;
+    for (uint32_t r = 0; r < b->spmd->size; r++) {
+        run_ns[r] = after[r].run_ns - before[r].run_ns;
+        inside_ns[r] = after[r].inside_ns - before[r].inside_ns;
+        w->sent_bytes += (double)(after[r].sent_bytes - before[r].sent_bytes);
+        w->n_exchanges += (double)(after[r].n_exchanges - before[r].n_exchanges);
+    }
+    *split = td_stepsplit_of(b->spmd->size, run_ns, inside_ns);
+}
+
+static enum td_status run_rows(struct td_bench *b, enum td_bench_case which)
 {
     struct sequence seq = sequence_of(b, which, 0);
-    uint64_t start = td_clock_now_ns();
-    enum td_status s;
 
     switch (which) {
     case TD_BENCH_PREFILL:
-        s = run_prompt(b, seq, b->n_prompt);
-        break;
+        return run_prompt(b, seq, b->n_prompt);
     case TD_BENCH_BATCH:
-        s = run_batch(b, b->n_gen);
-        break;
+        return run_batch(b, b->n_gen);
     case TD_BENCH_DEPTH:
-        s = run_tokens(b, seq, b->n_depth, b->n_gen);
-        break;
+        return run_tokens(b, seq, b->n_depth, b->n_gen);
     default:
-        s = run_tokens(b, seq, b->n_prompt, b->n_gen);
-        break;
+        return run_tokens(b, seq, b->n_prompt, b->n_gen);
     }
+}
+
+enum td_status td_bench_run_case(struct td_bench *b, enum td_bench_case which, double *seconds,
+                                 struct td_stepsplit *split)
+{
+    enum td_status s = gather_counts(b, b->counts);
+    uint64_t start = td_clock_now_ns();
+
+    s = s ? s : run_rows(b, which);
     *seconds = seconds_since(start);
+    s = s ? s : gather_counts(b, b->counts + b->spmd->size);
+    if (!s)
+        count_run(b, which, split);
     return s;
 }
 

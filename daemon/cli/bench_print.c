@@ -50,17 +50,24 @@ static double peak_share(const struct td_bench *b, const struct td_bench_work *w
     return b->has_peak ? w->matrix_ops / run->seconds / run->limits.peak[b->peak] : 0.0;
 }
 
+static const struct td_bench_run *best_run(const struct td_bench_result *r)
+{
+    const struct td_bench_run *best = &r->runs[0];
+
+    for (uint32_t i = 1; i < r->n_runs; i++)
+        best = r->runs[i].seconds < best->seconds ? &r->runs[i] : best;
+    return best;
+}
+
 static enum td_status figures_of(const struct td_bench *b, enum td_bench_case which,
                                  struct figures *out)
 {
     const struct td_bench_result *r = &b->result[which];
-    const struct td_bench_run *best = &r->runs[0];
+    const struct td_bench_run *best = best_run(r);
     double *v = calloc(r->n_runs, sizeof *v);
 
     if (!v)
         return td_err_set(b->err, TD_NO_MEMORY, "no memory for %u runs", r->n_runs);
-    for (uint32_t i = 1; i < r->n_runs; i++)
-        best = r->runs[i].seconds < best->seconds ? &r->runs[i] : best;
     out->best = rate_of(which, &r->work, best->seconds);
     out->memory_best = memory_share(&r->work, best);
     out->peak_best = peak_share(b, &r->work, best);
@@ -75,6 +82,14 @@ static enum td_status figures_of(const struct td_bench *b, enum td_bench_case wh
     out->peak_median = median(v, r->n_runs);
     free(v);
     return TD_OK;
+}
+
+/* What the host took of a run: all that is no step's. */
+static double host_of(const struct td_bench_run *run)
+{
+    double rest = run->seconds - run->split.compute - run->split.exchange - run->split.wait;
+
+    return rest > 0.0 ? rest : 0.0;
 }
 
 static uint32_t count_unsteady(const struct td_bench_result *r)
@@ -152,6 +167,32 @@ static void print_case(const struct td_bench *b, enum td_bench_case which)
     putchar('\n');
 }
 
+/* Where the time of the best run went, by token; for one rank there is nothing to tell apart. */
+static void print_splits(const struct td_bench *b)
+{
+    if (b->spmd->size > 1)
+        printf("\n%-8s  %9s  %9s  %9s  %9s  %s\n", "per token", "compute", "exchange", "wait",
+               "host", "exchanges, bytes sent by all ranks");
+    for (int c = 0; c < TD_BENCH_LOAD && b->spmd->size > 1; c++) {
+        const struct td_bench_result *r = &b->result[c];
+        const struct td_bench_work *w = &r->work;
+        const struct td_bench_run *run;
+        char sent[32];
+
+        if (!r->asked)
+            continue;
+        run = best_run(r);
+        td_term_bytes((uint64_t)(w->sent_bytes / (double)w->n_tokens), sent, sizeof sent);
+        printf("%-8s  %6.3f ms  %6.3f ms  %6.3f ms  %6.3f ms  %.1f, %s\n",
+               td_bench_case_name((enum td_bench_case)c),
+               run->split.compute * 1e3 / (double)w->n_tokens,
+               run->split.exchange * 1e3 / (double)w->n_tokens,
+               run->split.wait * 1e3 / (double)w->n_tokens,
+               host_of(run) * 1e3 / (double)w->n_tokens,
+               w->n_exchanges / (double)b->spmd->size / (double)w->n_tokens, sent);
+    }
+}
+
 void td_bench_print_text(const struct td_bench *b)
 {
     const struct td_spmd *s = b->spmd;
@@ -190,6 +231,7 @@ void td_bench_print_text(const struct td_bench *b)
     putchar('\n');
     for (int c = 0; c < TD_BENCH_N_CASES; c++)
         print_case(b, (enum td_bench_case)c);
+    print_splits(b);
     printf("\nShares are best / median of the better probe beside each of %u runs; * is what "
            "limits.\n",
            b->n_runs);
@@ -205,11 +247,17 @@ static json_t *runs_json(const struct td_bench *b, enum td_bench_case which)
     for (uint32_t i = 0; i < r->n_runs; i++) {
         const struct td_bench_run *run = &r->runs[i];
 
-        json_array_append_new(all, json_pack("{s:f,s:f,s:f,s:f,s:b}", "seconds", run->seconds,
-                                             "rate", rate_of(which, &r->work, run->seconds),
-                                             "memory_bytes_per_second", run->limits.memory,
-                                             "peak_ops_per_second", run->limits.peak[b->peak],
-                                             "steady", run->steady));
+        json_t *j = json_pack("{s:f,s:f,s:f,s:f,s:b}", "seconds", run->seconds, "rate",
+                              rate_of(which, &r->work, run->seconds), "memory_bytes_per_second",
+                              run->limits.memory, "peak_ops_per_second", run->limits.peak[b->peak],
+                              "steady", run->steady);
+
+        if (which < TD_BENCH_LOAD)
+            json_object_set_new(j, "split_seconds",
+                                json_pack("{s:f,s:f,s:f,s:f}", "compute", run->split.compute,
+                                          "exchange", run->split.exchange, "wait", run->split.wait,
+                                          "host", host_of(run)));
+        json_array_append_new(all, j);
     }
     return all;
 }
@@ -245,6 +293,9 @@ static json_t *case_json(const struct td_bench *b, enum td_bench_case which)
                         b->has_peak
                             ? json_pack("{s:f,s:f}", "best", f.peak_best, "median", f.peak_median)
                             : json_null());
+    json_object_set_new(j, "sent_bytes_per_token", json_real(w->sent_bytes / (double)w->n_tokens));
+    json_object_set_new(j, "exchanges_per_token",
+                        json_real(w->n_exchanges / (double)b->spmd->size / (double)w->n_tokens));
     json_object_set_new(j, "tokens", json_integer((json_int_t)w->n_tokens));
     json_object_set_new(j, "steps", json_integer((json_int_t)w->n_steps));
     json_object_set_new(j, "depth", json_real(w->depth));

@@ -2,6 +2,7 @@
 
 #include "daemon/api/metrics.h"
 #include "daemon/coordinator/coordinator.h"
+#include "daemon/engine/stepsplit.h"
 
 #include <stdlib.h>
 
@@ -28,7 +29,9 @@ enum value {
     GENERATED_TOKENS,
     DEADLINES,
     EXCHANGED,
-    EXCHANGE_WAIT,
+    COMPUTE_TIME,
+    EXCHANGE_TIME,
+    WAIT_TIME,
     STEP_TIME,
     GAP_TIME,
     STEPS,
@@ -76,8 +79,12 @@ static const struct {
                    "Requests that were ended by their deadline"},
     [EXCHANGED] = {TD_METRICS_GAUGE, "tensord_exchanged_bytes",
                    "Activation bytes that this group's ranks have sent"},
-    [EXCHANGE_WAIT] = {TD_METRICS_GAUGE, "tensord_exchange_seconds",
-                       "Time inside exchanges, over all ranks"},
+    [COMPUTE_TIME] = {TD_METRICS_GAUGE, "tensord_step_compute_seconds",
+                      "Time that steps computed, mean of the ranks"},
+    [EXCHANGE_TIME] = {TD_METRICS_GAUGE, "tensord_step_exchange_seconds",
+                       "Time in exchanges of the rank with the least of it: what the links take"},
+    [WAIT_TIME] = {TD_METRICS_GAUGE, "tensord_step_wait_seconds",
+                   "Time in exchanges beyond that, waiting for later ranks, mean of the ranks"},
     [STEP_TIME] = {TD_METRICS_GAUGE, "tensord_step_seconds", "Time inside steps, rank 0"},
     [GAP_TIME] = {TD_METRICS_GAUGE, "tensord_step_gap_seconds",
                   "Time between steps that followed each other, rank 0"},
@@ -102,6 +109,8 @@ static void refresh(void *user)
 {
     struct td_coord_metrics *m = user;
     struct td_coord_status s;
+    uint64_t run_ns[TD_PLAN_MAX_RANKS], inside_ns[TD_PLAN_MAX_RANKS];
+    struct td_stepsplit split;
     double v[N_VALUES] = {0};
 
     td_coord_status(m->c, &s);
@@ -128,10 +137,15 @@ static void refresh(void *user)
     for (uint32_t i = 0; i < s.n_ranks; i++) {
         v[RANKS_READY] += s.members[i].attached && s.members[i].loaded;
         v[EXCHANGED] += (double)s.members[i].exchanged_bytes;
-        v[EXCHANGE_WAIT] += (double)s.members[i].wait_ns * 1e-9;
+        run_ns[i] = s.members[i].step_ns;
+        inside_ns[i] = s.members[i].wait_ns;
         v[WEIGHTS] += (double)s.members[i].weight_bytes;
         v[KV_BYTES] += (double)s.members[i].kv_bytes;
     }
+    split = td_stepsplit_of(s.n_ranks, run_ns, inside_ns);
+    v[COMPUTE_TIME] = split.compute;
+    v[EXCHANGE_TIME] = split.exchange;
+    v[WAIT_TIME] = split.wait;
     if (s.n_ranks) {
         v[STEP_TIME] = (double)s.members[0].step_ns * 1e-9;
         v[GAP_TIME] = (double)s.members[0].gap_ns * 1e-9;

@@ -136,7 +136,7 @@ static void on_progress(size_t done, size_t total, void *user)
     tell(c, &event);
 }
 
-static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
+static void refresh_gauges(struct td_compute *c)
 {
     struct td_shard_stats shard, draft = {0};
     struct td_engine_stats engine = {0};
@@ -150,7 +150,7 @@ static void refresh_gauges(struct td_compute *c, uint64_t step_ns)
     c->gauges.n_steps = c->node.n_steps;
     c->gauges.gap_ns = c->node.gap_ns;
     c->gauges.n_gaps = c->node.n_gaps;
-    c->gauges.step_ns += step_ns;
+    c->gauges.step_ns = c->node.run_ns;
     c->gauges.progress++;
     c->gauges.exchanged_bytes = shard.exchanged_bytes;
     c->gauges.wait_ns = shard.wait_ns;
@@ -299,7 +299,7 @@ static enum td_status rest(struct td_compute *c, uint64_t *told)
         *told = c->step.n_submits_seen;
     }
     td_node_rest(&c->node);
-    refresh_gauges(c, 0);
+    refresh_gauges(c);
     obey_all(c, true);
     return TD_OK;
 }
@@ -336,7 +336,7 @@ static enum td_status serve_lead(struct td_compute *c)
             n_under_way--;
         }
         if (!s)
-            refresh_gauges(c, step_ns);
+            refresh_gauges(c);
     }
     return s ? s : lead_kind(c, TD_STEP_STOP);
 }
@@ -346,12 +346,10 @@ static enum td_status serve_follow(struct td_compute *c)
     enum td_status s;
 
     for (;;) {
-        uint64_t start = td_clock_now_ns();
-
         s = td_node_follow(&c->node, &c->err);
         if (s)
             return s;
-        refresh_gauges(c, td_clock_now_ns() - start);
+        refresh_gauges(c);
         obey_all(c, false);
         if (c->node.step.kind == TD_STEP_STOP)
             return TD_OK;
@@ -435,7 +433,7 @@ static enum td_status load_and_serve(struct td_compute *c)
     td_shard_set_deadline(c->node.shard, load->op_limit_ns);
     c->n_submits = 0;
     publish(c, td_clock_now_ns() - start);
-    refresh_gauges(c, 0);
+    refresh_gauges(c);
     tell_kind(c, TD_COMPUTE_LOADED);
     s = is_lead ? serve_lead(c) : serve_follow(c);
     return s;

@@ -256,7 +256,7 @@ void td_node_unload(struct td_node *node)
     td_checkpoint_close(node->ck);
     node->ck = NULL;
     node->n_steps = node->n_complete = 0;
-    node->gap_ns = node->n_gaps = node->n_failed_moves = 0;
+    node->run_ns = node->gap_ns = node->n_gaps = node->n_failed_moves = 0;
     td_node_rest(node);
 }
 
@@ -358,28 +358,37 @@ static enum td_status join_moves(struct td_node *node, struct td_step_result *re
     return s;
 }
 
-static void note_gap(struct td_node *node)
+/* A step, or a part of one, begins: notes the gap before it. Returns when. */
+static uint64_t begin_run(struct td_node *node)
 {
+    uint64_t now = td_clock_now_ns();
+
     if (node->step_end_ns) {
-        node->gap_ns += td_clock_now_ns() - node->step_end_ns;
+        node->gap_ns += now - node->step_end_ns;
         node->n_gaps++;
     }
+    return now;
+}
+
+static void end_run(struct td_node *node, uint64_t start)
+{
+    node->step_end_ns = td_clock_now_ns();
+    node->run_ns += node->step_end_ns - start;
 }
 
 /* One stage: a step from its beginning to its end. */
 static enum td_status run_step(struct td_node *node, const struct td_step *step,
                                struct td_step_result *result, struct td_err *err)
 {
-    enum td_status s;
+    uint64_t start = begin_run(node);
+    enum td_status s = move_blocks(node, step, err);
 
-    note_gap(node);
-    s = move_blocks(node, step, err);
     if (!s && step->n_rows)
         s = td_shard_step(node->shard, step, result, err);
     result->is_complete = true;
     result->number = step->number;
     s = s ? s : join_moves(node, result, err);
-    node->step_end_ns = td_clock_now_ns();
+    end_run(node, start);
     return s;
 }
 
@@ -387,6 +396,8 @@ static enum td_status run_step(struct td_node *node, const struct td_step *step,
 static enum td_status finish_turn(struct td_node *node, const struct td_step *step,
                                   struct td_step_result *result, struct td_err *err)
 {
+    bool is_first = node->plan->rank[td_comm_rank(node->world)].stage == 0;
+    uint64_t start = is_first ? td_clock_now_ns() : begin_run(node); /* stage 0 is in its turn */
     const struct td_step *due;
     enum td_status s =
         td_shard_shift(node->shard, step->kind == TD_STEP_RUN ? step : NULL, result, err);
@@ -398,7 +409,7 @@ static enum td_status finish_turn(struct td_node *node, const struct td_step *st
     }
     if (!s && result->is_complete)
         s = join_moves(node, result, err);
-    node->step_end_ns = td_clock_now_ns();
+    end_run(node, start);
     return s;
 }
 
@@ -406,13 +417,15 @@ static enum td_status finish_turn(struct td_node *node, const struct td_step *st
 static enum td_status begin_turn(struct td_node *node, const struct td_step *step,
                                  struct td_err *err)
 {
-    enum td_status s;
+    uint64_t start = begin_run(node);
+    enum td_status s = TD_OK;
 
-    note_gap(node);
-    if (step->kind != TD_STEP_RUN)
-        return TD_OK;
-    s = move_blocks(node, step, err);
-    return s ? s : td_shard_front(node->shard, step, err);
+    if (step->kind == TD_STEP_RUN) {
+        s = move_blocks(node, step, err);
+        s = s ? s : td_shard_front(node->shard, step, err);
+    }
+    node->run_ns += td_clock_now_ns() - start;
+    return s;
 }
 
 static bool is_turn(const struct td_step *step)
@@ -529,10 +542,7 @@ enum td_status td_node_follow(struct td_node *node, struct td_err *err)
         td_node_rest(node);
     else if (!is_pipeline)
         s = run_step(node, &node->step, &none, err);
-    else {
-        if (!is_first)
-            note_gap(node);
+    else
         s = finish_turn(node, &node->step, &none, err);
-    }
     return count_step(node, &none, s);
 }

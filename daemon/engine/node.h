@@ -60,8 +60,10 @@ struct td_node {
     bool is_complete;     /* a step was, in the last turn */
     uint64_t n_complete;  /* number of the last complete step, and 1 */
     uint64_t step_end_ns; /* of the last step that was run; 0: the group rested since */
+    /* Since load: */
+    uint64_t run_ns; /* inside steps */
     uint64_t gap_ns,
-        n_gaps; /* between steps that followed each other, since load: when the shard had nothing to do */
+        n_gaps; /* between steps that followed each other: when the shard had nothing to do */
     uint64_t
         n_steps; /* completed, so also the number of the next; any thread may read it as a sign of life */
 };

@@ -16,6 +16,7 @@
     X(plan, TD_FOR_PLAN, "print who would hold what, without loading")                             \
     X(perplexity, TD_FOR_PERPLEXITY, "measure how well the model foretells a text")                \
     X(bench, TD_FOR_BENCH, "measure speed and the share of the memory bandwidth")                  \
+    X(doctor, TD_FOR_DOCTOR, "check hosts, ranks and links before a group is started")             \
     X(quantize, TD_FOR_QUANTIZE, "store a model's weights in another type")                        \
     X(tokenize, TD_FOR_TOKENIZE, "turn a text into token ids")                                     \
     X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")                                    \

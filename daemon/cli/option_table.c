@@ -27,11 +27,11 @@ const char *const td_options_types[] = {"q4_0",  "q4_1",    "q5_0", "q5_1", "q8_
                                         "mxfp4", "f8_e4m3", "bf16", "f16",  "f32",    NULL};
 
 static const struct td_option table[] = {
-    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS | LOAD, .required = READERS,
-     .metavar = "PATH",
+    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS | LOAD | TD_FOR_DOCTOR,
+     .required = READERS, .metavar = "PATH",
      .help = "Hugging Face directory or GGUF file; may also be given without the flag; of bench "
              "serve: the "
-             "name that the server is asked for, else its first"},
+             "name that the server is asked for, else its first; of doctor: compared on all ranks"},
     {"served-model-name", NULL, NULL, TD_OPTION_LIST, AT(served_model_name), TD_FOR_SERVE,
      .metavar = "NAME", .commas = true, .preset_note = "the last part of --model",
      .help = "name that clients ask for; repeat or separate by commas, the first is the one in "
@@ -46,31 +46,32 @@ static const struct td_option table[] = {
      .refusal_note = "which is what the CPU keeps: no device here has FP8 keys and values",
      .help = "element type of keys and values in the cache; perplexity takes several, separated by "
              "commas, and compares them"},
-    {"verify", NULL, NULL, TD_OPTION_FLAG, AT(verify), GROUP | TD_FOR_INSPECT,
+    {"verify", NULL, NULL, TD_OPTION_FLAG, AT(verify), GROUP | TD_FOR_INSPECT | TD_FOR_DOCTOR,
      .help = "hash every byte of the model instead of samples"},
 
-    {"ranks", "n", "Placement", TD_OPTION_INT, AT(ranks), LAYOUT, .metavar = "N", .min = 1,
-     .max = 256, .preset_note = "the MPI job's size, else tensor times pipeline parallel size",
-     .help = "ranks of the group; serve launches them with mpirun"},
+    {"ranks", "n", "Placement", TD_OPTION_INT, AT(ranks), LAYOUT | TD_FOR_DOCTOR, .metavar = "N",
+     .min = 1, .max = 256,
+     .preset_note = "the MPI job's size, else tensor times pipeline parallel size",
+     .help = "ranks of the group; serve and doctor launch them with mpirun"},
     {"tensor-parallel-size", "tp", NULL, TD_OPTION_INT, AT(tensor_parallel_size), LAYOUT,
      .metavar = "N", .min = 1, .max = 256, .preset_note = "ranks / pipeline parallel size",
      .help = "ranks that share every layer"},
     {"pipeline-parallel-size", "pp", NULL, TD_OPTION_INT, AT(pipeline_parallel_size), LAYOUT,
      .metavar = "N", .min = 1, .max = 256, .preset_note = "1, or ranks / tensor parallel size",
      .help = "stages that the layers are cut into"},
-    {"hostfile", NULL, NULL, TD_OPTION_STRING, AT(hostfile), TD_FOR_SERVE, .metavar = "PATH",
-     .help = "hosts for mpirun, one per line, as Open MPI reads them"},
+    {"hostfile", NULL, NULL, TD_OPTION_STRING, AT(hostfile), TD_FOR_SERVE | TD_FOR_DOCTOR,
+     .metavar = "PATH", .help = "hosts for mpirun, one per line, as Open MPI reads them"},
     {"no-launch", NULL, NULL, TD_OPTION_FLAG, AT(no_launch), TD_FOR_SERVE,
      .help = "start no workers: wait for a group that dials in (mpirun ... tensord worker)"},
     {"shares", NULL, NULL, TD_OPTION_SHARES, AT(shares), LAYOUT, .metavar = "3:1:1",
      .preset_note = "by each rank's memory",
      .help = "relative size of each rank's part, rank 0 first"},
-    {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER, .values = isas,
-     .preset = "auto",
+    {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER | TD_FOR_DOCTOR,
+     .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},
-    {"threads", NULL, NULL, TD_OPTION_INT, AT(threads), GROUP | TD_FOR_WORKER | TD_FOR_QUANTIZE,
-     .metavar = "N", .min = 0, .max = 1024, .preset = "0",
-     .help = "compute threads per rank; 0: the host's cores divided by its ranks"},
+    {"threads", NULL, NULL, TD_OPTION_INT, AT(threads),
+     GROUP | TD_FOR_WORKER | TD_FOR_QUANTIZE | TD_FOR_DOCTOR, .metavar = "N", .min = 0, .max = 1024,
+     .preset = "0", .help = "compute threads per rank; 0: the host's cores divided by its ranks"},
     {"memory-bytes", NULL, NULL, TD_OPTION_SIZE, AT(memory_bytes), LAYOUT | TD_FOR_WORKER,
      .metavar = "SIZE", .min = 1, .max = INT64_MAX,
      .preset_note = "the machine's memory divided by its ranks",
@@ -368,9 +369,9 @@ const struct td_option *td_options_table(size_t *n_rows)
 
 const char *td_options_command_name(unsigned command_bit)
 {
-    static const char *const names[] = {"serve",      "worker", "generate", "tokenize",
-                                        "perplexity", "plan",   "inspect",  "status",
-                                        "chat",       "bench",  "quantize", "bench serve"};
+    static const char *const names[] = {
+        "serve",  "worker", "generate", "tokenize", "perplexity",  "plan",  "inspect",
+        "status", "chat",   "bench",    "quantize", "bench serve", "doctor"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

@@ -25,7 +25,8 @@ enum td_option_command {
     TD_FOR_BENCH = 1 << 9,
     TD_FOR_QUANTIZE = 1 << 10,
     TD_FOR_BENCH_SERVE = 1 << 11,
-    TD_FOR_ALL = (1 << 12) - 1
+    TD_FOR_DOCTOR = 1 << 12,
+    TD_FOR_ALL = (1 << 13) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */

@@ -2,6 +2,7 @@
 
 #include "comm/comm_mpi.h"
 #include "daemon/cli/command.h"
+#include "daemon/engine/preflight.h"
 #include "kernels/base/clock.h"
 
 #include <stdio.h>
@@ -189,6 +190,7 @@ enum td_status td_spmd_open(struct td_spmd *s, const struct td_options *opts, st
     node.progress = s->rank == 0 ? show_load : NULL;
     node.user = &s->term;
     st = td_node_open(&s->node, s->world, &node, err);
+    st = st ? st : td_preflight_start(&s->node, err);
     st = st ? st : td_spmd_load(s, opts, err);
     s->load_ns = td_clock_now_ns() - start;
     return st;

@@ -36,7 +36,8 @@ struct last_lines {
 };
 
 struct td_launch {
-    td_launch_end_fn *on_end; /* NULL once closed */
+    td_launch_end_fn *on_end;       /* NULL once closed */
+    td_launch_output_fn *on_output; /* NULL: the log */
     void *user;
     uv_loop_t *loop;
     uv_process_t process;
@@ -263,7 +264,9 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct td_launch *l = stream->data;
     struct output *o = stream == (uv_stream_t *)&l->out[0].pipe ? &l->out[0] : &l->out[1];
-    if (n > 0) {
+    if (n > 0 && l->on_output != NULL) {
+        l->on_output(buf->base, (size_t)n, o == &l->out[1], l->user);
+    } else if (n > 0) {
         take_output(o, buf->base, (size_t)n);
     } else if (n < 0) {
         end_line(o);
@@ -362,6 +365,7 @@ enum td_status td_launch_start(const struct td_launch_params *params, td_launch_
     l->lock = -1;
     l->loop = params->loop;
     l->generation = params->generation;
+    l->on_output = params->on_output;
     enum td_status status = copy_key(l, params->cluster_key, err);
     if (status == TD_OK) {
         status = td_launch_argv_make_dir(params, l->dir, sizeof(l->dir), &l->lock, err);
@@ -384,8 +388,9 @@ enum td_status td_launch_start(const struct td_launch_params *params, td_launch_
     }
     l->on_end = on_end;
     l->user = user;
-    td_log_info("group launched generation=%u ranks=%u mpirun_pid=%d dir=%s", params->generation,
-                params->n_ranks, l->pid, l->dir);
+    td_log_write(params->command != NULL ? TD_LOG_DEBUG : TD_LOG_INFO,
+                 "group launched generation=%u ranks=%u mpirun_pid=%d dir=%s", params->generation,
+                 params->n_ranks, l->pid, l->dir);
     *launch = l;
     return TD_OK;
 }
@@ -405,6 +410,7 @@ void td_launch_close(struct td_launch *l)
         return;
     }
     l->on_end = NULL;
+    l->on_output = NULL;
     if (l->ended) {
         free_launch(l);
     } else if (!l->exited) {

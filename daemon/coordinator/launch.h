@@ -20,19 +20,27 @@ struct td_launch;
  * range is for the firewall. */
 enum { TD_LAUNCH_PORT_BASE = 47100, TD_LAUNCH_OOB_PORTS = 16, TD_LAUNCH_RANK_PORTS = 64 };
 
+/* Bytes of a command's output as they come, of mpirun and all ranks together. Called from the loop, with the user of
+ * td_launch_start. */
+typedef void td_launch_output_fn(const char *data, size_t n, bool is_stderr, void *user);
+
 /* Everything is borrowed during td_launch_start only. */
 struct td_launch_params {
     uv_loop_t *loop;           /* borrows until td_launch_close's end */
     const char *program;       /* what the ranks run, on every host; NULL: this program */
     const char *mpirun;        /* name (looked up in PATH) or path; NULL: "mpirun" */
-    uint32_t n_ranks;          /* > 0 */
+    uint32_t n_ranks;          /* 0: as many as the hostfile has places, for a command only */
     const char *hostfile;      /* NULL: all ranks on this host */
-    const char *coordinator;   /* "host:port" that the workers dial */
+    const char *command;       /* that the ranks run instead of "worker"; NULL: worker */
+    const char *coordinator;   /* "host:port" that the workers dial; a command has none */
     struct td_str cluster_key; /* one line, goes over stdin to rank 0; empty: none */
     uint32_t generation;
-    const char *const *worker_args; /* more arguments of the worker, ends with NULL; may be NULL */
-    const char *tmp_base;           /* where the fresh directory is made; NULL: chosen */
-    uint16_t port_base;             /* 0: TD_LAUNCH_PORT_BASE */
+    const char *const
+        *worker_args; /* more arguments of the worker or the command, ends with NULL; may be NULL */
+    /* Takes the output instead of the log; NULL: lines go to the log, tagged with their rank. */
+    td_launch_output_fn *on_output;
+    const char *tmp_base; /* where the fresh directory is made; NULL: chosen */
+    uint16_t port_base;   /* 0: TD_LAUNCH_PORT_BASE */
 };
 
 /* How a launch ended. Borrowed during the callback. */
@@ -48,7 +56,8 @@ typedef void td_launch_end_fn(const struct td_launch_end *end, void *user);
 /* Starts mpirun. TD_NOT_FOUND says what to install when there is none; TD_INVALID for a hostfile that cannot be read;
  * TD_IO, TD_NO_MEMORY. The command line of the ranks is
  *     program worker --coordinator HOST:PORT --generation G [--cluster-key-file -] worker_args...
- * and "-" means that the key is the first line of rank 0's stdin. An MCA choice that the environment holds
+ * or, with a command, `program command worker_args...`;
+ * "-" means that the key is the first line of rank 0's stdin. An MCA choice that the environment holds
  * (OMPI_MCA_<name>) is left as the user set it. */
 enum td_status td_launch_start(const struct td_launch_params *params, td_launch_end_fn *on_end,
                                void *user, struct td_launch **launch, struct td_err *err);

@@ -212,11 +212,13 @@ static void add_mca_choices(struct builder *b, const struct td_launch_params *p,
 static void add_worker(struct builder *b, const struct td_launch_params *p, const char *self)
 {
     add(b, "%s", p->program != NULL ? p->program : self);
-    add(b, "worker");
-    add(b, "--coordinator");
-    add(b, "%s", p->coordinator);
-    add(b, "--generation");
-    add(b, "%u", p->generation);
+    add(b, "%s", p->command != NULL ? p->command : "worker");
+    if (p->command == NULL) {
+        add(b, "--coordinator");
+        add(b, "%s", p->coordinator);
+        add(b, "--generation");
+        add(b, "%u", p->generation);
+    }
     if (p->cluster_key.len > 0) {
         add(b, "--cluster-key-file");
         add(b, "-");
@@ -287,9 +289,12 @@ enum td_status td_launch_argv_init(struct td_launch_argv *argv,
     char self[4096];
     struct builder b = {argv, false};
     memset(argv, 0, sizeof(*argv));
-    if (params->n_ranks == 0 || params->coordinator == NULL) {
+    if (params->command == NULL && (params->n_ranks == 0 || params->coordinator == NULL)) {
         return td_err_set(err, TD_INVALID,
                           "a launch wants at least one rank and a coordinator's address");
+    }
+    if (params->n_ranks == 0 && params->hostfile == NULL) {
+        return td_err_set(err, TD_INVALID, "a launch without a hostfile wants at least one rank");
     }
     if (!find_program(name, mpirun, sizeof(mpirun))) {
         return td_err_set(err, TD_NOT_FOUND, TD_LAUNCH_NO_MPIRUN, name);
@@ -307,12 +312,16 @@ enum td_status td_launch_argv_init(struct td_launch_argv *argv,
         return td_err_set(err, TD_NO_MEMORY, "no memory for a command line");
     }
     add(&b, "%s", mpirun);
-    add(&b, "-n");
-    add(&b, "%u", params->n_ranks);
+    if (params->n_ranks > 0) {
+        add(&b, "-n");
+        add(&b, "%u", params->n_ranks);
+    }
     if (geteuid() == 0) {
         add(&b, "--allow-run-as-root");
     }
-    add(&b, "--tag-output");
+    if (params->on_output == NULL) {
+        add(&b, "--tag-output");
+    }
     add_placement(&b, params);
     add_mca_choices(&b, params, dir);
     add_worker(&b, params, self);

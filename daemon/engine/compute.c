@@ -1,5 +1,6 @@
 #include "daemon/engine/compute.h"
 
+#include "daemon/engine/preflight.h"
 #include "daemon/text/tokenizer.h"
 #include "kernels/base/clock.h"
 
@@ -465,6 +466,7 @@ static void *compute_main(void *arg)
     c->node_params.progress = on_progress;
     c->node_params.user = c;
     s = td_node_open(&c->node, c->world, &c->node_params, &c->err);
+    s = s ? s : td_preflight_start(&c->node, &c->err);
     if (!s) {
         publish(c, 0);
         tell_kind(c, TD_COMPUTE_DEVICE);

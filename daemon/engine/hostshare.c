@@ -58,31 +58,94 @@ static uint64_t group_quota(const char *group, uint64_t most)
     return most;
 }
 
-uint32_t td_hostshare_quota(const char *root, const char *self)
+/* The path of the process's group below the root of its hierarchy, "/" where `self` does not say: the line of version 2
+ * (controller ""), or of version 1's `controller`. A container sees its own group as /. */
+static void find_group(const char *self, const char *controller, char *out, size_t out_bytes)
 {
-    char line[2048], group[4096];
-    uint64_t most = UINT32_MAX;
+    char line[2048];
     FILE *f = fopen(self, "re");
-    size_t root_len = strlen(root);
 
-    snprintf(group, sizeof group, "%s", root);
-    while (f && fgets(line, sizeof line, f))
-        if (strncmp(line, "0::/", 4) ==
-            0) { /* version 2's line; a container sees its own group as / */
-            line[strcspn(line, "\n")] = 0;
-            snprintf(group, sizeof group, "%s%s", root, line + 3);
-        }
+    snprintf(out, out_bytes, "/");
+    while (f && fgets(line, sizeof line, f)) {
+        char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
+
+        if (!path || path[1] != '/')
+            continue;
+        *path++ = '\0';
+        path[strcspn(path, "\n")] = '\0';
+        if (strcmp(names + 1, controller) == 0)
+            snprintf(out, out_bytes, "%s", path);
+    }
     if (f)
         fclose(f);
+}
+
+typedef uint64_t limit_fn(const char *group, uint64_t most);
+
+/* The least of a limit over the group at root + path and those above it. */
+static uint64_t least_limit(const char *root, const char *path, limit_fn *limit)
+{
+    char group[4096];
+    uint64_t most = UINT64_MAX;
+    size_t root_len = strlen(root);
+
+    snprintf(group, sizeof group, "%s%s", root, path);
     for (;;) {
         char *slash = strrchr(group, '/');
 
-        most = group_quota(group, most);
+        most = limit(group, most);
         if (!slash || strlen(group) <= root_len)
             break;
         *slash = 0;
     }
-    return most == UINT32_MAX ? 0 : (uint32_t)most;
+    return most;
+}
+
+uint32_t td_hostshare_quota(const char *root, const char *self)
+{
+    char path[2048];
+    uint64_t most;
+
+    find_group(self, "", path, sizeof path);
+    most = least_limit(root, path, group_quota);
+    return most == UINT64_MAX ? 0 : most < UINT32_MAX ? (uint32_t)most : UINT32_MAX;
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t group_memory(const char *group, uint64_t most)
+{
+    char path[4200];
+
+    snprintf(path, sizeof path, "%s/memory.max", group);
+    return smaller(most, read_number(path, UINT64_MAX));
+}
+
+/* Version 1 says "no limit" with the largest number of whole pages. */
+static uint64_t group_memory_v1(const char *group, uint64_t most)
+{
+    char path[4200];
+    uint64_t limit;
+
+    snprintf(path, sizeof path, "%s/memory.limit_in_bytes", group);
+    limit = read_number(path, UINT64_MAX);
+    return smaller(most, limit < (uint64_t)INT64_MAX >> 1 ? limit : UINT64_MAX);
+}
+
+uint64_t td_hostshare_memory_limit(const char *root, const char *self)
+{
+    char path[2048], root_v1[2048];
+    uint64_t most;
+
+    find_group(self, "", path, sizeof path);
+    most = least_limit(root, path, group_memory);
+    find_group(self, "memory", path, sizeof path);
+    snprintf(root_v1, sizeof root_v1, "%s/memory", root);
+    most = smaller(most, least_limit(root_v1, path, group_memory_v1));
+    return most == UINT64_MAX ? 0 : most;
 }
 
 /* What a process tells its neighbours. */

@@ -15,6 +15,9 @@ uint64_t td_hostshare_memory_bytes(void);
 /* Whole hardware threads of processor time that the control group named in `self` (/proc/self/cgroup), or one above it, is
  * limited to (cpu.max below `root`, /sys/fs/cgroup); at least 1; 0 without a limit. */
 uint32_t td_hostshare_quota(const char *root, const char *self);
+/* Bytes that the control group named in `self`, or one above it, is limited to: memory.max of version 2, or version 1's
+ * memory.limit_in_bytes below root/memory. 0 without a limit. */
+uint64_t td_hostshare_memory_limit(const char *root, const char *self);
 /* This process's cores and threads; `n_threads` are asked for, 0: as many as it should have. Collective over the processes of
  * the host. */
 enum td_status td_hostshare_cores(struct td_comm *host, uint32_t n_threads,

@@ -1,5 +1,6 @@
 #include "daemon/engine/node.h"
 
+#include "comm/comm_mpi.h"
 #include "daemon/engine/hostshare.h"
 #include "daemon/log.h"
 #include "daemon/text/tokenizer.h"
@@ -23,6 +24,8 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
     uint64_t memory;
     enum td_status s = td_comm_split_host(node->world, &host, err);
 
+    node->host = td_comm_rank(node->world); /* the first of the host keeps its own */
+    s = s ? s : td_comm_bcast(host, 0, &node->host, sizeof node->host, err);
     s = s ? s : td_hostshare_cores(host, p->n_threads, &node->cores, err);
     local_size = host ? td_comm_size(host) : 1;
     td_comm_close(host);
@@ -51,11 +54,13 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
                             const struct td_node_params *params, struct td_err *err)
 {
     struct td_node_facts *f = &node->facts;
+    const char *mpi;
     enum td_status s;
 
     memset(node, 0, sizeof *node);
     node->world = world;
     node->params = *params;
+    (void)sched_getaffinity(0, sizeof node->mask, &node->mask); /* on failure: none */
     s = td_node_agree(world, open_device(node, err), err);
     if (s) {
         td_node_close(node);
@@ -65,6 +70,8 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
     gethostname(f->host, sizeof f->host - 1);
     snprintf(f->device, sizeof f->device, "%s", td_kern_name(node->kern));
     snprintf(f->numerics, sizeof f->numerics, "%s", td_kern_numerics(node->kern));
+    mpi = td_comm_mpi_version();
+    snprintf(f->mpi, sizeof f->mpi, "%.*s", (int)strcspn(mpi, ","), mpi);
     f->pid = getpid();
     return TD_OK;
 }
@@ -83,20 +90,42 @@ enum td_status td_node_open_model(struct td_node *node, const char *path, bool v
     return td_node_agree(node->world, s, err);
 }
 
+const char *td_node_fact_name(enum td_node_fact fact)
+{
+    static const char *const names[TD_NODE_N_FACTS] = {[TD_NODE_VERSION] = "tensord",
+                                                       [TD_NODE_MODEL_HASH] = "model hash",
+                                                       [TD_NODE_NUMERICS] = "numerics class",
+                                                       [TD_NODE_MPI] = "MPI library"};
+
+    return names[fact];
+}
+
+const char *td_node_fact_text(const struct td_node_facts *facts, enum td_node_fact fact)
+{
+    switch (fact) {
+    case TD_NODE_VERSION:
+        return facts->version;
+    case TD_NODE_MODEL_HASH:
+        return facts->model_hash;
+    case TD_NODE_NUMERICS:
+        return facts->numerics;
+    default:
+        return facts->mpi;
+    }
+}
+
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err)
 {
     for (uint32_t r = 1; r < n; r++) {
-        const struct {
-            const char *what, *have, *want;
-        } checks[] = {{"tensord", all[r].version, all[0].version},
-                      {"model hash", all[r].model_hash, all[0].model_hash},
-                      {"numerics class", all[r].numerics, all[0].numerics}};
+        for (enum td_node_fact fact = 0; fact < TD_NODE_N_REFUSED; fact++) {
+            const char *have = td_node_fact_text(&all[r], fact);
+            const char *want = td_node_fact_text(&all[0], fact);
 
-        for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
-            if (strcmp(checks[i].have, checks[i].want) != 0)
+            if (strcmp(have, want) != 0)
                 return td_err_set(err, TD_PEER_MISMATCH,
                                   "rank %u on %s has %s %s, rank 0 on %s has %s", r, all[r].host,
-                                  checks[i].what, checks[i].have, all[0].host, checks[i].want);
+                                  td_node_fact_name(fact), have, all[0].host, want);
+        }
     }
     return TD_OK;
 }

@@ -21,6 +21,7 @@ struct td_node_facts {
     char device[32];   /* "cpu avx512" */
     char numerics[32]; /* class; must be equal on all ranks */
     char model_hash[33];
+    char mpi[64];          /* the library's version, "Open MPI v4.1.4" */
     uint64_t memory_bytes; /* this rank may use */
     uint32_t n_cores;      /* physical ones in its affinity mask */
     uint32_t n_threads;
@@ -35,8 +36,20 @@ struct td_node_params {
     void *user;
 };
 
+/* The facts that are to be equal on all ranks; a group whose ranks differ in the first three is refused. */
+enum td_node_fact {
+    TD_NODE_VERSION,
+    TD_NODE_MODEL_HASH,
+    TD_NODE_NUMERICS,
+    TD_NODE_MPI,
+    TD_NODE_N_FACTS,
+    TD_NODE_N_REFUSED = TD_NODE_MPI
+};
+
 struct td_node {
     struct td_comm *world; /* borrows */
+    uint32_t host;         /* the lowest rank of this rank's host */
+    cpu_set_t mask;        /* hardware threads of the process, before its threads took seats */
     struct td_comm *stage; /* the ranks of this stage of a pipeline; NULL: there is one stage */
     struct td_checkpoint *ck;
     struct td_plan_model *model;
@@ -76,6 +89,9 @@ enum td_status td_node_open_model(struct td_node *node, const char *path, bool v
                                   struct td_err *err);
 /* Everyone's facts, in rank order, on every rank. `all` [size]. Fails when version, model hash or numerics differ. */
 enum td_status td_node_gather(struct td_node *node, struct td_node_facts *all, struct td_err *err);
+/* "numerics class"; and one of the facts as text. Static; borrowed from `facts`. */
+const char *td_node_fact_name(enum td_node_fact fact);
+const char *td_node_fact_text(const struct td_node_facts *facts, enum td_node_fact fact);
 /* Checks that the facts agree, naming the first rank that differs and what it has. Local. */
 enum td_status td_node_compare(const struct td_node_facts *all, uint32_t n, struct td_err *err);
 /* Plans and loads. `plan` params are equal on all ranks. Paths are borrowed during the call: `offload_dir`, this rank's folder for

@@ -18,7 +18,8 @@ enum { MAX_ARGS = 16 };
 
 static const uint64_t SECOND_NS = 1000000000u;
 /* Of the phases, and of a wait in them; a model's hash takes as long as the disk does. */
-static const uint64_t LINKS_NS = 10000000000u, PATHS_NS = 15000000000u, WAIT_NS = 60000000000u;
+static const uint64_t LINKS_NS = 10000000000u, TURN_NS = 100000000u, PATHS_NS = 15000000000u,
+                      WAIT_NS = 60000000000u;
 static const uint64_t LAUNCH_S = 180, MODEL_S = 600, VERIFY_S = 7200;
 
 /* ---- As a rank ---- */
@@ -97,8 +98,10 @@ static enum td_status open_model(struct visit *v, const struct td_options *opts,
 
 static enum td_status examine(struct visit *v, const struct td_options *opts, struct td_err *err)
 {
-    const struct td_linkprobe_params links = {
-        .budget_ns = LINKS_NS, .buffer = v->buffer, .bulk_bytes = TD_LINKPROBE_BULK_BYTES};
+    const struct td_linkprobe_params links = {.budget_ns = LINKS_NS,
+                                              .turn_ns = TURN_NS,
+                                              .buffer = v->buffer,
+                                              .bulk_bytes = TD_LINKPROBE_BULK_BYTES};
     struct td_preflight_facts mine;
     enum td_status st = open_model(v, opts, err);
 
@@ -119,16 +122,21 @@ static enum td_status examine(struct visit *v, const struct td_options *opts, st
 
 static void judge_paths(struct td_doctor *d)
 {
-    char a[96], b[96], where[200];
+    char a[96], b[96], where[200], choice[256];
 
     for (uint32_t i = 0; i < d->paths.n_pairs; i++) {
         const struct td_hostpaths_pair *p = &d->paths.pairs[i];
+        const struct td_netpath_case c = {.where = where,
+                                          .a = &d->paths.hosts[p->a],
+                                          .b = &d->paths.hosts[p->b],
+                                          .paths = p->paths,
+                                          .n = p->n,
+                                          .choice = td_netpath_choice(choice, sizeof choice)};
 
         snprintf(where, sizeof where, "%s - %s",
                  td_preflight_host_name(d->facts, d->n_ranks, p->a, a, sizeof a),
                  td_preflight_host_name(d->facts, d->n_ranks, p->b, b, sizeof b));
-        td_netpath_judge(where, &d->paths.hosts[p->a], &d->paths.hosts[p->b], p->paths, p->n,
-                         &d->report);
+        td_netpath_judge(&c, &d->report);
     }
     if (d->paths.n_left_out)
         td_preflight_add(&d->report, TD_VERDICT_WARNING, "network", "between hosts",

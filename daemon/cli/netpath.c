@@ -323,46 +323,88 @@ static const struct td_netpath *slowest_used(const struct td_netpath *paths, uin
     return worst;
 }
 
-/* A network that both hosts claim and that carries nothing: MPI may wait for it. */
-static void judge_silent(const char *where, const struct td_netpath_host *a,
-                         const struct td_netpath_host *b, const struct td_netpath *paths,
-                         uint32_t n, struct td_preflight_report *report)
+const char *td_netpath_network(const struct td_netpath_address *a, char out[TD_NETPATH_TEXT + 4])
+{
+    struct td_netpath_ip ip = a->ip;
+    char text[TD_NETPATH_TEXT];
+
+    for (unsigned bit = a->prefix_bits; bit < 128; bit++)
+        ip.bytes[bit / 8] = (uint8_t)(ip.bytes[bit / 8] & ~(0x80u >> bit % 8));
+    snprintf(out, TD_NETPATH_TEXT + 4, "%s/%u", td_netpath_text(&ip, text), a->prefix_bits);
+    return out;
+}
+
+const char *td_netpath_choice(char *out, size_t out_bytes)
+{
+    static const char *const names[] = {"OMPI_MCA_btl_tcp_if_include",
+                                        "OMPI_MCA_btl_tcp_if_exclude"};
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *value = getenv(names[i]);
+
+        if (!value || !*value)
+            continue;
+        snprintf(out, out_bytes, "%s=%s", names[i], value);
+        return out;
+    }
+    return NULL;
+}
+
+/* A network that both hosts claim and that carries nothing: MPI, left to itself, may wait for it. */
+static void judge_silent(const struct td_netpath_case *c, struct td_preflight_report *report)
 {
     char text[160];
 
-    for (uint32_t i = 0; i < n; i++)
-        if (paths[i].is_measured && !paths[i].answers)
-            td_preflight_add(report, TD_VERDICT_WARNING, "network", where,
-                             "%s does not answer on TCP: leave it out with "
-                             "OMPI_MCA_btl_tcp_if_include, or open the firewall",
-                             path_text(a, b, &paths[i], text, sizeof text));
+    for (uint32_t i = 0; i < c->n; i++) {
+        const struct td_netpath *p = &c->paths[i];
+        bool matters = p->is_used || !c->choice;
+
+        if (p->is_measured && !p->answers)
+            td_preflight_add(report, matters ? TD_VERDICT_WARNING : TD_VERDICT_OK, "network",
+                             c->where, "%s does not answer on TCP%s",
+                             path_text(c->a, c->b, p, text, sizeof text),
+                             matters ? ": leave it out with OMPI_MCA_btl_tcp_if_include, or open "
+                                       "the firewall"
+                                     : "; MPI was told what to use");
+    }
 }
 
-void td_netpath_judge(const char *where, const struct td_netpath_host *a,
-                      const struct td_netpath_host *b, const struct td_netpath *paths, uint32_t n,
-                      struct td_preflight_report *report)
+/* A slow path where a faster one answers: MPI deals its messages out over all that it uses. */
+static void judge_slow(const struct td_netpath_case *c, const struct td_netpath *used,
+                       const struct td_netpath *best, struct td_preflight_report *report)
 {
-    const struct td_netpath *best = fastest(paths, n), *used = slowest_used(paths, n);
-    char used_text[160], best_text[160];
-    uint32_t n_answer = 0;
+    char used_text[160], best_text[160], network[TD_NETPATH_TEXT + 4];
 
-    for (uint32_t i = 0; i < n; i++)
-        n_answer += paths[i].answers;
-    if (best)
-        path_text(a, b, best, best_text, sizeof best_text);
+    td_preflight_add(report, TD_VERDICT_WARNING, "network", c->where,
+                     "MPI uses %s%s %s%s: set OMPI_MCA_btl_tcp_if_include=%s%s%s",
+                     path_text(c->a, c->b, used, used_text, sizeof used_text),
+                     best->is_used ? " beside" : ", and",
+                     path_text(c->a, c->b, best, best_text, sizeof best_text),
+                     best->is_used ? ", which is faster" : " is faster",
+                     td_netpath_network(&c->a->addresses[best->a], network),
+                     c->choice ? " instead of " : "", c->choice ? c->choice : "");
+}
+
+void td_netpath_judge(const struct td_netpath_case *c, struct td_preflight_report *report)
+{
+    const struct td_netpath *best = fastest(c->paths, c->n), *used = slowest_used(c->paths, c->n);
+    const char *choice = c->choice ? c->choice : "MPI was told nothing";
+    uint32_t n_answer = 0;
+    char text[160] = "";
+
+    for (uint32_t i = 0; i < c->n; i++)
+        n_answer += c->paths[i].answers;
     if (!used)
-        td_preflight_add(report, TD_VERDICT_OK, "network", where,
-                         "MPI has no TCP connection between them%s%s",
-                         best ? "; the fastest that answers is " : "", best ? best_text : "");
+        td_preflight_add(report, TD_VERDICT_OK, "network", c->where,
+                         "MPI has no TCP connection between them (%s)%s%s", choice,
+                         best ? "; the fastest that answers is " : "",
+                         best ? path_text(c->a, c->b, best, text, sizeof text) : "");
     else if (best && best != used && used->answers &&
              best->bytes_per_second > FASTER * used->bytes_per_second)
-        td_preflight_add(
-            report, TD_VERDICT_WARNING, "network", where,
-            "MPI uses %s, and %s is faster: set OMPI_MCA_btl_tcp_if_include to that one",
-            path_text(a, b, used, used_text, sizeof used_text), best_text);
+        judge_slow(c, used, best, report);
     else
-        td_preflight_add(report, TD_VERDICT_OK, "network", where, "MPI uses %s%s",
-                         path_text(a, b, used, used_text, sizeof used_text),
-                         n_answer > 1 ? ", none that answers is faster" : "");
-    judge_silent(where, a, b, paths, n, report);
+        td_preflight_add(report, TD_VERDICT_OK, "network", c->where, "MPI uses %s%s",
+                         path_text(c->a, c->b, used, text, sizeof text),
+                         n_answer > 1 ? "; none that answers is faster" : "");
+    judge_silent(c, report);
 }

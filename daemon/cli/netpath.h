@@ -71,9 +71,21 @@ uint32_t td_netpath_find(const struct td_netpath_host *a, const struct td_netpat
                          const struct td_netpath_connection *used, uint32_t n_used,
                          struct td_netpath *paths);
 
-/* One line for two hosts (`where`: "a - b"): what MPI uses, whether it is the fastest that answers, which networks do not. */
-void td_netpath_judge(const char *where, const struct td_netpath_host *a,
-                      const struct td_netpath_host *b, const struct td_netpath *paths, uint32_t n,
-                      struct td_preflight_report *report);
+/* "10.0.0.0/24": the network of an address, as Open MPI takes it. Returns out. */
+const char *td_netpath_network(const struct td_netpath_address *a, char out[TD_NETPATH_TEXT + 4]);
+
+/* What one process set for the networks that MPI may use, "OMPI_MCA_btl_tcp_if_include=eth0"; NULL: nothing. Returns out. */
+const char *td_netpath_choice(char *out, size_t out_bytes);
+
+/* Two hosts and what is known of the paths between them. */
+struct td_netpath_case {
+    const char *where; /* "a - b" */
+    const struct td_netpath_host *a, *b;
+    const struct td_netpath *paths; /* [n] */
+    uint32_t n;
+    const char *choice; /* as td_netpath_choice */
+};
+/* Lines for two hosts: what MPI uses, whether it is the fastest that answers, which networks do not answer. */
+void td_netpath_judge(const struct td_netpath_case *c, struct td_preflight_report *report);
 
 #endif

@@ -114,7 +114,7 @@ static socklen_t to_sockaddr(const struct td_netpath_ip *ip, uint16_t port,
     }
 }
 
-/* A socket that does not block, at the address, and where the system allows it on that interface alone. */
+/* A socket that does not block, bound to the address and to no interface, as MPI's: routes decide for both alike. */
 static int open_socket(const struct td_netpath_address *at)
 {
     struct sockaddr_storage addr;
@@ -125,8 +125,6 @@ static int open_socket(const struct td_netpath_address *at)
 
     if (fd < 0)
         return -1;
-    (void)setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, at->interface,
-                     (socklen_t)strlen(at->interface));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (bind(fd, (struct sockaddr *)&addr, len) == 0)
         return fd;

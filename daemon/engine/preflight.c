@@ -458,7 +458,7 @@ void td_preflight_judge_clocks(const struct td_preflight_facts *all, const int64
             continue;
         }
         td_preflight_add(report, is_off ? TD_VERDICT_WARNING : TD_VERDICT_OK, "clock", h.name,
-                         "%.3f ms %s %s%s", (double)(offset < 0 ? -offset : offset) * 1e-6,
+                         "%.3f ms %s %s%s", (offset < 0 ? -1e-6 : 1e-6) * (double)offset,
                          offset < 0 ? "behind" : "ahead of", zero.name,
                          is_off ? ": logs of the two cannot be held together beyond 50 ms; let NTP "
                                   "set them"

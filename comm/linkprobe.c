@@ -13,7 +13,7 @@ enum {
     FIRST_BULK = 1 << 16,
     BULK_GROWTH = 4,
     LEAST_BULKS = 3,
-    MOST_BULKS = 8 /* messages of the largest size */
+    MOST_BULKS = 8 /* messages of one size */
 };
 
 /* What the one who measures tells the other to take part in. */
@@ -120,49 +120,46 @@ static enum td_status push(struct run *run, uint32_t peer, size_t bytes, uint64_
     enum td_status s = give_order(run, peer, VERB_BULK, bytes, err);
     uint64_t start = td_clock_now_ns(), took;
     uint64_t latency = run->row[peer].latency_ns;
-    double rate;
     uint8_t byte;
 
     s = s ? s : td_comm_send(run->comm, peer, run->params->buffer, bytes, err);
     s = s ? s : td_comm_recv(run->comm, peer, &byte, 1, err);
-    if (s)
-        return s;
     took = td_clock_now_ns() - start;
-    *took_ns = took;
-    took = took > latency ? took - latency : took;
-    rate = (double)bytes * 1e9 / (double)(took + (took == 0));
-    if (rate > run->row[peer].bytes_per_second)
-        run->row[peer].bytes_per_second = rate;
-    return TD_OK;
+    *took_ns = took > latency ? took - latency : took + (took == 0);
+    return s;
 }
 
-/* Messages that grow while the next one fits into what is left of the turn, by the best time of the size before; a few in any
- * case, since one may be held up by somebody else. */
+/* Messages that grow while a few of the next size fit into what is left of the turn; the median of the last size counts. A
+ * shaped link lets the first of them pass at once, and any may be held up by somebody else. */
 static enum td_status measure_bandwidth(struct run *run, uint32_t peer, uint64_t until_ns,
                                         struct td_err *err)
 {
     size_t most = run->params->bulk_bytes, bytes = most < FIRST_BULK ? most : FIRST_BULK;
     uint64_t best = UINT64_MAX;
-    uint32_t n = 0, n_largest = 0;
+    uint32_t n = 0; /* of this size */
     enum td_status s = TD_OK;
 
-    while (!s && n_largest < MOST_BULKS) {
-        uint64_t now, left, took = 0;
+    while (!s && n < MOST_BULKS) {
+        uint64_t now, left;
 
-        s = push(run, peer, bytes, &took, err);
+        s = push(run, peer, bytes, &run->samples[n], err);
+        best = run->samples[n] < best ? run->samples[n] : best;
+        n++;
         now = td_clock_now_ns();
         left = now < until_ns ? until_ns - now : 0;
-        best = took < best ? took : best;
-        n_largest += bytes == most;
-        if (++n >= LEAST_BULKS && left < best)
-            break;
-        if (bytes < most && left / BULK_GROWTH > best) {
+        if (bytes < most && left / (BULK_GROWTH * LEAST_BULKS) > best) {
             bytes = bytes > most / BULK_GROWTH ? most : bytes * BULK_GROWTH;
             best = UINT64_MAX;
-            run->row[peer].bytes_per_second = 0.0; /* the largest counts */
+            n = 0;
+        } else if (n >= LEAST_BULKS && left < best) {
+            break;
         }
     }
-    return s;
+    if (s)
+        return s;
+    qsort(run->samples, n, sizeof run->samples[0], compare);
+    run->row[peer].bytes_per_second = (double)bytes * 1e9 / (double)run->samples[n / 2];
+    return TD_OK;
 }
 
 static enum td_status lead(struct run *run, uint32_t peer, struct td_err *err)

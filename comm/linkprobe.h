@@ -28,7 +28,7 @@ struct td_linkprobe_params {
 struct td_linkprobe_link {
     uint64_t
         latency_ns; /* half of a round trip of one byte, the median; equal in both directions */
-    double bytes_per_second; /* of the largest messages that fitted into the turn, the best */
+    double bytes_per_second; /* of the largest messages that fitted into the turn, the median */
 };
 
 /* Measures every pair, one at a time unless at_once says otherwise, in the rounds of a tournament: where the budget ends

@@ -392,6 +392,55 @@ static void test_launch_leaves_choices_that_the_user_made(void **state)
     td_launch_close(f->launch);
 }
 
+struct spoken {
+    struct fixture *f;
+    char text[2][4096]; /* standard output, standard error */
+};
+
+static struct spoken spoken;
+
+static void on_output(const char *data, size_t n, bool is_stderr, void *user)
+{
+    char *text = spoken.text[is_stderr];
+    size_t len = strlen(text);
+    assert_ptr_equal(user, spoken.f);
+    assert_true(len + n < sizeof(spoken.text[0]));
+    memcpy(text + len, data, n);
+    text[len + n] = '\0';
+}
+
+static void test_launch_runs_a_command_and_hands_on_its_output(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const args[] = {"--json", "a b", NULL};
+    char hosts[96];
+    snprintf(hosts, sizeof(hosts), "%s/hosts", f->tmp);
+    write_file(hosts, "localhost slots=2\n", 0600);
+    spoken = (struct spoken){.f = f};
+    f->params.mpirun = f->script; /* shows its arguments instead of running anything */
+    f->params.program = "/opt/tensord";
+    f->params.hostfile = hosts;
+    f->params.n_ranks = 0; /* the hostfile says how many */
+    f->params.command = "doctor";
+    f->params.coordinator = NULL;
+    f->params.cluster_key = TD_STR("");
+    f->params.worker_args = args;
+    f->params.on_output = on_output;
+    launch(f, "#!/bin/sh\nfor a; do printf '<%s>' \"$a\"; done\necho ended >&2\nexit 3\n");
+    run_for(f, 10000);
+    assert_int_equal(f->n_ends, 1);
+    assert_int_equal(f->end.exit_status, 3);
+    assert_string_equal(spoken.text[1], "ended\n");
+    assert_non_null(strstr(spoken.text[0], "</opt/tensord><doctor><--json><a b>"));
+    assert_non_null(strstr(spoken.text[0], "<--hostfile>"));
+    assert_non_null(strstr(spoken.text[0], "<self,vader,tcp>"));
+    assert_null(strstr(spoken.text[0], "<-n>"));
+    assert_null(strstr(spoken.text[0], "<--tag-output>"));
+    assert_null(strstr(spoken.text[0], "<--coordinator>"));
+    assert_null(strstr(read_file(f->log), "ended\"")); /* not to the log as well */
+    td_launch_close(f->launch);
+}
+
 static void test_launch_refuses_what_cannot_start(void **state)
 {
     struct fixture *f = *state;
@@ -407,6 +456,13 @@ static void test_launch_refuses_what_cannot_start(void **state)
     assert_non_null(strstr(err.cause, "/no/such/hosts"));
 
     f->params.hostfile = NULL;
+    f->params.command = "doctor";
+    f->params.n_ranks = 0; /* and no hostfile that says how many */
+    assert_int_equal(td_launch_start(&f->params, on_end, f, &f->launch, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "at least one rank"));
+    f->params.command = NULL;
+    f->params.n_ranks = 2;
+
     f->params.cluster_key = TD_STR("two\nlines");
     assert_int_equal(td_launch_start(&f->params, on_end, f, &f->launch, &err), TD_INVALID);
 
@@ -438,6 +494,7 @@ int main(void)
         TEST(test_launch_kills_what_outlives_mpirun),
         TEST(test_launch_removes_what_dead_coordinators_left),
         TEST(test_launch_leaves_choices_that_the_user_made),
+        TEST(test_launch_runs_a_command_and_hands_on_its_output),
         TEST(test_launch_refuses_what_cannot_start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -101,11 +101,28 @@ static void print_hosts(const struct td_doctor *d)
             print_host(d, r);
 }
 
+/* Which ways the links of both tables go. */
+static void print_transports(const struct td_doctor *d)
+{
+    bool is_local = false, is_remote = false;
+
+    for (uint32_t r = 1; r < d->n_ranks; r++) {
+        is_local = is_local || d->facts[r].first != r;
+        is_remote = is_remote || d->facts[r].first != 0;
+    }
+    if (d->n_ranks > 1)
+        printf("\ntransport: %s%s%s%s\n",
+               is_local ? "shared memory between the ranks of a host" : "",
+               is_local && is_remote ? ", " : "", is_remote ? d->transport : "",
+               is_remote ? " between hosts" : "");
+}
+
 void td_doctor_print(const struct td_doctor *d)
 {
     uint32_t n[3] = {0};
 
     print_lines(&d->report);
+    print_transports(d);
     if (d->n_ranks > 1 && d->n_ranks <= MOST_COLUMNS) {
         print_matrix(d, true);
         print_matrix(d, false);

@@ -2,6 +2,7 @@
 
 #include "comm/linkprobe.h"
 #include "daemon/log.h"
+#include "daemon/text/utf8.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,6 +20,23 @@ void td_preflight_report_deinit(struct td_preflight_report *report)
 {
     free(report->lines);
     *report = (struct td_preflight_report){0};
+}
+
+/* Names and paths may hold any bytes, and a text that is cut may end inside a character: lines are whole UTF-8 without control
+ * characters, for terminals and JSON. */
+static void make_plain(char *text)
+{
+    size_t len = strlen(text), n_bytes;
+    uint32_t cp;
+
+    for (size_t i = 0; i < len; i += n_bytes) {
+        struct td_str rest = {text + i, len - i};
+
+        if (td_utf8_decode(rest, &cp, &n_bytes) != TD_UTF8_CHAR)
+            memset(text + i, '?', n_bytes);
+        else if (cp < 0x20 || cp == 0x7f)
+            text[i] = '?';
+    }
 }
 
 void td_preflight_add(struct td_preflight_report *report, enum td_verdict verdict,
@@ -45,6 +63,8 @@ void td_preflight_add(struct td_preflight_report *report, enum td_verdict verdic
     va_start(args, fmt);
     vsnprintf(line->text, sizeof line->text, fmt, args);
     va_end(args);
+    make_plain(line->where);
+    make_plain(line->text);
 }
 
 enum td_verdict td_preflight_worst(const struct td_preflight_report *report)

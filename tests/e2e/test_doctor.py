@@ -134,6 +134,7 @@ def test_doctor_prints_a_table(tensord):
     p = tensord.run("doctor", "-n", 2)
     assert p.returncode == 0, p.stderr
     for line in (r"verdict +check +where +found$", r"ok +tensord +all ranks +\d", r"ok +MPI library +all ranks +Open MPI v",
+                 r"transport: shared memory between the ranks of a host$",
                  r"latency, microseconds", r" +0 +- +[0-9.]+$", r" +1 +[0-9.]+ +-$", r"bandwidth, GB/s",
                  r"host +ranks +interface +address +speed$", r"\d+ ok, \d+ warnings?, 0 errors$"):
         assert re.search("^" + line, p.stdout, re.M), line

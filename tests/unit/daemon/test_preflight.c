@@ -435,6 +435,23 @@ static void test_preflight_cuts_a_text_that_is_too_long(void **state)
     td_preflight_report_deinit(&report);
 }
 
+static void test_preflight_lines_are_whole_utf8(void **state)
+{
+    struct td_preflight_report report = {0};
+    char text[1000];
+
+    (void)state;
+    td_preflight_add(&report, TD_VERDICT_OK, "c", "h\x80", "a\tb\xff\xc3\xa9\x1b[1m \xe2\x82");
+    assert_string_equal(report.lines[0].where, "h?");
+    assert_string_equal(report.lines[0].text, "a?b?\xc3\xa9?[1m ??");
+    for (size_t i = 0; i + 3 < sizeof text;
+         i += 3) /* 383 bytes are 127 of these and two of the next */
+        memcpy(text + i, "\xe2\x82\xac", 4);
+    td_preflight_add(&report, TD_VERDICT_OK, "c", "h", "%s", text);
+    assert_string_equal(report.lines[1].text + 378, "\xe2\x82\xac??");
+    td_preflight_report_deinit(&report);
+}
+
 /* ---- Clocks over a group ---- */
 
 /* The shortest round trip, 10 to 30 by the asker's clock, has the answer at 120: ahead by 120 - 20. */
@@ -509,6 +526,7 @@ int main(void)
         cmocka_unit_test(test_preflight_tells_of_links_that_nobody_measured),
         cmocka_unit_test(test_preflight_at_the_start_has_only_the_cheap_checks),
         cmocka_unit_test(test_preflight_cuts_a_text_that_is_too_long),
+        cmocka_unit_test(test_preflight_lines_are_whole_utf8),
         cmocka_unit_test(test_clockskew_takes_the_shortest_round_trip),
         cmocka_unit_test(test_clockskew_finds_one_clock_in_one_process),
     };

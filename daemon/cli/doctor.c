@@ -67,7 +67,7 @@ static enum td_status open_visit(struct visit *v, const struct td_options *opts,
 /* After a failure the transport may still write into the buffer: it is left to the end of the process. */
 static void close_visit(struct visit *v, bool failed)
 {
-    td_preflight_report_deinit(&v->d.report);
+    td_verdict_deinit(&v->d.report);
     td_hostpaths_deinit(&v->d.paths);
     free(v->d.facts);
     free(v->d.links);
@@ -139,9 +139,9 @@ static void judge_paths(struct td_doctor *d)
         td_netpath_judge(&c, &d->report);
     }
     if (d->paths.n_left_out)
-        td_preflight_add(&d->report, TD_VERDICT_WARNING, "network", "between hosts",
-                         "%u of %u pairs of hosts were not measured, for time", d->paths.n_left_out,
-                         d->paths.n_pairs);
+        td_verdict_add(&d->report, TD_VERDICT_WARNING, "network", "between hosts",
+                       "%u of %u pairs of hosts were not measured, for time", d->paths.n_left_out,
+                       d->paths.n_pairs);
 }
 
 static void judge(struct visit *v, const struct td_options *opts)
@@ -151,8 +151,8 @@ static void judge(struct visit *v, const struct td_options *opts)
 
     td_preflight_judge_equal(d->facts, d->n_ranks, &d->report);
     if (v->model_failed)
-        td_preflight_add(&d->report, TD_VERDICT_ERROR, "model hash", "all ranks", "%s: %s",
-                         opts->model, td_err_format(&v->model_err, text, sizeof text));
+        td_verdict_add(&d->report, TD_VERDICT_ERROR, "model hash", "all ranks", "%s: %s",
+                       opts->model, td_err_format(&v->model_err, text, sizeof text));
     td_preflight_judge_cores(d->facts, d->n_ranks, &d->report);
     td_preflight_judge_hosts(d->facts, d->n_ranks, &d->report);
     td_preflight_judge_clocks(d->facts, v->offsets, d->n_ranks, &d->report);
@@ -169,7 +169,7 @@ static enum td_status report(struct visit *v, const struct td_options *opts,
 
     if (v->s.rank == 0) {
         judge(v, opts);
-        worst = (uint8_t)td_preflight_worst(&v->d.report);
+        worst = (uint8_t)td_verdict_worst(&v->d.report);
         if (opts->json)
             st = td_doctor_print_json(&v->d, err);
         else

@@ -13,7 +13,7 @@ struct td_doctor {
     struct td_preflight_facts *facts; /* [n_ranks] */
     struct td_linkprobe_link *links;  /* [n_ranks x n_ranks] row: sender */
     struct td_hostpaths paths;
-    struct td_preflight_report report;
+    struct td_verdict_report report;
 };
 
 /* On standard output: a table for people, or one JSON object. */

@@ -14,7 +14,7 @@ static const char *transport_of(const struct td_doctor *d, uint32_t a, uint32_t 
 
 /* ---- For people ---- */
 
-static int widest(const struct td_preflight_report *r, size_t column, size_t least)
+static int widest(const struct td_verdict_report *r, size_t column, size_t least)
 {
     size_t most = least;
 
@@ -26,13 +26,13 @@ static int widest(const struct td_preflight_report *r, size_t column, size_t lea
     return (int)most;
 }
 
-static void print_lines(const struct td_preflight_report *r)
+static void print_lines(const struct td_verdict_report *r)
 {
     int check = widest(r, 0, strlen("check")), where = widest(r, 1, strlen("where"));
 
     printf("%-7s  %-*s  %-*s  %s\n", "verdict", check, "check", where, "where", "found");
     for (uint32_t i = 0; i < r->n; i++)
-        printf("%-7s  %-*s  %-*s  %s\n", td_preflight_verdict_name(r->lines[i].verdict), check,
+        printf("%-7s  %-*s  %-*s  %s\n", td_verdict_name(r->lines[i].verdict), check,
                r->lines[i].check, where, r->lines[i].where, r->lines[i].text);
 }
 
@@ -150,15 +150,15 @@ static json_t *rate_or_null(bool is_known, double x)
     return is_known ? json_real(x) : json_null();
 }
 
-static json_t *checks_json(const struct td_preflight_report *r)
+static json_t *checks_json(const struct td_verdict_report *r)
 {
     json_t *list = json_array();
 
     for (uint32_t i = 0; i < r->n; i++)
         json_array_append_new(list, json_pack("{s:s,s:s,s:s,s:s}", "check", r->lines[i].check,
                                               "where", r->lines[i].where, "verdict",
-                                              td_preflight_verdict_name(r->lines[i].verdict),
-                                              "text", r->lines[i].text));
+                                              td_verdict_name(r->lines[i].verdict), "text",
+                                              r->lines[i].text));
     return list;
 }
 
@@ -291,7 +291,7 @@ static json_t *networks_json(const struct td_doctor *d)
 enum td_status td_doctor_print_json(const struct td_doctor *d, struct td_err *err)
 {
     json_t *root = json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "version", TD_VERSION, "verdict",
-                             td_preflight_verdict_name(td_preflight_worst(&d->report)), "checks",
+                             td_verdict_name(td_verdict_worst(&d->report)), "checks",
                              checks_json(&d->report), "ranks", ranks_json(d), "hosts",
                              hosts_json(d), "links", links_json(d), "networks", networks_json(d));
     bool ok = root && json_dumpf(root, stdout, JSON_COMPACT) == 0;

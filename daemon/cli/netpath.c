@@ -1,6 +1,6 @@
 #include "daemon/cli/netpath.h"
 
-#include "daemon/engine/preflight.h"
+#include "daemon/engine/verdict.h"
 
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -351,7 +351,7 @@ const char *td_netpath_choice(char *out, size_t out_bytes)
 }
 
 /* A network that both hosts claim and that carries nothing: MPI, left to itself, may wait for it. */
-static void judge_silent(const struct td_netpath_case *c, struct td_preflight_report *report)
+static void judge_silent(const struct td_netpath_case *c, struct td_verdict_report *report)
 {
     char text[160];
 
@@ -360,32 +360,32 @@ static void judge_silent(const struct td_netpath_case *c, struct td_preflight_re
         bool matters = p->is_used || !c->choice;
 
         if (p->is_measured && !p->answers)
-            td_preflight_add(report, matters ? TD_VERDICT_WARNING : TD_VERDICT_OK, "network",
-                             c->where, "%s does not answer on TCP%s",
-                             path_text(c->a, c->b, p, text, sizeof text),
-                             matters ? ": leave it out with OMPI_MCA_btl_tcp_if_include, or open "
-                                       "the firewall"
-                                     : "; MPI was told what to use");
+            td_verdict_add(report, matters ? TD_VERDICT_WARNING : TD_VERDICT_OK, "network",
+                           c->where, "%s does not answer on TCP%s",
+                           path_text(c->a, c->b, p, text, sizeof text),
+                           matters ? ": leave it out with OMPI_MCA_btl_tcp_if_include, or open "
+                                     "the firewall"
+                                   : "; MPI was told what to use");
     }
 }
 
 /* A slow path where a faster one answers: MPI deals its messages out over all that it uses. */
 static void judge_slow(const struct td_netpath_case *c, const struct td_netpath *used,
-                       const struct td_netpath *best, struct td_preflight_report *report)
+                       const struct td_netpath *best, struct td_verdict_report *report)
 {
     char used_text[160], best_text[160], network[TD_NETPATH_TEXT + 4];
 
-    td_preflight_add(report, TD_VERDICT_WARNING, "network", c->where,
-                     "MPI uses %s%s %s%s: set OMPI_MCA_btl_tcp_if_include=%s%s%s",
-                     path_text(c->a, c->b, used, used_text, sizeof used_text),
-                     best->is_used ? " beside" : ", and",
-                     path_text(c->a, c->b, best, best_text, sizeof best_text),
-                     best->is_used ? ", which is faster" : " is faster",
-                     td_netpath_network(&c->a->addresses[best->a], network),
-                     c->choice ? " instead of " : "", c->choice ? c->choice : "");
+    td_verdict_add(report, TD_VERDICT_WARNING, "network", c->where,
+                   "MPI uses %s%s %s%s: set OMPI_MCA_btl_tcp_if_include=%s%s%s",
+                   path_text(c->a, c->b, used, used_text, sizeof used_text),
+                   best->is_used ? " beside" : ", and",
+                   path_text(c->a, c->b, best, best_text, sizeof best_text),
+                   best->is_used ? ", which is faster" : " is faster",
+                   td_netpath_network(&c->a->addresses[best->a], network),
+                   c->choice ? " instead of " : "", c->choice ? c->choice : "");
 }
 
-void td_netpath_judge(const struct td_netpath_case *c, struct td_preflight_report *report)
+void td_netpath_judge(const struct td_netpath_case *c, struct td_verdict_report *report)
 {
     const struct td_netpath *best = fastest(c->paths, c->n), *used = slowest_used(c->paths, c->n);
     const char *choice = c->choice ? c->choice : "MPI was told nothing";
@@ -395,16 +395,16 @@ void td_netpath_judge(const struct td_netpath_case *c, struct td_preflight_repor
     for (uint32_t i = 0; i < c->n; i++)
         n_answer += c->paths[i].answers;
     if (!used)
-        td_preflight_add(report, TD_VERDICT_OK, "network", c->where,
-                         "MPI has no TCP connection between them (%s)%s%s", choice,
-                         best ? "; the fastest that answers is " : "",
-                         best ? path_text(c->a, c->b, best, text, sizeof text) : "");
+        td_verdict_add(report, TD_VERDICT_OK, "network", c->where,
+                       "MPI has no TCP connection between them (%s)%s%s", choice,
+                       best ? "; the fastest that answers is " : "",
+                       best ? path_text(c->a, c->b, best, text, sizeof text) : "");
     else if (best && best != used && used->answers &&
              best->bytes_per_second > FASTER * used->bytes_per_second)
         judge_slow(c, used, best, report);
     else
-        td_preflight_add(report, TD_VERDICT_OK, "network", c->where, "MPI uses %s%s",
-                         path_text(c->a, c->b, used, text, sizeof text),
-                         n_answer > 1 ? "; none that answers is faster" : "");
+        td_verdict_add(report, TD_VERDICT_OK, "network", c->where, "MPI uses %s%s",
+                       path_text(c->a, c->b, used, text, sizeof text),
+                       n_answer > 1 ? "; none that answers is faster" : "");
     judge_silent(c, report);
 }

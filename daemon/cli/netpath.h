@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct td_preflight_report;
+struct td_verdict_report;
 
 enum {
     TD_NETPATH_MAX_ADDRESSES = 16, /* of a host */
@@ -86,6 +86,6 @@ struct td_netpath_case {
     const char *choice; /* as td_netpath_choice */
 };
 /* Lines for two hosts: what MPI uses, whether it is the fastest that answers, which networks do not answer. */
-void td_netpath_judge(const struct td_netpath_case *c, struct td_preflight_report *report);
+void td_netpath_judge(const struct td_netpath_case *c, struct td_verdict_report *report);
 
 #endif

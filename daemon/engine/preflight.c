@@ -2,9 +2,7 @@
 
 #include "comm/linkprobe.h"
 #include "daemon/log.h"
-#include "daemon/text/utf8.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,73 +11,6 @@
 static const uint64_t SHM_BYTES_PER_RANK = (uint64_t)8 << 20;
 static const int64_t CLOCK_LIMIT_NS = 50000000;
 enum { FILES_WANTED = 1024, FILES_PER_RANK = 4, FILES_NEEDED = 64 };
-
-/* ---- The report ---- */
-
-void td_preflight_report_deinit(struct td_preflight_report *report)
-{
-    free(report->lines);
-    *report = (struct td_preflight_report){0};
-}
-
-/* Names and paths may hold any bytes, and a text that is cut may end inside a character: lines are whole UTF-8 without control
- * characters, for terminals and JSON. */
-static void make_plain(char *text)
-{
-    size_t len = strlen(text), n_bytes;
-    uint32_t cp;
-
-    for (size_t i = 0; i < len; i += n_bytes) {
-        struct td_str rest = {text + i, len - i};
-
-        if (td_utf8_decode(rest, &cp, &n_bytes) != TD_UTF8_CHAR)
-            memset(text + i, '?', n_bytes);
-        else if (cp < 0x20 || cp == 0x7f)
-            text[i] = '?';
-    }
-}
-
-void td_preflight_add(struct td_preflight_report *report, enum td_verdict verdict,
-                      const char *check, const char *where, const char *fmt, ...)
-{
-    struct td_preflight_line *line;
-    va_list args;
-
-    if (report->n == report->cap) {
-        uint32_t cap = report->cap ? report->cap * 2 : 32;
-
-        line = realloc(report->lines, cap * sizeof *line);
-        if (!line) {
-            report->lacks_memory = true;
-            return;
-        }
-        report->lines = line;
-        report->cap = cap;
-    }
-    line = &report->lines[report->n++];
-    line->verdict = verdict;
-    snprintf(line->check, sizeof line->check, "%s", check);
-    snprintf(line->where, sizeof line->where, "%s", where);
-    va_start(args, fmt);
-    vsnprintf(line->text, sizeof line->text, fmt, args);
-    va_end(args);
-    make_plain(line->where);
-    make_plain(line->text);
-}
-
-enum td_verdict td_preflight_worst(const struct td_preflight_report *report)
-{
-    enum td_verdict worst = report->lacks_memory ? TD_VERDICT_ERROR : TD_VERDICT_OK;
-
-    for (uint32_t i = 0; i < report->n; i++)
-        worst = report->lines[i].verdict > worst ? report->lines[i].verdict : worst;
-    return worst;
-}
-
-const char *td_preflight_verdict_name(enum td_verdict verdict)
-{
-    return verdict == TD_VERDICT_OK ? "ok" : verdict == TD_VERDICT_WARNING ? "warning" : "error";
-}
 
 /* ---- The facts ---- */
 
@@ -135,7 +66,7 @@ static const char *other_text(const struct td_preflight_facts *f, int which)
 /* One line: what all have, or who differs first and how many do. A text that rank 0 and all others lack is none of the checks. */
 static void judge_text(const struct td_preflight_facts *all, uint32_t n, const char *check,
                        text_fn *text, int which, enum td_verdict verdict,
-                       struct td_preflight_report *report)
+                       struct td_verdict_report *report)
 {
     const char *want = text(&all[0], which);
     uint32_t n_differ = 0, differs = 0;
@@ -149,19 +80,19 @@ static void judge_text(const struct td_preflight_facts *all, uint32_t n, const c
     if (n_differ > 0) {
         const char *have = text(&all[differs], which);
 
-        td_preflight_add(report, verdict, check, "all ranks",
-                         "rank %u on %s has %s, rank 0 on %s has %s; %u of %u ranks differ from "
-                         "rank 0",
-                         differs, all[differs].node.host, *have ? have : "nothing",
-                         all[0].node.host, *want ? want : "nothing", n_differ, n);
+        td_verdict_add(report, verdict, check, "all ranks",
+                       "rank %u on %s has %s, rank 0 on %s has %s; %u of %u ranks differ from "
+                       "rank 0",
+                       differs, all[differs].node.host, *have ? have : "nothing", all[0].node.host,
+                       *want ? want : "nothing", n_differ, n);
     } else if (*want) {
-        td_preflight_add(report, TD_VERDICT_OK, check, "all ranks", "%s", want);
+        td_verdict_add(report, TD_VERDICT_OK, check, "all ranks", "%s", want);
     }
 }
 
 /* Open MPI and NCCL promise nothing between versions. Ranks with other instruction sets give the same bits: only slower. */
 void td_preflight_judge_equal(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report)
+                              struct td_verdict_report *report)
 {
     for (int fact = 0; fact < TD_NODE_N_FACTS; fact++)
         judge_text(all, n, td_node_fact_name((enum td_node_fact)fact), node_text, fact,
@@ -214,34 +145,33 @@ static bool next_host(const struct td_preflight_facts *all, uint32_t n, uint32_t
     return true;
 }
 
-static void judge_shm(const struct host *h, struct td_preflight_report *report)
+static void judge_shm(const struct host *h, struct td_verdict_report *report)
 {
     uint64_t need = h->n_ranks * SHM_BYTES_PER_RANK;
     char free_text[32], size_text[32], need_text[32];
 
     if (h->n_ranks < 2) {
-        td_preflight_add(report, TD_VERDICT_OK, "shared memory", h->name,
-                         "one rank: it needs none");
+        td_verdict_add(report, TD_VERDICT_OK, "shared memory", h->name, "one rank: it needs none");
         return;
     }
     if (h->facts->shm_bytes == 0) {
-        td_preflight_add(report, TD_VERDICT_WARNING, "shared memory", h->name,
-                         "no /dev/shm: the ranks of this host need another folder on memory, or "
-                         "messages go through a disk's files");
+        td_verdict_add(report, TD_VERDICT_WARNING, "shared memory", h->name,
+                       "no /dev/shm: the ranks of this host need another folder on memory, or "
+                       "messages go through a disk's files");
         return;
     }
-    td_preflight_add(report, h->facts->shm_free_bytes < need ? TD_VERDICT_ERROR : TD_VERDICT_OK,
-                     "shared memory", h->name, "%s of /dev/shm's %s are free, %u ranks need %s%s",
-                     bytes_text(h->facts->shm_free_bytes, free_text, sizeof free_text),
-                     bytes_text(h->facts->shm_bytes, size_text, sizeof size_text), h->n_ranks,
-                     bytes_text(need, need_text, sizeof need_text),
-                     h->facts->shm_free_bytes < need
-                         ? ": without, a rank is killed when it first writes there (containers: "
-                           "raise --shm-size)"
-                         : "");
+    td_verdict_add(report, h->facts->shm_free_bytes < need ? TD_VERDICT_ERROR : TD_VERDICT_OK,
+                   "shared memory", h->name, "%s of /dev/shm's %s are free, %u ranks need %s%s",
+                   bytes_text(h->facts->shm_free_bytes, free_text, sizeof free_text),
+                   bytes_text(h->facts->shm_bytes, size_text, sizeof size_text), h->n_ranks,
+                   bytes_text(need, need_text, sizeof need_text),
+                   h->facts->shm_free_bytes < need
+                       ? ": without, a rank is killed when it first writes there (containers: "
+                         "raise --shm-size)"
+                       : "");
 }
 
-static void judge_memory(const struct host *h, struct td_preflight_report *report)
+static void judge_memory(const struct host *h, struct td_verdict_report *report)
 {
     const struct td_hostfacts *f = h->facts;
     bool is_limited = f->memory_limit_bytes && f->memory_limit_bytes < f->memory_bytes;
@@ -249,40 +179,39 @@ static void judge_memory(const struct host *h, struct td_preflight_report *repor
     char free_text[32], size_text[32], limit_text[32];
 
     if (f->memory_bytes == 0) {
-        td_preflight_add(report, TD_VERDICT_WARNING, "memory", h->name,
-                         "/proc/meminfo tells no size");
+        td_verdict_add(report, TD_VERDICT_WARNING, "memory", h->name,
+                       "/proc/meminfo tells no size");
         return;
     }
-    td_preflight_add(report, is_low ? TD_VERDICT_WARNING : TD_VERDICT_OK, "memory", h->name,
-                     "%s of %s are free%s", bytes_text(f->memory_free_bytes, free_text, 32),
-                     bytes_text(f->memory_bytes, size_text, 32),
-                     is_low ? ", less than a tenth" : "");
+    td_verdict_add(report, is_low ? TD_VERDICT_WARNING : TD_VERDICT_OK, "memory", h->name,
+                   "%s of %s are free%s", bytes_text(f->memory_free_bytes, free_text, 32),
+                   bytes_text(f->memory_bytes, size_text, 32), is_low ? ", less than a tenth" : "");
     if (is_limited)
-        td_preflight_add(report, TD_VERDICT_WARNING, "memory limit", h->name,
-                         "the control group allows %s of the machine's %s: its ranks are killed "
-                         "beyond that",
-                         bytes_text(f->memory_limit_bytes, limit_text, 32), size_text);
+        td_verdict_add(report, TD_VERDICT_WARNING, "memory limit", h->name,
+                       "the control group allows %s of the machine's %s: its ranks are killed "
+                       "beyond that",
+                       bytes_text(f->memory_limit_bytes, limit_text, 32), size_text);
     else
-        td_preflight_add(report, TD_VERDICT_OK, "memory limit", h->name,
-                         "none below the machine's memory");
+        td_verdict_add(report, TD_VERDICT_OK, "memory limit", h->name,
+                       "none below the machine's memory");
 }
 
-static void judge_quota(const struct host *h, struct td_preflight_report *report)
+static void judge_quota(const struct host *h, struct td_verdict_report *report)
 {
     const struct td_hostfacts *f = h->facts;
 
     if (f->n_quota && f->n_quota < f->n_online)
-        td_preflight_add(report, TD_VERDICT_WARNING, "processor limit", h->name,
-                         "the control group allows the time of %u of the machine's %u hardware "
-                         "threads",
-                         f->n_quota, f->n_online);
+        td_verdict_add(report, TD_VERDICT_WARNING, "processor limit", h->name,
+                       "the control group allows the time of %u of the machine's %u hardware "
+                       "threads",
+                       f->n_quota, f->n_online);
     else
-        td_preflight_add(report, TD_VERDICT_OK, "processor limit", h->name,
-                         "none below the machine's %u hardware threads", f->n_online);
+        td_verdict_add(report, TD_VERDICT_OK, "processor limit", h->name,
+                       "none below the machine's %u hardware threads", f->n_online);
 }
 
 /* Only a fabric's adapter, or a GPU's copies, pin memory: nothing else here is locked. */
-static void judge_limits(const struct host *h, struct td_preflight_report *report)
+static void judge_limits(const struct host *h, struct td_verdict_report *report)
 {
     const struct td_hostfacts *f = h->facts;
     bool is_short = f->has_rdma && f->memlock_bytes != UINT64_MAX;
@@ -290,51 +219,50 @@ static void judge_limits(const struct host *h, struct td_preflight_report *repor
     char text[32];
 
     bytes_text(f->memlock_bytes, text, sizeof text);
-    td_preflight_add(report, is_short ? TD_VERDICT_WARNING : TD_VERDICT_OK, "locked memory",
-                     h->name,
-                     is_short ? "at most %s, and there is an RDMA adapter, which wants 'unlimited' "
-                                "(ulimit -l)"
-                     : f->memlock_bytes == UINT64_MAX ? "%s"
-                                                      : "at most %s; no RDMA adapter wants more",
-                     text);
+    td_verdict_add(report, is_short ? TD_VERDICT_WARNING : TD_VERDICT_OK, "locked memory", h->name,
+                   is_short ? "at most %s, and there is an RDMA adapter, which wants 'unlimited' "
+                              "(ulimit -l)"
+                   : f->memlock_bytes == UINT64_MAX ? "%s"
+                                                    : "at most %s; no RDMA adapter wants more",
+                   text);
     if (f->n_files == UINT64_MAX)
-        td_preflight_add(report, TD_VERDICT_OK, "open files", h->name, "unlimited");
+        td_verdict_add(report, TD_VERDICT_OK, "open files", h->name, "unlimited");
     else
-        td_preflight_add(
-            report,
-            f->n_files < need           ? TD_VERDICT_ERROR
-            : f->n_files < FILES_WANTED ? TD_VERDICT_WARNING
-                                        : TD_VERDICT_OK,
-            "open files", h->name,
-            f->n_files < need ? "at most %llu, and a group of %u rank%s needs %llu "
-                                "(ulimit -n)"
-            : f->n_files < FILES_WANTED
-                ? "at most %llu; a group of %u rank%s needs %llu, and a server one for "
-                  "each client (ulimit -n)"
-                : "at most %llu; a group of %u rank%s needs %llu",
-            (unsigned long long)f->n_files, h->n, h->n == 1 ? "" : "s", (unsigned long long)need);
+        td_verdict_add(report,
+                       f->n_files < need           ? TD_VERDICT_ERROR
+                       : f->n_files < FILES_WANTED ? TD_VERDICT_WARNING
+                                                   : TD_VERDICT_OK,
+                       "open files", h->name,
+                       f->n_files < need ? "at most %llu, and a group of %u rank%s needs %llu "
+                                           "(ulimit -n)"
+                       : f->n_files < FILES_WANTED
+                           ? "at most %llu; a group of %u rank%s needs %llu, and a server one for "
+                             "each client (ulimit -n)"
+                           : "at most %llu; a group of %u rank%s needs %llu",
+                       (unsigned long long)f->n_files, h->n, h->n == 1 ? "" : "s",
+                       (unsigned long long)need);
 }
 
-static void judge_tuning(const struct host *h, struct td_preflight_report *report)
+static void judge_tuning(const struct host *h, struct td_verdict_report *report)
 {
     const char *pages = h->facts->huge_pages, *governor = h->facts->governor;
     bool never = strcmp(pages, "never") == 0;
     bool slow = strcmp(governor, "powersave") == 0 || strcmp(governor, "conservative") == 0;
 
-    td_preflight_add(report, never ? TD_VERDICT_WARNING : TD_VERDICT_OK, "huge pages", h->name,
-                     "%s%s", *pages ? pages : "the system does not tell",
-                     never ? ": reading weights is slower; 'madvise' suffices "
-                             "(/sys/kernel/mm/transparent_hugepage/enabled)"
-                           : "");
-    td_preflight_add(report, slow ? TD_VERDICT_WARNING : TD_VERDICT_OK, "frequency governor",
-                     h->name, "%s%s", *governor ? governor : "the system does not tell",
-                     slow ? ": steps are short, and the clock follows late; 'performance' does not "
-                            "have to"
-                          : "");
+    td_verdict_add(report, never ? TD_VERDICT_WARNING : TD_VERDICT_OK, "huge pages", h->name,
+                   "%s%s", *pages ? pages : "the system does not tell",
+                   never ? ": reading weights is slower; 'madvise' suffices "
+                           "(/sys/kernel/mm/transparent_hugepage/enabled)"
+                         : "");
+    td_verdict_add(report, slow ? TD_VERDICT_WARNING : TD_VERDICT_OK, "frequency governor", h->name,
+                   "%s%s", *governor ? governor : "the system does not tell",
+                   slow ? ": steps are short, and the clock follows late; 'performance' does not "
+                          "have to"
+                        : "");
 }
 
 void td_preflight_judge_hosts(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report)
+                              struct td_verdict_report *report)
 {
     struct host h;
 
@@ -370,7 +298,7 @@ static bool clash(const struct host *h, uint32_t a, uint32_t b)
     return n_same > td_hostfacts_n_cpus(x);
 }
 
-static void judge_binding(const struct host *h, struct td_preflight_report *report)
+static void judge_binding(const struct host *h, struct td_verdict_report *report)
 {
     uint32_t n_clashes = 0, a = 0, b = 0, n_bound = 0;
 
@@ -387,22 +315,22 @@ static void judge_binding(const struct host *h, struct td_preflight_report *repo
         }
     }
     if (h->n_ranks == 1)
-        td_preflight_add(report, TD_VERDICT_OK, "binding", h->name,
-                         "one rank, with %u of %u hardware threads", td_hostfacts_n_cpus(h->facts),
-                         h->facts->n_online);
+        td_verdict_add(report, TD_VERDICT_OK, "binding", h->name,
+                       "one rank, with %u of %u hardware threads", td_hostfacts_n_cpus(h->facts),
+                       h->facts->n_online);
     else if (n_clashes)
-        td_preflight_add(report, TD_VERDICT_WARNING, "binding", h->name,
-                         "ranks %u and %u are bound to the same %u of %u hardware threads%s: start "
-                         "them with --bind-to none, or one job on a host",
-                         a, b, td_hostfacts_n_common(&h->all[a].host, &h->all[b].host),
-                         h->facts->n_online, n_clashes > 1 ? ", and others are too" : "");
+        td_verdict_add(report, TD_VERDICT_WARNING, "binding", h->name,
+                       "ranks %u and %u are bound to the same %u of %u hardware threads%s: start "
+                       "them with --bind-to none, or one job on a host",
+                       a, b, td_hostfacts_n_common(&h->all[a].host, &h->all[b].host),
+                       h->facts->n_online, n_clashes > 1 ? ", and others are too" : "");
     else
-        td_preflight_add(report, TD_VERDICT_OK, "binding", h->name,
-                         "no two of %u ranks are bound to the same hardware threads (%u bound)",
-                         h->n_ranks, n_bound);
+        td_verdict_add(report, TD_VERDICT_OK, "binding", h->name,
+                       "no two of %u ranks are bound to the same hardware threads (%u bound)",
+                       h->n_ranks, n_bound);
 }
 
-static void judge_threads(const struct host *h, struct td_preflight_report *report)
+static void judge_threads(const struct host *h, struct td_verdict_report *report)
 {
     uint64_t cpus[TD_HOSTFACTS_CPU_WORDS] = {0};
     uint32_t n_threads = 0, n_cores = 0, n_sum = 0;
@@ -429,17 +357,17 @@ static void judge_threads(const struct host *h, struct td_preflight_report *repo
         n_cores = td_hostfacts_n_cpus(&all_masks);
     if (h->facts->n_quota && h->facts->n_quota < n_cores)
         n_cores = h->facts->n_quota;
-    td_preflight_add(report, n_threads > n_cores ? TD_VERDICT_WARNING : TD_VERDICT_OK, "threads",
-                     h->name, "%u rank%s with %u thread%s in all on %u core%s%s", h->n_ranks,
-                     h->n_ranks == 1 ? "" : "s", n_threads, n_threads == 1 ? "" : "s", n_cores,
-                     n_cores == 1 ? "" : "s",
-                     n_threads > n_cores ? ": they take turns, and every step waits for the last; "
-                                           "fewer ranks or --threads"
-                                         : "");
+    td_verdict_add(report, n_threads > n_cores ? TD_VERDICT_WARNING : TD_VERDICT_OK, "threads",
+                   h->name, "%u rank%s with %u thread%s in all on %u core%s%s", h->n_ranks,
+                   h->n_ranks == 1 ? "" : "s", n_threads, n_threads == 1 ? "" : "s", n_cores,
+                   n_cores == 1 ? "" : "s",
+                   n_threads > n_cores ? ": they take turns, and every step waits for the last; "
+                                         "fewer ranks or --threads"
+                                       : "");
 }
 
 void td_preflight_judge_cores(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report)
+                              struct td_verdict_report *report)
 {
     struct host h;
 
@@ -450,7 +378,7 @@ void td_preflight_judge_cores(const struct td_preflight_facts *all, uint32_t n,
 }
 
 void td_preflight_judge_start(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report)
+                              struct td_verdict_report *report)
 {
     struct host h;
 
@@ -463,7 +391,7 @@ void td_preflight_judge_start(const struct td_preflight_facts *all, uint32_t n,
 }
 
 void td_preflight_judge_clocks(const struct td_preflight_facts *all, const int64_t *offset_ns,
-                               uint32_t n, struct td_preflight_report *report)
+                               uint32_t n, struct td_verdict_report *report)
 {
     struct host h, zero;
 
@@ -474,15 +402,15 @@ void td_preflight_judge_clocks(const struct td_preflight_facts *all, const int64
         if (h.first == 0) {
             zero = h;
             if (h.n_ranks == n)
-                td_preflight_add(report, TD_VERDICT_OK, "clock", h.name, "one host, one clock");
+                td_verdict_add(report, TD_VERDICT_OK, "clock", h.name, "one host, one clock");
             continue;
         }
-        td_preflight_add(report, is_off ? TD_VERDICT_WARNING : TD_VERDICT_OK, "clock", h.name,
-                         "%.3f ms %s %s%s", (offset < 0 ? -1e-6 : 1e-6) * (double)offset,
-                         offset < 0 ? "behind" : "ahead of", zero.name,
-                         is_off ? ": logs of the two cannot be held together beyond 50 ms; let NTP "
-                                  "set them"
-                                : "");
+        td_verdict_add(report, is_off ? TD_VERDICT_WARNING : TD_VERDICT_OK, "clock", h.name,
+                       "%.3f ms %s %s%s", (offset < 0 ? -1e-6 : 1e-6) * (double)offset,
+                       offset < 0 ? "behind" : "ahead of", zero.name,
+                       is_off ? ": logs of the two cannot be held together beyond 50 ms; let NTP "
+                                "set them"
+                              : "");
     }
 }
 
@@ -531,7 +459,7 @@ static void take_links(const struct td_preflight_facts *facts, bool is_local, bo
 
 /* A pair that is four times worse than the middle one, among enough to tell, has something of its own. */
 static void judge_kind(const struct td_preflight_facts *facts, bool is_local, bool is_latency,
-                       struct links *l, struct td_preflight_report *report)
+                       struct links *l, struct td_verdict_report *report)
 {
     enum { LEAST_PAIRS = 3, FAR_BEHIND = 4 };
     const char *check = is_latency ? "latency" : "bandwidth", *unit = is_latency ? "us" : "GB/s";
@@ -543,14 +471,14 @@ static void judge_kind(const struct td_preflight_facts *facts, bool is_local, bo
     if (l->n_pairs == 0)
         return;
     if (l->n_measured == 0) {
-        td_preflight_add(report, TD_VERDICT_WARNING, check, where,
-                         "none of %u pairs was measured: there was no time left", l->n_pairs);
+        td_verdict_add(report, TD_VERDICT_WARNING, check, where,
+                       "none of %u pairs was measured: there was no time left", l->n_pairs);
         return;
     }
     middle = l->x[l->n_measured / 2];
     is_far = l->n_measured >= LEAST_PAIRS &&
              (is_latency ? l->worst > FAR_BEHIND * middle : FAR_BEHIND * l->worst < middle);
-    td_preflight_add(
+    td_verdict_add(
         report, is_far || l->n_measured < l->n_pairs ? TD_VERDICT_WARNING : TD_VERDICT_OK, check,
         where, "median %.4g %s, best %.4g %s, worst %.4g %s (ranks %u - %u on %s - %s)%s", middle,
         unit, l->x[is_latency ? 0 : l->n_measured - 1], unit, l->worst, unit, l->worst_a,
@@ -562,7 +490,7 @@ static void judge_kind(const struct td_preflight_facts *facts, bool is_local, bo
 
 void td_preflight_judge_links(const struct td_preflight_facts *all,
                               const struct td_linkprobe_link *links, uint32_t n,
-                              struct td_preflight_report *report)
+                              struct td_verdict_report *report)
 {
     struct links l = {.all = links, .n = n, .x = calloc((size_t)n * n, sizeof(double))};
 
@@ -580,7 +508,7 @@ enum td_status td_preflight_start(struct td_node *node, struct td_err *err)
 {
     uint32_t n = td_comm_size(node->world);
     struct td_preflight_facts mine, *all = NULL;
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
     enum td_status s = TD_OK;
 
     if (n == 1)
@@ -597,7 +525,7 @@ enum td_status td_preflight_start(struct td_node *node, struct td_err *err)
         if (report.lines[i].verdict != TD_VERDICT_OK)
             td_log_warn("preflight check=\"%s\" where=\"%s\" found=\"%s\"", report.lines[i].check,
                         report.lines[i].where, report.lines[i].text);
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
     free(all);
     return s;
 }

@@ -6,38 +6,12 @@
 
 #include "daemon/engine/hostfacts.h"
 #include "daemon/engine/node.h"
+#include "daemon/engine/verdict.h"
 #include "kernels/base/err.h"
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct td_linkprobe_link;
-
-enum td_verdict { TD_VERDICT_OK, TD_VERDICT_WARNING, TD_VERDICT_ERROR };
-
-/* One check of one thing. */
-struct td_preflight_line {
-    enum td_verdict verdict;
-    char check[24]; /* "open files" */
-    char where[96]; /* "all ranks", "host a", "a - b" */
-    char text[384]; /* what was found, and what is wrong with it */
-};
-
-/* Lines in the order of their checks. {0} is an empty one. */
-struct td_preflight_report {
-    struct td_preflight_line *lines; /* [n], owned */
-    uint32_t n, cap;
-    bool lacks_memory; /* a line is missing */
-};
-
-void td_preflight_report_deinit(struct td_preflight_report *report);
-/* Adds a line, printf style; too long a text is cut. */
-void td_preflight_add(struct td_preflight_report *report, enum td_verdict verdict,
-                      const char *check, const char *where, const char *fmt, ...)
-    __attribute__((format(printf, 5, 6)));
-/* The worst of the lines; an error too when one is missing. */
-enum td_verdict td_preflight_worst(const struct td_preflight_report *report);
-const char *td_preflight_verdict_name(enum td_verdict verdict); /* "ok", "warning", "error" */
 
 /* What one rank brings: plain bytes. */
 struct td_preflight_facts {
@@ -56,25 +30,25 @@ enum td_status td_preflight_gather(struct td_comm *world, const struct td_prefli
 
 /* Verdicts on all [n] ranks. Equality: versions, numerics, device, model (where one was opened: its hash is not ""). */
 void td_preflight_judge_equal(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report);
+                              struct td_verdict_report *report);
 /* Per host: shared memory, memory, control group's limits, locked memory, open files, huge pages, frequency governor. */
 void td_preflight_judge_hosts(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report);
+                              struct td_verdict_report *report);
 /* Per host: hardware threads that two bound ranks share, more threads than cores. */
 void td_preflight_judge_cores(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report);
+                              struct td_verdict_report *report);
 /* Of these the ones that the start of a group has: /dev/shm, shared hardware threads, the MPI library. */
 void td_preflight_judge_start(const struct td_preflight_facts *all, uint32_t n,
-                              struct td_preflight_report *report);
+                              struct td_verdict_report *report);
 /* Clocks of the hosts against rank 0's: offset_ns [n], positive: ahead; only those of the hosts' first ranks are read. */
 void td_preflight_judge_clocks(const struct td_preflight_facts *all, const int64_t *offset_ns,
-                               uint32_t n, struct td_preflight_report *report);
+                               uint32_t n, struct td_verdict_report *report);
 
 /* Links [n x n] as td_linkprobe_run gives them: between ranks of a host and between hosts, the median and the worst of each, and
  * pairs that are far behind the others of their kind. */
 void td_preflight_judge_links(const struct td_preflight_facts *all,
                               const struct td_linkprobe_link *links, uint32_t n,
-                              struct td_preflight_report *report);
+                              struct td_verdict_report *report);
 
 /* "a", or "a (rank 3)" where another host has the same name. Returns out. */
 const char *td_preflight_host_name(const struct td_preflight_facts *all, uint32_t n, uint32_t first,

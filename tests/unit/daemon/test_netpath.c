@@ -4,7 +4,7 @@
 
 #include "daemon/cli/netpath.h"
 #include "daemon/cli/pathtest.h"
-#include "daemon/engine/preflight.h"
+#include "daemon/engine/verdict.h"
 #include "kernels/base/clock.h"
 
 #include <arpa/inet.h>
@@ -215,7 +215,7 @@ static void test_netpath_names_the_network_of_an_address(void **state)
 /* ---- Verdicts ---- */
 
 static void judge(struct td_netpath *paths, uint32_t n, const char *choice,
-                  struct td_preflight_report *report)
+                  struct td_verdict_report *report)
 {
     struct td_netpath_host a = {0}, b = {0};
     const struct td_netpath_case c = {
@@ -242,7 +242,7 @@ static void test_netpath_warns_of_a_slow_network_where_a_faster_one_answers(void
     struct td_netpath p[3] = {{.is_used = true, .answers = true, .bytes_per_second = 0.1e9},
                               {.answers = true, .bytes_per_second = 1.2e9},
                               {.answers = true, .bytes_per_second = 2.5e9}};
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
 
     (void)state;
     judge(p, 3, NULL, &report);
@@ -251,14 +251,14 @@ static void test_netpath_warns_of_a_slow_network_where_a_faster_one_answers(void
     assert_non_null(strstr(report.lines[0].text, "MPI uses eth0 10.0.0.1 - eth0 10.0.0.2"));
     assert_non_null(strstr(report.lines[0].text, "eth2 10.0.2.1"));
     assert_non_null(strstr(report.lines[0].text, "OMPI_MCA_btl_tcp_if_include=10.0.2.0/24"));
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 
     p[2].is_used = true; /* both */
     judge(p, 3, "OMPI_MCA_btl_tcp_if_exclude=eth1", &report);
     assert_int_equal(report.lines[0].verdict, TD_VERDICT_WARNING);
     assert_non_null(strstr(report.lines[0].text, "beside eth2"));
     assert_non_null(strstr(report.lines[0].text, "instead of OMPI_MCA_btl_tcp_if_exclude=eth1"));
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 
     p[0].is_used = false;
     judge(p, 3, NULL, &report);
@@ -266,29 +266,29 @@ static void test_netpath_warns_of_a_slow_network_where_a_faster_one_answers(void
     assert_int_equal(report.lines[0].verdict, TD_VERDICT_OK);
     assert_non_null(strstr(report.lines[0].text, "MPI uses eth2"));
     assert_non_null(strstr(report.lines[0].text, "none that answers is faster"));
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 }
 
 static void test_netpath_lets_noise_pass(void **state)
 {
     struct td_netpath p[2] = {{.is_used = true, .answers = true, .bytes_per_second = 1.0e9},
                               {.answers = true, .bytes_per_second = 1.5e9}};
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
 
     (void)state;
     judge(p, 2, NULL, &report); /* half as much again is the border */
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_OK);
-    td_preflight_report_deinit(&report);
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_OK);
+    td_verdict_deinit(&report);
     p[1].bytes_per_second = 1.51e9;
     judge(p, 2, NULL, &report);
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_WARNING);
-    td_preflight_report_deinit(&report);
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_WARNING);
+    td_verdict_deinit(&report);
 }
 
 static void test_netpath_tells_of_networks_that_do_not_answer(void **state)
 {
     struct td_netpath p[2] = {{.is_used = true, .answers = true, .bytes_per_second = 1.0e9}, {0}};
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
 
     (void)state;
     judge(p, 2, NULL, &report);
@@ -297,15 +297,15 @@ static void test_netpath_tells_of_networks_that_do_not_answer(void **state)
     assert_int_equal(report.lines[1].verdict, TD_VERDICT_WARNING);
     assert_non_null(strstr(report.lines[1].text, "eth1 10.0.1.1"));
     assert_non_null(strstr(report.lines[1].text, "does not answer"));
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
     judge(p, 2, "OMPI_MCA_btl_tcp_if_include=eth0", &report); /* MPI does not try it */
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_OK);
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_OK);
     assert_int_equal(report.n, 2);
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
     judge(p, 0, NULL, &report);
     assert_int_equal(report.n, 1);
     assert_non_null(strstr(report.lines[0].text, "no TCP connection"));
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 }
 
 static void test_netpath_says_what_mpi_was_told(void **state)

@@ -44,7 +44,7 @@ static void good(struct td_preflight_facts *all)
 }
 
 static void judge_all(const struct td_preflight_facts *all, uint32_t n,
-                      struct td_preflight_report *report)
+                      struct td_verdict_report *report)
 {
     td_preflight_judge_equal(all, n, report);
     td_preflight_judge_cores(all, n, report);
@@ -52,8 +52,8 @@ static void judge_all(const struct td_preflight_facts *all, uint32_t n,
 }
 
 /* The line of a check, and of a host where there are several. */
-static const struct td_preflight_line *find(const struct td_preflight_report *report,
-                                            const char *check, const char *where)
+static const struct td_verdict_line *find(const struct td_verdict_report *report, const char *check,
+                                          const char *where)
 {
     for (uint32_t i = 0; i < report->n; i++)
         if (strcmp(report->lines[i].check, check) == 0 &&
@@ -67,35 +67,34 @@ static const struct td_preflight_line *find(const struct td_preflight_report *re
 static void expect_one(const struct td_preflight_facts *all, const char *check, const char *where,
                        enum td_verdict verdict, const char *const *words)
 {
-    struct td_preflight_report report = {0};
-    const struct td_preflight_line *line;
+    struct td_verdict_report report = {0};
+    const struct td_verdict_line *line;
     uint32_t n_bad = 0;
 
     judge_all(all, N, &report);
     line = find(&report, check, where);
     if (line->verdict != verdict)
-        fail_msg("%s of %s is '%s': %s", check, where, td_preflight_verdict_name(line->verdict),
-                 line->text);
+        fail_msg("%s of %s is '%s': %s", check, where, td_verdict_name(line->verdict), line->text);
     for (; *words; words++)
         if (!strstr(line->text, *words))
             fail_msg("'%s' does not name '%s'", line->text, *words);
     for (uint32_t i = 0; i < report.n; i++)
         n_bad += report.lines[i].verdict != TD_VERDICT_OK;
     assert_int_equal(n_bad, verdict != TD_VERDICT_OK);
-    assert_int_equal(td_preflight_worst(&report), verdict);
-    td_preflight_report_deinit(&report);
+    assert_int_equal(td_verdict_worst(&report), verdict);
+    td_verdict_deinit(&report);
 }
 #define WORDS(...) ((const char *const[]){__VA_ARGS__, NULL})
 
 static void test_preflight_finds_nothing_wrong_with_equal_ranks(void **state)
 {
     struct td_preflight_facts all[N];
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
 
     (void)state;
     good(all);
     judge_all(all, N, &report);
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_OK);
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_OK);
     assert_string_equal(find(&report, "tensord", "all ranks")->text, "0.1.0");
     assert_string_equal(find(&report, "MPI library", NULL)->text, "Open MPI v4.1.4");
     assert_string_equal(find(&report, "NCCL", NULL)->text, "none");
@@ -103,8 +102,8 @@ static void test_preflight_finds_nothing_wrong_with_equal_ranks(void **state)
     find(&report, "shared memory", "b");
     for (uint32_t i = 0; i < report.n; i++)
         assert_string_not_equal(report.lines[i].check, "model hash"); /* none was opened */
-    td_preflight_report_deinit(&report);
-    td_preflight_report_deinit(&report); /* again is legal */
+    td_verdict_deinit(&report);
+    td_verdict_deinit(&report); /* again is legal */
 }
 
 static void test_preflight_names_who_differs_and_in_what(void **state)
@@ -239,21 +238,21 @@ static void test_preflight_finds_more_threads_than_cores(void **state)
     good(all);
     all[2].host.n_quota = 1; /* warns of the limit too */
     {
-        struct td_preflight_report report = {0};
+        struct td_verdict_report report = {0};
 
         judge_all(all, N, &report);
         assert_int_equal(find(&report, "threads", "b")->verdict, TD_VERDICT_WARNING);
         assert_non_null(strstr(find(&report, "threads", "b")->text, "on 1 core"));
         assert_int_equal(find(&report, "processor limit", "b")->verdict, TD_VERDICT_WARNING);
         assert_int_equal(find(&report, "processor limit", "a")->verdict, TD_VERDICT_OK);
-        td_preflight_report_deinit(&report);
+        td_verdict_deinit(&report);
     }
 }
 
 static void test_preflight_tells_hosts_of_one_name_apart(void **state)
 {
     struct td_preflight_facts all[N];
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
     char name[96];
 
     (void)state;
@@ -264,13 +263,13 @@ static void test_preflight_tells_hosts_of_one_name_apart(void **state)
     judge_all(all, N, &report);
     find(&report, "binding", "node (rank 0)");
     find(&report, "binding", "node (rank 2)");
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 }
 
 static void test_preflight_survives_absurd_facts(void **state)
 {
     struct td_preflight_facts all[N];
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
     const int64_t offsets[N] = {INT64_MAX, INT64_MIN, INT64_MAX, 0};
 
     (void)state;
@@ -291,7 +290,7 @@ static void test_preflight_survives_absurd_facts(void **state)
         td_preflight_judge_clocks(all, offsets, N, &report);
         assert_int_equal(strlen(find(&report, "tensord", NULL)->text),
                          sizeof all[0].node.version - 1);
-        td_preflight_report_deinit(&report);
+        td_verdict_deinit(&report);
     }
 }
 
@@ -312,22 +311,22 @@ static void test_preflight_warns_of_clocks_beyond_50_ms(void **state)
     good(all);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const int64_t offsets[N] = {0, 7, cases[i].offset_ns, 1000000000000}; /* firsts: 0 and 2 */
-        struct td_preflight_report report = {0};
+        struct td_verdict_report report = {0};
 
         td_preflight_judge_clocks(all, offsets, N, &report);
         assert_int_equal(report.n, 1);
         assert_string_equal(report.lines[0].where, "b");
         assert_int_equal(report.lines[0].verdict, cases[i].verdict);
         assert_non_null(strstr(report.lines[0].text, cases[i].text));
-        td_preflight_report_deinit(&report);
+        td_verdict_deinit(&report);
     }
     {
-        struct td_preflight_report report = {0};
+        struct td_verdict_report report = {0};
 
         td_preflight_judge_clocks(all, (const int64_t[]){0, 0}, 2, &report); /* one host alone */
         assert_int_equal(report.n, 1);
         assert_int_equal(report.lines[0].verdict, TD_VERDICT_OK);
-        td_preflight_report_deinit(&report);
+        td_verdict_deinit(&report);
     }
 }
 
@@ -345,8 +344,8 @@ static void test_preflight_names_the_worst_link_of_each_kind(void **state)
 {
     struct td_preflight_facts all[N];
     struct td_linkprobe_link links[N * N];
-    struct td_preflight_report report = {0};
-    const struct td_preflight_line *line;
+    struct td_verdict_report report = {0};
+    const struct td_verdict_line *line;
 
     (void)state;
     good(all);
@@ -355,7 +354,7 @@ static void test_preflight_names_the_worst_link_of_each_kind(void **state)
     links[2 * N + 1].bytes_per_second = 0.5e9;
     td_preflight_judge_links(all, links, N, &report);
     assert_int_equal(report.n, 4);
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_OK); /* three times is no outlier */
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_OK); /* three times is no outlier */
     line = find(&report, "latency", "between hosts");
     assert_non_null(
         strstr(line->text, "median 20 us, best 20 us, worst 60 us (ranks 1 - 3 on a - b)"));
@@ -363,7 +362,7 @@ static void test_preflight_names_the_worst_link_of_each_kind(void **state)
     assert_non_null(strstr(line->text, "median 1 GB/s, best 1 GB/s, worst 0.5 GB/s (ranks 2 - 1"));
     line = find(&report, "latency", "ranks of a host");
     assert_non_null(strstr(line->text, "median 1 us"));
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 
     links[1 * N + 3].latency_ns = links[3 * N + 1].latency_ns = 81000;
     links[2 * N + 1].bytes_per_second = 0.2e9;
@@ -371,14 +370,14 @@ static void test_preflight_names_the_worst_link_of_each_kind(void **state)
     assert_int_equal(find(&report, "latency", "between hosts")->verdict, TD_VERDICT_WARNING);
     assert_int_equal(find(&report, "bandwidth", "between hosts")->verdict, TD_VERDICT_WARNING);
     assert_int_equal(find(&report, "bandwidth", "ranks of a host")->verdict, TD_VERDICT_OK);
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 }
 
 static void test_preflight_tells_of_links_that_nobody_measured(void **state)
 {
     struct td_preflight_facts all[N];
     struct td_linkprobe_link links[N * N] = {{0}};
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
 
     (void)state;
     good(all);
@@ -386,14 +385,14 @@ static void test_preflight_tells_of_links_that_nobody_measured(void **state)
     assert_int_equal(report.n, 4);
     for (uint32_t i = 0; i < 4; i++)
         assert_int_equal(report.lines[i].verdict, TD_VERDICT_WARNING);
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
     good_links(links);
     links[1] = links[N] = (struct td_linkprobe_link){0};
     td_preflight_judge_links(all, links, N, &report);
     assert_int_equal(find(&report, "latency", "ranks of a host")->verdict, TD_VERDICT_WARNING);
     assert_non_null(strstr(find(&report, "latency", "ranks of a host")->text, "not measured"));
     assert_int_equal(find(&report, "latency", "between hosts")->verdict, TD_VERDICT_OK);
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
     td_preflight_judge_links(all, links, 1, &report);
     assert_int_equal(report.n, 0); /* one rank has no links */
 }
@@ -401,7 +400,7 @@ static void test_preflight_tells_of_links_that_nobody_measured(void **state)
 static void test_preflight_at_the_start_has_only_the_cheap_checks(void **state)
 {
     struct td_preflight_facts all[N];
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
 
     (void)state;
     good(all);
@@ -414,42 +413,42 @@ static void test_preflight_at_the_start_has_only_the_cheap_checks(void **state)
     assert_int_equal(find(&report, "shared memory", "b")->verdict, TD_VERDICT_ERROR);
     assert_int_equal(find(&report, "shared memory", "a")->verdict, TD_VERDICT_OK);
     assert_int_equal(find(&report, "binding", "a")->verdict, TD_VERDICT_WARNING);
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 }
 
 static void test_preflight_cuts_a_text_that_is_too_long(void **state)
 {
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
     char text[1000];
 
     (void)state;
     memset(text, 'y', sizeof text - 1);
     text[sizeof text - 1] = '\0';
     for (int i = 0; i < 100; i++)
-        td_preflight_add(&report, TD_VERDICT_OK, text, text, "%s", text);
+        td_verdict_add(&report, TD_VERDICT_OK, text, text, "%s", text);
     assert_int_equal(report.n, 100);
     assert_int_equal(strlen(report.lines[99].text), sizeof report.lines[99].text - 1);
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_OK);
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_OK);
     report.lacks_memory = true;
-    assert_int_equal(td_preflight_worst(&report), TD_VERDICT_ERROR);
-    td_preflight_report_deinit(&report);
+    assert_int_equal(td_verdict_worst(&report), TD_VERDICT_ERROR);
+    td_verdict_deinit(&report);
 }
 
 static void test_preflight_lines_are_whole_utf8(void **state)
 {
-    struct td_preflight_report report = {0};
+    struct td_verdict_report report = {0};
     char text[1000];
 
     (void)state;
-    td_preflight_add(&report, TD_VERDICT_OK, "c", "h\x80", "a\tb\xff\xc3\xa9\x1b[1m \xe2\x82");
+    td_verdict_add(&report, TD_VERDICT_OK, "c", "h\x80", "a\tb\xff\xc3\xa9\x1b[1m \xe2\x82");
     assert_string_equal(report.lines[0].where, "h?");
     assert_string_equal(report.lines[0].text, "a?b?\xc3\xa9?[1m ??");
     for (size_t i = 0; i + 3 < sizeof text;
          i += 3) /* 383 bytes are 127 of these and two of the next */
         memcpy(text + i, "\xe2\x82\xac", 4);
-    td_preflight_add(&report, TD_VERDICT_OK, "c", "h", "%s", text);
+    td_verdict_add(&report, TD_VERDICT_OK, "c", "h", "%s", text);
     assert_string_equal(report.lines[1].text + 378, "\xe2\x82\xac??");
-    td_preflight_report_deinit(&report);
+    td_verdict_deinit(&report);
 }
 
 /* ---- Clocks over a group ---- */

@@ -3,6 +3,7 @@
 #include "daemon/engine/hostshare.h"
 
 #include <dirent.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>

@@ -4,7 +4,6 @@
 #define TD_DAEMON_ENGINE_HOSTFACTS_H
 
 #include <sched.h>
-#include <stdbool.h>
 #include <stdint.h>
 
 enum { TD_HOSTFACTS_CPU_WORDS = 16 }; /* 1024 hardware threads, as cpu_set_t has them */
@@ -20,7 +19,7 @@ struct td_hostfacts {
     uint64_t memlock_bytes, n_files;          /* soft limits: locked memory, open files */
     char huge_pages[16];                      /* transparent ones: "always", "madvise", "never" */
     char governor[24]; /* of the frequency of the first hardware thread that it may use */
-    bool has_rdma;     /* a device of /sys/class/infiniband */
+    uint8_t has_rdma;  /* 1: there is a device in /sys/class/infiniband */
 };
 
 /* Reads all of it. `root` stands before every path of a file ("" but in tests); calls ask this very machine. `mask`: what the

@@ -457,7 +457,8 @@ static void take_links(const struct td_preflight_facts *facts, bool is_local, bo
     qsort(l->x, l->n_measured, sizeof *l->x, compare);
 }
 
-/* A pair that is four times worse than the middle one, among enough to tell, has something of its own. */
+/* A link between hosts that is four times worse than the middle one, among enough to tell, has something of its own. Ranks of
+ * one host have the same memory: what differs there is who else had the cores. */
 static void judge_kind(const struct td_preflight_facts *facts, bool is_local, bool is_latency,
                        struct links *l, struct td_verdict_report *report)
 {
@@ -476,7 +477,7 @@ static void judge_kind(const struct td_preflight_facts *facts, bool is_local, bo
         return;
     }
     middle = l->x[l->n_measured / 2];
-    is_far = l->n_measured >= LEAST_PAIRS &&
+    is_far = !is_local && l->n_measured >= LEAST_PAIRS &&
              (is_latency ? l->worst > FAR_BEHIND * middle : FAR_BEHIND * l->worst < middle);
     td_verdict_add(
         report, is_far || l->n_measured < l->n_pairs ? TD_VERDICT_WARNING : TD_VERDICT_OK, check,

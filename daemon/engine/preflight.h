@@ -44,8 +44,8 @@ void td_preflight_judge_start(const struct td_preflight_facts *all, uint32_t n,
 void td_preflight_judge_clocks(const struct td_preflight_facts *all, const int64_t *offset_ns,
                                uint32_t n, struct td_verdict_report *report);
 
-/* Links [n x n] as td_linkprobe_run gives them: between ranks of a host and between hosts, the median and the worst of each, and
- * pairs that are far behind the others of their kind. */
+/* Links [n x n] as td_linkprobe_run gives them: between ranks of a host and between hosts, the median and the worst of each;
+ * warns of those between hosts that are far behind the others, and of pairs that were not measured. */
 void td_preflight_judge_links(const struct td_preflight_facts *all,
                               const struct td_linkprobe_link *links, uint32_t n,
                               struct td_verdict_report *report);

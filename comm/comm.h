@@ -102,6 +102,8 @@ enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layou
  * otherwise, by at most 60 bytes for each 256 KB). */
 size_t td_comm_tree_sum_bytes(const struct td_tree_layout *layout, uint32_t n_ranks, uint32_t rank,
                               size_t n_floats);
+/* Messages that wait for each other in one such operation, so the delays of a link that it takes: 0 for one rank. */
+uint32_t td_comm_tree_sum_rounds(uint32_t n_ranks, size_t n_floats);
 
 /* Ways to bring the parts of a tree_sum together; all give the same bits. */
 enum td_sum_algorithm {

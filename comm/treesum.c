@@ -671,3 +671,8 @@ size_t td_comm_tree_sum_bytes(const struct td_tree_layout *layout, uint32_t n_ra
     own_slice = slice_begin(n_floats, n_ranks, rank + 1) - slice_begin(n_floats, n_ranks, rank);
     return (own * (n_floats - own_slice) + own_slice * (n_ranks - 1)) * sizeof(float);
 }
+
+uint32_t td_comm_tree_sum_rounds(uint32_t n_ranks, size_t n_floats)
+{
+    return n_ranks < 2 ? 0 : goes_in_slices(n_ranks, n_floats) ? 2 : 1;
+}

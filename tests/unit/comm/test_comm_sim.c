@@ -452,6 +452,17 @@ static void test_comm_sim_refuses_no_ranks_and_too_many(void **state)
     assert_int_equal(td_comm_sim_open(TD_TREE_MAX_RANKS + 1, comms, &err), TD_INVALID);
 }
 
+static void test_comm_large_sum_over_three_ranks_takes_two_rounds(void **state)
+{
+    const size_t most = 256 * 1024 / sizeof(float); /* that goes at once (comm.h) */
+
+    (void)state;
+    assert_int_equal(td_comm_tree_sum_rounds(1, most + 1), 0);
+    assert_int_equal(td_comm_tree_sum_rounds(2, most + 1), 1);
+    assert_int_equal(td_comm_tree_sum_rounds(3, most), 1);
+    assert_int_equal(td_comm_tree_sum_rounds(3, most + 1), 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -469,6 +480,7 @@ int main(void)
         cmocka_unit_test(test_comm_sim_abort_from_another_thread_ends_a_wait),
         cmocka_unit_test(test_comm_sim_what_was_sent_before_the_kill_arrives),
         cmocka_unit_test(test_comm_sim_refuses_no_ranks_and_too_many),
+        cmocka_unit_test(test_comm_large_sum_over_three_ranks_takes_two_rounds),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,7 +10,8 @@ enum {
     READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT | TD_FOR_QUANTIZE,
     CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT,
     SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT,
-    LOAD = TD_FOR_BENCH_SERVE
+    LOAD = TD_FOR_BENCH_SERVE,
+    SPEED = TD_FOR_BENCH | TD_FOR_PLAN
 };
 
 static const char *const dtypes[] = {"auto", NULL};
@@ -248,7 +249,7 @@ static const struct td_option table[] = {
      .help = "log probabilities of the N most likely tokens; 0: only of the one taken; -1: none"},
     {"ignore-eos", NULL, NULL, TD_OPTION_FLAG, AT(ignore_eos), TD_FOR_GENERATE | LOAD,
      .help = "go on past the end token"},
-    {"prefill-chunk", NULL, NULL, TD_OPTION_INT, AT(prefill_chunk), GROUP, .metavar = "TOKENS",
+    {"prefill-chunk", NULL, NULL, TD_OPTION_INT, AT(prefill_chunk), LAYOUT, .metavar = "TOKENS",
      .min = 1, .max = 1 << 20, .preset_note = "--max-num-batched-tokens",
      .help = "prompt tokens of one sequence in one step"},
 
@@ -266,16 +267,22 @@ static const struct td_option table[] = {
     {"rule", NULL, NULL, TD_OPTION_ENUM, AT(rule), TD_FOR_PERPLEXITY, .values = rules,
      .preset = "llamacpp",
      .help = "which tokens of a window count: its second half, or all but the first"},
-    {"prompt-tokens", NULL, NULL, TD_OPTION_INT, AT(prompt_tokens), TD_FOR_BENCH, .metavar = "N",
-     .min = 1, .max = 1 << 20, .preset = "512", .help = "length of the prompt that is measured"},
+    {"prompt-tokens", NULL, NULL, TD_OPTION_INT, AT(prompt_tokens), SPEED, .metavar = "N", .min = 1,
+     .max = 1 << 20, .preset = "512", .help = "length of the prompt that is measured or predicted"},
+    {"predict", NULL, NULL, TD_OPTION_FLAG, AT(predict), TD_FOR_PLAN,
+     .help =
+         "the speed of every layout of --ranks ranks and fewer, and which to take; measures this "
+         "machine for about a second, or takes --cluster"},
+    {"cluster", NULL, NULL, TD_OPTION_STRING, AT(cluster), TD_FOR_PLAN, .metavar = "FILE",
+     .help = "YAML file of machines that are not here, for --predict (deploy/clusters/)"},
     {"gen-tokens", NULL, NULL, TD_OPTION_INT, AT(gen_tokens), TD_FOR_BENCH, .metavar = "N",
      .min = 1, .max = 1 << 20, .preset = "64",
      .help = "decode steps of a repetition: tokens after the prompt, per sequence of a batch"},
-    {"batch", NULL, NULL, TD_OPTION_INT, AT(batch), TD_FOR_BENCH, .metavar = "N", .min = 1,
-     .max = 65536, .preset = "16", .help = "sequences of the batched decode"},
-    {"depth", NULL, NULL, TD_OPTION_INT, AT(depth), TD_FOR_BENCH, .metavar = "N", .min = 1,
-     .max = 1 << 24, .preset = "4096",
-     .help = "tokens that stand before the decode at a depth; they are run as a prompt once"},
+    {"batch", NULL, NULL, TD_OPTION_INT, AT(batch), SPEED, .metavar = "N", .min = 1, .max = 65536,
+     .preset = "16", .help = "sequences of the batched decode"},
+    {"depth", NULL, NULL, TD_OPTION_INT, AT(depth), SPEED, .metavar = "N", .min = 1, .max = 1 << 24,
+     .preset = "4096",
+     .help = "tokens that stand before the decode at a depth; bench runs them as a prompt once"},
     {"cases", NULL, NULL, TD_OPTION_LIST, AT(cases), TD_FOR_BENCH, .metavar = "LIST",
      .commas = true, .preset_note = "all",
      .help = "what is measured, separated by commas: decode, prefill, batch, depth, load, first"},

@@ -197,6 +197,8 @@ struct td_options {
     int64_t gen_tokens;
     int64_t batch;
     int64_t depth;
+    bool predict;
+    const char *cluster;
     struct td_option_list cases;
     int64_t repetitions;
 

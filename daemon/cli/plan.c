@@ -1,11 +1,12 @@
 #include "daemon/cli/command.h"
+#include "daemon/cli/plan_predict.h"
 #include "daemon/cli/spmd.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Prints who would hold what, without loading: reads headers only. */
-int td_cmd_plan(const struct td_options *opts)
+/* Who would hold what. */
+static int show(const struct td_options *opts)
 {
     uint32_t n_ranks = (uint32_t)opts->ranks;
     uint64_t *memory = NULL, share[TD_PLAN_MAX_RANKS];
@@ -45,4 +46,17 @@ int td_cmd_plan(const struct td_options *opts)
     free(plan);
     free(model);
     return s ? td_command_report(opts, &err) : TD_EXIT_OK;
+}
+
+/* Prints who would hold what, or how fast it would be, without loading: reads headers only. */
+int td_cmd_plan(const struct td_options *opts)
+{
+    struct td_err err;
+
+    if (opts->predict)
+        return td_plan_predict(opts);
+    if (!opts->cluster)
+        return show(opts);
+    td_err_set(&err, TD_INVALID, "--cluster '%.200s': expected --predict with it", opts->cluster);
+    return td_command_report(opts, &err);
 }

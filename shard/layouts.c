@@ -224,7 +224,7 @@ static enum td_status advise_more(const struct td_layouts *l, struct td_bytes *o
     if (!s && by > 0.0)
         s = td_bytes_appendf(out, ", because %s takes %.0f us more of a token",
                              td_predict_part_name(grows), by);
-    if (!s && by > 0.0 && less > 0.0)
+    if (!s && by > 0.0 && less >= 0.5)
         s = td_bytes_appendf(out, " and %s %.0f us less", td_predict_part_name(falls), less);
     else if (!s && by > 0.0)
         s = td_bytes_appendf(out, " and nothing less");

@@ -27,8 +27,9 @@ static enum td_status fit(const struct predict *p, const char *flag, const int64
                           uint32_t most, uint32_t *out, struct td_err *err)
 {
     if (*asked > most && td_options_is_set(p->opts, asked))
-        return td_err_set(err, TD_INVALID, "--%s %lld: the model has room for %u, expected less",
-                          flag, (long long)*asked, most);
+        return td_err_set(err, TD_INVALID,
+                          "--%s %lld: expected at most %u, for which the model has positions", flag,
+                          (long long)*asked, most);
     *out = *asked > most ? most : (uint32_t)*asked;
     return TD_OK;
 }

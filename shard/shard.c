@@ -204,6 +204,11 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
                                    .n_exchanges = tp.n_ops + pipe.n_ops};
 }
 
+void td_shard_set_sums(struct td_shard *s, const struct td_sum_choices *choices)
+{
+    td_comm_set_sum_choices(s->tp, choices);
+}
+
 void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)
 {
     td_comm_set_deadline(s->tp, op_limit_ns);

@@ -63,6 +63,8 @@ struct td_shard_stats {
     uint64_t n_exchanges;
 };
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
+/* How the sums over the ranks of a stage travel; on all of them alike. */
+void td_shard_set_sums(struct td_shard *shard, const struct td_sum_choices *choices);
 /* Sets the time limit of every exchange; 0: none. Aborting the world ends waiting ones. */
 void td_shard_set_deadline(struct td_shard *shard, uint64_t op_limit_ns);
 

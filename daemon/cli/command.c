@@ -1,5 +1,7 @@
 #include "daemon/cli/command.h"
 
+#include "comm/comm_mpi.h"
+
 #include "daemon/cli/help.h"
 #include "daemon/cli/version.h"
 #include "daemon/log.h"
@@ -104,6 +106,7 @@ static int run(const struct td_command *command, int argc, char **argv, char *co
     td_log_set_level(opts.verbose && !td_options_is_set(&opts, &opts.log_level)
                          ? TD_LOG_DEBUG
                          : (enum td_log_level)opts.log_level);
+    td_comm_mpi_configure(opts.transport == TD_TRANSPORT_MPI, 0);
     status = command->run(&opts);
     td_options_deinit(&opts);
     return status;

@@ -203,20 +203,16 @@ static int visit(const struct td_options *opts)
 
 static int launch(const struct td_options *opts)
 {
-    static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
-                                      [TD_ISA_REF] = "ref",
-                                      [TD_ISA_AVX2] = "avx2",
-                                      [TD_ISA_AVX512] = "avx512",
-                                      [TD_ISA_AVX512BF16] = "avx512bf16",
-                                      [TD_ISA_AVX512AMX] = "avx512amx"};
     char threads[32];
-    const char *args[MAX_ARGS] = {"--threads", threads, "--cpu-isa", isa[opts->cpu_isa]};
+    const char *args[MAX_ARGS] = {"--threads",   threads,
+                                  "--cpu-isa",   td_options_word(opts, &opts->cpu_isa),
+                                  "--transport", td_options_word(opts, &opts->transport)};
     struct td_selflaunch_params p = {.command = "doctor",
                                      .n_ranks = (uint32_t)opts->ranks,
                                      .hostfile = opts->hostfile,
                                      .args = args};
     uint64_t limit_s = LAUNCH_S + (opts->model ? MODEL_S : 0) + (opts->verify ? VERIFY_S : 0);
-    size_t n = 4;
+    size_t n = 6;
     struct td_err err;
     int code = TD_EXIT_FAILURE;
     enum td_status st;

@@ -17,6 +17,10 @@ enum {
 static const char *const dtypes[] = {"auto", NULL};
 static const char *const isas[] = {"auto",       "ref",       "avx2", "avx512",
                                    "avx512bf16", "avx512amx", NULL};
+static const char *const transports[] = {"auto", "mpi", NULL};
+static const char *const sum_algorithms[] = {
+    "auto",  "one-shot",         "two-shot",       "doubling", "leaders",
+    "lanes", "leaders-doubling", "lanes-doubling", "measure",  NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
@@ -67,6 +71,15 @@ static const struct td_option table[] = {
     {"shares", NULL, NULL, TD_OPTION_SHARES, AT(shares), LAYOUT, .metavar = "3:1:1",
      .preset_note = "by each rank's memory",
      .help = "relative size of each rank's part, rank 0 first"},
+    {"transport", NULL, NULL, TD_OPTION_ENUM, AT(transport), GROUP | TD_FOR_WORKER | TD_FOR_DOCTOR,
+     .values = transports, .preset = "auto",
+     .help = "how ranks of one host exchange data; auto: through shared memory; mpi: by messages, "
+             "as hosts do"},
+    {"sum-algorithm", NULL, NULL, TD_OPTION_ENUM, AT(sum_algorithm), GROUP | TD_FOR_WORKER,
+     .values = sum_algorithms, .preset = "auto",
+     .help =
+         "how tensor-parallel sums travel, with the same bits; auto: what was fastest when tried "
+         "at the first start on these hosts, where every thread has a core; measure: try anew"},
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER | TD_FOR_DOCTOR,
      .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},

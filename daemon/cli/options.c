@@ -532,6 +532,17 @@ enum td_option_source td_options_source(const struct td_options *opts, const voi
     return TD_SOURCE_DEFAULT;
 }
 
+const char *td_options_word(const struct td_options *opts, const int *field)
+{
+    size_t n, offset = (size_t)((const char *)field - (const char *)opts);
+    const struct td_option *rows = td_options_table(&n);
+
+    for (size_t i = 0; i < n; i++)
+        if (rows[i].offset == offset && rows[i].values)
+            return rows[i].values[*field];
+    return "";
+}
+
 bool td_options_is_set(const struct td_options *opts, const void *field)
 {
     return td_options_source(opts, field) != TD_SOURCE_DEFAULT;

@@ -90,6 +90,7 @@ enum td_option_isa {
     TD_ISA_AVX512BF16,
     TD_ISA_AVX512AMX
 };
+enum td_option_transport { TD_TRANSPORT_AUTO, TD_TRANSPORT_MPI };
 enum td_option_fp8_scales { TD_FP8_SCALES_BLOCK, TD_FP8_SCALES_CHANNEL, TD_FP8_SCALES_TENSOR };
 enum td_option_endpoint { TD_ENDPOINT_COMPLETIONS, TD_ENDPOINT_CHAT };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
@@ -117,6 +118,8 @@ struct td_options {
     const char *hostfile;
     bool no_launch; /* wait for a group that somebody else starts */
     struct td_option_shares shares;
+    int transport;                              /* enum td_option_transport */
+    int sum_algorithm;                          /* enum td_sum_algorithm; one more: measure */
     int cpu_isa;                                /* enum td_option_isa */
     int64_t threads;                            /* per rank; 0: cores of the host / its ranks */
     uint64_t memory_bytes;                      /* cap per rank; 0: the machine's */
@@ -279,6 +282,9 @@ void td_options_deinit(struct td_options *opts);
 enum td_option_source td_options_source(const struct td_options *opts, const void *field);
 bool td_options_is_set(const struct td_options *opts,
                        const void *field); /* by anyone but the default */
+
+/* The word that stands for the value of an enumeration at `field`: "avx2" for &opts->cpu_isa. */
+const char *td_options_word(const struct td_options *opts, const int *field);
 
 /* True for 127.0.0.0/8, ::1 and "localhost". */
 bool td_options_host_is_loopback(const char *host);

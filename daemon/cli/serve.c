@@ -136,19 +136,17 @@ static void on_launch_end(const struct td_launch_end *end, void *user)
 
 static enum td_status launch_start(void *user, uint32_t generation, struct td_err *err)
 {
-    static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
-                                      [TD_ISA_REF] = "ref",
-                                      [TD_ISA_AVX2] = "avx2",
-                                      [TD_ISA_AVX512] = "avx512",
-                                      [TD_ISA_AVX512BF16] = "avx512bf16",
-                                      [TD_ISA_AVX512AMX] = "avx512amx"};
     struct server *s = user;
     const struct td_options *o = s->opts;
     char threads[32], memory[32];
     const char *args[] = {"--threads",
                           threads,
                           "--cpu-isa",
-                          isa[o->cpu_isa],
+                          td_options_word(o, &o->cpu_isa),
+                          "--transport",
+                          td_options_word(o, &o->transport),
+                          "--sum-algorithm",
+                          td_options_word(o, &o->sum_algorithm),
                           o->memory_bytes ? "--memory-bytes" : NULL,
                           memory,
                           NULL};

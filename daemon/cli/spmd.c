@@ -17,17 +17,19 @@ static void show_load(size_t done, size_t total, void *user)
     td_term_progress(user, "loading", done, total, "B");
 }
 
+/* The last word of the option is no algorithm. */
+static struct td_sumchoice_params sums_of(const struct td_options *opts)
+{
+    if (opts->sum_algorithm == TD_N_SUM_ALGORITHMS)
+        return (struct td_sumchoice_params){.measure = true};
+    return (struct td_sumchoice_params){.algorithm = (enum td_sum_algorithm)opts->sum_algorithm};
+}
+
 void td_spmd_node_params(const struct td_options *opts, struct td_node_params *out)
 {
-    static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
-                                      [TD_ISA_REF] = "ref",
-                                      [TD_ISA_AVX2] = "avx2",
-                                      [TD_ISA_AVX512] = "avx512",
-                                      [TD_ISA_AVX512BF16] = "avx512bf16",
-                                      [TD_ISA_AVX512AMX] = "avx512amx"};
-
     *out = (struct td_node_params){.n_threads = (uint32_t)opts->threads,
-                                   .isa = isa[opts->cpu_isa],
+                                   .isa = td_options_word(opts, &opts->cpu_isa),
+                                   .sums = sums_of(opts),
                                    .memory_bytes = opts->memory_bytes};
 }
 

@@ -207,6 +207,23 @@ bool td_node_run_draft(const struct td_step *step, struct td_step_result *result
     return !node->draft_failed;
 }
 
+/* How the sums of this rank's stage travel. */
+static enum td_status choose_sums(struct td_node *node, struct td_err *err)
+{
+    struct td_sumchoice_params p = node->params.sums;
+    struct td_sum_choices choices;
+    enum td_status s;
+
+    if (node->plan->tp == 1)
+        return TD_OK;
+    p.may_measure = node->owns_cores;
+    s = td_sumchoice_make(node->stage ? node->stage : node->world, node->facts.host, &p, &choices,
+                          err);
+    if (!s)
+        td_shard_set_sums(node->shard, &choices);
+    return s;
+}
+
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
                             const char *offload_dir, const char *draft_path, struct td_err *err)
 {
@@ -257,6 +274,7 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
         s = td_comm_split(node->world, (int)me->stage, (int)me->tp_index, &node->stage, err);
     }
     s = s ? s : td_shard_open(&shard, &node->shard, err);
+    s = s ? s : choose_sums(node, err);
     if (!s && draft_path && td_comm_rank(node->world) == 0)
         s = load_draft(node, draft_path, err);
     return td_node_agree(node->world, s, err);

@@ -6,6 +6,7 @@
 
 #include "comm/comm.h"
 #include "daemon/engine/draftmodel.h"
+#include "daemon/engine/sumchoice.h"
 #include "kernels/cpu/cores.h"
 #include "kernels/kern.h"
 #include "shard/plan.h"
@@ -29,8 +30,9 @@ struct td_node_facts {
 };
 
 struct td_node_params {
-    uint32_t n_threads;    /* 0: physical cores / ranks that share them */
-    const char *isa;       /* as td_kern_cpu_params has it */
+    uint32_t n_threads; /* 0: physical cores / ranks that share them */
+    const char *isa;    /* as td_kern_cpu_params has it */
+    struct td_sumchoice_params sums;
     uint64_t memory_bytes; /* cap; 0: the machine's share */
     td_weights_progress_fn *progress;
     void *user;

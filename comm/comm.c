@@ -1,4 +1,5 @@
 #include "comm/comm_impl.h"
+#include "comm/share.h"
 #include "comm/shm.h"
 #include "kernels/base/clock.h"
 
@@ -180,6 +181,23 @@ void td_comm_set_spin(struct td_comm *comm, uint64_t spin_ns)
     comm->spin_ns = spin_ns;
 }
 
+/* The lane of the member of this host that hears a broadcast first, or makes it. */
+static uint32_t speaker_of(const struct td_comm *comm, uint32_t root)
+{
+    const struct td_topology *t = &comm->topology;
+
+    return t->host[root] == t->my_host ? t->lane[root] : 0;
+}
+
+/* Whether that member has begun an operation that this one has not. */
+static bool is_called(const struct td_comm *comm, uint32_t root)
+{
+    uint32_t member = comm->share.local[speaker_of(comm, root)];
+
+    return atomic_load(&comm->world->failed) != TD_OK ||
+           td_shm_count(comm->world->shm, (uint32_t)comm->share.place, member) > comm->share.count;
+}
+
 void td_comm_abort(struct td_comm *comm)
 {
     td_comm_world_fail(comm->world, TD_PEER_LOST);
@@ -187,6 +205,31 @@ void td_comm_abort(struct td_comm *comm)
         td_shm_leave(comm->world->shm);
     if (comm->world->transport->wake)
         comm->world->transport->wake(comm->world);
+}
+
+void td_comm_ring(struct td_comm *comm)
+{
+    if (comm->world->transport->wake)
+        comm->world->transport->wake(comm->world);
+}
+
+bool td_comm_can_rest(const struct td_comm *comm, uint32_t root)
+{
+    return td_share_has(comm) && speaker_of(comm, root) != comm->topology.my_lane;
+}
+
+bool td_comm_rest(struct td_comm *comm, uint32_t root, uint64_t limit_ns, const atomic_bool *unless)
+{
+    struct td_shm *shm = comm->world->shm;
+    uint32_t bell = td_shm_arm(shm);
+    bool called = is_called(comm, root);
+
+    if (!called && !atomic_load(unless)) {
+        td_shm_sleep(shm, bell, limit_ns);
+        called = is_called(comm, root);
+    }
+    td_shm_disarm(shm);
+    return called;
 }
 
 enum td_status td_comm_report_failed(struct td_comm *comm, struct td_err *err)

@@ -11,6 +11,7 @@
 #include "comm/tree.h"
 #include "kernels/base/err.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -82,6 +83,16 @@ enum td_status td_comm_all_gather(struct td_comm *comm, const void *send, const 
 enum td_status td_comm_gather(struct td_comm *comm, uint32_t root, const void *send,
                               const size_t *bytes, void *recv, struct td_err *err);
 enum td_status td_comm_barrier(struct td_comm *comm, struct td_err *err);
+
+/* For a rank that has nothing to do until `root` broadcasts in this group. Whether that can wake it: `root`'s word reaches it
+ * through its host's memory. */
+bool td_comm_can_rest(const struct td_comm *comm, uint32_t root);
+/* Sleeps until the broadcast has come to this host or the group is given up (true: call td_comm_bcast), or until td_comm_ring,
+ * limit_ns, or because *unless is true (false). */
+bool td_comm_rest(struct td_comm *comm, uint32_t root, uint64_t limit_ns,
+                  const atomic_bool *unless);
+/* Ends this end's td_comm_rest after *unless was set. Any thread; not after the close of `comm`. */
+void td_comm_ring(struct td_comm *comm);
 
 /* Who owns which leaves of one sum. Rank r owns runs[r] (possibly empty); runs are disjoint, ascending, and cover
  * 0 .. n_leaves. */

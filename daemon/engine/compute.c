@@ -9,7 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROGRESS_BYTES = 4 << 20 }; /* between two reports of loading */
+enum {
+    PROGRESS_BYTES = 4 << 20, /* between two reports of loading */
+    REST_NS = 100 * 1000000   /* longest sleep without a look around */
+};
 
 /* A ring that grows; guarded by the owner's mutex. */
 struct queue {
@@ -342,6 +345,20 @@ static enum td_status serve_lead(struct td_compute *c)
     return s ? s : lead_kind(c, TD_STEP_STOP);
 }
 
+/* Sleeps until rank 0 has a step: on its host it rings in their memory; elsewhere its submit comes over the control stream as
+ * well, as a wake. */
+static void rest_until_called(struct td_compute *c)
+{
+    struct td_comm *ear = td_node_ear(&c->node);
+    bool can_rest = td_comm_can_rest(ear, 0), called = false;
+
+    while (!called && c->n_submits <= c->node.step.n_submits_seen && !c->stop) {
+        if (can_rest)
+            called = td_comm_rest(ear, 0, REST_NS, &c->has_commands);
+        obey_all(c, !can_rest);
+    }
+}
+
 static enum td_status serve_follow(struct td_compute *c)
 {
     enum td_status s;
@@ -354,9 +371,8 @@ static enum td_status serve_follow(struct td_compute *c)
         obey_all(c, false);
         if (c->node.step.kind == TD_STEP_STOP)
             return TD_OK;
-        while (c->node.step.kind == TD_STEP_IDLE && c->n_submits <= c->node.step.n_submits_seen &&
-               !c->stop)
-            obey_all(c, true);
+        if (c->node.step.kind == TD_STEP_IDLE)
+            rest_until_called(c);
     }
 }
 
@@ -529,6 +545,7 @@ enum td_status td_compute_post(struct td_compute *c, const struct td_compute_com
     ok = queue_push(&c->down, &copy);
     atomic_store_explicit(&c->has_commands, true, memory_order_release);
     pthread_cond_signal(&c->changed);
+    td_comm_ring(c->world);
     pthread_mutex_unlock(&c->lock);
     if (!ok)
         command_free(&copy);

@@ -570,10 +570,20 @@ enum td_status td_node_run(struct td_node *node, struct td_step *step,
     return s;
 }
 
+static bool is_first_of_pipeline(const struct td_node *node)
+{
+    return node->plan->pp > 1 && node->plan->rank[td_comm_rank(node->world)].stage == 0;
+}
+
+struct td_comm *td_node_ear(const struct td_node *node)
+{
+    return is_first_of_pipeline(node) ? node->stage : node->world;
+}
+
 enum td_status td_node_follow(struct td_node *node, struct td_err *err)
 {
     bool is_pipeline = node->plan->pp > 1;
-    bool is_first = is_pipeline && node->plan->rank[td_comm_rank(node->world)].stage == 0;
+    bool is_first = is_first_of_pipeline(node);
     struct td_step_result none = {0};
     enum td_status s = TD_OK;
 

@@ -119,6 +119,8 @@ bool td_node_run_draft(const struct td_step *step, struct td_step_result *result
                        void *node);
 /* Nothing follows the last step: what comes next is no gap between steps. */
 void td_node_rest(struct td_node *node);
+/* Other ranks: the group in which rank 0's next word comes, as its rank 0. */
+struct td_comm *td_node_ear(const struct td_node *node);
 /* Other ranks: receive one step into node->step and run it when it is TD_STEP_RUN. */
 enum td_status td_node_follow(struct td_node *node, struct td_err *err);
 

@@ -151,6 +151,62 @@ static void test_comm_shm_a_writer_waits_for_the_slowest_reader(void **state)
     run_group(3, NULL, 1, one_is_slow, NULL, NULL);
 }
 
+/* ---- rest ---- */
+
+static atomic_bool has_errand;
+
+/* Ranks that rest are called by a broadcast of rank 0, by a ring with an errand, by an abort; and go back by themselves. */
+static void rest_and_be_called(struct comm_check *k, void *shared)
+{
+    uint32_t me = td_comm_rank(k->comm);
+    uint32_t word = me == 0 ? 7 : 0;
+    struct td_err err;
+
+    (void)shared;
+    if (td_comm_can_rest(k->comm, 0) != (me > 0)) {
+        check_fail(k, "who may rest", me, 0);
+        return;
+    }
+    if (me == 0) {
+        pause_ms(60);
+    } else {
+        if (td_comm_rest(k->comm, 0, 5 * MS, &has_errand))
+            check_fail(k, "called by nobody", me, 0);
+        while (!td_comm_rest(k->comm, 0, 1000ull * MS, &has_errand))
+            ;
+    }
+    if (!check_ok(k, td_comm_bcast(k->comm, 0, &word, sizeof word, &err), &err) || word != 7) {
+        check_fail(k, "another word", word, me);
+        return;
+    }
+    atomic_fetch_add(&n_ready, 1);
+    if (me > 0) {
+        uint64_t start = td_clock_now_ns();
+
+        if (td_comm_rest(k->comm, 0, 20000ull * MS, &has_errand))
+            check_fail(k, "called by a ring", me, 0);
+        if (td_clock_now_ns() - start > 5000ull * MS)
+            check_fail(k, "the ring was not heard", me, 0);
+    }
+}
+
+static void ring_all(struct td_comm **comms)
+{
+    while (atomic_load(&n_ready) < 3)
+        pause_ms(1);
+    pause_ms(20);
+    atomic_store(&has_errand, true);
+    for (uint32_t r = 0; r < 3; r++)
+        td_comm_ring(comms[r]);
+}
+
+static void test_comm_shm_a_resting_rank_is_called_and_rung(void **state)
+{
+    (void)state;
+    atomic_store(&has_errand, false);
+    run_group(3, NULL, 1, rest_and_be_called, NULL, ring_all);
+}
+
 /* ---- faults ---- */
 
 static const char *const operations[] = {"recv",   "send",    "bcast",   "all_gather",
@@ -294,6 +350,7 @@ int main(void)
         cmocka_unit_test(test_comm_shm_splits_many_times),
         cmocka_unit_test(test_comm_shm_groups_without_a_place_work_as_well),
         cmocka_unit_test(test_comm_shm_a_writer_waits_for_the_slowest_reader),
+        cmocka_unit_test(test_comm_shm_a_resting_rank_is_called_and_rung),
         cmocka_unit_test(test_comm_shm_a_lost_rank_ends_every_wait),
         cmocka_unit_test(test_comm_shm_abort_from_another_thread_ends_a_wait),
         cmocka_unit_test(test_comm_shm_refuses_messages_of_another_length),

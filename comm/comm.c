@@ -124,6 +124,7 @@ void td_comm_close(struct td_comm *comm)
     world = comm->world;
     if (comm->share.place >= 0)
         td_shm_free_place(world->shm, (uint32_t)comm->share.place);
+    free(comm->narrow);
     free(comm->share.seen);
     free(comm->words);
     free(comm->xfers);
@@ -154,6 +155,11 @@ const char *td_comm_transport(const struct td_comm *comm)
 void td_comm_set_sum_algorithm(struct td_comm *comm, enum td_sum_algorithm algorithm)
 {
     comm->sum_override = algorithm;
+}
+
+void td_comm_set_exchange(struct td_comm *comm, enum td_exchange_dtype dtype)
+{
+    comm->exchange = dtype;
 }
 
 void td_comm_set_sum_choices(struct td_comm *comm, const struct td_sum_choices *choices)

@@ -138,6 +138,12 @@ void td_comm_set_sum_algorithm(struct td_comm *comm, enum td_sum_algorithm algor
 /* What a sum of n_floats takes. */
 enum td_sum_algorithm td_comm_sum_algorithm(const struct td_comm *comm, size_t n_floats);
 
+/* What floats of a sum are on their way between hosts, or between ranks that share no memory. Anything but F32 is inexact: the
+ * same on all ranks, but not the same for another layout. */
+enum td_exchange_dtype { TD_EXCHANGE_F32, TD_EXCHANGE_BF16, TD_EXCHANGE_Q8_0 };
+void td_comm_set_exchange(struct td_comm *comm,
+                          enum td_exchange_dtype dtype); /* on all ranks alike */
+
 /* What was measured to be the fastest for sums of 2^c to 2^(c+1) - 1 bytes (n_floats * 4). */
 enum { TD_SUM_CLASSES = 28 };
 struct td_sum_choices {

@@ -89,6 +89,9 @@ struct td_comm {
     bool is_shared;  /* every host with two members or more has a place in its memory for them */
     enum td_sum_algorithm sum_override; /* TD_SUM_AUTO: none */
     struct td_sum_choices sums;
+    enum td_exchange_dtype exchange;
+    char *narrow; /* [narrow_bytes] packed parts, owned; grows with the largest sum */
+    size_t narrow_bytes;
     uint32_t members[]; /* [size] group rank -> world rank */
 };
 

@@ -1,7 +1,9 @@
 /* tree_sum: several ways to bring the parts of a sum together, all with the same additions and so with the same bits. */
 #include "comm/comm_impl.h"
+#include "comm/narrow.h"
 #include "comm/share.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* Above this a flat sum over three ranks or more goes in slices: each rank joins one slice for all. */
@@ -143,6 +145,45 @@ static size_t slice_begin(size_t n_floats, uint32_t n_ranks, uint32_t r)
 
 /* ---- by messages ---- */
 
+/* one_shot with packed floats. What is sent is also what this rank itself adds, so that all come to the same sum. `room` has
+ * place for all parts, this one's too. */
+static enum td_status one_shot_narrow(struct sum *s, struct parts *p, const uint32_t *who,
+                                      uint32_t n, uint32_t me, const float *own, float *room,
+                                      size_t count, float *out, uint32_t slot)
+{
+    struct td_comm *comm = s->comm;
+    size_t each = td_narrow_bytes(comm->exchange, count), need = p->n * each;
+    enum td_status status;
+
+    if (need > comm->narrow_bytes) {
+        char *grown = realloc(comm->narrow, need);
+
+        if (!grown)
+            return td_err_set(s->err, TD_NO_MEMORY, "no memory for %zu bytes of packed sums", need);
+        comm->narrow = grown;
+        comm->narrow_bytes = need;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (i != me && n_own(p, i) > 0 && count > 0)
+            td_comm_queue_recv(comm, who[i], comm->narrow + p->first[i] * each, n_own(p, i) * each);
+    }
+    for (uint32_t k = p->first[me]; k < p->first[me + 1]; k++)
+        td_narrow_pack(comm->exchange, own + (k - p->first[me]) * count, count,
+                       comm->narrow + k * each);
+    for (uint32_t i = 1; i < n && n_own(p, me) > 0 && count > 0; i++)
+        td_comm_queue_send(comm, who[(me + i) % n], comm->narrow + p->first[me] * each,
+                           n_own(p, me) * each);
+    status = td_comm_exchange(comm, slot, s->err);
+    if (status != TD_OK)
+        return status;
+    for (uint32_t k = 0; k < p->n; k++) {
+        td_narrow_unpack(comm->exchange, comm->narrow + k * each, count, room + k * count);
+        p->at[k] = room + k * count;
+    }
+    join_all(s->n_leaves, p, out, count);
+    return TD_OK;
+}
+
 /* Everybody's subtrees go to everybody, which joins them all: one message per pair, one delay. `who` are the
  * participants' ranks, `me` is this one's index; `own` [n_own x count]; `room` takes the others'. */
 static enum td_status one_shot(struct sum *s, struct parts *p, const uint32_t *who, uint32_t n,
@@ -152,6 +193,8 @@ static enum td_status one_shot(struct sum *s, struct parts *p, const uint32_t *w
     size_t own_bytes = n_own(p, me) * count * sizeof(float);
     enum td_status status;
 
+    if (s->comm->exchange != TD_EXCHANGE_F32)
+        return one_shot_narrow(s, p, who, n, me, own, room, count, out, slot);
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t k = p->first[i]; k < p->first[i + 1]; k++)
             p->at[k] = i == me ? own + (k - p->first[i]) * count : room + k * count;
@@ -609,7 +652,11 @@ static uint32_t size_class(size_t bytes)
 enum td_sum_algorithm td_comm_sum_algorithm(const struct td_comm *comm, size_t n_floats)
 {
     enum td_sum_algorithm a = comm->sum_override;
+    bool here = comm->topology.n_hosts == 1 && td_share_has(comm);
 
+    if (comm->exchange != TD_EXCHANGE_F32 &&
+        !here) /* what others do with packed floats is not built */
+        return td_comm_sum_supports(comm, TD_SUM_LEADERS) ? usual(comm, n_floats) : TD_SUM_ONE_SHOT;
     if (a == TD_SUM_AUTO)
         a = comm->sums.by_class[size_class(n_floats * sizeof(float))];
     return a == TD_SUM_AUTO || !td_comm_sum_supports(comm, a) ? usual(comm, n_floats) : a;

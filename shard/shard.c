@@ -204,8 +204,10 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
                                    .n_exchanges = tp.n_ops + pipe.n_ops};
 }
 
-void td_shard_set_sums(struct td_shard *s, const struct td_sum_choices *choices)
+void td_shard_set_sums(struct td_shard *s, const struct td_sum_choices *choices,
+                       enum td_exchange_dtype dtype)
 {
+    td_comm_set_exchange(s->tp, dtype);
     td_comm_set_sum_choices(s->tp, choices);
 }
 

@@ -64,7 +64,8 @@ struct td_shard_stats {
 };
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
 /* How the sums over the ranks of a stage travel; on all of them alike. */
-void td_shard_set_sums(struct td_shard *shard, const struct td_sum_choices *choices);
+void td_shard_set_sums(struct td_shard *shard, const struct td_sum_choices *choices,
+                       enum td_exchange_dtype dtype);
 /* Sets the time limit of every exchange; 0: none. Aborting the world ends waiting ones. */
 void td_shard_set_deadline(struct td_shard *shard, uint64_t op_limit_ns);
 

@@ -21,6 +21,7 @@ static const char *const transports[] = {"auto", "mpi", NULL};
 static const char *const sum_algorithms[] = {
     "auto",  "one-shot",         "two-shot",       "doubling", "leaders",
     "lanes", "leaders-doubling", "lanes-doubling", "measure",  NULL};
+static const char *const exchange_dtypes[] = {"f32", "bf16", "q8_0", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
@@ -80,6 +81,11 @@ static const struct td_option table[] = {
      .help =
          "how tensor-parallel sums travel, with the same bits; auto: what was fastest when tried "
          "at the first start on these hosts, where every thread has a core; measure: try anew"},
+    {"exchange-dtype", NULL, NULL, TD_OPTION_ENUM, AT(exchange_dtype), GROUP | TD_FOR_WORKER,
+     .values = exchange_dtypes, .preset = "f32",
+     .help =
+         "what sums are on their way between hosts; f32 is exact, with the others answers depend "
+         "on the layout"},
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER | TD_FOR_DOCTOR,
      .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},

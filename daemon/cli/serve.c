@@ -145,6 +145,8 @@ static enum td_status launch_start(void *user, uint32_t generation, struct td_er
                           td_options_word(o, &o->cpu_isa),
                           "--transport",
                           td_options_word(o, &o->transport),
+                          "--exchange-dtype",
+                          td_options_word(o, &o->exchange_dtype),
                           "--sum-algorithm",
                           td_options_word(o, &o->sum_algorithm),
                           o->memory_bytes ? "--memory-bytes" : NULL,

@@ -30,6 +30,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
     *out = (struct td_node_params){.n_threads = (uint32_t)opts->threads,
                                    .isa = td_options_word(opts, &opts->cpu_isa),
                                    .sums = sums_of(opts),
+                                   .exchange = (enum td_exchange_dtype)opts->exchange_dtype,
                                    .memory_bytes = opts->memory_bytes};
 }
 

@@ -53,6 +53,10 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
 enum td_status td_node_open(struct td_node *node, struct td_comm *world,
                             const struct td_node_params *params, struct td_err *err)
 {
+    /* Sums of narrowed floats are of a class of their own. */
+    static const char *const exchange_mark[] = {[TD_EXCHANGE_F32] = "",
+                                                [TD_EXCHANGE_BF16] = "+bf16-exchange",
+                                                [TD_EXCHANGE_Q8_0] = "+q8_0-exchange"};
     struct td_node_facts *f = &node->facts;
     const char *mpi;
     enum td_status s;
@@ -69,7 +73,8 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
     snprintf(f->version, sizeof f->version, "%s", TD_VERSION);
     gethostname(f->host, sizeof f->host - 1);
     snprintf(f->device, sizeof f->device, "%s", td_kern_name(node->kern));
-    snprintf(f->numerics, sizeof f->numerics, "%s", td_kern_numerics(node->kern));
+    snprintf(f->numerics, sizeof f->numerics, "%s%s", td_kern_numerics(node->kern),
+             exchange_mark[params->exchange]);
     mpi = td_comm_mpi_version();
     snprintf(f->mpi, sizeof f->mpi, "%.*s", (int)strcspn(mpi, ","), mpi);
     f->pid = getpid();
@@ -220,7 +225,7 @@ static enum td_status choose_sums(struct td_node *node, struct td_err *err)
     s = td_sumchoice_make(node->stage ? node->stage : node->world, node->facts.host, &p, &choices,
                           err);
     if (!s)
-        td_shard_set_sums(node->shard, &choices);
+        td_shard_set_sums(node->shard, &choices, node->params.exchange);
     return s;
 }
 

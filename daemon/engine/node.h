@@ -33,6 +33,7 @@ struct td_node_params {
     uint32_t n_threads; /* 0: physical cores / ranks that share them */
     const char *isa;    /* as td_kern_cpu_params has it */
     struct td_sumchoice_params sums;
+    enum td_exchange_dtype exchange;
     uint64_t memory_bytes; /* cap; 0: the machine's share */
     td_weights_progress_fn *progress;
     void *user;

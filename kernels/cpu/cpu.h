@@ -41,7 +41,7 @@
 #define TD_KERNELS_CPU_CPU_H
 
 #include "kernels/kern_ops.h"
-#include "kernels/quant/half.h"
+#include "kernels/base/half.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
 #ifndef TD_KERNELS_CPU_MATHF_H
 #define TD_KERNELS_CPU_MATHF_H
 
-#include "kernels/quant/half.h"
+#include "kernels/base/half.h"
 
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,7 @@
 
 /* The vector of 16 floats in AVX-512 (F, BW, DQ, VL, VNNI): one register. Included by the files of that family, which say
  * before whether they have BF16 dot products (TD_BF16_PAIRS). */
-#include "kernels/quant/half.h"
+#include "kernels/base/half.h"
 
 #include <immintrin.h>
 #include <stdbool.h>

@@ -3,7 +3,7 @@
 #ifndef TD_KERNELS_QUANT_FP8_H
 #define TD_KERNELS_QUANT_FP8_H
 
-#include "kernels/quant/half.h"
+#include "kernels/base/half.h"
 
 #include <stddef.h>
 #include <stdint.h>

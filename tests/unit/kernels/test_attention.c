@@ -13,7 +13,7 @@
 
 #include "kernels/kern.h"
 #include "kernels/quant/dequant.h"
-#include "kernels/quant/half.h"
+#include "kernels/base/half.h"
 
 enum { MAX_HEADS = 16, N_TYPES = TD_Q4_0 + 1 };
 

@@ -3,7 +3,7 @@
 #include "tests/unit/check.h"
 
 #include "comm/comm_sim.h"
-#include "kernels/quant/half.h"
+#include "kernels/base/half.h"
 #include "shard/shard.h"
 
 #include <fenv.h>

@@ -1,7 +1,7 @@
 /* Scalar conversions between F32 and the 16-bit floats. IEEE 754 binary16 and bfloat16; round to nearest, ties to
  * even; infinities and NaN kept. The vector files use instructions that give the same bits. */
-#ifndef TD_KERNELS_QUANT_HALF_H
-#define TD_KERNELS_QUANT_HALF_H
+#ifndef TD_KERNELS_BASE_HALF_H
+#define TD_KERNELS_BASE_HALF_H
 
 #include <stdint.h>
 #include <string.h>

@@ -350,7 +350,8 @@ static int map_window(struct mpi_world *w, uint32_t n, void **segments)
 static enum td_status share_memory(struct mpi_world *w, struct td_err *err)
 {
     void *segments[TD_COMM_MAX_RANKS];
-    int n = 1, rc = MPI_SUCCESS, ok, all_ok = 0;
+    int n = 1, rc = MPI_SUCCESS, ok, all_ok = 1;
+    int all[TD_COMM_MAX_RANKS];
     enum td_status status = TD_OK;
 
     MPI_Comm_size(w->host, &n);
@@ -371,7 +372,9 @@ static enum td_status share_memory(struct mpi_world *w, struct td_err *err)
     ok = status == TD_OK;
     if (ok && w->base.shm)
         td_shm_say_pid(w->base.shm);
-    rc = MPI_Allreduce(&ok, &all_ok, 1, MPI_INT, MPI_MIN, w->comm);
+    rc = MPI_Allgather(&ok, 1, MPI_INT, all, 1, MPI_INT, w->comm);
+    for (uint32_t r = 0; r < w->base.size; r++)
+        all_ok = all_ok && all[r];
     if (rc != MPI_SUCCESS || (ok && !all_ok))
         return td_err_set(err, TD_NO_MEMORY, "another rank has no shared memory with its host");
     if (w->base.shm)

@@ -40,8 +40,8 @@
 #ifndef TD_KERNELS_CPU_CPU_H
 #define TD_KERNELS_CPU_CPU_H
 
-#include "kernels/kern_ops.h"
 #include "kernels/base/half.h"
+#include "kernels/kern_ops.h"
 
 #include <string.h>
 

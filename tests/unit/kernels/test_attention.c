@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/base/half.h"
 #include "kernels/kern.h"
 #include "kernels/quant/dequant.h"
-#include "kernels/base/half.h"
 
 enum { MAX_HEADS = 16, N_TYPES = TD_Q4_0 + 1 };
 

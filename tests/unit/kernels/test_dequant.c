@@ -1,6 +1,6 @@
 /* Rows between stored types and F32, against the bytes and floats that the peer's own code wrote. */
-#include "kernels/quant/dequant.h"
 #include "kernels/base/half.h"
+#include "kernels/quant/dequant.h"
 
 #include "quant_vectors.h"
 

@@ -1,7 +1,6 @@
 #include "comm/comm_impl.h"
 #include "comm/share.h"
 #include "comm/shm.h"
-#include "kernels/base/clock.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -54,7 +53,8 @@ static enum td_status lay_out(struct td_comm *c, int32_t place, struct td_err *e
 
     c->words = calloc(td_topology_room(c->size) + (size_t)c->size, sizeof *c->words);
     c->share.seen = calloc(c->size, sizeof *c->share.seen);
-    if (!c->words || !c->share.seen)
+    c->share.at = calloc(c->size, sizeof *c->share.at);
+    if (!c->words || !c->share.seen || !c->share.at)
         return td_err_set(err, TD_NO_MEMORY, "no memory for a group of %u ranks", c->size);
     for (uint32_t r = 0; r < c->size; r++)
         hosts[r] = c->world->hosts[c->members[r]];
@@ -68,6 +68,7 @@ static enum td_status lay_out(struct td_comm *c, int32_t place, struct td_err *e
         uint32_t r = td_topology_rank(&c->topology, c->topology.my_host, lane);
 
         c->share.local[lane] = (uint32_t)c->world->local[c->members[r]];
+        c->share.at[lane] = td_shm_place_of(c->world->shm, (uint32_t)place, c->share.local[lane]);
     }
     c->share.place = place;
     c->share.count = ((uint64_t)c->context << 48) + TD_SHM_BUFFERS; /* see td_share_room */
@@ -97,6 +98,7 @@ enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *m
     c->size = size;
     c->context = context;
     c->spin_ns = world->spin_ns;
+    c->ticks_base = td_ticks_begin();
     for (uint32_t r = 0; r < size; r++)
         c->members[r] = members ? members[r] : r;
     if (lay_out(c, place, err) != TD_OK)
@@ -106,6 +108,7 @@ enum td_status td_comm_group_open(struct td_comm_world *world, const uint32_t *m
     return TD_OK;
 
 fail_xfers:
+    free(c->share.at);
     free(c->share.seen);
     free(c->words);
     free(c->xfers);
@@ -125,6 +128,7 @@ void td_comm_close(struct td_comm *comm)
     if (comm->share.place >= 0)
         td_shm_free_place(world->shm, (uint32_t)comm->share.place);
     free(comm->narrow);
+    free(comm->share.at);
     free(comm->share.seen);
     free(comm->words);
     free(comm->xfers);
@@ -170,11 +174,14 @@ void td_comm_set_sum_choices(struct td_comm *comm, const struct td_sum_choices *
 void td_comm_stats(const struct td_comm *comm, struct td_comm_stats *out)
 {
     *out = comm->stats;
+    out->wait_ns = comm->world->transport->now_ns ? comm->inside
+                                                  : td_ticks_ns(&comm->ticks_base, comm->inside);
 }
 
 void td_comm_stats_reset(struct td_comm *comm)
 {
     memset(&comm->stats, 0, sizeof comm->stats);
+    comm->inside = 0;
 }
 
 void td_comm_set_deadline(struct td_comm *comm, uint64_t op_limit_ns)
@@ -198,10 +205,10 @@ static uint32_t speaker_of(const struct td_comm *comm, uint32_t root)
 /* Whether that member has begun an operation that this one has not. */
 static bool is_called(const struct td_comm *comm, uint32_t root)
 {
-    uint32_t member = comm->share.local[speaker_of(comm, root)];
+    const struct td_shm_place *at = comm->share.at[speaker_of(comm, root)];
 
     return atomic_load(&comm->world->failed) != TD_OK ||
-           td_shm_count(comm->world->shm, (uint32_t)comm->share.place, member) > comm->share.count;
+           atomic_load(&at->count) > comm->share.count;
 }
 
 void td_comm_abort(struct td_comm *comm)
@@ -316,11 +323,21 @@ enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_e
     return status;
 }
 
-static uint64_t now_ns(const struct td_comm *comm)
+/* In nanoseconds where the transport has a time of its own, else in ticks. */
+static uint64_t now(const struct td_comm *comm)
 {
     const struct td_comm_transport *transport = comm->world->transport;
 
-    return transport->now_ns ? transport->now_ns(comm->world) : td_clock_now_ns();
+    return transport->now_ns ? transport->now_ns(comm->world) : td_ticks_now();
+}
+
+uint64_t td_comm_deadline(struct td_comm *comm, uint64_t now_ns)
+{
+    if (comm->deadline_ns == 0)
+        comm->deadline_ns = comm->op_limit_ns && comm->op_limit_ns < UINT64_MAX - now_ns
+                                ? now_ns + comm->op_limit_ns
+                                : UINT64_MAX;
+    return comm->deadline_ns;
 }
 
 /* Every operation stands between begin and finish. begin refuses in a world that was given up. */
@@ -329,10 +346,10 @@ static enum td_status begin(struct td_comm *comm, const char *op, struct td_err 
     comm->op = op;
     if (atomic_load(&comm->world->failed) != TD_OK)
         return td_comm_report_failed(comm, err);
-    comm->start_ns = now_ns(comm);
-    comm->deadline_ns = comm->op_limit_ns ? comm->start_ns + comm->op_limit_ns : UINT64_MAX;
-    if (comm->deadline_ns < comm->start_ns)
-        comm->deadline_ns = UINT64_MAX;
+    comm->start = now(comm);
+    comm->deadline_ns = 0;
+    if (comm->world->transport->now_ns)
+        (void)td_comm_deadline(comm, comm->start);
     comm->n_xfers = 0;
     return TD_OK;
 }
@@ -340,7 +357,7 @@ static enum td_status begin(struct td_comm *comm, const char *op, struct td_err 
 static enum td_status finish(struct td_comm *comm, enum td_status status)
 {
     comm->stats.n_ops++;
-    comm->stats.wait_ns += now_ns(comm) - comm->start_ns;
+    comm->inside += now(comm) - comm->start;
     if (status != TD_OK) {
         td_comm_world_fail(comm->world, status);
         if (comm->world->shm)

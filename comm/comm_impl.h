@@ -6,6 +6,7 @@
 
 #include "comm/comm.h"
 #include "comm/topology.h"
+#include "kernels/base/ticks.h"
 
 #include <stdatomic.h>
 
@@ -72,8 +73,10 @@ struct td_comm {
     uint64_t op_limit_ns;
     uint64_t spin_ns;
     const char *op;       /* name of the operation under way, for errors */
-    uint64_t start_ns;    /* of it */
-    uint64_t deadline_ns; /* of it; UINT64_MAX: none */
+    uint64_t start;       /* of it: ns of the transport's own time, else ticks */
+    uint64_t deadline_ns; /* of it; UINT64_MAX: none, 0: nobody has asked td_comm_deadline yet */
+    uint64_t inside;      /* operations so far, as `start` counts */
+    struct td_ticks_base ticks_base;
     struct td_comm_stats stats;
     uint32_t n_xfers;
     uint32_t cap_xfers;
@@ -82,7 +85,8 @@ struct td_comm {
         int32_t place;          /* in the shared memory; -1: none */
         uint64_t count;  /* of what was shared last, from (context << 48) + TD_SHM_BUFFERS on */
         uint32_t *local; /* [members here] by lane: index in the shared memory */
-        uint64_t *seen;  /* [members here] what they had shared when this rank last looked */
+        struct td_shm_place **at; /* [members here] by lane: their places */
+        uint64_t *seen; /* [members here] what they had shared when this rank last looked */
     } share;
     struct td_topology topology;
     uint32_t *words; /* that topology and share.local point to */
@@ -122,6 +126,9 @@ void td_comm_queue_send(struct td_comm *comm, uint32_t to, const void *src, size
 /* Each collective takes as many slots as it has exchanges, on all ranks alike; they repeat after 32766, and messages
  * of one pair and slot stay in order. */
 uint32_t td_comm_next_slot(struct td_comm *comm);
+/* When the operation under way must end. It counts from the first question, which a wait asks some microseconds after it
+ * began; a transport with a time of its own has it from the beginning in comm->deadline_ns. */
+uint64_t td_comm_deadline(struct td_comm *comm, uint64_t now_ns);
 /* Runs and empties the queue under `slot` (none: returns at once) and counts what was sent. */
 enum td_status td_comm_exchange(struct td_comm *comm, uint32_t slot, struct td_err *err);
 

@@ -37,7 +37,7 @@ static void pack_block(const float *in, size_t n, struct q8_block *out)
     scale = td_f16_to_f32(out->scale);
     inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     for (size_t i = 0; i < n && isfinite(inverse); i++) {
-        float q = roundf(in[i] * inverse);
+        float q = in[i] * inverse + (in[i] < 0.0f ? -0.5f : 0.5f);
 
         out->value[i] = (int8_t)(q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q);
     }

@@ -2,23 +2,27 @@
 
 #include "comm/wait.h"
 
+enum { EAGER_LOOKS = 200 }; /* less than a microsecond, without anything between them */
+
 /* Waits until member `lane` has shared number `count`. */
 static enum td_status await_count(struct td_comm *comm, uint32_t lane, uint64_t count,
                                   struct td_err *err)
 {
     const struct td_topology *t = &comm->topology;
-    struct td_shm *shm = comm->world->shm;
-    uint32_t place = (uint32_t)comm->share.place;
-    uint32_t member = comm->share.local[lane];
+    _Atomic uint64_t *at = &comm->share.at[lane]->count;
+    uint64_t seen = comm->share.seen[lane];
     enum td_status status = TD_OK;
     struct td_wait w;
 
-    if (comm->share.seen[lane] >= count)
-        return TD_OK;
-    td_wait_begin(&w, comm, true);
-    while (status == TD_OK && (comm->share.seen[lane] = td_shm_count(shm, place, member)) < count)
-        status = td_wait_pause(&w, comm->members[td_topology_rank(t, t->my_host, lane)], err);
-    td_wait_end(&w);
+    for (int i = 0; i < EAGER_LOOKS && seen < count; i++)
+        seen = atomic_load_explicit(at, memory_order_acquire);
+    if (seen < count) {
+        td_wait_begin(&w, comm, true);
+        while (status == TD_OK && (seen = atomic_load_explicit(at, memory_order_acquire)) < count)
+            status = td_wait_pause(&w, comm->members[td_topology_rank(t, t->my_host, lane)], err);
+        td_wait_end(&w);
+    }
+    comm->share.seen[lane] = seen;
     return status;
 }
 
@@ -37,8 +41,7 @@ enum td_status td_share_room(struct td_comm *comm, void **room, struct td_err *e
         if (status != TD_OK)
             return status;
     }
-    *room = td_shm_buffer(comm->world->shm, (uint32_t)share->place,
-                          share->local[comm->topology.my_lane], next);
+    *room = share->at[comm->topology.my_lane]->buffer[next % TD_SHM_BUFFERS];
     return TD_OK;
 }
 
@@ -60,6 +63,6 @@ enum td_status td_share_await(struct td_comm *comm, uint32_t lane, uint32_t back
     enum td_status status = await_count(comm, lane, number, err);
 
     if (status == TD_OK)
-        *data = td_shm_buffer(comm->world->shm, (uint32_t)share->place, share->local[lane], number);
+        *data = share->at[lane]->buffer[number % TD_SHM_BUFFERS];
     return status;
 }

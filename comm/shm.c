@@ -36,11 +36,6 @@ struct ring {
     _Alignas(LINE) char data[];              /* [ring_bytes] */
 };
 
-struct place {
-    _Alignas(LINE) _Atomic uint64_t count;
-    _Alignas(LINE) char buffer[TD_SHM_BUFFERS][TD_SHM_BUFFER_BYTES];
-};
-
 /* Stands before every message in a ring. */
 struct header {
     uint32_t tag;
@@ -108,7 +103,7 @@ static size_t places_at(uint32_t n)
 
 size_t td_shm_segment_bytes(uint32_t n)
 {
-    return places_at(n) + TD_SHM_PLACES * sizeof(struct place);
+    return places_at(n) + TD_SHM_PLACES * sizeof(struct td_shm_place);
 }
 
 static struct ring *ring_at(const struct td_shm *shm, uint32_t owner, uint32_t from)
@@ -117,9 +112,9 @@ static struct ring *ring_at(const struct td_shm *shm, uint32_t owner, uint32_t f
                            from * (sizeof(struct ring) + shm->ring_bytes));
 }
 
-static struct place *place_at(const struct td_shm *shm, uint32_t member, uint32_t place)
+struct td_shm_place *td_shm_place_of(const struct td_shm *shm, uint32_t place, uint32_t member)
 {
-    return (struct place *)(shm->segments[member] + places_at(shm->n)) + place;
+    return (struct td_shm_place *)(shm->segments[member] + places_at(shm->n)) + place;
 }
 
 enum td_status td_shm_open(uint32_t n, uint32_t me, void *const *segments, struct td_shm **shm,
@@ -443,7 +438,7 @@ uint32_t td_shm_free_places(const struct td_shm *shm)
 void td_shm_take_place(struct td_shm *shm, uint32_t place, uint64_t count)
 {
     shm->free_places &= ~(1u << place);
-    atomic_store(&place_at(shm, shm->me, place)->count, count);
+    atomic_store(&td_shm_place_of(shm, place, shm->me)->count, count);
 }
 
 void td_shm_free_place(struct td_shm *shm, uint32_t place)
@@ -451,24 +446,15 @@ void td_shm_free_place(struct td_shm *shm, uint32_t place)
     shm->free_places |= 1u << place;
 }
 
-void *td_shm_buffer(struct td_shm *shm, uint32_t place, uint32_t member, uint64_t count)
-{
-    return place_at(shm, member, place)->buffer[count % TD_SHM_BUFFERS];
-}
-
 void td_shm_publish(struct td_shm *shm, uint32_t place, uint64_t count, const uint32_t *members,
                     uint32_t n)
 {
-    atomic_store_explicit(&place_at(shm, shm->me, place)->count, count, memory_order_release);
+    atomic_store_explicit(&td_shm_place_of(shm, place, shm->me)->count, count,
+                          memory_order_release);
     for (uint32_t i = 0; i < n; i++) {
         if (members[i] != shm->me)
             td_shm_ring_bell(shm, members[i]);
     }
-}
-
-uint64_t td_shm_count(const struct td_shm *shm, uint32_t place, uint32_t member)
-{
-    return atomic_load_explicit(&place_at(shm, member, place)->count, memory_order_acquire);
 }
 
 /* ---- sleep ---- */

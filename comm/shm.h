@@ -47,14 +47,16 @@ uint32_t td_shm_free_places(const struct td_shm *shm);
 /* From now on `place` is used, or free again. `count`: see below, larger than any that a group before has reached. */
 void td_shm_take_place(struct td_shm *shm, uint32_t place, uint64_t count);
 void td_shm_free_place(struct td_shm *shm, uint32_t place);
-/* A member's buffer [TD_SHM_BUFFER_BYTES] for what it shares as number `count`; number count - TD_SHM_BUFFERS was in it
- * before. */
-void *td_shm_buffer(struct td_shm *shm, uint32_t place, uint32_t member, uint64_t count);
+/* What a member has at a place. Written by it alone. */
+struct td_shm_place {
+    _Alignas(64) _Atomic uint64_t count; /* the last number that it has shared */
+    _Alignas(64) char buffer[TD_SHM_BUFFERS]
+                            [TD_SHM_BUFFER_BYTES]; /* number n is in n % TD_SHM_BUFFERS */
+};
+struct td_shm_place *td_shm_place_of(const struct td_shm *shm, uint32_t place, uint32_t member);
 /* Says that this member has shared number `count`, and wakes those of `members` [n] who sleep. */
 void td_shm_publish(struct td_shm *shm, uint32_t place, uint64_t count, const uint32_t *members,
                     uint32_t n);
-/* The last number that `member` has shared. */
-uint64_t td_shm_count(const struct td_shm *shm, uint32_t place, uint32_t member);
 
 /* ---- sleep ---- */
 

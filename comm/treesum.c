@@ -668,15 +668,17 @@ enum td_status td_collective_tree_sum(struct td_comm *comm, const struct td_tree
 {
     enum td_sum_algorithm algorithm = td_comm_sum_algorithm(comm, n_floats);
     bool here = comm->topology.n_hosts == 1 && td_share_has(comm);
-    struct sum s = {.comm = comm,
-                    .n_leaves = layout->n_leaves,
-                    .parts = parts,
-                    .n_floats = n_floats,
-                    .scratch = scratch,
-                    .out = out,
-                    .err = err};
+    struct sum
+        s; /* its list of parts is filled below; it is too large to be cleared for each sum */
     uint32_t slot[MAX_EXCHANGES], me = comm->rank;
 
+    s.comm = comm;
+    s.n_leaves = layout->n_leaves;
+    s.parts = parts;
+    s.n_floats = n_floats;
+    s.scratch = scratch;
+    s.out = out;
+    s.err = err;
     list_parts(&s.group, layout, comm->size);
     if (here && algorithm != TD_SUM_DOUBLING)
         return algorithm == TD_SUM_TWO_SHOT ? two_shot_here(&s) : one_shot_here(&s);

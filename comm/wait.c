@@ -7,7 +7,6 @@
 #include <time.h>
 
 enum {
-    EAGER_LOOKS = 128,           /* one after the other: less than a microsecond */
     BLIND_LOOKS = 400,           /* before the first look at the clock: about 10 us */
     YIELD_NS = 200 * 1000,       /* after the spin, before the first sleep */
     NAP_NS = 50 * 1000,          /* where no bell can ring */
@@ -56,8 +55,7 @@ enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err 
 
     w->n_looks++;
     if (comm->spin_ns && (w->n_looks < BLIND_LOOKS || w->n_looks % LOOKS_PER_CLOCK)) {
-        if (w->n_looks > EAGER_LOOKS)
-            relax();
+        relax();
         return TD_OK;
     }
     now_ns = td_clock_now_ns();
@@ -67,7 +65,7 @@ enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err 
     }
     if (atomic_load_explicit(&world->failed, memory_order_relaxed) != TD_OK)
         return td_comm_report_failed(comm, err);
-    if (now_ns >= comm->deadline_ns)
+    if (now_ns >= td_comm_deadline(comm, now_ns))
         return td_comm_report_timeout(comm, awaited, err);
     if (is_gone(w, awaited, now_ns))
         return td_comm_report_lost(comm, awaited, err);

@@ -72,7 +72,8 @@ static enum td_status lay_out(struct td_comm *c, int32_t place, struct td_err *e
     }
     c->share.place = place;
     c->share.count = ((uint64_t)c->context << 48) + TD_SHM_BUFFERS; /* see td_share_room */
-    td_shm_take_place(c->world->shm, (uint32_t)place, c->share.count);
+    td_shm_take_place(c->world->shm, (uint32_t)place, c->share.count, c->share.local,
+                      c->topology.n_here);
     return TD_OK;
 }
 

@@ -71,9 +71,18 @@ struct peer {
     int pidfd;  /* -1: not watched */
 };
 
+/* The group that uses a place, or used it last. */
+struct use {
+    uint64_t first_count;
+    uint32_t n;
+    uint32_t *members; /* [n] */
+};
+
 struct td_shm {
     uint32_t n, me;
     uint32_t free_places;
+    struct use uses[TD_SHM_PLACES];
+    uint32_t *words; /* that uses[].members point to */
     size_t ring_bytes;
     bool has_barrier;
     char *const *segments; /* [n] */
@@ -121,14 +130,14 @@ enum td_status td_shm_open(uint32_t n, uint32_t me, void *const *segments, struc
                            struct td_err *err)
 {
     struct td_shm *s = calloc(1, sizeof *s);
+    struct peer *peers = calloc(n, sizeof *peers);
     char **copy = calloc(n, sizeof *copy);
+    uint32_t *words = calloc((size_t)TD_SHM_PLACES * n, sizeof *words);
 
-    if (s)
-        s->peers = calloc(n, sizeof *s->peers);
-    if (!s || !copy || !s->peers) {
-        if (s)
-            free(s->peers);
+    if (!s || !peers || !copy || !words) {
+        free(words);
         free(copy);
+        free(peers);
         free(s);
         return td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks of one host", n);
     }
@@ -140,6 +149,10 @@ enum td_status td_shm_open(uint32_t n, uint32_t me, void *const *segments, struc
     s->ring_bytes = ring_bytes_of(n);
     s->has_barrier = membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED) == 0;
     s->segments = copy;
+    s->peers = peers;
+    s->words = words;
+    for (uint32_t p = 0; p < TD_SHM_PLACES; p++)
+        s->uses[p].members = words + (size_t)p * n;
     for (uint32_t r = 0; r < n; r++) {
         s->peers[r].head = (struct head *)copy[r];
         s->peers[r].to = ring_at(s, r, me);
@@ -188,6 +201,7 @@ void td_shm_close(struct td_shm *shm)
         if (shm->peers[r].pidfd >= 0)
             close(shm->peers[r].pidfd);
     }
+    free(shm->words);
     free(shm->peers);
     free((void *)(uintptr_t)shm->segments);
     free(shm);
@@ -430,20 +444,47 @@ enum td_status td_shm_progress(struct td_shm *shm, struct td_comm *comm, uint32_
 
 /* ---- places ---- */
 
-uint32_t td_shm_free_places(const struct td_shm *shm)
+/* A member may be an operation behind, and read there what others of the group have given. */
+static bool all_have_left(const struct td_shm *shm, uint32_t place)
 {
-    return shm->free_places;
+    const struct use *use = &shm->uses[place];
+
+    for (uint32_t i = 0; i < use->n; i++) {
+        if (atomic_load_explicit(&td_shm_place_of(shm, place, use->members[i])->left,
+                                 memory_order_acquire) < use->first_count)
+            return false;
+    }
+    return true;
 }
 
-void td_shm_take_place(struct td_shm *shm, uint32_t place, uint64_t count)
+uint32_t td_shm_free_places(const struct td_shm *shm)
 {
+    uint32_t places = shm->free_places;
+
+    for (uint32_t p = 0; p < TD_SHM_PLACES; p++) {
+        if (!all_have_left(shm, p))
+            places &= ~(1u << p);
+    }
+    return places;
+}
+
+void td_shm_take_place(struct td_shm *shm, uint32_t place, uint64_t count, const uint32_t *members,
+                       uint32_t n)
+{
+    struct use *use = &shm->uses[place];
+
     shm->free_places &= ~(1u << place);
+    use->first_count = count;
+    use->n = n;
+    memcpy(use->members, members, n * sizeof *members);
     atomic_store(&td_shm_place_of(shm, place, shm->me)->count, count);
 }
 
 void td_shm_free_place(struct td_shm *shm, uint32_t place)
 {
     shm->free_places |= 1u << place;
+    atomic_store_explicit(&td_shm_place_of(shm, place, shm->me)->left, shm->uses[place].first_count,
+                          memory_order_release);
 }
 
 void td_shm_publish(struct td_shm *shm, uint32_t place, uint64_t count, const uint32_t *members,

@@ -42,14 +42,17 @@ enum td_status td_shm_progress(struct td_shm *shm, struct td_comm *comm, uint32_
 
 /* ---- places ---- */
 
-/* Bits of those that no group of this end uses. */
+/* Bits of those that no group of this end uses, and where no member of the last one reads any more. */
 uint32_t td_shm_free_places(const struct td_shm *shm);
-/* From now on `place` is used, or free again. `count`: see below, larger than any that a group before has reached. */
-void td_shm_take_place(struct td_shm *shm, uint32_t place, uint64_t count);
+/* From now on `place` is used by the group of `members` [n], or no more by this end. `count`: see below, the same for all
+ * members and larger than any that a group before has reached. */
+void td_shm_take_place(struct td_shm *shm, uint32_t place, uint64_t count, const uint32_t *members,
+                       uint32_t n);
 void td_shm_free_place(struct td_shm *shm, uint32_t place);
 /* What a member has at a place. Written by it alone. */
 struct td_shm_place {
     _Alignas(64) _Atomic uint64_t count; /* the last number that it has shared */
+    _Atomic uint64_t left;               /* first count of the last group that it has closed here */
     _Alignas(64) char buffer[TD_SHM_BUFFERS]
                             [TD_SHM_BUFFER_BYTES]; /* number n is in n % TD_SHM_BUFFERS */
 };

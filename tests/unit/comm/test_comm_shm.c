@@ -1,4 +1,5 @@
 /* The matrix over shared memory between threads, on one host and on hosts that only exchange messages. */
+#include "comm/shm.h"
 #include "kernels/base/clock.h"
 #include "tests/unit/comm/comm_threads.h"
 
@@ -119,6 +120,36 @@ static void test_comm_shm_groups_without_a_place_work_as_well(void **state)
 {
     (void)state;
     run_group(3, NULL, 5, more_groups_than_places, NULL, NULL);
+}
+
+/* Ranks 0 and 1 leave a group of three, and make one of their own before rank 2 has read what was said in the old one. */
+static void a_group_after_another(struct comm_check *k, void *shared)
+{
+    struct td_comm *two = NULL, *all = NULL, *next = NULL;
+    uint32_t me = td_comm_rank(k->comm), word = me == 0 ? 1111 : 0, other = me == 0 ? 2222 : 0;
+    struct td_err err;
+
+    (void)shared;
+    if (!check_ok(k, td_comm_split(k->comm, me < 2 ? 0 : 1, 0, &two, &err), &err) ||
+        !check_ok(k, td_comm_split(k->comm, 0, 0, &all, &err), &err))
+        return;
+    if (me == 2)
+        pause_ms(50);
+    if (check_ok(k, td_comm_bcast(all, 0, &word, sizeof word, &err), &err) && word != 1111)
+        check_fail(k, "a later group wrote over a broadcast", word, 1111);
+    td_comm_close(all);
+    if (check_ok(k, td_comm_split(two, 0, 0, &next, &err), &err)) {
+        for (int i = 0; i < TD_SHM_BUFFERS; i++)
+            check_ok(k, td_comm_bcast(next, 0, &other, sizeof other, &err), &err);
+        td_comm_close(next);
+    }
+    td_comm_close(two);
+}
+
+static void test_comm_shm_a_new_group_leaves_what_others_still_read(void **state)
+{
+    (void)state;
+    run_group(3, NULL, 1, a_group_after_another, NULL, NULL);
 }
 
 /* One rank is far behind the others: nothing that it has not read is written over. */
@@ -349,6 +380,7 @@ int main(void)
         cmocka_unit_test(test_comm_shm_on_several_hosts_does_the_same),
         cmocka_unit_test(test_comm_shm_splits_many_times),
         cmocka_unit_test(test_comm_shm_groups_without_a_place_work_as_well),
+        cmocka_unit_test(test_comm_shm_a_new_group_leaves_what_others_still_read),
         cmocka_unit_test(test_comm_shm_a_writer_waits_for_the_slowest_reader),
         cmocka_unit_test(test_comm_shm_a_resting_rank_is_called_and_rung),
         cmocka_unit_test(test_comm_shm_a_lost_rank_ends_every_wait),

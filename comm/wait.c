@@ -37,14 +37,27 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 }
 
 /* Whether the awaited rank, if it is one of this host, has left or died. */
-static bool is_gone(struct td_wait *w, uint32_t awaited, uint64_t now_ns)
+static bool is_gone(const struct td_wait *w, uint32_t awaited)
 {
     const struct td_comm_world *world = w->comm->world;
 
-    if (!world->shm || world->local[awaited] < 0 || now_ns < w->next_check_ns)
-        return false;
+    return world->shm && world->local[awaited] >= 0 &&
+           td_shm_is_gone(world->shm, (uint32_t)world->local[awaited]);
+}
+
+/* Now and then looks after the awaited rank. What it gave before it went still counts, so the wait ends only if it is awaited
+ * after one more look. */
+static enum td_status check_life(struct td_wait *w, uint32_t awaited, uint64_t now_ns,
+                                 struct td_err *err)
+{
+    if (w->gone == awaited)
+        return td_comm_report_lost(w->comm, awaited, err);
+    if (now_ns < w->next_check_ns)
+        return TD_OK;
     w->next_check_ns = now_ns + CHECK_NS;
-    return td_shm_is_gone(world->shm, (uint32_t)world->local[awaited]);
+    if (is_gone(w, awaited))
+        w->gone = awaited;
+    return TD_OK;
 }
 
 enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err *err)
@@ -52,6 +65,7 @@ enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err 
     struct td_comm *comm = w->comm;
     struct td_comm_world *world = comm->world;
     uint64_t now_ns, waited_ns;
+    enum td_status status;
 
     w->n_looks++;
     if (comm->spin_ns && (w->n_looks < BLIND_LOOKS || w->n_looks % LOOKS_PER_CLOCK)) {
@@ -67,8 +81,9 @@ enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err 
         return td_comm_report_failed(comm, err);
     if (now_ns >= td_comm_deadline(comm, now_ns))
         return td_comm_report_timeout(comm, awaited, err);
-    if (is_gone(w, awaited, now_ns))
-        return td_comm_report_lost(comm, awaited, err);
+    status = check_life(w, awaited, now_ns, err);
+    if (status != TD_OK || w->gone == awaited)
+        return status;
     waited_ns = now_ns - w->began_ns;
     if (waited_ns < comm->spin_ns)
         return TD_OK;

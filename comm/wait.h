@@ -21,11 +21,12 @@ struct td_wait {
     uint32_t n_looks;
     uint64_t began_ns;
     uint64_t next_check_ns; /* of the other's life */
+    uint32_t gone;          /* world rank that was found to be gone; UINT32_MAX: none */
 };
 
 static inline void td_wait_begin(struct td_wait *w, struct td_comm *comm, bool may_sleep)
 {
-    *w = (struct td_wait){.comm = comm, .may_sleep = may_sleep};
+    *w = (struct td_wait){.comm = comm, .may_sleep = may_sleep, .gone = UINT32_MAX};
 }
 
 /* Between two looks. `awaited`: world rank of one that is waited for. Returns how the wait ends early, else TD_OK. */

@@ -1,5 +1,6 @@
 /* The matrix over shared memory between threads, on one host and on hosts that only exchange messages. */
 #include "comm/shm.h"
+#include "comm/wait.h"
 #include "kernels/base/clock.h"
 #include "tests/unit/comm/comm_threads.h"
 
@@ -327,6 +328,28 @@ static void test_comm_shm_a_lost_rank_ends_every_wait(void **state)
     }
 }
 
+/* What a rank gave right before it left is there at the next look, so there is one. */
+static void test_comm_shm_a_wait_looks_once_more_after_the_others_end(void **state)
+{
+    struct td_comm *comms[2];
+    struct td_wait w;
+    struct td_err err;
+
+    (void)state;
+    assert_int_equal(td_comm_shm_open(2, NULL, comms, &err), TD_OK);
+    comms[0]->op = "test";
+    comms[0]->deadline_ns = UINT64_MAX;
+    td_wait_begin(&w, comms[0], true);
+    assert_int_equal(td_wait_pause(&w, 1, &err), TD_OK);
+    pause_ms(15); /* another look at its life is due */
+    td_comm_abort(comms[1]);
+    assert_int_equal(td_wait_pause(&w, 1, &err), TD_OK);
+    assert_int_equal(td_wait_pause(&w, 1, &err), TD_PEER_LOST);
+    td_wait_end(&w);
+    td_comm_close(comms[0]);
+    td_comm_close(comms[1]);
+}
+
 static void run_aborted(struct comm_check *k, void *shared)
 {
     struct td_err err;
@@ -384,6 +407,7 @@ int main(void)
         cmocka_unit_test(test_comm_shm_a_writer_waits_for_the_slowest_reader),
         cmocka_unit_test(test_comm_shm_a_resting_rank_is_called_and_rung),
         cmocka_unit_test(test_comm_shm_a_lost_rank_ends_every_wait),
+        cmocka_unit_test(test_comm_shm_a_wait_looks_once_more_after_the_others_end),
         cmocka_unit_test(test_comm_shm_abort_from_another_thread_ends_a_wait),
         cmocka_unit_test(test_comm_shm_refuses_messages_of_another_length),
     };

@@ -4,6 +4,11 @@
 #include "kernels/base/clock.h"
 #include "tests/unit/comm/comm_threads.h"
 
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 static void run_group(uint32_t n, const uint32_t *hosts, uint64_t seed, rank_fn fn, void *shared,
                       void (*meanwhile)(struct td_comm **comms))
 {
@@ -243,7 +248,7 @@ static void test_comm_shm_a_resting_rank_is_called_and_rung(void **state)
 
 static const char *const operations[] = {"recv",   "send",    "bcast",   "all_gather",
                                          "gather", "barrier", "tree_sum"};
-enum { N_OPERATIONS = sizeof operations / sizeof operations[0] };
+enum { N_OPERATIONS = sizeof operations / sizeof operations[0], FIRST_COLLECTIVE = 2 };
 
 static enum td_status do_operation(struct td_comm *c, uint32_t op, uint32_t victim,
                                    struct td_err *err)
@@ -328,6 +333,62 @@ static void test_comm_shm_a_lost_rank_ends_every_wait(void **state)
     }
 }
 
+/* A rank that is a process of its own, in `op` again and again until another one is lost. Returns its exit status. */
+static int run_process(struct td_comm *c, uint32_t op, uint32_t victim, atomic_uint *n_watching)
+{
+    enum td_status status;
+    struct td_err err;
+
+    td_comm_set_deadline(c, 10000ull * MS);
+    td_shm_say_pid(c->world->shm);
+    status = td_comm_barrier(c, &err);
+    td_shm_watch(c->world->shm);
+    atomic_fetch_add(n_watching, 1);
+    while (status == TD_OK)
+        status = do_operation(c, op, victim, &err);
+    return (int)status;
+}
+
+static void kill_in(uint32_t n, uint32_t op, long after_us)
+{
+    struct timespec after = {.tv_nsec = after_us * 1000};
+    atomic_uint *n_watching =
+        mmap(NULL, sizeof *n_watching, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct td_comm *comms[MAX_RANKS];
+    pid_t pids[MAX_RANKS];
+    struct td_err err;
+
+    assert_ptr_not_equal(n_watching, MAP_FAILED);
+    assert_int_equal(td_comm_shm_open(n, NULL, comms, &err), TD_OK);
+    for (uint32_t r = 0; r < n; r++) {
+        pids[r] = fork();
+        assert_true(pids[r] >= 0);
+        if (pids[r] == 0)
+            _exit(run_process(comms[r], op, n - 1, n_watching));
+    }
+    while (atomic_load(n_watching) < n)
+        pause_ms(1);
+    nanosleep(&after, NULL);
+    kill(pids[n - 1], SIGKILL);
+    for (uint32_t r = 0; r < n; r++) {
+        int status;
+
+        assert_int_equal(waitpid(pids[r], &status, 0), pids[r]);
+        assert_int_equal(status, r == n - 1 ? SIGKILL : TD_PEER_LOST << 8);
+        td_comm_close(comms[r]);
+    }
+    munmap(n_watching, sizeof *n_watching);
+}
+
+static void test_comm_shm_a_killed_process_ends_every_wait(void **state)
+{
+    (void)state;
+    for (uint32_t op = FIRST_COLLECTIVE; op < N_OPERATIONS; op++) {
+        for (uint32_t i = 0; i < 5; i++)
+            kill_in(2 + i % 2, op, 2000 + 777 * i);
+    }
+}
+
 /* What a rank gave right before it left is there at the next look, so there is one. */
 static void test_comm_shm_a_wait_looks_once_more_after_the_others_end(void **state)
 {
@@ -407,6 +468,7 @@ int main(void)
         cmocka_unit_test(test_comm_shm_a_writer_waits_for_the_slowest_reader),
         cmocka_unit_test(test_comm_shm_a_resting_rank_is_called_and_rung),
         cmocka_unit_test(test_comm_shm_a_lost_rank_ends_every_wait),
+        cmocka_unit_test(test_comm_shm_a_killed_process_ends_every_wait),
         cmocka_unit_test(test_comm_shm_a_wait_looks_once_more_after_the_others_end),
         cmocka_unit_test(test_comm_shm_abort_from_another_thread_ends_a_wait),
         cmocka_unit_test(test_comm_shm_refuses_messages_of_another_length),

@@ -1,6 +1,7 @@
 #include "comm/comm_mpi.h"
 
 #include "comm/comm_impl.h"
+#include "comm/segment.h"
 #include "comm/shm.h"
 #include "comm/wait.h"
 
@@ -10,6 +11,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /* Waits spin this long before they yield, where every rank of the host has a core. */
@@ -17,9 +19,9 @@ enum { SPIN_NS = 50 * 1000, PIECE_BYTES = 1 << 30 };
 
 struct mpi_world {
     struct td_comm_world base;
-    MPI_Comm comm;  /* a copy of MPI_COMM_WORLD that returns errors; groups differ by tag only */
-    MPI_Comm host;  /* the ranks of this host */
-    MPI_Win window; /* their shared memory; MPI_WIN_NULL: none */
+    MPI_Comm comm; /* a copy of MPI_COMM_WORLD that returns errors; groups differ by tag only */
+    uint32_t n_segments; /* ranks of this host that share memory; 0: none */
+    void **segments;     /* [n_segments] of each, mapped */
     size_t piece_bytes;
     size_t cap_requests;
     MPI_Request *requests; /* [cap_requests] */
@@ -221,6 +223,22 @@ static void wake(struct td_comm_world *world)
         td_shm_ring_bell(world->shm, (uint32_t)world->local[world->rank]);
 }
 
+/* No memory is shared with other ranks any more. */
+static void unmap_segments(struct mpi_world *w)
+{
+    td_shm_close(w->base.shm);
+    w->base.shm = NULL;
+    for (uint32_t i = 0; i < w->n_segments; i++) {
+        if (w->segments[i])
+            munmap(w->segments[i], td_shm_segment_bytes(w->n_segments));
+    }
+    free(w->segments);
+    w->segments = NULL;
+    w->n_segments = 0;
+    for (uint32_t r = 0; r < w->base.size; r++)
+        w->base.local[r] = -1;
+}
+
 static void close_world(struct td_comm_world *world)
 {
     struct mpi_world *w = (struct mpi_world *)world;
@@ -229,10 +247,6 @@ static void close_world(struct td_comm_world *world)
     pthread_mutex_lock(&process.lock);
     process.abandoned = process.abandoned || failed;
     process.n_worlds--;
-    if (!failed && w->window != MPI_WIN_NULL)
-        MPI_Win_free(&w->window); /* waits for the other ranks of the host */
-    if (!failed && w->host != MPI_COMM_NULL)
-        MPI_Comm_free(&w->host);
     if (process.n_worlds == 0 && process.ours && !process.abandoned)
         MPI_Finalize();
     if (failed) {
@@ -241,7 +255,7 @@ static void close_world(struct td_comm_world *world)
     }
     pthread_mutex_unlock(&process.lock);
     if (!failed) {
-        td_shm_close(world->shm);
+        unmap_segments(w);
         td_comm_world_deinit(world);
         free(w->requests);
         free(w->statuses);
@@ -300,20 +314,22 @@ static int find_host(struct mpi_world *w)
     int rank = (int)w->base.rank;
     int n_local = 1;
     uint32_t name = w->base.rank; /* of a host: its lowest world rank */
+    MPI_Comm host;
     cpu_set_t cores;
     int rc;
 
     if (process.ranks_per_host)
-        rc = MPI_Comm_split(w->comm, rank / (int)process.ranks_per_host, rank, &w->host);
+        rc = MPI_Comm_split(w->comm, rank / (int)process.ranks_per_host, rank, &host);
     else
-        rc = MPI_Comm_split_type(w->comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &w->host);
+        rc = MPI_Comm_split_type(w->comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host);
     if (rc != MPI_SUCCESS)
         return rc;
-    MPI_Comm_set_errhandler(w->host, MPI_ERRORS_RETURN);
-    MPI_Comm_size(w->host, &n_local);
-    rc = MPI_Bcast(&name, 1, MPI_UINT32_T, 0, w->host);
+    MPI_Comm_set_errhandler(host, MPI_ERRORS_RETURN);
+    MPI_Comm_size(host, &n_local);
+    rc = MPI_Bcast(&name, 1, MPI_UINT32_T, 0, host);
     if (rc == MPI_SUCCESS)
         rc = MPI_Allgather(&name, 1, MPI_UINT32_T, w->base.hosts, 1, MPI_UINT32_T, w->comm);
+    MPI_Comm_free(&host);
     /* A bound rank has its own cores; an unbound one shares all of them with its neighbours. */
     if (sched_getaffinity(0, sizeof cores, &cores) == 0) {
         long online = sysconf(_SC_NPROCESSORS_ONLN);
@@ -324,63 +340,65 @@ static int find_host(struct mpi_world *w)
     return rc;
 }
 
-/* This host's memory, as a window whose segments are page-aligned and apart. */
-static int map_window(struct mpi_world *w, uint32_t n, void **segments)
+/* Maps the segments of this host's ranks; all [size of the world]. */
+static bool map_segments(struct mpi_world *w, const struct td_segment *all)
 {
-    size_t bytes = td_shm_segment_bytes(n);
-    MPI_Info info;
-    void *own;
-    int rc = MPI_Info_create(&info);
+    for (uint32_t r = 0; r < w->base.size; r++) {
+        int32_t i = w->base.local[r];
 
-    if (rc != MPI_SUCCESS)
-        return rc;
-    MPI_Info_set(info, "alloc_shared_noncontig", "true");
-    rc = MPI_Win_allocate_shared((MPI_Aint)bytes, 1, info, w->host, &own, &w->window);
-    MPI_Info_free(&info);
-    for (uint32_t r = 0; rc == MPI_SUCCESS && r < n; r++) {
-        MPI_Aint size;
-        int unit;
-
-        rc = MPI_Win_shared_query(w->window, (int)r, &size, &unit, &segments[r]);
+        if (i < 0)
+            continue;
+        w->segments[i] = td_segment_map(&all[r], td_shm_segment_bytes(w->n_segments));
+        if (!w->segments[i])
+            return false;
     }
-    return rc;
+    return td_shm_open(w->n_segments, (uint32_t)w->base.local[w->base.rank], w->segments,
+                       &w->base.shm, NULL) == TD_OK;
 }
 
-/* Shares memory with the other ranks of this host. All ranks of the job agree on whether it went well. */
-static enum td_status share_memory(struct mpi_world *w, struct td_err *err)
+/* Counts this host's ranks and makes this one's segment. */
+static bool open_segment(struct mpi_world *w, struct td_segment *own)
 {
-    void *segments[TD_COMM_MAX_RANKS];
-    int n = 1, rc = MPI_SUCCESS, ok, all_ok = 1;
-    int all[TD_COMM_MAX_RANKS];
-    enum td_status status = TD_OK;
+    struct td_comm_world *world = &w->base;
+    uint32_t n = 0;
 
-    MPI_Comm_size(w->host, &n);
-    for (uint32_t r = 0, i = 0; r < w->base.size && n > 1; r++) {
-        if (w->base.hosts[r] == w->base.hosts[w->base.rank])
-            w->base.local[r] = (int32_t)i++;
+    for (uint32_t r = 0; r < world->size; r++)
+        n += world->hosts[r] == world->hosts[world->rank];
+    if (n < 2)
+        return true;
+    w->segments = calloc(n, sizeof *w->segments);
+    if (!w->segments)
+        return false;
+    for (uint32_t r = 0; r < world->size; r++) {
+        if (world->hosts[r] == world->hosts[world->rank])
+            world->local[r] = (int32_t)w->n_segments++;
     }
-    if (n > 1)
-        rc = map_window(w, (uint32_t)n, segments);
-    if (rc != MPI_SUCCESS)
-        status = td_err_set(err, TD_NO_MEMORY,
-                            "no shared memory for the %d ranks of this host, %zu bytes: "
-                            "MPI_Win_allocate_shared failed with code %d",
-                            n, (size_t)n * td_shm_segment_bytes((uint32_t)n), rc);
-    else if (n > 1)
-        status = td_shm_open((uint32_t)n, (uint32_t)w->base.local[w->base.rank], segments,
-                             &w->base.shm, err);
-    ok = status == TD_OK;
-    if (ok && w->base.shm)
-        td_shm_say_pid(w->base.shm);
-    rc = MPI_Allgather(&ok, 1, MPI_INT, all, 1, MPI_INT, w->comm);
-    for (uint32_t r = 0; r < w->base.size; r++)
-        all_ok = all_ok && all[r];
-    if (rc != MPI_SUCCESS || (ok && !all_ok))
-        return td_err_set(err, TD_NO_MEMORY, "another rank has no shared memory with its host");
-    if (w->base.shm)
+    return td_segment_open(own, td_shm_segment_bytes(n));
+}
+
+/* Shares memory with the other ranks of this host, unless some rank of the job cannot: then all send messages. */
+static int share_memory(struct mpi_world *w)
+{
+    struct td_segment own = {.fd = -1}, all[TD_COMM_MAX_RANKS];
+    bool well[TD_COMM_MAX_RANKS], ok = open_segment(w, &own);
+    int rc = MPI_Allgather(&own, sizeof own, MPI_BYTE, all, sizeof own, MPI_BYTE, w->comm);
+
+    if (rc == MPI_SUCCESS && ok && w->n_segments) {
+        ok = map_segments(w, all);
+        if (ok)
+            td_shm_say_pid(w->base.shm);
+    }
+    if (rc == MPI_SUCCESS)
+        rc = MPI_Allgather(&ok, sizeof ok, MPI_BYTE, well, sizeof ok, MPI_BYTE, w->comm);
+    td_segment_close(&own);
+    for (uint32_t r = 0; r < w->base.size && rc == MPI_SUCCESS; r++)
+        ok = ok && well[r];
+    if (!ok)
+        unmap_segments(w);
+    else if (w->base.shm)
         td_shm_watch(w->base.shm);
     w->base.shares = ok;
-    return status;
+    return rc;
 }
 
 enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
@@ -395,8 +413,6 @@ enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
 
     if (!w)
         return td_err_set(err, TD_NO_MEMORY, "no memory for an MPI group");
-    w->window = MPI_WIN_NULL;
-    w->host = MPI_COMM_NULL;
     pthread_mutex_lock(&process.lock);
     status = initialise(err);
     if (status != TD_OK)
@@ -422,15 +438,14 @@ enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
     w->base.n_contexts = ((found ? (uint32_t)*tag_limit : 32767u) + 1u) >> TD_COMM_SLOT_BITS;
     w->piece_bytes = PIECE_BYTES;
     rc = find_host(w);
+    if (rc == MPI_SUCCESS && !process.messages_only)
+        rc = share_memory(w);
     if (rc != MPI_SUCCESS) {
         status =
             td_err_set(err, TD_DEVICE, "finding the ranks of this host failed with code %d", rc);
         goto fail_world;
     }
-    status = process.messages_only ? TD_OK : share_memory(w, err);
-    if (status == TD_OK)
-        status =
-            td_comm_group_open(&w->base, NULL, (uint32_t)size, (uint32_t)rank, 0, 0, comm, err);
+    status = td_comm_group_open(&w->base, NULL, (uint32_t)size, (uint32_t)rank, 0, 0, comm, err);
     if (status != TD_OK)
         goto fail_world;
     process.n_worlds++;
@@ -441,7 +456,7 @@ enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err)
     return status;
 
 fail_world:
-    td_shm_close(w->base.shm);
+    unmap_segments(w);
     td_comm_world_deinit(&w->base);
 fail:
     pthread_mutex_unlock(&process.lock);

@@ -201,7 +201,6 @@ static void add_mca_choices(struct builder *b, const struct td_launch_params *p,
     /* All files in one place, so that a killed group leaves nothing behind. */
     add_mca(b, "orte_tmpdir_base", "%s", dir);
     add_mca(b, "btl_vader_backing_directory", "%s", dir);
-    add_mca(b, "osc_sm_backing_directory", "%s", dir);
     /* A host that fell silent is noticed within seconds; the default is eight minutes. */
     add_mca(b, "oob_tcp_keepalive_time", "2");
     add_mca(b, "oob_tcp_keepalive_intvl", "1");

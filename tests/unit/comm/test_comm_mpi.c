@@ -16,6 +16,7 @@
 #include <spawn.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -90,6 +91,59 @@ static void run_matrix(struct comm_check *k)
         check_fail(k, "host group", td_comm_size(host), td_comm_rank(host));
     td_comm_close(host);
     check_ok(k, td_comm_barrier(k->comm, &err), &err);
+}
+
+/* What does not ask the environment, by every algorithm. */
+static void run_cluster(struct comm_check *k)
+{
+    static const size_t sizes[] = {0, 1, 5, 4096, 65537, 1048579};
+
+    td_comm_set_deadline(k->comm, 30000ull * MS);
+    k->two_levels = strcmp(td_comm_transport(k->comm), "shm+mpi") == 0;
+    if (check_sizes(k, sizes, sizeof sizes / sizeof sizes[0]) && check_sums(k, 12, true) &&
+        check_algorithms(k, 3, true) && check_split(k))
+        check_split(k);
+}
+
+static void two_per_host(void)
+{
+    td_comm_mpi_configure(false, 2);
+}
+
+static void run_two_per_host(struct comm_check *k)
+{
+    if (strcmp(td_comm_transport(k->comm), "shm+mpi") != 0)
+        check_fail(k, td_comm_transport(k->comm), 0, 0);
+    run_cluster(k);
+}
+
+static void messages_only(void)
+{
+    td_comm_mpi_configure(true, 0);
+}
+
+/* A rank whose files may not grow has no memory to share. */
+static void no_memory(void)
+{
+    struct td_comm_mpi_place place = {0};
+    struct rlimit none = {0, RLIM_INFINITY};
+    int provided;
+
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided);
+    signal(SIGXFSZ, SIG_IGN);
+    if (!td_comm_mpi_place(&place) || (place.rank == 1 && setrlimit(RLIMIT_FSIZE, &none) != 0))
+        exit(3);
+}
+
+static void run_messages(struct comm_check *k)
+{
+    const struct rlimit any = {RLIM_INFINITY, RLIM_INFINITY};
+
+    if (setrlimit(RLIMIT_FSIZE, &any) != 0) /* for the verdict */
+        exit(3);
+    if (strcmp(td_comm_transport(k->comm), "mpi") != 0)
+        check_fail(k, td_comm_transport(k->comm), 0, 0);
+    run_cluster(k);
 }
 
 static enum td_status sum_of_two(struct td_comm *c, struct td_err *err)
@@ -179,39 +233,53 @@ static void run_lengths(struct comm_check *k)
 static const struct mode {
     const char *name;
     void (*run)(struct comm_check *k);
-    bool fails; /* the group ends without MPI_Finalize */
-} modes[] = {{"matrix", run_matrix, false},
-             {"stall", run_stall, true},
-             {"abort", run_abort, true},
-             {"lengths", run_lengths, true}};
+    bool fails;            /* the group ends without MPI_Finalize */
+    void (*prepare)(void); /* before the group is opened, or NULL */
+} modes[] = {{"matrix", run_matrix, false, NULL},
+             {"hosts", run_two_per_host, false, two_per_host},
+             {"messages", run_messages, false, messages_only},
+             {"no-memory", run_messages, false, no_memory},
+             {"stall", run_stall, true, NULL},
+             {"abort", run_abort, true, NULL},
+             {"lengths", run_lengths, true, NULL}};
 
-static int run_rank(const char *mode, const char *dir)
+static int run_mode(const struct mode *mode, const char *dir)
 {
     struct comm_check k = {.seed = 77};
+    struct td_comm *again;
+    uint32_t rank, size;
+    int finalised = 0;
     struct td_err err;
 
+    if (mode->prepare)
+        mode->prepare();
     if (td_comm_mpi_open(&k.comm, &err) != TD_OK) {
         fprintf(stderr, "%s\n", err.cause);
         return 3;
     }
-    k.seed += td_comm_size(k.comm);
-    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
-        uint32_t rank = td_comm_rank(k.comm);
-        uint32_t size = td_comm_size(k.comm);
-        struct td_comm *again;
+    rank = td_comm_rank(k.comm);
+    size = td_comm_size(k.comm);
+    k.seed += size;
+    mode->run(&k);
+    if (mode->fails && rank == 0)
+        td_comm_abort(k.comm); /* the others gave up: finalising would wait for them */
+    td_comm_close(k.comm);
+    MPI_Finalized(&finalised);
+    if (!mode->fails && !finalised) /* what `prepare` has initialised */
+        MPI_Finalize();
+    if (td_comm_mpi_open(&again, &err) != TD_UNSUPPORTED)
+        snprintf(k.fail, sizeof k.fail, "MPI was opened after its end");
+    report(dir, rank, size, k.fail, mode->fails);
+    if (mode->fails)
+        _exit(0);
+    return 0;
+}
 
-        if (strcmp(mode, modes[i].name) != 0)
-            continue;
-        modes[i].run(&k);
-        if (modes[i].fails && rank == 0)
-            td_comm_abort(k.comm); /* the others gave up: finalising would wait for them */
-        td_comm_close(k.comm);
-        if (td_comm_mpi_open(&again, &err) != TD_UNSUPPORTED)
-            snprintf(k.fail, sizeof k.fail, "MPI was opened after its end");
-        report(dir, rank, size, k.fail, modes[i].fails);
-        if (modes[i].fails)
-            _exit(0);
-        return 0;
+static int run_rank(const char *mode, const char *dir)
+{
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+        if (strcmp(mode, modes[i].name) == 0)
+            return run_mode(&modes[i], dir);
     }
     return 3;
 }
@@ -318,7 +386,6 @@ static void run_job(const char *mode, uint32_t n)
     snprintf(log, sizeof log, "%s/log", dir);
     setenv("OMPI_MCA_orte_tmpdir_base", dir, 1);
     setenv("OMPI_MCA_btl_vader_backing_directory", dir, 1);
-    setenv("OMPI_MCA_osc_sm_backing_directory", dir, 1);
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -377,6 +444,22 @@ static void test_comm_mpi_matrix_on_1_2_3_4_5_and_8_ranks(void **state)
     need_mpirun();
     for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++)
         run_job("matrix", ranks[i]);
+}
+
+static void test_comm_mpi_on_several_hosts_and_by_messages_alone_does_the_same(void **state)
+{
+    (void)state;
+    need_mpirun();
+    for (uint32_t n = 3; n <= 6; n++)
+        run_job("hosts", n);
+    run_job("messages", 3);
+}
+
+static void test_comm_mpi_sends_messages_where_a_rank_has_no_memory_to_share(void **state)
+{
+    (void)state;
+    need_mpirun();
+    run_job("no-memory", 3);
 }
 
 static void test_comm_mpi_a_rank_that_sleeps_times_the_others_out(void **state)
@@ -460,6 +543,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_comm_mpi_names_its_library_without_initialising),
         cmocka_unit_test(test_comm_mpi_reads_its_place_from_the_launchers_environment),
         cmocka_unit_test(test_comm_mpi_matrix_on_1_2_3_4_5_and_8_ranks),
+        cmocka_unit_test(test_comm_mpi_on_several_hosts_and_by_messages_alone_does_the_same),
+        cmocka_unit_test(test_comm_mpi_sends_messages_where_a_rank_has_no_memory_to_share),
         cmocka_unit_test(test_comm_mpi_a_rank_that_sleeps_times_the_others_out),
         cmocka_unit_test(test_comm_mpi_abort_from_another_thread_ends_a_wait),
         cmocka_unit_test(test_comm_mpi_refuses_messages_of_another_length),

@@ -1,6 +1,5 @@
 /* The same matrix as on the simulated group, over real MPI: this program starts itself under mpirun, and every rank
- * leaves its verdict as a file in a directory that the parent reads. `test_comm_mpi latency`, run by hand under
- * mpirun, prints times instead. */
+ * leaves its verdict as a file in a directory that the parent reads. */
 #include "comm/comm_mpi.h"
 
 #include "kernels/base/clock.h"
@@ -284,51 +283,6 @@ static int run_rank(const char *mode, const char *dir)
     return 3;
 }
 
-static int compare_ns(const void *a, const void *b)
-{
-    const uint64_t *x = a;
-    const uint64_t *y = b;
-
-    return (*x > *y) - (*x < *y);
-}
-
-/* Median and 99th percentile of a tree_sum of 8 KB beside MPI_Allreduce, in turns. */
-static int run_latency(void)
-{
-    enum { ROUNDS = 20000, FLOATS = 2048 };
-    static uint64_t times[2][ROUNDS];
-    static float parts[FLOATS], out[FLOATS], scratch[256 * FLOATS];
-    struct td_leaf_run runs[TD_TREE_MAX_LEAVES];
-    struct td_comm *c;
-    struct td_tree_layout layout;
-    struct td_err err;
-
-    if (td_comm_mpi_open(&c, &err) != TD_OK || td_comm_size(c) > TD_TREE_MAX_LEAVES)
-        return 3;
-    for (uint32_t r = 0; r < td_comm_size(c); r++)
-        runs[r] = (struct td_leaf_run){r, r + 1};
-    layout = (struct td_tree_layout){td_comm_size(c), runs};
-    for (int i = 0; i < ROUNDS; i++) {
-        uint64_t t0 = td_clock_now_ns();
-        uint64_t t1;
-
-        if (td_comm_tree_sum(c, &layout, parts, FLOATS, scratch, out, &err) != TD_OK)
-            return 3;
-        t1 = td_clock_now_ns();
-        MPI_Allreduce(parts, out, FLOATS, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
-        times[0][i] = t1 - t0;
-        times[1][i] = td_clock_now_ns() - t1;
-    }
-    for (int k = 0; k < 2 && td_comm_rank(c) == 0; k++) {
-        qsort(times[k], ROUNDS, sizeof times[k][0], compare_ns);
-        printf("%-13s 8 KB, %u ranks: median %.2f us, p99 %.2f us\n",
-               k ? "MPI_Allreduce" : "tree_sum", td_comm_size(c),
-               (double)times[k][ROUNDS / 2] * 1e-3, (double)times[k][ROUNDS * 99 / 100] * 1e-3);
-    }
-    td_comm_close(c);
-    return 0;
-}
-
 /* ---- the parent ---- */
 
 static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
@@ -550,8 +504,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_comm_mpi_refuses_messages_of_another_length),
     };
 
-    if (argc == 2 && strcmp(argv[1], "latency") == 0)
-        return run_latency();
     if (argc == 3)
         return run_rank(argv[1], argv[2]);
     self_path = argv[0];

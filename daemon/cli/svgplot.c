@@ -12,17 +12,23 @@ enum {
     HEAD = 64,       /* title and subtitle */
     PANEL = 210,     /* a panel with its title */
     PANEL_HEAD = 34, /* of that, above the plot */
-    GAP = 22,        /* of that, below the plot */
-    FOOT = 40,       /* numbers and title of the horizontal axis */
-    INNER = 18,      /* between the frame and the outer points */
+    CROWDED = 4,     /* a panel with more lines is higher */
+    EXTRA = 100,     /* by this */
+    LEGEND_LINE = 16,
+    LEGEND_MARK = 30, /* of a name in the legend: the line before it, and the gap to the next */
+    LEGEND_GAP = 14,
+    GAP = 22,   /* of that, below the plot */
+    FOOT = 40,  /* numbers and title of the horizontal axis */
+    INNER = 18, /* between the frame and the outer points */
     MAX_TICKS = 24
 };
 
 static const double APART = 0.12; /* part of the width that an infinite x stands apart */
 
 /* Dark enough for a light background, told apart without red against green. */
-static const char *const colours[TD_SVGPLOT_MAX_SERIES] = {"#0b62a4", "#d1600a", "#2a8a68",
-                                                           "#8e3a96", "#8a6d00", "#555555"};
+static const char *const colours[] = {"#0b62a4", "#d1600a", "#2a8a68", "#8e3a96", "#8a6d00",
+                                      "#c2185b", "#0097a7", "#888888", "#111111"};
+_Static_assert(sizeof colours / sizeof colours[0] == TD_SVGPLOT_BLACK, "one for each");
 
 /* Values to a line of pixels, which may run backwards. */
 struct axis {
@@ -152,7 +158,9 @@ static struct axis axis_of(const struct td_svgplot_panel *panel, size_t n, doubl
         }
     if (!(a.high > 0.0))
         a.low = a.high = 1.0; /* nothing but zeros, or nothing */
-    a.is_log = a.high / a.low > 50.0;
+    a.is_log = panel->is_log || a.high / a.low > 50.0;
+    if (a.is_log && a.high <= a.low * 1.001) /* one value: between two powers of ten */
+        a.high = a.low * 1.001;
     return a;
 }
 
@@ -177,7 +185,7 @@ static void set_x(struct picture *pic)
         pic->x.low *= 0.5;
         pic->x.high *= 1.5;
     }
-    pic->x.is_log = n > 1 && pic->x.high / pic->x.low > 8.0;
+    pic->x.is_log = n > 1 && (p->x_in_1024 || pic->x.high / pic->x.low > 8.0);
 }
 
 static double x_of(const struct picture *pic, size_t i)
@@ -188,6 +196,17 @@ static double x_of(const struct picture *pic, size_t i)
 }
 
 /* ---- parts ---- */
+
+/* "16M" where the axis counts so and it is a whole number of them. */
+static void format_x(const struct td_svgplot *p, double x, char *out, size_t out_bytes)
+{
+    static const char *const units[] = {"", "K", "M", "G", "T"};
+    size_t i = 0;
+
+    for (; p->x_in_1024 && i < 4 && x >= 1024.0 && fmod(x, 1024.0) == 0.0; i++)
+        x /= 1024.0;
+    snprintf(out, out_bytes, "%.6g%s", x, units[i]);
+}
 
 /* The vertical grid lines, and at the lowest panel their numbers where there is room. */
 static void put_x_ticks(struct picture *pic, double top, double bottom, bool numbers)
@@ -205,7 +224,7 @@ static void put_x_ticks(struct picture *pic, double top, double bottom, bool num
         if (isinf(pic->p->x[i]))
             snprintf(text, sizeof text, "all at once");
         else
-            snprintf(text, sizeof text, "%.6g", pic->p->x[i]);
+            format_x(pic->p, pic->p->x[i], text, sizeof text);
         put_label(pic, isinf(pic->p->x[i]) ? x + INNER : x, bottom + 17.0,
                   isinf(pic->p->x[i]) ? "end" : "middle", "tick", text);
     }
@@ -248,49 +267,108 @@ static void put_series(struct picture *pic, const struct axis *a,
                 x_of(pic, i), place(a, series->y[i]), colour);
 }
 
-/* From the right to the left, above the plot. */
+static const char *colour_of(const struct td_svgplot_panel *panel, size_t s)
+{
+    size_t colour = panel->series[s].colour;
+
+    return colours[colour ? colour - 1 : s % TD_SVGPLOT_N_COLOURS];
+}
+
+/* About the width of a text of the size of the legend's. */
+static double width_of(const char *text)
+{
+    return 7.2 * (double)strlen(text);
+}
+
+static double legend_width(const struct td_svgplot_panel *panel, size_t s)
+{
+    return LEGEND_MARK + width_of(panel->series[s].name) + LEGEND_GAP;
+}
+
+/* Lines of names below the title; 0: they stand beside it, or there is nothing to tell apart. */
+static size_t legend_lines(const struct td_svgplot_panel *panel)
+{
+    double total = 0.0, at = 0.0, room = WIDTH - RIGHT - LEFT;
+    size_t n = 1;
+
+    for (size_t s = 0; s < panel->n_series; s++) {
+        double width = legend_width(panel, s);
+
+        total += width;
+        if (at > 0.0 && at + width - LEGEND_GAP > room) {
+            at = 0.0;
+            n++;
+        }
+        at += width;
+    }
+    return panel->n_series < 2 || total + 1.1 * width_of(panel->title) <= room ? 0 : n;
+}
+
+static void put_name(struct picture *pic, const struct td_svgplot_panel *panel, size_t s, double x,
+                     double y)
+{
+    PUT(pic,
+        "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
+        "stroke-width=\"2\"%s/>\n",
+        x, y - 4.0, x + LEGEND_MARK - 6.0, y - 4.0, colour_of(panel, s),
+        panel->series[s].dashed ? " stroke-dasharray=\"6 4\"" : "");
+    put_label(pic, x + LEGEND_MARK, y, "start", "legend", panel->series[s].name);
+}
+
+/* Beside the title, up to the right end; or from the left in lines of its own below it. `y` is the title's. */
 static void put_legend(struct picture *pic, const struct td_svgplot_panel *panel, double y)
 {
-    double x = WIDTH - RIGHT;
+    size_t n_lines = legend_lines(panel);
+    double x = n_lines ? LEFT : WIDTH - RIGHT + LEGEND_GAP;
 
     if (panel->n_series < 2)
         return;
-    for (size_t s = panel->n_series; s-- > 0;) {
-        const struct td_svgplot_series *series = &panel->series[s];
+    for (size_t s = 0; s < panel->n_series && n_lines == 0; s++)
+        x -= legend_width(panel, s);
+    y += n_lines ? LEGEND_LINE : 0;
+    for (size_t s = 0; s < panel->n_series; s++) {
+        double width = legend_width(panel, s);
 
-        x -= 7.2 * (double)strlen(series->name); /* about the width of the text */
-        put_label(pic, x, y, "start", "legend", series->name);
-        PUT(pic,
-            "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
-            "stroke-width=\"2\"%s/>\n",
-            x - 30.0, y - 4.0, x - 6.0, y - 4.0, colours[s],
-            series->dashed ? " stroke-dasharray=\"6 4\"" : "");
-        x -= 44.0;
+        if (n_lines && x > LEFT && x + width - LEGEND_GAP > WIDTH - RIGHT) {
+            x = LEFT;
+            y += LEGEND_LINE;
+        }
+        put_name(pic, panel, s, x, y);
+        x += width;
     }
 }
 
-static void put_panel(struct picture *pic, size_t index)
+static double panel_height(const struct td_svgplot_panel *panel)
 {
-    const struct td_svgplot_panel *panel = &pic->p->panels[index];
-    double start = HEAD + (double)index * PANEL, top = start + PANEL_HEAD;
-    double bottom = start + PANEL - GAP;
+    return PANEL + LEGEND_LINE * (double)legend_lines(panel) +
+           (panel->n_series > CROWDED ? EXTRA : 0);
+}
+
+static void put_panel(struct picture *pic, const struct td_svgplot_panel *panel, double start,
+                      bool is_last)
+{
+    double names = LEGEND_LINE * (double)legend_lines(panel);
+    double top = start + PANEL_HEAD + names, bottom = start + panel_height(panel) - GAP;
     struct axis a = axis_of(panel, pic->p->n, bottom, top);
 
     put_y_ticks(pic, &a);
-    put_x_ticks(pic, top, bottom, index + 1 == pic->p->n_panels);
+    put_x_ticks(pic, top, bottom, is_last);
     PUT(pic, "<rect class=\"frame\" x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\"/>\n", LEFT,
         top, WIDTH - RIGHT - LEFT, bottom - top);
-    put_label(pic, LEFT, top - 9.0, "start", "panel", panel->title);
-    put_legend(pic, panel, top - 9.0);
+    put_label(pic, LEFT, top - names - 9.0, "start", "panel", panel->title);
+    put_legend(pic, panel, top - names - 9.0);
     for (size_t s = 0; s < panel->n_series; s++)
-        put_series(pic, &a, &panel->series[s], colours[s]);
+        put_series(pic, &a, &panel->series[s], colour_of(panel, s));
 }
 
 enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out)
 {
     struct picture pic = {.p = p, .out = out};
-    int height = HEAD + (int)p->n_panels * PANEL + FOOT;
+    double start = HEAD;
+    int height = HEAD + FOOT;
 
+    for (size_t i = 0; i < p->n_panels; i++)
+        height += (int)panel_height(&p->panels[i]);
     set_x(&pic);
     PUT(&pic,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d "
@@ -307,8 +385,10 @@ enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out
         WIDTH, height, WIDTH, height, WIDTH, height);
     put_label(&pic, LEFT, 28.0, "start", "title", p->title);
     put_label(&pic, LEFT, 48.0, "start", "sub", p->subtitle);
-    for (size_t i = 0; i < p->n_panels; i++)
-        put_panel(&pic, i);
+    for (size_t i = 0; i < p->n_panels; i++) {
+        put_panel(&pic, &p->panels[i], start, i + 1 == p->n_panels);
+        start += panel_height(&p->panels[i]);
+    }
     put_label(&pic, (LEFT + WIDTH - RIGHT) / 2.0, height - 12.0, "middle", "axis", p->x_title);
     PUT(&pic, "</svg>\n");
     return pic.failed;

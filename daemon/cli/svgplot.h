@@ -9,18 +9,23 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { TD_SVGPLOT_MAX_SERIES = 6 };
+enum { TD_SVGPLOT_MAX_SERIES = 16 };
+
+/* Of a line: one of these or 1 .. TD_SVGPLOT_N_COLOURS; 0: by its place in the panel. */
+enum { TD_SVGPLOT_N_COLOURS = 7, TD_SVGPLOT_GREY, TD_SVGPLOT_BLACK };
 
 struct td_svgplot_series {
     const char *name;
     const double *y; /* [n of the plot]; not finite or below 0: no point there */
     bool dashed;
+    size_t colour;
 };
 
 struct td_svgplot_panel {
     const char *title; /* with the unit: "time to first token, ms" */
     struct td_svgplot_series series[TD_SVGPLOT_MAX_SERIES];
     size_t n_series;
+    bool is_log; /* the vertical axis, whatever the values span */
 };
 
 /* Everything is borrowed; all text is UTF-8. */
@@ -32,9 +37,11 @@ struct td_svgplot {
     size_t n; /* at least 1 */
     const struct td_svgplot_panel *panels; /* [n_panels] */
     size_t n_panels;
+    bool x_in_1024; /* a logarithmic axis with ticks like 8K and 1M, in powers of 1024 */
 };
 
-/* Appends the picture. Axes whose values span more than a factor of 8 (horizontal) or 50 (vertical) are logarithmic.
+/* Appends the picture. A panel with more lines than fit beside its title has their names below it, and more than four lines
+ * more height. Axes whose values span more than a factor of 8 (horizontal) or 50 (vertical) are logarithmic.
  * TD_NO_MEMORY. */
 enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out);
 

@@ -154,11 +154,70 @@ static void test_svgplot_puts_larger_values_higher_and_further_right(void **stat
     td_bytes_deinit(&out);
 }
 
+/* Axes by powers, ticks in powers of 1024, a line's own colour, and more names than fit beside the title. */
+static void test_svgplot_names_many_lines_below_the_title(void **state)
+{
+    static const char *const names[] = {
+        "shm one-shot",      "shm two-shot",      "shm doubling", "messages one-shot",
+        "messages two-shot", "messages doubling", "MPI_Allreduce"};
+    enum { N = sizeof names / sizeof names[0] };
+    const double x[] = {8, 12, 8192, 1 << 20}, y[] = {1, 2, 3, 4};
+    struct td_svgplot_panel panel = {.title = "tree_sum, us", .n_series = N, .is_log = true};
+    struct td_svgplot plot = {.title = "t",
+                              .subtitle = "s",
+                              .x_title = "bytes",
+                              .x = x,
+                              .n = 4,
+                              .panels = &panel,
+                              .n_panels = 1,
+                              .x_in_1024 = true};
+    double lowest = 0.0, title_y = 0.0, frame_y, at[4];
+    struct td_bytes out = {0};
+    const char *mark;
+
+    (void)state;
+    for (size_t s = 0; s < N; s++)
+        panel.series[s] = (struct td_svgplot_series){.name = names[s], .y = y};
+    panel.series[N - 1].colour = TD_SVGPLOT_GREY;
+    assert_int_equal(td_svgplot_write(&plot, &out), TD_OK);
+    check_well_formed(out.data);
+    check_inside(out.data);
+    for (mark = out.data; (mark = strstr(mark, "<text x=")) != NULL; mark++)
+        if (strncmp(strstr(mark, ">") + 1, "tree_sum", 8) == 0)
+            title_y = atof(strstr(mark, " y=\"") + 4);
+    frame_y = atof(strstr(strstr(out.data, "class=\"frame\" x="), " y=\"") + 4);
+    for (mark = out.data; (mark = strstr(mark, "<text x=")) != NULL; mark++) {
+        double left = atof(mark + 9), low = atof(strstr(mark, " y=\"") + 4);
+
+        if (strncmp(strstr(mark, "class="), "class=\"legend\"", 14) != 0)
+            continue;
+        assert_true(left > 0.0 && left < 800.0);
+        assert_true(low > title_y && low < frame_y);
+        lowest = low > lowest ? low : lowest;
+    }
+    assert_true(lowest > title_y + 20.0); /* two lines of names */
+    for (size_t s = 0; s < N; s++)
+        assert_non_null(strstr(out.data, names[s]));
+    assert_int_equal(count(out.data, ">8<") + count(out.data, ">8K<") + count(out.data, ">1M<"), 3);
+    assert_int_equal(count(out.data, "stroke=\"#888888\""), 2); /* line and its sample */
+    mark = out.data;
+    for (int i = 0; i < 4; i++) {
+        mark = strstr(mark, "<circle cx=\"");
+        assert_non_null(mark);
+        at[i] = atof(strstr(mark, "cy=\"") + 4);
+        mark++;
+    }
+    /* By powers: from 1 to 2 is as far as from 2 to 4, though the values would fit a linear axis. */
+    assert_true(fabs((at[0] - at[1]) - (at[1] - at[3])) < 0.21 && at[0] > at[1] + 5.0);
+    td_bytes_deinit(&out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_svgplot_is_well_formed_and_marks_every_value),
         cmocka_unit_test(test_svgplot_puts_larger_values_higher_and_further_right),
+        cmocka_unit_test(test_svgplot_names_many_lines_below_the_title),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,8 +5,8 @@
 #include "daemon/cli/command.h"
 #include "daemon/cli/loadprint.h"
 #include "daemon/cli/loadtrace.h"
+#include "daemon/cli/resultfile.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -132,21 +132,6 @@ static enum td_status read_load(struct bench *b)
     return s ? s : td_load_dist_parse("output-len", o->output_len, &b->load.output, b->err);
 }
 
-/* Found out now rather than after an hour of measuring. */
-static enum td_status check_file(struct bench *b, const char *flag, const char *path)
-{
-    FILE *f;
-
-    if (!path)
-        return TD_OK;
-    f = fopen(path, "ae");
-    if (!f)
-        return td_err_set(b->err, TD_INVALID, "--%s: '%.160s' cannot be written: %s", flag, path,
-                          strerror(errno));
-    fclose(f);
-    return TD_OK;
-}
-
 static enum td_status read_settings(struct bench *b)
 {
     const struct td_options *o = b->opts;
@@ -166,8 +151,8 @@ static enum td_status read_settings(struct bench *b)
     s = s ? s : td_loadstat_slo_parse(&o->slo, &b->slo, b->err);
     s = s ? s : td_loadbody_init(&b->body, &probe, b->err); /* for --extra-body */
     td_loadbody_deinit(&b->body);
-    s = s ? s : check_file(b, "json-file", o->json_file);
-    return s ? s : check_file(b, "svg", o->svg);
+    s = s ? s : td_resultfile_check("json-file", o->json_file, b->err);
+    return s ? s : td_resultfile_check("svg", o->svg, b->err);
 }
 
 /* ---- the server ---- */
@@ -344,19 +329,6 @@ static enum td_status run_sweep(struct bench *b, bool *interrupted)
 
 /* ---- results ---- */
 
-static enum td_status write_file(struct bench *b, const char *flag, const char *path,
-                                 struct td_str text)
-{
-    FILE *f = fopen(path, "we");
-    bool ok = f && fwrite(text.ptr, 1, text.len, f) == text.len;
-
-    if (f && fclose(f) != 0)
-        ok = false;
-    return ok ? TD_OK
-              : td_err_set(b->err, TD_IO, "--%s: '%.160s' cannot be written: %s", flag, path,
-                           strerror(errno));
-}
-
 static enum td_status write_json(struct bench *b, const struct td_loadprint *view)
 {
     const struct td_options *o = b->opts;
@@ -365,7 +337,7 @@ static enum td_status write_json(struct bench *b, const struct td_loadprint *vie
     enum td_status s = text ? TD_OK : td_err_set(b->err, TD_NO_MEMORY, "no memory for the JSON");
 
     if (!s && o->json_file)
-        s = write_file(b, "json-file", o->json_file, td_str_from(text));
+        s = td_resultfile_write("json-file", o->json_file, td_str_from(text), b->err);
     free(text);
     if (!s && o->json) {
         s = json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10))
@@ -391,7 +363,7 @@ static enum td_status write_results(struct bench *b)
     if (!s && o->svg && view.n_points > 0) {
         s = td_loadprint_svg(&view, &picture);
         s = s ? td_err_set(b->err, s, "no memory for the picture")
-              : write_file(b, "svg", o->svg, td_bytes_str(&picture));
+              : td_resultfile_write("svg", o->svg, td_bytes_str(&picture), b->err);
     }
     td_bytes_deinit(&picture);
     return s;

@@ -16,6 +16,8 @@ static const struct td_command table[] = {
 #undef TD_COMMAND_ROW
         {"bench serve", TD_FOR_BENCH_SERVE, "measure a running server under load",
          td_cmd_bench_serve},
+    {"bench comm", TD_FOR_BENCH_COMM, "measure what the group's links and collectives reach",
+     td_cmd_bench_comm},
 };
 
 const struct td_command *td_command_table(size_t *n)

@@ -38,7 +38,9 @@ struct td_command {
 #define TD_COMMAND_PROTOTYPE(name, bit, help) td_command_fn td_cmd_##name;
 TD_COMMANDS(TD_COMMAND_PROTOTYPE)
 #undef TD_COMMAND_PROTOTYPE
-td_command_fn td_cmd_bench_serve; /* a command of two words, "bench serve" */
+/* Commands of two words, "bench serve". */
+td_command_fn td_cmd_bench_serve;
+td_command_fn td_cmd_bench_comm;
 
 /* The table; *n rows. */
 const struct td_command *td_command_table(size_t *n);

@@ -305,9 +305,18 @@ static const struct td_option table[] = {
     {"cases", NULL, NULL, TD_OPTION_LIST, AT(cases), TD_FOR_BENCH, .metavar = "LIST",
      .commas = true, .preset_note = "all",
      .help = "what is measured, separated by commas: decode, prefill, batch, depth, load, first"},
-    {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions), TD_FOR_BENCH, .metavar = "N",
-     .min = 1, .max = 1000, .preset = "5",
-     .help = "runs of each case, of which best and median are shown"},
+    {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions), TD_FOR_BENCH | TD_FOR_BENCH_COMM,
+     .metavar = "N", .min = 1, .max = 1000, .preset = "5",
+     .help = "runs of each case, of which best and median are shown; of bench comm: rounds of each "
+             "contender (10, where ranks share cores 4)"},
+    {"operations", NULL, NULL, TD_OPTION_LIST, AT(operations), TD_FOR_BENCH_COMM, .metavar = "LIST",
+     .commas = true, .preset_note = "all",
+     .help = "what is measured, separated by commas: tree_sum, bcast, all_gather, sendrecv, "
+             "barrier"},
+    {"sizes", NULL, NULL, TD_OPTION_LIST, AT(sizes), TD_FOR_BENCH_COMM, .metavar = "LIST",
+     .commas = true, .preset_note = "8,8K,64K,1M,16M",
+     .help = "bytes of a message or a sum of each rank, multiples of 4, separated by commas; K, M "
+             "and G are powers of 1024"},
 
     {"concurrency", NULL, "Load", TD_OPTION_LIST, AT(concurrency), LOAD, .metavar = "N[,N...]",
      .commas = true, .preset_note = "1, without --request-rate and --trace",
@@ -350,12 +359,13 @@ static const struct td_option table[] = {
      .commas = true,
      .help =
          "what a good request keeps, each optional; goodput counts those; itl: every gap of it"},
-    {"json-file", NULL, NULL, TD_OPTION_STRING, AT(json_file), LOAD, .metavar = "PATH",
-     .help = "write settings and results there as JSON"},
+    {"json-file", NULL, NULL, TD_OPTION_STRING, AT(json_file), LOAD | TD_FOR_BENCH_COMM,
+     .metavar = "PATH", .help = "write settings and results there as JSON"},
     {"save-requests", NULL, NULL, TD_OPTION_FLAG, AT(save_requests), LOAD,
      .help = "put a record of every request into the JSON"},
-    {"svg", NULL, NULL, TD_OPTION_STRING, AT(svg), LOAD, .metavar = "PATH",
-     .help = "draw latency and throughput over the loads of a sweep there"},
+    {"svg", NULL, NULL, TD_OPTION_STRING, AT(svg), LOAD | TD_FOR_BENCH_COMM, .metavar = "PATH",
+     .help = "draw latency and throughput over the loads of a sweep there; of bench comm: time "
+             "over bytes"},
 
     {"output", NULL, "Quantisation", TD_OPTION_STRING, AT(output), TD_FOR_QUANTIZE,
      .required = TD_FOR_QUANTIZE, .metavar = "PATH",
@@ -396,8 +406,8 @@ const struct td_option *td_options_table(size_t *n_rows)
 const char *td_options_command_name(unsigned command_bit)
 {
     static const char *const names[] = {
-        "serve",  "worker", "generate", "tokenize", "perplexity",  "plan",  "inspect",
-        "status", "chat",   "bench",    "quantize", "bench serve", "doctor"};
+        "serve",  "worker", "generate", "tokenize", "perplexity",  "plan",   "inspect",
+        "status", "chat",   "bench",    "quantize", "bench serve", "doctor", "bench comm"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

@@ -26,7 +26,8 @@ enum td_option_command {
     TD_FOR_QUANTIZE = 1 << 10,
     TD_FOR_BENCH_SERVE = 1 << 11,
     TD_FOR_DOCTOR = 1 << 12,
-    TD_FOR_ALL = (1 << 13) - 1
+    TD_FOR_BENCH_COMM = 1 << 13,
+    TD_FOR_ALL = (1 << 14) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */
@@ -205,6 +206,8 @@ struct td_options {
     const char *cluster;
     struct td_option_list cases;
     int64_t repetitions;
+    struct td_option_list sizes;      /* bytes (commset.h); empty: the usual ones */
+    struct td_option_list operations; /* empty: all */
 
     /* load */
     struct td_option_list concurrency;  /* whole numbers; empty: not said */

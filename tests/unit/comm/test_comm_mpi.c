@@ -64,7 +64,7 @@ static void report(const char *dir, uint32_t rank, uint32_t size, const char *fa
 
 static void run_matrix(struct comm_check *k)
 {
-    static const size_t sizes[] = {0, 1, 5, 4096, 65537, 1048579};
+    static const size_t sizes[] = {0, 1, 5, 4096, 65537, 1048579, 16777216};
     static const size_t in_pieces[] = {1, 999, 1000, 1001, 3000, 12345};
     uint32_t n = td_comm_size(k->comm);
     struct td_comm_mpi_place place = {0};
@@ -95,7 +95,7 @@ static void run_matrix(struct comm_check *k)
 /* What does not ask the environment, by every algorithm. */
 static void run_cluster(struct comm_check *k)
 {
-    static const size_t sizes[] = {0, 1, 5, 4096, 65537, 1048579};
+    static const size_t sizes[] = {0, 1, 5, 4096, 65537, 1048579, 16777216};
 
     td_comm_set_deadline(k->comm, 30000ull * MS);
     k->two_levels = strcmp(td_comm_transport(k->comm), "shm+mpi") == 0;

@@ -73,7 +73,7 @@ static void run_group(uint32_t n, uint64_t seed, rank_fn fn, void *shared,
 static void all_sizes(struct comm_check *k, void *shared)
 {
     static const size_t sizes[] = {0,    1,    2,     3,      64,      1000,
-                                   2048, 2049, 65536, 262147, 1048576, 4194304};
+                                   2048, 2049, 65536, 262147, 1048576, 16777216};
 
     (void)shared;
     check_sizes(k, sizes, sizeof sizes / sizeof sizes[0]);

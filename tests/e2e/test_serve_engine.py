@@ -69,8 +69,9 @@ def test_what_the_cache_has_no_room_for_is_read_back_from_outside(server, layout
             got = list(answers(s))
             assert [logprobs for logprobs, _ in got] == expected
             for _, usage in got:
-                n = usage["prompt_tokens"]
-                assert usage["prompt_tokens_details"]["cached_tokens"] == (0 if turn == 0 else (n - 1) // 16 * 16)
+                n, cached = usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+                # A block is computed instead where the steps' times say that this is faster, as they may on a busy machine.
+                assert cached == 0 if turn == 0 else (n - 1) // 16 * 8 <= cached <= (n - 1) // 16 * 16
         wait_until(lambda: s.group(), lambda: s.group()["kv_blocks_read"] > 30, 5)
         group = s.group()
         assert group["kv_reads_failed"] == 0

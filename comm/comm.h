@@ -109,8 +109,8 @@ enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layou
                                 struct td_err *err);
 /* Payload bytes that rank `rank` sends in one such operation, for the plan: exactly what the stats count where no other
  * algorithm was set or measured and all ranks are on one host, or each on its own. Not linear in n_floats: a sum of more
- * than 256 KB over three ranks or more goes in two shots, which sends less (through shared memory its slices are rounded
- * otherwise, by at most 60 bytes for each 256 KB). */
+ * than 256 KB over three ranks or more goes in two shots, which sends less (through shared memory in pieces of 128 KB at most,
+ * in each of which the ranks' slices are rounded to 16 floats: some ranks send a little more, others less). */
 size_t td_comm_tree_sum_bytes(const struct td_tree_layout *layout, uint32_t n_ranks, uint32_t rank,
                               size_t n_floats);
 /* Messages that wait for each other in one such operation, so the delays of a link that it takes: 0 for one rank. */

@@ -1,73 +1,16 @@
 #include "comm/comm_sim.h"
 
 #include "kernels/base/clock.h"
-#include "tests/unit/comm/comm_check.h"
+#include "tests/unit/comm/comm_threads.h"
 
-#include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdatomic.h>
-#include <stddef.h>
-#include <time.h>
-
-#include <cmocka.h>
-
-enum { MAX_RANKS = 8, MS = 1000 * 1000 };
-
-/* Ranks that are about to wait; the faults come after all of them. */
-static atomic_uint n_ready;
-
-typedef void (*rank_fn)(struct comm_check *k, void *shared);
-
-struct rank_thread {
-    pthread_t thread;
-    struct comm_check check;
-    rank_fn fn;
-    void *shared;
-};
-
-static void *run_rank(void *arg)
-{
-    struct rank_thread *t = arg;
-
-    td_comm_set_deadline(t->check.comm, 60000ull * MS); /* a bug fails instead of hanging */
-    t->fn(&t->check, t->shared);
-    return NULL;
-}
-
-static void pause_ms(long ms)
-{
-    struct timespec ts = {ms / 1000, ms % 1000 * MS};
-
-    nanosleep(&ts, NULL);
-}
-
-/* Runs `fn` on every rank, each in its thread, and closes the ends when all have returned. `meanwhile` runs here at the
- * same time and may touch the ends. */
 static void run_group(uint32_t n, uint64_t seed, rank_fn fn, void *shared,
                       void (*meanwhile)(struct td_comm **comms))
 {
     struct td_comm *comms[MAX_RANKS];
-    struct rank_thread threads[MAX_RANKS];
     struct td_err err;
 
     assert_int_equal(td_comm_sim_open(n, comms, &err), TD_OK);
-    atomic_store(&n_ready, 0);
-    for (uint32_t r = 0; r < n; r++) {
-        threads[r] = (struct rank_thread){
-            .check = {.comm = comms[r], .seed = seed}, .fn = fn, .shared = shared};
-        assert_int_equal(pthread_create(&threads[r].thread, NULL, run_rank, &threads[r]), 0);
-    }
-    if (meanwhile)
-        meanwhile(comms);
-    for (uint32_t r = 0; r < n; r++)
-        pthread_join(threads[r].thread, NULL);
-    for (uint32_t r = 0; r < n; r++)
-        td_comm_close(threads[r].check.comm);
-    for (uint32_t r = 0; r < n; r++) {
-        if (threads[r].check.fail[0])
-            fail_msg("%s", threads[r].check.fail);
-    }
+    run_ends(n, comms, seed, false, fn, shared, meanwhile);
 }
 
 static void all_sizes(struct comm_check *k, void *shared)

@@ -111,7 +111,8 @@ static void more_groups_than_places(struct comm_check *k, void *shared)
             return;
     }
     for (int i = 0; i < 12 && ok; i++) {
-        struct comm_check sub = {.comm = groups[i], .seed = k->seed + (uint64_t)i};
+        struct comm_check sub = {
+            .comm = groups[i], .seed = k->seed + (uint64_t)i, .two_levels = k->two_levels};
 
         ok = check_sums(&sub, 3, false) && check_bcast(&sub, 1, 70000) &&
              check_gather(&sub, 5000, 0, true);
@@ -124,8 +125,11 @@ static void more_groups_than_places(struct comm_check *k, void *shared)
 
 static void test_comm_shm_groups_without_a_place_work_as_well(void **state)
 {
+    static const uint32_t hosts[] = {0, 1, 1, 0, 2};
+
     (void)state;
     run_group(3, NULL, 5, more_groups_than_places, NULL, NULL);
+    run_group(5, hosts, 6, more_groups_than_places, NULL, NULL);
 }
 
 /* Ranks 0 and 1 leave a group of three, and make one of their own before rank 2 has read what was said in the old one. */

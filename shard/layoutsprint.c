@@ -1,5 +1,6 @@
 /* The layouts as people and programs read them (declared in layouts.h). */
 #include "shard/layouts.h"
+#include "shard/machinejson.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -53,12 +54,6 @@ static enum td_status print_ranks(const struct td_machine *m, uint32_t first, ui
     return s ? s : td_bytes_appendf(out, ", %.0f us of host time per step\n", r->host_s * 1e6);
 }
 
-/* Links that some pair of ranks has. */
-static bool has_link(const struct td_machine *m, bool inter)
-{
-    return inter ? m->n_hosts > 1 : m->n_ranks > m->n_hosts;
-}
-
 static enum td_status print_links(const struct td_machine *m,
                                   const struct td_layouts_source *source, struct td_bytes *out)
 {
@@ -71,7 +66,7 @@ static enum td_status print_links(const struct td_machine *m,
     for (int inter = 0; !s && inter < 2; inter++) {
         const struct td_machine_link *link = inter ? &m->inter : &m->intra;
 
-        if (!has_link(m, inter))
+        if (!td_machinejson_has_link(m, inter))
             continue;
         s = td_bytes_appendf(out, "%s%.1f us and %.2f GB/s %s", lead, link->latency_s * 1e6,
                              link->bytes_per_s * 1e-9, inter ? "between hosts" : "inside a host");
@@ -173,36 +168,6 @@ static json_t *row_json(const struct td_layout *r)
     return j;
 }
 
-static json_t *machine_json(const struct td_machine *m, const struct td_layouts_source *source)
-{
-    const struct td_machine_link *const links[] = {&m->intra, &m->inter};
-    static const char *const link_names[] = {"intra_host", "inter_host"};
-    json_t *ranks = json_array();
-    json_t *j = json_pack("{s:s,s:s}", "source", source->machine, "links_source", source->links);
-
-    for (uint32_t i = 0; i < m->n_ranks; i++) {
-        const struct td_machine_rank *r = &m->rank[i];
-        json_t *ops = json_object();
-
-        for (int k = 0; k < TD_N_RATES; k++)
-            json_object_set_new(ops, rates[k],
-                                r->ops_per_s[k] > 0.0 ? json_real(r->ops_per_s[k]) : json_null());
-        json_array_append_new(
-            ranks, json_pack("{s:I,s:f,s:f,s:o,s:b,s:I,s:f}", "host", (json_int_t)r->host,
-                             "memory_bytes_per_second", r->memory_bytes_per_s,
-                             "host_memory_bytes_per_second", m->host_bytes_per_s[r->host],
-                             "ops_per_second", ops, "tiles", (int)r->has_tiles, "memory_bytes",
-                             (json_int_t)r->memory_bytes, "host_seconds_per_step", r->host_s));
-    }
-    json_object_set_new(j, "ranks", ranks);
-    for (int i = 0; i < 2; i++)
-        if (has_link(m, i))
-            json_object_set_new(j, link_names[i],
-                                json_pack("{s:f,s:f}", "latency_seconds", links[i]->latency_s,
-                                          "bytes_per_second", links[i]->bytes_per_s));
-    return j;
-}
-
 static json_t *choice_json(const struct td_layouts *l, uint32_t i)
 {
     return i == l->n ? json_null()
@@ -225,12 +190,13 @@ enum td_status td_layouts_print_json(const struct td_layouts *l,
     }
     for (uint32_t i = 0; i < l->n; i++)
         json_array_append_new(rows, row_json(&l->row[i]));
-    root = json_pack("{s:s,s:o,s:{s:I,s:I,s:I},s:o,s:{s:o,s:o,s:o},s:s}", "model", l->model->name,
-                     "machine", machine_json(l->machine, source), "asked", "batch",
-                     (json_int_t)l->load.batch, "depth", (json_int_t)l->load.depth, "prompt_tokens",
-                     (json_int_t)l->load.prompt_tokens, "layouts", rows, "fastest", "decode",
-                     choice_json(l, l->best), "batch", choice_json(l, l->best_batch), "prefill",
-                     choice_json(l, l->best_prefill), "advice", advice.data);
+    root =
+        json_pack("{s:s,s:o,s:{s:I,s:I,s:I},s:o,s:{s:o,s:o,s:o},s:s}", "model", l->model->name,
+                  "machine", td_machinejson_encode(l->machine, source->machine, source->links),
+                  "asked", "batch", (json_int_t)l->load.batch, "depth", (json_int_t)l->load.depth,
+                  "prompt_tokens", (json_int_t)l->load.prompt_tokens, "layouts", rows, "fastest",
+                  "decode", choice_json(l, l->best), "batch", choice_json(l, l->best_batch),
+                  "prefill", choice_json(l, l->best_prefill), "advice", advice.data);
     text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     s = text ? td_bytes_appendf(out, "%s\n", text) : TD_NO_MEMORY;
     free(text);

@@ -227,6 +227,28 @@ static enum td_status measure_steps(struct td_bench *b, struct td_bench_limits *
     return s;
 }
 
+/* The group as a prediction sees it, before (0) or after (1) the cases. Collective. */
+static enum td_status measure_group(struct td_bench *b, int when)
+{
+    struct td_measure_params params = {.node = &b->spmd->node,
+                                       .n_ranks = b->spmd->size,
+                                       .row_floats = b->spmd->node.model->spec->d_model,
+                                       .n_rows = b->spmd->node.plan->max_batched_tokens};
+    bool can = td_probe_peak_instruction(TD_PEAK_F32) != NULL;
+    enum td_status s;
+
+    if (!b->groups)
+        return TD_OK;
+    s = td_node_agree(b->spmd->world, can ? TD_OK : td_err_set(b->err, TD_UNSUPPORTED, "no probe"),
+                      b->err);
+    if (s == TD_UNSUPPORTED)
+        return TD_OK;
+    s = s ? s
+          : td_measure_machine(&params, &b->groups[when].machine, &b->groups[when].report, b->err);
+    b->groups[when].measured = !s;
+    return s;
+}
+
 static enum td_status measure(struct td_bench *b)
 {
     struct td_spmd *spmd = b->spmd;
@@ -245,9 +267,12 @@ static enum td_status measure(struct td_bench *b)
             s = td_err_set(b->err, TD_NO_MEMORY, "no memory for %u runs", b->n_runs);
     }
     b->counts = calloc((size_t)2 * spmd->size, sizeof *b->counts);
-    if (!b->counts)
+    if (b->opts->json)
+        b->groups = calloc(2, sizeof *b->groups);
+    if (!b->counts || (b->opts->json && !b->groups))
         s = td_err_set(b->err, TD_NO_MEMORY, "no memory for %u ranks", spmd->size);
     s = td_node_agree(spmd->world, s, b->err);
+    s = s ? s : measure_group(b, 0);
     s = s ? s : td_bench_probe_open(&params, &b->probe, b->err);
     s = s ? s : take_probe(b, &before);
     spmd->node.params.progress = NULL; /* loading again is one of the runs */
@@ -255,6 +280,7 @@ static enum td_status measure(struct td_bench *b)
     s = s ? s : td_bench_fill(b);
     s = s ? s : take_probe(b, &before);
     s = s ? s : measure_steps(b, &before);
+    s = s ? s : measure_group(b, 1);
     td_term_end(&spmd->term);
     return s;
 }
@@ -287,6 +313,7 @@ int td_cmd_bench(const struct td_options *asked)
     free(b.blocks);
     free(b.ids);
     free(b.counts);
+    free(b.groups);
     for (int c = 0; c < TD_BENCH_N_CASES; c++)
         free(b.result[c].runs);
     return td_spmd_end(&spmd, &opts, s, &err);

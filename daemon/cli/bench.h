@@ -4,6 +4,7 @@
 #define TD_DAEMON_CLI_BENCH_H
 
 #include "daemon/cli/bench_probe.h"
+#include "daemon/cli/measure.h"
 #include "daemon/cli/spmd.h"
 #include "daemon/engine/stepsplit.h"
 
@@ -57,6 +58,13 @@ struct td_bench_result {
     struct td_bench_work work;
 };
 
+/* What a prediction needs to know of the group's hosts and links. */
+struct td_bench_group {
+    bool measured; /* not where a CPU has no probe for its arithmetic */
+    struct td_machine machine;
+    struct td_measure_report report;
+};
+
 struct td_bench {
     const struct td_options *opts;
     struct td_spmd *spmd;
@@ -75,6 +83,7 @@ struct td_bench {
     uint32_t n_probes;
     struct td_bench_counts *counts; /* [2 x ranks] before and after a run */
     struct td_bench_result result[TD_BENCH_N_CASES];
+    struct td_bench_group *groups; /* [2] before and after all cases; NULL without --json */
 };
 
 const char *td_bench_case_name(enum td_bench_case which);

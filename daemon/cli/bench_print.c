@@ -1,4 +1,5 @@
 #include "daemon/cli/bench.h"
+#include "shard/machinejson.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -338,6 +339,23 @@ static json_t *probes_json(const struct td_bench *b)
     return j;
 }
 
+/* The group before and after the cases; null where it could not be measured. */
+static json_t *group_json(const struct td_bench *b)
+{
+    static const char *const names[] = {"before", "after"};
+    json_t *j = json_object();
+
+    for (int i = 0; b->groups && i < 2; i++) {
+        const struct td_bench_group *g = &b->groups[i];
+
+        json_object_set_new(
+            j, names[i],
+            g->measured ? td_machinejson_encode(&g->machine, g->report.machine, g->report.links)
+                        : json_null());
+    }
+    return j;
+}
+
 enum td_status td_bench_print_json(const struct td_bench *b)
 {
     const struct td_plan *plan = b->spmd->node.plan;
@@ -350,13 +368,13 @@ enum td_status td_bench_print_json(const struct td_bench *b)
             ok = json_object_set_new(cases, td_bench_case_name((enum td_bench_case)c),
                                      case_json(b, (enum td_bench_case)c)) == 0;
     root = json_pack(
-        "{s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:I,s:f,s:{s:I,s:I},s:o}", "model", model->name,
+        "{s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:I,s:f,s:{s:I,s:I},s:o,s:o}", "model", model->name,
         "architecture", model->spec->name, "dtype", td_dtype_info(model->spec->dtype)->name,
         "model_bytes", (json_int_t)plan->model_bytes, "repetitions", (json_int_t)b->n_runs,
         "probes", probes_json(b), "cases", cases, "exchanged_bytes_per_token",
         (json_int_t)td_plan_exchanged_bytes(plan), "load_seconds", (double)b->spmd->load_ns * 1e-9,
         "layout", "tensor_parallel", (json_int_t)plan->tp, "pipeline_parallel",
-        (json_int_t)plan->pp, "ranks", ranks_json(b->spmd));
+        (json_int_t)plan->pp, "ranks", ranks_json(b->spmd), "machine", group_json(b));
     ok = ok && root && json_dumpf(root, stdout, JSON_COMPACT) == 0;
     putchar('\n');
     json_decref(root);

@@ -18,6 +18,8 @@ static const struct td_command table[] = {
          td_cmd_bench_serve},
     {"bench comm", TD_FOR_BENCH_COMM, "measure what the group's links and collectives reach",
      td_cmd_bench_comm},
+    {"bench scale", TD_FOR_BENCH_SCALE, "measure how speed grows with ranks, and over links",
+     td_cmd_bench_scale},
 };
 
 const struct td_command *td_command_table(size_t *n)

@@ -41,6 +41,7 @@ TD_COMMANDS(TD_COMMAND_PROTOTYPE)
 /* Commands of two words, "bench serve". */
 td_command_fn td_cmd_bench_serve;
 td_command_fn td_cmd_bench_comm;
+td_command_fn td_cmd_bench_scale;
 
 /* The table; *n rows. */
 const struct td_command *td_command_table(size_t *n);

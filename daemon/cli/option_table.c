@@ -11,8 +11,11 @@ enum {
     CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT,
     SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT,
     LOAD = TD_FOR_BENCH_SERVE,
-    SPEED = TD_FOR_BENCH | TD_FOR_PLAN
+    SPEED = TD_FOR_BENCH | TD_FOR_PLAN,
+    SCALE = TD_FOR_BENCH_SCALE
 };
+
+#define SWEEP(field, least) .sweeps = SCALE, .sweep_offset = AT(sweep_##field), .sweep_min = (least)
 
 static const char *const dtypes[] = {"auto", NULL};
 static const char *const isas[] = {"auto",       "ref",       "avx2", "avx512",
@@ -22,6 +25,7 @@ static const char *const sum_algorithms[] = {
     "auto",  "one-shot",         "two-shot",       "doubling", "leaders",
     "lanes", "leaders-doubling", "lanes-doubling", "measure",  NULL};
 static const char *const exchange_dtypes[] = {"f32", "bf16", "q8_0", NULL};
+static const char *const layouts[] = {"tp", "pp", "tpxpp", "all", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
@@ -33,8 +37,8 @@ const char *const td_options_types[] = {"q4_0",  "q4_1",    "q5_0", "q5_1", "q8_
                                         "mxfp4", "f8_e4m3", "bf16", "f16",  "f32",    NULL};
 
 static const struct td_option table[] = {
-    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS | LOAD | TD_FOR_DOCTOR,
-     .required = READERS, .metavar = "PATH",
+    {"model", "m", "Model", TD_OPTION_STRING, AT(model), READERS | LOAD | SCALE | TD_FOR_DOCTOR,
+     .required = READERS | SCALE, .metavar = "PATH",
      .help = "Hugging Face directory or GGUF file; may also be given without the flag; of bench "
              "serve: the "
              "name that the server is asked for, else its first; of doctor: compared on all ranks"},
@@ -47,7 +51,7 @@ static const struct td_option table[] = {
      .help = "longest sequence, prompt and answer together"},
     {"dtype", NULL, NULL, TD_OPTION_ENUM, AT(dtype), LAYOUT, .values = dtypes, .preset = "auto",
      .help = "weights are used as they are stored"},
-    {"kv-cache-dtype", NULL, NULL, TD_OPTION_ENUMS, AT(kv_cache_dtype), LAYOUT,
+    {"kv-cache-dtype", NULL, NULL, TD_OPTION_ENUMS, AT(kv_cache_dtype), LAYOUT | SCALE,
      .values = td_options_kv_dtypes, .several = TD_FOR_PERPLEXITY, .preset = "auto",
      .refusal_note = "which is what the CPU keeps: no device here has FP8 keys and values",
      .help = "element type of keys and values in the cache; perplexity takes several, separated by "
@@ -55,17 +59,19 @@ static const struct td_option table[] = {
     {"verify", NULL, NULL, TD_OPTION_FLAG, AT(verify), GROUP | TD_FOR_INSPECT | TD_FOR_DOCTOR,
      .help = "hash every byte of the model instead of samples"},
 
-    {"ranks", "n", "Placement", TD_OPTION_INT, AT(ranks), LAYOUT | TD_FOR_DOCTOR, .metavar = "N",
-     .min = 1, .max = 256,
-     .preset_note = "the MPI job's size, else tensor times pipeline parallel size",
-     .help = "ranks of the group; serve and doctor launch them with mpirun"},
+    {"ranks", "n", "Placement", TD_OPTION_INT, AT(ranks), LAYOUT | SCALE | TD_FOR_DOCTOR,
+     .metavar = "N", .min = 1, .max = 256, SWEEP(ranks, 1),
+     .preset_note = "the MPI job's size, else tensor times pipeline parallel size; of bench scale: "
+                    "1, 2, 4 .. up to the host's cores",
+     .help = "ranks of the group; serve, doctor and bench scale launch them with mpirun, and bench "
+             "scale takes several counts, separated by commas"},
     {"tensor-parallel-size", "tp", NULL, TD_OPTION_INT, AT(tensor_parallel_size), LAYOUT,
      .metavar = "N", .min = 1, .max = 256, .preset_note = "ranks / pipeline parallel size",
      .help = "ranks that share every layer"},
     {"pipeline-parallel-size", "pp", NULL, TD_OPTION_INT, AT(pipeline_parallel_size), LAYOUT,
      .metavar = "N", .min = 1, .max = 256, .preset_note = "1, or ranks / tensor parallel size",
      .help = "stages that the layers are cut into"},
-    {"hostfile", NULL, NULL, TD_OPTION_STRING, AT(hostfile), TD_FOR_SERVE | TD_FOR_DOCTOR,
+    {"hostfile", NULL, NULL, TD_OPTION_STRING, AT(hostfile), TD_FOR_SERVE | SCALE | TD_FOR_DOCTOR,
      .metavar = "PATH", .help = "hosts for mpirun, one per line, as Open MPI reads them"},
     {"no-launch", NULL, NULL, TD_OPTION_FLAG, AT(no_launch), TD_FOR_SERVE,
      .help = "start no workers: wait for a group that dials in (mpirun ... tensord worker)"},
@@ -86,12 +92,13 @@ static const struct td_option table[] = {
      .help =
          "what sums are on their way between hosts; f32 is exact, with the others answers depend "
          "on the layout"},
-    {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa), GROUP | TD_FOR_WORKER | TD_FOR_DOCTOR,
-     .values = isas, .preset = "auto",
+    {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa),
+     GROUP | SCALE | TD_FOR_WORKER | TD_FOR_DOCTOR, .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},
     {"threads", NULL, NULL, TD_OPTION_INT, AT(threads),
-     GROUP | TD_FOR_WORKER | TD_FOR_QUANTIZE | TD_FOR_DOCTOR, .metavar = "N", .min = 0, .max = 1024,
-     .preset = "0", .help = "compute threads per rank; 0: the host's cores divided by its ranks"},
+     GROUP | SCALE | TD_FOR_WORKER | TD_FOR_QUANTIZE | TD_FOR_DOCTOR, .metavar = "N", .min = 0,
+     .max = 1024, .preset = "0",
+     .help = "compute threads per rank; 0: the host's cores divided by its ranks"},
     {"memory-bytes", NULL, NULL, TD_OPTION_SIZE, AT(memory_bytes), LAYOUT | TD_FOR_WORKER,
      .metavar = "SIZE", .min = 1, .max = INT64_MAX,
      .preset_note = "the machine's memory divided by its ranks",
@@ -112,13 +119,13 @@ static const struct td_option table[] = {
     {"kv-offload-path-gib", NULL, NULL, TD_OPTION_FLOAT, AT(kv_offload_path_gib),
      TD_FOR_SERVE | TD_FOR_PLAN, .metavar = "GIB", .low = 0, .high = 1 << 20,
      .preset_note = "four times --kv-offload-gib", .help = "size of that file, per rank"},
-    {"block-size", NULL, NULL, TD_OPTION_INT, AT(block_size), LAYOUT, .metavar = "TOKENS", .min = 1,
-     .max = 1024, .preset = "16", .help = "tokens per block of the KV cache"},
+    {"block-size", NULL, NULL, TD_OPTION_INT, AT(block_size), LAYOUT | SCALE, .metavar = "TOKENS",
+     .min = 1, .max = 1024, .preset = "16", .help = "tokens per block of the KV cache"},
 
     {"max-num-seqs", NULL, "Scheduling", TD_OPTION_INT, AT(max_num_seqs), LAYOUT, .metavar = "N",
      .min = 1, .max = 65536, .preset = "16", .help = "sequences that run at the same time"},
-    {"max-num-batched-tokens", NULL, NULL, TD_OPTION_INT, AT(max_num_batched_tokens), LAYOUT,
-     .metavar = "TOKENS", .min = 1, .max = 1 << 20, .preset = "512",
+    {"max-num-batched-tokens", NULL, NULL, TD_OPTION_INT, AT(max_num_batched_tokens),
+     LAYOUT | SCALE, .metavar = "TOKENS", .min = 1, .max = 1 << 20, .preset = "512",
      .help = "tokens of one step, prompts and answers together"},
     {"max-queue", NULL, NULL, TD_OPTION_INT, AT(max_queue), TD_FOR_SERVE, .metavar = "N", .min = 0,
      .max = 1000000, .preset = "256",
@@ -286,27 +293,31 @@ static const struct td_option table[] = {
     {"rule", NULL, NULL, TD_OPTION_ENUM, AT(rule), TD_FOR_PERPLEXITY, .values = rules,
      .preset = "llamacpp",
      .help = "which tokens of a window count: its second half, or all but the first"},
-    {"prompt-tokens", NULL, NULL, TD_OPTION_INT, AT(prompt_tokens), SPEED, .metavar = "N", .min = 1,
-     .max = 1 << 20, .preset = "512", .help = "length of the prompt that is measured or predicted"},
+    {"prompt-tokens", NULL, NULL, TD_OPTION_INT, AT(prompt_tokens), SPEED | SCALE, .metavar = "N",
+     .min = 1, .max = 1 << 20, .preset = "512", SWEEP(prompt_tokens, 1),
+     .help = "length of the prompt that is measured or predicted; of bench scale several, "
+             "separated by commas"},
     {"predict", NULL, NULL, TD_OPTION_FLAG, AT(predict), TD_FOR_PLAN,
      .help =
          "the speed of every layout of --ranks ranks and fewer, and which to take; measures this "
          "machine for about a second, or takes --cluster"},
     {"cluster", NULL, NULL, TD_OPTION_STRING, AT(cluster), TD_FOR_PLAN, .metavar = "FILE",
      .help = "YAML file of machines that are not here, for --predict (deploy/clusters/)"},
-    {"gen-tokens", NULL, NULL, TD_OPTION_INT, AT(gen_tokens), TD_FOR_BENCH, .metavar = "N",
+    {"gen-tokens", NULL, NULL, TD_OPTION_INT, AT(gen_tokens), TD_FOR_BENCH | SCALE, .metavar = "N",
      .min = 1, .max = 1 << 20, .preset = "64",
      .help = "decode steps of a repetition: tokens after the prompt, per sequence of a batch"},
     {"batch", NULL, NULL, TD_OPTION_INT, AT(batch), SPEED, .metavar = "N", .min = 1, .max = 65536,
      .preset = "16", .help = "sequences of the batched decode"},
-    {"depth", NULL, NULL, TD_OPTION_INT, AT(depth), SPEED, .metavar = "N", .min = 1, .max = 1 << 24,
-     .preset = "4096",
-     .help = "tokens that stand before the decode at a depth; bench runs them as a prompt once"},
+    {"depth", NULL, NULL, TD_OPTION_INT, AT(depth), SPEED | SCALE, .metavar = "N", .min = 1,
+     .max = 1 << 24, .preset = "4096", SWEEP(depth, 0),
+     .help = "tokens that stand before the decode at a depth; bench runs them as a prompt once; of "
+             "bench scale (unless set 0) several, separated by commas, where 0 decodes behind the "
+             "prompt"},
     {"cases", NULL, NULL, TD_OPTION_LIST, AT(cases), TD_FOR_BENCH, .metavar = "LIST",
      .commas = true, .preset_note = "all",
      .help = "what is measured, separated by commas: decode, prefill, batch, depth, load, first"},
-    {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions), TD_FOR_BENCH | TD_FOR_BENCH_COMM,
-     .metavar = "N", .min = 1, .max = 1000, .preset = "5",
+    {"repetitions", NULL, NULL, TD_OPTION_INT, AT(repetitions),
+     TD_FOR_BENCH | SCALE | TD_FOR_BENCH_COMM, .metavar = "N", .min = 1, .max = 1000, .preset = "5",
      .help = "runs of each case, of which best and median are shown; of bench comm: rounds of each "
              "contender (10, where ranks share cores 4)"},
     {"operations", NULL, NULL, TD_OPTION_LIST, AT(operations), TD_FOR_BENCH_COMM, .metavar = "LIST",
@@ -317,6 +328,22 @@ static const struct td_option table[] = {
      .commas = true, .preset_note = "8,8K,64K,1M,16M",
      .help = "bytes of a message or a sum of each rank, multiples of 4, separated by commas; K, M "
              "and G are powers of 1024"},
+    {"layouts", NULL, NULL, TD_OPTION_ENUMS, AT(layouts), SCALE, .values = layouts,
+     .several = SCALE, .preset_note = "all; with --netlab tp",
+     .help = "which layouts of each count of ranks, separated by commas: tensor parallel, pipeline "
+             "parallel, all mixtures of both"},
+    {"retries", NULL, NULL, TD_OPTION_INT, AT(retries), SCALE, .metavar = "N", .min = 0, .max = 10,
+     .preset = "2",
+     .help =
+         "how often a point is measured again whose memory probes before and after it differ by "
+         "more than 5 %"},
+    {"run-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(run_timeout), SCALE, .metavar = "SECONDS",
+     .low = 0, .high = 86400, .above_low = true, .preset = "1800",
+     .help = "longest time of one measurement with its mpirun, which is ended whole then"},
+    {"netlab", NULL, NULL, TD_OPTION_STRING, AT(netlab), SCALE,
+     .metavar = "delay=0,50us,1ms;rate=0,1gbit",
+     .help = "ranks on hosts of their own (deploy/netlab; Linux, as root), over links of each of "
+             "these one-way delays and rates; 0: as the machine is"},
 
     {"concurrency", NULL, "Load", TD_OPTION_LIST, AT(concurrency), LOAD, .metavar = "N[,N...]",
      .commas = true, .preset_note = "1, without --request-rate and --trace",
@@ -359,13 +386,14 @@ static const struct td_option table[] = {
      .commas = true,
      .help =
          "what a good request keeps, each optional; goodput counts those; itl: every gap of it"},
-    {"json-file", NULL, NULL, TD_OPTION_STRING, AT(json_file), LOAD | TD_FOR_BENCH_COMM,
+    {"json-file", NULL, NULL, TD_OPTION_STRING, AT(json_file), LOAD | SCALE | TD_FOR_BENCH_COMM,
      .metavar = "PATH", .help = "write settings and results there as JSON"},
     {"save-requests", NULL, NULL, TD_OPTION_FLAG, AT(save_requests), LOAD,
      .help = "put a record of every request into the JSON"},
-    {"svg", NULL, NULL, TD_OPTION_STRING, AT(svg), LOAD | TD_FOR_BENCH_COMM, .metavar = "PATH",
+    {"svg", NULL, NULL, TD_OPTION_STRING, AT(svg), LOAD | SCALE | TD_FOR_BENCH_COMM,
+     .metavar = "PATH",
      .help = "draw latency and throughput over the loads of a sweep there; of bench comm: time "
-             "over bytes"},
+             "over bytes; of bench scale: tokens per second over ranks or links"},
 
     {"output", NULL, "Quantisation", TD_OPTION_STRING, AT(output), TD_FOR_QUANTIZE,
      .required = TD_FOR_QUANTIZE, .metavar = "PATH",
@@ -405,9 +433,10 @@ const struct td_option *td_options_table(size_t *n_rows)
 
 const char *td_options_command_name(unsigned command_bit)
 {
-    static const char *const names[] = {
-        "serve",  "worker", "generate", "tokenize", "perplexity",  "plan",   "inspect",
-        "status", "chat",   "bench",    "quantize", "bench serve", "doctor", "bench comm"};
+    static const char *const names[] = {"serve",      "worker",     "generate",   "tokenize",
+                                        "perplexity", "plan",       "inspect",    "status",
+                                        "chat",       "bench",      "quantize",   "bench serve",
+                                        "doctor",     "bench comm", "bench scale"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

@@ -165,6 +165,29 @@ static bool parse_enums(const struct td_option *row, const char *text, struct td
     return true;
 }
 
+enum td_status td_option_value_parse_ints(const struct td_option *row, const char *value,
+                                          struct td_option_ints *out)
+{
+    struct td_option_ints all = {0};
+
+    for (const char *p = value;;) {
+        size_t len = strcspn(p, ",");
+        char number[24];
+
+        if (len >= sizeof number || all.n == TD_OPTION_MAX_INTS)
+            return TD_INVALID;
+        memcpy(number, p, len);
+        number[len] = '\0';
+        if (!parse_int(number, row->sweep_min, row->max, &all.value[all.n++]))
+            return TD_INVALID;
+        if (!p[len])
+            break;
+        p += len + 1;
+    }
+    *out = all;
+    return TD_OK;
+}
+
 static bool parse_shares(const char *text, struct td_option_shares *out)
 {
     struct td_option_shares shares = {0};

@@ -10,5 +10,8 @@ enum { TD_OPTION_MAX_LIST = 1024, TD_OPTION_MAX_IDS = 1 << 20 };
  * copied into `arena`. TD_INVALID when it is no such value (td_options_expected says what is), TD_NO_MEMORY. */
 enum td_status td_option_value_parse(const struct td_option *row, const char *value,
                                      struct td_arena *arena, void *field);
+/* The same for an INT row of a command that takes several: whole numbers from sweep_min to max, separated by commas. */
+enum td_status td_option_value_parse_ints(const struct td_option *row, const char *value,
+                                          struct td_option_ints *out);
 
 #endif

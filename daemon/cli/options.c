@@ -144,14 +144,30 @@ static void command_list(unsigned commands, char *out, size_t out_bytes)
                                   td_options_command_name(bit));
 }
 
+static bool is_sweep(const struct td_options *opts, const struct td_option *row)
+{
+    return (row->sweeps & opts->command) != 0;
+}
+
+/* td_options_expected of the command at hand. */
+static void expected_of(const struct td_options *opts, const struct td_option *row, char *out,
+                        size_t out_bytes)
+{
+    if (is_sweep(opts, row))
+        snprintf(out, out_bytes, "integers from %lld to %lld separated by commas, at most %d",
+                 (long long)row->sweep_min, (long long)row->max, TD_OPTION_MAX_INTS);
+    else
+        td_options_expected(row, out, out_bytes);
+}
+
 /* Names origin, value and what was expected; a secret value is not shown, control characters neither. */
-static enum td_status refuse_value(const struct td_option *row, const struct origin *from,
-                                   const char *value, struct td_err *err)
+static enum td_status refuse_value(const struct td_options *opts, const struct td_option *row,
+                                   const struct origin *from, const char *value, struct td_err *err)
 {
     char expected[160], shown[64];
     size_t n = 0;
 
-    td_options_expected(row, expected, sizeof expected);
+    expected_of(opts, row, expected, sizeof expected);
     for (; value[n] && n < sizeof shown - 1; n++)
         shown[n] = (unsigned char)value[n] < 0x20 || value[n] == 0x7f ? '?' : value[n];
     shown[n] = '\0';
@@ -195,9 +211,12 @@ static enum td_status put(struct td_options *opts, const struct td_option *row,
         return TD_OK;
     if (row->type == TD_OPTION_LIST && *source != from->source)
         memset((char *)opts + row->offset, 0, sizeof(struct td_option_list));
-    status = td_option_value_parse(row, value, &opts->arena, (char *)opts + row->offset);
+    status =
+        is_sweep(opts, row)
+            ? td_option_value_parse_ints(row, value, (void *)((char *)opts + row->sweep_offset))
+            : td_option_value_parse(row, value, &opts->arena, (char *)opts + row->offset);
     if (status == TD_INVALID)
-        return refuse_value(row, from, value, err);
+        return refuse_value(opts, row, from, value, err);
     if (status != TD_OK)
         return no_memory(err);
     status = check_several(opts, row, from, err);
@@ -341,9 +360,10 @@ static enum td_status find_flag(const char *arg, size_t len, const struct td_opt
 }
 
 /* The value of the flag at argv[i]: after '=', or the next argument. A flag needs none. */
-static enum td_status take_flag_value(struct walk *w, const struct td_option *row,
-                                      const char *label, const char *equals, bool negated,
-                                      char **value, struct td_err *err)
+static enum td_status take_flag_value(const struct td_options *opts, struct walk *w,
+                                      const struct td_option *row, const char *label,
+                                      const char *equals, bool negated, char **value,
+                                      struct td_err *err)
 {
     static char yes[] = "true", no[] = "false";
     char expected[160], *next;
@@ -360,7 +380,7 @@ static enum td_status take_flag_value(struct walk *w, const struct td_option *ro
     }
     next = w->i + 1 < w->argc ? w->argv[w->i + 1] : NULL;
     if (!next || (next[0] == '-' && next[1] == '-')) {
-        td_options_expected(row, expected, sizeof expected);
+        expected_of(opts, row, expected, sizeof expected);
         return td_err_set(err, TD_INVALID, "%s has no value, expected %s%s", label, expected,
                           next ? " (a value that begins with -- is written --option=value)" : "");
     }
@@ -389,7 +409,7 @@ static enum td_status put_flag(struct td_options *opts, struct walk *w, struct t
         return td_err_set(err, TD_INVALID, "%s is no option of '%s'; it belongs to %s", label,
                           td_options_command_name(opts->command), commands);
     }
-    status = take_flag_value(w, row, label, equals, negated, &value, err);
+    status = take_flag_value(opts, w, row, label, equals, negated, &value, err);
     if (status != TD_OK)
         return status;
     status = put(opts, row, &(struct origin){TD_SOURCE_FLAG, label}, value, err);

@@ -27,7 +27,8 @@ enum td_option_command {
     TD_FOR_BENCH_SERVE = 1 << 11,
     TD_FOR_DOCTOR = 1 << 12,
     TD_FOR_BENCH_COMM = 1 << 13,
-    TD_FOR_ALL = (1 << 14) - 1
+    TD_FOR_BENCH_SCALE = 1 << 14,
+    TD_FOR_ALL = (1 << 15) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */
@@ -64,6 +65,12 @@ struct td_option_enums {
     int value[TD_OPTION_MAX_ENUMS];
 };
 
+enum { TD_OPTION_MAX_INTS = 16 };
+struct td_option_ints {
+    uint32_t n; /* 0: not set */
+    int64_t value[TD_OPTION_MAX_INTS];
+};
+
 enum { TD_OPTION_MAX_SHARES = 256 };
 struct td_option_shares {
     uint32_t n; /* 0: not set */
@@ -94,6 +101,7 @@ enum td_option_isa {
 enum td_option_transport { TD_TRANSPORT_AUTO, TD_TRANSPORT_MPI };
 enum td_option_fp8_scales { TD_FP8_SCALES_BLOCK, TD_FP8_SCALES_CHANNEL, TD_FP8_SCALES_TENSOR };
 enum td_option_endpoint { TD_ENDPOINT_COMPLETIONS, TD_ENDPOINT_CHAT };
+enum td_option_layout { TD_LAYOUT_TP, TD_LAYOUT_PP, TD_LAYOUT_TPXPP, TD_LAYOUT_ALL };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
 
 enum { TD_OPTIONS_MAX_ROWS = 128 };
@@ -209,6 +217,13 @@ struct td_options {
     struct td_option_list sizes;      /* bytes (commset.h); empty: the usual ones */
     struct td_option_list operations; /* empty: all */
 
+    /* sweeps: the rows of ranks, prompt_tokens and depth, where a command takes several values */
+    struct td_option_ints sweep_ranks, sweep_prompt_tokens, sweep_depth;
+    struct td_option_enums layouts; /* enum td_option_layout; n 0: not said */
+    int64_t retries;
+    double run_timeout; /* seconds */
+    const char *netlab; /* a link's shapes (linkspec.h) */
+
     /* load */
     struct td_option_list concurrency;  /* whole numbers; empty: not said */
     struct td_option_list request_rate; /* numbers or "inf"; empty: not said */
@@ -257,6 +272,9 @@ struct td_option {
     double low, high;          /* FLOAT, both included */
     bool above_low;            /* FLOAT: `low` itself is refused */
     const char *const *values; /* ENUM, ENUMS, NULL-terminated */
+    size_t sweep_offset;       /* INT: of the struct td_option_ints that takes the values of */
+    unsigned sweeps;           /* these commands, several separated by commas, */
+    int64_t sweep_min;         /* each from here to max */
     unsigned several;         /* ENUMS: the commands that take more than one, separated by commas */
     const char *refusal_note; /* said with what was expected; NULL: nothing */
     bool commas;              /* LIST: one value may hold several, separated by commas */

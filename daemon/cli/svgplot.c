@@ -222,7 +222,8 @@ static void put_x_ticks(struct picture *pic, double top, double bottom, bool num
             continue;
         last = x;
         if (isinf(pic->p->x[i]))
-            snprintf(text, sizeof text, "all at once");
+            snprintf(text, sizeof text, "%s",
+                     pic->p->x_infinite ? pic->p->x_infinite : "all at once");
         else
             format_x(pic->p, pic->p->x[i], text, sizeof text);
         put_label(pic, isinf(pic->p->x[i]) ? x + INNER : x, bottom + 17.0,
@@ -361,18 +362,26 @@ static void put_panel(struct picture *pic, const struct td_svgplot_panel *panel,
         put_series(pic, &a, &panel->series[s], colour_of(panel, s));
 }
 
-enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out)
+static int height_of(const struct td_svgplot *p)
 {
-    struct picture pic = {.p = p, .out = out};
-    double start = HEAD;
     int height = HEAD + FOOT;
 
     for (size_t i = 0; i < p->n_panels; i++)
         height += (int)panel_height(&p->panels[i]);
-    set_x(&pic);
-    PUT(&pic,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d "
-        "%d\" "
+    return height;
+}
+
+/* One plot as an element of its own, `top` pixels below the picture's edge. */
+static void put_plot(struct picture *pic, int top)
+{
+    const struct td_svgplot *p = pic->p;
+    int height = height_of(p);
+    double start = HEAD;
+
+    set_x(pic);
+    PUT(pic,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" y=\"%d\" width=\"%d\" height=\"%d\" "
+        "viewBox=\"0 0 %d %d\" "
         "font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">\n<style>\n"
         ".title { font-size: 18px; font-weight: bold; fill: #111111 }\n"
         ".sub { font-size: 12px; fill: #555555 }\n"
@@ -382,14 +391,42 @@ enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out
         ".grid { stroke: #e4e4e4; stroke-width: 1 }\n"
         ".frame { fill: none; stroke: #999999; stroke-width: 1 }\n"
         "</style>\n<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n",
-        WIDTH, height, WIDTH, height, WIDTH, height);
-    put_label(&pic, LEFT, 28.0, "start", "title", p->title);
-    put_label(&pic, LEFT, 48.0, "start", "sub", p->subtitle);
+        top, WIDTH, height, WIDTH, height, WIDTH, height);
+    put_label(pic, LEFT, 28.0, "start", "title", p->title);
+    put_label(pic, LEFT, 48.0, "start", "sub", p->subtitle);
     for (size_t i = 0; i < p->n_panels; i++) {
-        put_panel(&pic, &p->panels[i], start, i + 1 == p->n_panels);
+        put_panel(pic, &p->panels[i], start, i + 1 == p->n_panels);
         start += panel_height(&p->panels[i]);
     }
-    put_label(&pic, (LEFT + WIDTH - RIGHT) / 2.0, height - 12.0, "middle", "axis", p->x_title);
+    put_label(pic, (LEFT + WIDTH - RIGHT) / 2.0, height - 12.0, "middle", "axis", p->x_title);
+    PUT(pic, "</svg>\n");
+}
+
+enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out)
+{
+    struct picture pic = {.p = p, .out = out};
+
+    put_plot(&pic, 0);
+    return pic.failed;
+}
+
+enum td_status td_svgplot_stack(const struct td_svgplot *plots, size_t n, struct td_bytes *out)
+{
+    struct picture pic = {.out = out};
+    int top = 0;
+
+    for (size_t i = 0; i < n; i++)
+        top += height_of(&plots[i]);
+    PUT(&pic,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d "
+        "%d\">\n",
+        WIDTH, top, WIDTH, top);
+    top = 0;
+    for (size_t i = 0; i < n; i++) {
+        pic.p = &plots[i];
+        put_plot(&pic, top);
+        top += height_of(&plots[i]);
+    }
     PUT(&pic, "</svg>\n");
     return pic.failed;
 }

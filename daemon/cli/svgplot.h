@@ -33,8 +33,9 @@ struct td_svgplot {
     const char *title, *subtitle;
     const char *x_title;
     const double
-        *x;   /* [n] above 0 and rising; the last may be infinite: it stands apart, at the right */
-    size_t n; /* at least 1 */
+        *x; /* [n] above 0 and rising; the last may be infinite: it stands apart, at the right */
+    const char *x_infinite; /* what stands below an infinite x; NULL: "all at once" */
+    size_t n;               /* at least 1 */
     const struct td_svgplot_panel *panels; /* [n_panels] */
     size_t n_panels;
     bool x_in_1024; /* a logarithmic axis with ticks like 8K and 1M, in powers of 1024 */
@@ -44,5 +45,7 @@ struct td_svgplot {
  * more height. Axes whose values span more than a factor of 8 (horizontal) or 50 (vertical) are logarithmic.
  * TD_NO_MEMORY. */
 enum td_status td_svgplot_write(const struct td_svgplot *p, struct td_bytes *out);
+/* The same of several plots with axes of their own, one above the other in one picture. */
+enum td_status td_svgplot_stack(const struct td_svgplot *plots, size_t n, struct td_bytes *out);
 
 #endif

@@ -39,6 +39,8 @@ struct td_launch_params {
         *worker_args; /* more arguments of the worker or the command, ends with NULL; may be NULL */
     /* Takes the output instead of the log; NULL: lines go to the log, tagged with their rank. */
     td_launch_output_fn *on_output;
+    /* Words before mpirun that run it elsewhere on this host, the first a file's path; ends with NULL; may be NULL. */
+    const char *const *prefix;
     const char *tmp_base; /* where the fresh directory is made; NULL: chosen */
     uint16_t port_base;   /* 0: TD_LAUNCH_PORT_BASE */
 };

@@ -310,6 +310,9 @@ enum td_status td_launch_argv_init(struct td_launch_argv *argv,
     if (argv->args == NULL) {
         return td_err_set(err, TD_NO_MEMORY, "no memory for a command line");
     }
+    for (size_t i = 0; params->prefix != NULL && params->prefix[i] != NULL; i++) {
+        add(&b, "%s", params->prefix[i]);
+    }
     add(&b, "%s", mpirun);
     if (params->n_ranks > 0) {
         add(&b, "-n");

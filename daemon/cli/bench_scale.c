@@ -69,6 +69,27 @@ static enum td_status check_file(struct scale *c, const char *flag, const char *
     return TD_OK;
 }
 
+static enum td_status check_hosts(struct scale *c)
+{
+    const struct td_options *o = c->opts;
+
+    if (!o->hostfile)
+        return TD_OK;
+    if (o->netlab)
+        return td_err_set(
+            c->err, TD_INVALID,
+            "--netlab makes hosts of its own: expected no --hostfile '%.120s' with it",
+            o->hostfile);
+    if (access(o->hostfile, R_OK) != 0)
+        return td_err_set(c->err, TD_INVALID, "--hostfile: '%.160s' cannot be read: %s",
+                          o->hostfile, strerror(errno));
+    if (o->sweep_ranks.n == 0)
+        return td_err_set(c->err, TD_INVALID,
+                          "--hostfile '%.160s': expected --ranks with it, the counts to go through",
+                          o->hostfile);
+    return TD_OK;
+}
+
 static unsigned kinds_of(const struct td_options *o)
 {
     static const unsigned bits[] = {TD_SCALE_TP, TD_SCALE_PP, TD_SCALE_BOTH, TD_SCALE_ALL};
@@ -79,23 +100,18 @@ static unsigned kinds_of(const struct td_options *o)
     return kinds ? kinds : o->netlab ? TD_SCALE_TP : TD_SCALE_ALL;
 }
 
-static enum td_status read_ranks(struct scale *c)
+static void read_ranks(struct scale *c)
 {
     uint32_t most;
 
     c->ranks = c->opts->sweep_ranks;
-    if (c->ranks.n == 0 && c->opts->hostfile)
-        return td_err_set(c->err, TD_INVALID,
-                          "--hostfile '%.160s': expected --ranks with it, the counts to go through",
-                          c->opts->hostfile);
     if (c->ranks.n)
-        return TD_OK;
+        return;
     most = c->opts->netlab                   ? LAB_DEFAULT_RANKS
            : c->n_cores < DEFAULT_MOST_RANKS ? c->n_cores
                                              : DEFAULT_MOST_RANKS;
     for (uint32_t n = 1; n <= most; n *= 2)
         c->ranks.value[c->ranks.n++] = n;
-    return TD_OK;
 }
 
 /* Lengths that the model has positions for. A prompt that nobody asked for gives way to a short model. */
@@ -132,11 +148,6 @@ static enum td_status read_lab(struct scale *c)
 
     if (!o->netlab)
         return TD_OK;
-    if (o->hostfile)
-        return td_err_set(
-            c->err, TD_INVALID,
-            "--netlab makes hosts of its own: expected no --hostfile '%.120s' with it",
-            o->hostfile);
     s = td_linkspec_parse(o->netlab, &c->lab, c->err);
     if (s) {
         td_err_context(c->err, "--netlab");
@@ -194,10 +205,12 @@ static enum td_status read_settings(struct scale *c)
     if (td_comm_mpi_launched())
         return td_err_set(c->err, TD_INVALID,
                           "bench scale starts mpirun itself: expected it outside of an MPI job");
-    s = check_file(c, "json-file", o->json_file);
+    s = check_hosts(c);
+    s = s ? s : check_file(c, "json-file", o->json_file);
     s = s ? s : check_file(c, "svg", o->svg);
     s = s ? s : count_cores(c);
-    s = s ? s : read_ranks(c);
+    if (!s)
+        read_ranks(c);
     s = s ? s : read_lab(c);
     s = s ? s : td_checkpoint_open(o->model, &c->ck, c->err);
     s = s ? s : td_plan_model_read(c->ck, &c->model, c->err);
@@ -374,11 +387,11 @@ static enum td_status run_point(struct scale *c, struct td_scale_point *point,
     } while (!s && td_scale_has_drifted(point->drift) && point->n_tries <= c->opts->retries);
     if (!s || point->read)
         s = s == TD_CANCELLED ? s : predict(c, point);
-    if (s && s != TD_CANCELLED && s < TD_NO_MEMORY) {
+    if (s)
         snprintf(point->failure, sizeof point->failure, "%.*s", (int)sizeof point->failure - 1,
                  td_err_format(c->err, text, sizeof text));
+    if (s != TD_CANCELLED && s != TD_NOT_FOUND && s < TD_NO_MEMORY)
         s = TD_OK;
-    }
     tell(c, point);
     return s;
 }
@@ -397,6 +410,7 @@ static enum td_status run_points(struct scale *c, struct td_scalelab *lab)
             (!before || before->delay != point->delay || before->rate != point->rate))
             s = td_scalelab_shape(lab, point->delay, point->rate, c->err);
         before = point;
+        td_term_progress(&c->term, "measuring", i, c->n_points, "points");
         s = s ? s : run_point(c, point, lab);
     }
     return s;

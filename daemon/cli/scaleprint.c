@@ -53,7 +53,7 @@ static void print_phase(const struct td_scaleprint *p, const struct td_scale_poi
     printf("  %7u  %-13s", point->read->n_threads, name);
     show(9, digits_of(measured->best), measured->best, "");
     show(9, digits_of(measured->median), measured->median, "");
-    show(8, 2, phase->speed_up, "");
+    show(8, phase->speed_up < 0.1 ? 3 : 2, phase->speed_up, "");
     show(10, 0, phase->efficiency * 100.0, " %");
     show(9, digits_of(phase->predicted.tokens_per_s),
          isfinite(phase->error) ? phase->predicted.tokens_per_s : NAN, "");

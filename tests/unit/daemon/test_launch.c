@@ -441,6 +441,29 @@ static void test_launch_runs_a_command_and_hands_on_its_output(void **state)
     td_launch_close(f->launch);
 }
 
+static void test_launch_puts_the_prefix_before_mpirun(void **state)
+{
+    struct fixture *f = *state;
+    const char *const prefix[] = {f->script, "exec", "h0", NULL};
+    spoken = (struct spoken){.f = f};
+    f->params.prefix = prefix;
+    f->params.mpirun = "/bin/true"; /* for the script, which runs nothing */
+    f->params.program = "/opt/tensord";
+    f->params.n_ranks = 2;
+    f->params.command = "bench";
+    f->params.coordinator = NULL;
+    f->params.cluster_key = TD_STR("");
+    f->params.worker_args = NULL;
+    f->params.on_output = on_output;
+    launch(f, "#!/bin/sh\nfor a; do printf '<%s>' \"$a\"; done\n");
+    run_for(f, 10000);
+    assert_int_equal(f->n_ends, 1);
+    assert_int_equal(f->end.exit_status, 0);
+    assert_int_equal(strncmp(spoken.text[0], "<exec><h0></bin/true><-n><2>", 28), 0);
+    assert_non_null(strstr(spoken.text[0], "</opt/tensord><bench>"));
+    td_launch_close(f->launch);
+}
+
 static void test_launch_refuses_what_cannot_start(void **state)
 {
     struct fixture *f = *state;
@@ -495,6 +518,7 @@ int main(void)
         TEST(test_launch_removes_what_dead_coordinators_left),
         TEST(test_launch_leaves_choices_that_the_user_made),
         TEST(test_launch_runs_a_command_and_hands_on_its_output),
+        TEST(test_launch_puts_the_prefix_before_mpirun),
         TEST(test_launch_refuses_what_cannot_start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

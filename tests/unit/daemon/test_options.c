@@ -120,6 +120,35 @@ static void test_options_read_every_type(void **state)
     td_options_deinit(&o);
 }
 
+static void test_options_take_several_numbers_where_a_command_sweeps(void **state)
+{
+    char *env[] = {(char[]){"TENSORD_DEPTH=0,1024"}, NULL};
+    struct td_options o;
+    struct td_err err;
+
+    (void)state;
+    if (parse_env(&o, TD_FOR_BENCH_SCALE, "m --ranks 1,2,4 --layouts pp,tpxpp", env, &err))
+        fail_msg("%s", err.cause);
+    assert_int_equal(o.sweep_ranks.n, 3);
+    assert_int_equal(o.sweep_ranks.value[0], 1);
+    assert_int_equal(o.sweep_ranks.value[2], 4);
+    assert_int_equal(o.sweep_depth.n, 2);
+    assert_int_equal(o.sweep_depth.value[0], 0);
+    assert_int_equal(o.sweep_depth.value[1], 1024);
+    assert_int_equal(o.sweep_prompt_tokens.n, 1); /* the default */
+    assert_int_equal(o.sweep_prompt_tokens.value[0], 512);
+    assert_true(td_options_is_set(&o, &o.ranks) && td_options_is_set(&o, &o.depth));
+    assert_false(td_options_is_set(&o, &o.prompt_tokens));
+    assert_int_equal(o.layouts.n, 2);
+    assert_int_equal(o.layouts.value[1], TD_LAYOUT_TPXPP);
+    td_options_deinit(&o);
+    /* The same names are one number elsewhere. */
+    assert_int_equal(parse(&o, TD_FOR_BENCH, "m --ranks 4", &err), TD_OK);
+    assert_int_equal(o.ranks, 4);
+    assert_int_equal(o.sweep_ranks.n, 0);
+    td_options_deinit(&o);
+}
+
 static void test_options_read_long_id_lists(void **state)
 {
     struct td_options o;
@@ -266,6 +295,15 @@ static void test_options_errors_name_flag_value_and_expectation(void **state)
         {TD_FOR_GENERATE, "m --prompt a --prompt-ids 1", {"one of --prompt", "got 2", ""}},
         {TD_FOR_SERVE, "m --ssl-keyfile k", {"go together", "only --ssl-keyfile", ""}},
         {TD_FOR_SERVE, "m --host 0.0.0.0", {"--host 0.0.0.0", "--api-key", "--insecure"}},
+        {TD_FOR_BENCH, "m --ranks 1,2", {"--ranks", "'1,2'", "an integer from 1 to 256"}},
+        {TD_FOR_BENCH, "m --depth 0", {"--depth", "'0'", "an integer from 1"}},
+        {TD_FOR_BENCH_SCALE, "m --ranks 1,,2", {"--ranks", "'1,,2'", "separated by commas"}},
+        {TD_FOR_BENCH_SCALE, "m --ranks 257", {"--ranks", "'257'", "integers from 1 to 256"}},
+        {TD_FOR_BENCH_SCALE, "m --ranks", {"--ranks", "no value", "separated by commas"}},
+        {TD_FOR_BENCH_SCALE,
+         "m --ranks 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+         {"--ranks", "at most 16", ""}},
+        {TD_FOR_BENCH_SCALE, "m --layouts dp", {"--layouts", "'dp'", "tp, pp, tpxpp, all"}},
         {TD_FOR_SERVE, "m --config /nonexistent", {"--config", "'/nonexistent'", ""}},
     };
 
@@ -420,6 +458,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options_have_the_promised_defaults),
         cmocka_unit_test(test_options_read_every_type),
+        cmocka_unit_test(test_options_take_several_numbers_where_a_command_sweeps),
         cmocka_unit_test(test_options_read_long_id_lists),
         cmocka_unit_test(test_options_flag_wins_over_environment_over_file_over_default),
         cmocka_unit_test(test_options_lists_of_a_stronger_source_replace_weaker_ones),

@@ -212,12 +212,57 @@ static void test_svgplot_names_many_lines_below_the_title(void **state)
     td_bytes_deinit(&out);
 }
 
+static void test_svgplot_stacks_pictures_that_do_not_overlap(void **state)
+{
+    const double x[] = {1, 2, INFINITY}, y[] = {10, 20, 30};
+    const struct td_svgplot_panel panels[] = {
+        {.title = "one", .series = {{.name = "a", .y = y}}, .n_series = 1},
+        {.title = "two", .series = {{.name = "a", .y = y}}, .n_series = 1}};
+    const struct td_svgplot plots[] = {{.title = "upper",
+                                        .subtitle = "",
+                                        .x_title = "x",
+                                        .x = x,
+                                        .x_infinite = "no <limit>",
+                                        .n = 3,
+                                        .panels = panels,
+                                        .n_panels = 2},
+                                       {.title = "lower",
+                                        .subtitle = "",
+                                        .x_title = "x",
+                                        .x = x,
+                                        .n = 2,
+                                        .panels = panels,
+                                        .n_panels = 1}};
+    struct td_bytes out = {0};
+    const char *upper, *lower;
+    int top, height, all;
+
+    (void)state;
+    assert_int_equal(td_svgplot_stack(plots, 2, &out), TD_OK);
+    check_well_formed(out.data);
+    assert_int_equal(count(out.data, "<circle"), 3 + 3 + 2);
+    assert_int_equal(count(out.data, "no &lt;limit&gt;"), 1);
+    assert_int_equal(count(out.data, "all at once"), 0);
+    upper = strstr(strstr(out.data, "<svg") + 1, "<svg");
+    lower = strstr(upper + 1, "<svg");
+    assert_non_null(lower);
+    all = atoi(strstr(out.data, "height=\"") + 8);
+    height = atoi(strstr(upper, "height=\"") + 8);
+    top = atoi(strstr(lower, " y=\"") + 4);
+    assert_int_equal(atoi(strstr(upper, " y=\"") + 4), 0);
+    assert_true(height > 2 * 100);
+    assert_int_equal(top, height); /* one begins where the other ends */
+    assert_int_equal(all, top + atoi(strstr(lower, "height=\"") + 8));
+    td_bytes_deinit(&out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_svgplot_is_well_formed_and_marks_every_value),
         cmocka_unit_test(test_svgplot_puts_larger_values_higher_and_further_right),
         cmocka_unit_test(test_svgplot_names_many_lines_below_the_title),
+        cmocka_unit_test(test_svgplot_stacks_pictures_that_do_not_overlap),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

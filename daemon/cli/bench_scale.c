@@ -7,6 +7,7 @@
 #include "daemon/cli/scalelab.h"
 #include "daemon/cli/scaleprint.h"
 #include "daemon/engine/hostshare.h"
+#include "daemon/log.h"
 
 #include <errno.h>
 #include <math.h>
@@ -180,7 +181,8 @@ static enum td_status list_points(struct scale *c)
 
     for (uint32_t link = 0; !s && link <= n_links; link++)
         for (uint32_t l = 0; !s && l < c->n_layouts; l++) {
-            struct td_scale_point point = {.layout = c->layouts[l], .drift = NAN};
+            struct td_scale_point point = {
+                .layout = c->layouts[l], .drift = NAN, .link = {NAN, NAN}};
 
             if (n_links && (link == 0) != (point.layout.ranks == 1))
                 continue;
@@ -286,6 +288,9 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
 static enum td_status predict(struct scale *c, struct td_scale_point *point)
 {
     struct td_predict_load load = td_scale_load(point->read, 0);
+    double row = (double)c->model.spec->d_model * sizeof(float),
+           n_rows = fmin(load.prompt_tokens, (double)c->opts->max_num_batched_tokens);
+    struct td_scale_sizes sizes = {row, row * fmax(n_rows, 2.0)};
     uint64_t share[TD_PLAN_MAX_RANKS];
     struct td_plan_params params;
     struct td_prediction prediction;
@@ -294,7 +299,9 @@ static enum td_status predict(struct scale *c, struct td_scale_point *point)
     td_scale_predict(point, NULL);
     if (!point->read->has_machine)
         return TD_OK;
-    td_scale_join(&point->read->before, &point->read->after, &c->machine);
+    td_scale_join(&point->read->before, &point->read->after, &sizes, &c->machine);
+    if (point->layout.ranks > 1)
+        point->link = c->machine.n_hosts > 1 ? c->machine.inter : c->machine.intra;
     s = td_spmd_plan_params(c->opts, c->model.spec, point->layout.ranks, NULL, share, &params,
                             c->err);
     params.tp = point->layout.tp;
@@ -410,7 +417,8 @@ static enum td_status run_points(struct scale *c, struct td_scalelab *lab)
             (!before || before->delay != point->delay || before->rate != point->rate))
             s = td_scalelab_shape(lab, point->delay, point->rate, c->err);
         before = point;
-        td_term_progress(&c->term, "measuring", i, c->n_points, "points");
+        if (c->term.is_tty) /* else the line of each point will do */
+            td_term_progress(&c->term, "measuring", i, c->n_points, "points");
         s = s ? s : run_point(c, point, lab);
     }
     return s;
@@ -544,6 +552,8 @@ static int run_and_show(struct scale *c)
     enum td_status s, shown;
 
     forget_variables();
+    if (!o->verbose && !td_options_is_set(o, &o->log_level))
+        td_log_set_level(TD_LOG_WARN); /* of launching, only what goes wrong */
     td_bench_cpu_name(c->cpu, sizeof c->cpu);
     td_term_init(&c->term, stderr);
     s = td_scalerun_open(&c->run, c->err);

@@ -84,13 +84,26 @@ bool td_scale_has_drifted(double drift)
     return drift > MOST_DRIFT; /* not when it is unknown */
 }
 
-static struct td_machine_link better_link(struct td_machine_link a, struct td_machine_link b)
+static double time_of(const struct td_machine_link *link, double bytes)
 {
-    return b.latency_s < a.latency_s ? b : a;
+    return link->latency_s + bytes / link->bytes_per_s;
+}
+
+/* The line through the better time of each size: one disturbed time turns a whole line, and with it the latency. */
+static struct td_machine_link better_link(const struct td_machine_link *a,
+                                          const struct td_machine_link *b,
+                                          const struct td_scale_sizes *sizes)
+{
+    double small = fmin(time_of(a, sizes->small), time_of(b, sizes->small));
+    double large = fmin(time_of(a, sizes->large), time_of(b, sizes->large));
+    double fastest = fmax(a->bytes_per_s, b->bytes_per_s);
+    double slope = fmax((large - small) / (sizes->large - sizes->small), 1.0 / fastest);
+
+    return (struct td_machine_link){fmax(small - sizes->small * slope, 0.0), 1.0 / slope};
 }
 
 void td_scale_join(const struct td_machine *before, const struct td_machine *after,
-                   struct td_machine *out)
+                   const struct td_scale_sizes *sizes, struct td_machine *out)
 {
     *out = *before;
     for (uint32_t i = 0; i < out->n_ranks && i < after->n_ranks; i++) {
@@ -104,8 +117,8 @@ void td_scale_join(const struct td_machine *before, const struct td_machine *aft
     }
     for (uint32_t h = 0; h < out->n_hosts && h < after->n_hosts; h++)
         out->host_bytes_per_s[h] = fmax(out->host_bytes_per_s[h], after->host_bytes_per_s[h]);
-    out->intra = better_link(before->intra, after->intra);
-    out->inter = better_link(before->inter, after->inter);
+    out->intra = better_link(&before->intra, &after->intra, sizes);
+    out->inter = better_link(&before->inter, &after->inter, sizes);
 }
 
 struct td_predict_load td_scale_load(const struct td_benchread *read, uint32_t prefill_chunk)

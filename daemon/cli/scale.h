@@ -35,6 +35,9 @@ struct td_scale_point {
     char failure[TD_SCALE_FAILURE_BYTES]; /* why there are no figures; "": not run, or there are */
     struct td_benchread *read;            /* owned; NULL: no figures */
     uint32_t n_tries;
+    struct td_machine_link
+        link;     /* what its prediction took for it: between hosts if it has several;
+                                    latency NAN: one rank, or not measured */
     double drift; /* of the memory probes before and after; NAN: they could not be taken */
     struct td_scale_phase decode, prefill;
 };
@@ -52,9 +55,14 @@ enum td_scale_kind td_scale_kind_of(const struct td_scale_layout *layout);
 double td_scale_drift(const struct td_machine *before, const struct td_machine *after);
 /* Whether that is more than 5 %: such a point is measured again, or marked. */
 bool td_scale_has_drifted(double drift);
-/* The better of two takes, as shares in `bench` are of the better probe: every rate by itself, a link whole, by its latency. */
+/* Bytes of the messages that links are judged by: of one row and of a prompt's rows. small < large. */
+struct td_scale_sizes {
+    double small, large;
+};
+/* The better of two takes, as shares in `bench` are of the better probe: every rate by itself, of a link the better time of each
+ * size. */
 void td_scale_join(const struct td_machine *before, const struct td_machine *after,
-                   struct td_machine *out);
+                   const struct td_scale_sizes *sizes, struct td_machine *out);
 /* What a prediction for the point is asked: the mean depth of its decode, its prompt. */
 struct td_predict_load td_scale_load(const struct td_benchread *read, uint32_t prefill_chunk);
 

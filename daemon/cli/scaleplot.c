@@ -26,7 +26,7 @@ struct plotter {
     bool failed;           /* no memory */
     struct td_svgplot plots[MAX_PLOTS];
     size_t n_plots;
-    char title[TITLE_BYTES + 128], subtitle[256];
+    char title[TITLE_BYTES + 128];
 };
 
 static bool matches(const struct td_scale_point *p, const struct match *m)
@@ -104,8 +104,6 @@ static void add_series(struct plotter *g, const struct frame *f, struct td_svgpl
                        const struct line *line, bool prefill, bool predicted)
 {
     double *y = take(g, f->n, sizeof *y);
-    char name[64];
-
     if (!y || panel->n_series == TD_SVGPLOT_MAX_SERIES)
         return;
     for (size_t i = 0; i < f->n; i++) {
@@ -114,9 +112,8 @@ static void add_series(struct plotter *g, const struct frame *f, struct td_svgpl
         f->set_x(g->p, f->x, f->order, i, &m);
         y[i] = value_of(g->p, &m, prefill, predicted);
     }
-    snprintf(name, sizeof name, "%s%s", line->name, predicted ? ", predicted" : "");
-    panel->series[panel->n_series++] =
-        (struct td_svgplot_series){.name = text(g, name), .y = y, .dashed = predicted};
+    panel->series[panel->n_series++] = (struct td_svgplot_series){
+        .name = predicted ? NULL : line->name, .y = y, .dashed = predicted};
 }
 
 /* Decode and prefill, a panel each. */
@@ -129,11 +126,11 @@ static void add_panels(struct plotter *g, struct td_svgplot *plot, struct td_svg
         char title[TITLE_BYTES];
 
         if (prefill)
-            snprintf(title, sizeof title, "prefill, tokens/s%s: %u tokens", of,
-                     lines->match.prompt_tokens);
+            snprintf(title, sizeof title, "prefill of %u%s, tokens/s", lines->match.prompt_tokens,
+                     of);
         else
-            snprintf(title, sizeof title, "decode, tokens/s%s: behind %u tokens", of,
-                     lines->match.depth ? lines->match.depth : lines->match.prompt_tokens);
+            snprintf(title, sizeof title, "decode behind %u%s, tokens/s",
+                     lines->match.depth ? lines->match.depth : lines->match.prompt_tokens, of);
         panel->title = text(g, title);
         for (size_t i = 0; i < n_lines; i++) {
             add_series(g, f, panel, &lines[i], prefill, false);
@@ -165,12 +162,18 @@ static uint32_t list_settings(const struct td_scaleprint *p, bool per_layout,
     return n;
 }
 
-static struct td_svgplot *begin_plot(struct plotter *g, const struct frame *f, const char *x_title)
+/* `lines` says what they are: "a line per rate". */
+static struct td_svgplot *begin_plot(struct plotter *g, const struct frame *f, const char *x_title,
+                                     const char *lines)
 {
     struct td_svgplot *plot = &g->plots[g->n_plots++];
+    char words[256];
+
+    snprintf(words, sizeof words, "%.100s, %u cores; best of %lld runs; %s, dashed: predicted",
+             g->p->cpu, g->p->n_cores, (long long)g->p->opts->repetitions, lines);
 
     *plot = (struct td_svgplot){.title = g->title,
-                                .subtitle = g->subtitle,
+                                .subtitle = text(g, words),
                                 .x_title = x_title,
                                 .x_infinite = "no limit",
                                 .x = f->x,
@@ -222,7 +225,7 @@ static void plot_ranks(struct plotter *g, const struct td_scale_point **settings
     if (g->failed)
         return;
     list_ranks(g->p, &f);
-    plot = begin_plot(g, &f, "ranks");
+    plot = begin_plot(g, &f, "ranks", "a line per kind of layout");
     for (uint32_t s = 0; s < n; s++) {
         struct line lines[3];
         size_t n_lines = 0;
@@ -268,13 +271,15 @@ static double latency_us(const struct td_scaleprint *p, const struct td_linkspec
     uint32_t n = 0, n_there = 0;
 
     for (uint32_t i = 0; i < p->n; i++) {
-        const struct td_benchread *r = p->points[i].read;
+        const struct td_scale_point *point = &p->points[i];
 
-        n_there += r && p->points[i].delay == delay;
-        if (!r || p->points[i].delay != delay || !r->has_machine || r->n_hosts < 2)
+        if (!point->read || point->delay != delay)
             continue;
-        sum += fmin(r->before.inter.latency_s, r->after.inter.latency_s) * 1e6;
-        n++;
+        n_there++;
+        if (isfinite(point->link.latency_s)) {
+            sum += point->link.latency_s * 1e6;
+            n++;
+        }
     }
     if (n_there == 0)
         return NAN;
@@ -305,6 +310,7 @@ static void plot_links(struct plotter *g, const struct td_scale_point **settings
                       .set_x = over_rates ? set_rate : set_delay};
     const struct td_linkspec_value *other = over_rates ? lab->delay : lab->rate;
     struct td_svgplot *plot;
+    char what[96];
 
     n_lines = over_rates ? lab->n_delays : lab->n_rates;
     if (g->failed || n == 0)
@@ -319,19 +325,21 @@ static void plot_links(struct plotter *g, const struct td_scale_point **settings
     }
     if (f.n == 0)
         return;
+    snprintf(what, sizeof what, "tp %u x pp %u, ", settings[0]->layout.tp, settings[0]->layout.pp);
+    snprintf(what + (n > 1 ? 0 : strlen(what)), 32, "a line per %s",
+             over_rates ? "delay one way" : "rate");
     plot = begin_plot(g, &f,
                       over_rates ? "rate of a host's link, Mbit/s"
-                                 : "latency of a sum between hosts, measured by the ranks, us");
+                                 : "latency of a sum between hosts, measured by the ranks, us",
+                      what);
     for (uint32_t s = 0; s < n; s++) {
         struct line lines[TD_LINKSPEC_MAX];
         char of[48];
 
         for (uint32_t i = 0; i < n_lines; i++) {
-            char name[48];
+            const char *name = !over_rates && other[i].value == 0.0 ? "no limit" : other[i].text;
 
-            snprintf(name, sizeof name, "%s %.31s", over_rates ? "delay" : "rate",
-                     !over_rates && other[i].value == 0.0 ? "without limit" : other[i].text);
-            lines[i] = (struct line){text(g, name),
+            lines[i] = (struct line){name,
                                      {.prompt_tokens = settings[s]->prompt_tokens,
                                       .depth = settings[s]->depth,
                                       .layout = &settings[s]->layout,
@@ -339,7 +347,7 @@ static void plot_links(struct plotter *g, const struct td_scale_point **settings
                                       .rate = over_rates ? NULL : &other[i]}};
         }
         snprintf(of, sizeof of, ", tp %u x pp %u", settings[s]->layout.tp, settings[s]->layout.pp);
-        add_panels(g, plot, panels, &f, lines, n_lines, of);
+        add_panels(g, plot, panels, &f, lines, n_lines, n > 1 ? of : "");
     }
     plot->panels = panels;
 }
@@ -359,8 +367,6 @@ enum td_status td_scaleprint_svg(const struct td_scaleprint *p, struct td_bytes 
     td_arena_init(&g.arena, 0, 0);
     snprintf(g.title, sizeof g.title, "%.100s: speed %s", p->model->name,
              p->lab ? "over links" : "and ranks");
-    snprintf(g.subtitle, sizeof g.subtitle, "%.100s, %u cores; best of %lld runs", p->cpu,
-             p->n_cores, (long long)p->opts->repetitions);
     settings = take(&g, p->n, sizeof(*settings));
     if (settings && !p->lab)
         plot_ranks(&g, settings);

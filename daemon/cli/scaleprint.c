@@ -168,6 +168,12 @@ static json_t *point_json(const struct td_scale_point *p)
         return j;
     json_object_set_new(j, "threads", json_integer((json_int_t)p->read->n_threads));
     json_object_set_new(j, "hosts", json_integer((json_int_t)p->read->n_hosts));
+    if (isfinite(p->link.latency_s))
+        json_object_set_new(j, "exchange_link",
+                            json_pack("{s:f,s:f}", "latency_seconds", p->link.latency_s,
+                                      "bytes_per_second", p->link.bytes_per_s));
+    else
+        json_object_set_new(j, "exchange_link", json_null());
     json_object_set_new(j, "memory_drift", number(p->drift));
     json_object_set_new(j, "drifted", json_boolean(td_scale_has_drifted(p->drift)));
     json_object_set_new(j, "decode", phase_json(&p->read->decode, &p->decode));

@@ -268,11 +268,14 @@ static void put_series(struct picture *pic, const struct axis *a,
                 x_of(pic, i), place(a, series->y[i]), colour);
 }
 
+/* One that was given, else one for each name: a line without a name has that of the line before it. */
 static const char *colour_of(const struct td_svgplot_panel *panel, size_t s)
 {
-    size_t colour = panel->series[s].colour;
+    size_t colour = panel->series[s].colour, n_names = 0;
 
-    return colours[colour ? colour - 1 : s % TD_SVGPLOT_N_COLOURS];
+    for (size_t i = 1; i <= s; i++)
+        n_names += panel->series[i].name != NULL;
+    return colours[colour ? colour - 1 : n_names % TD_SVGPLOT_N_COLOURS];
 }
 
 /* About the width of a text of the size of the legend's. */
@@ -283,7 +286,18 @@ static double width_of(const char *text)
 
 static double legend_width(const struct td_svgplot_panel *panel, size_t s)
 {
-    return LEGEND_MARK + width_of(panel->series[s].name) + LEGEND_GAP;
+    const char *name = panel->series[s].name;
+
+    return name ? LEGEND_MARK + width_of(name) + LEGEND_GAP : 0.0;
+}
+
+static size_t count_names(const struct td_svgplot_panel *panel)
+{
+    size_t n = 0;
+
+    for (size_t s = 0; s < panel->n_series; s++)
+        n += panel->series[s].name != NULL;
+    return n;
 }
 
 /* Lines of names below the title; 0: they stand beside it, or there is nothing to tell apart. */
@@ -302,7 +316,7 @@ static size_t legend_lines(const struct td_svgplot_panel *panel)
         }
         at += width;
     }
-    return panel->n_series < 2 || total + 1.1 * width_of(panel->title) <= room ? 0 : n;
+    return count_names(panel) < 2 || total + 1.1 * width_of(panel->title) <= room ? 0 : n;
 }
 
 static void put_name(struct picture *pic, const struct td_svgplot_panel *panel, size_t s, double x,
@@ -322,7 +336,7 @@ static void put_legend(struct picture *pic, const struct td_svgplot_panel *panel
     size_t n_lines = legend_lines(panel);
     double x = n_lines ? LEFT : WIDTH - RIGHT + LEGEND_GAP;
 
-    if (panel->n_series < 2)
+    if (count_names(panel) < 2)
         return;
     for (size_t s = 0; s < panel->n_series && n_lines == 0; s++)
         x -= legend_width(panel, s);
@@ -330,6 +344,8 @@ static void put_legend(struct picture *pic, const struct td_svgplot_panel *panel
     for (size_t s = 0; s < panel->n_series; s++) {
         double width = legend_width(panel, s);
 
+        if (width <= 0.0)
+            continue;
         if (n_lines && x > LEFT && x + width - LEGEND_GAP > WIDTH - RIGHT) {
             x = LEFT;
             y += LEGEND_LINE;

@@ -15,8 +15,8 @@ enum { TD_SVGPLOT_MAX_SERIES = 16 };
 enum { TD_SVGPLOT_N_COLOURS = 7, TD_SVGPLOT_GREY, TD_SVGPLOT_BLACK };
 
 struct td_svgplot_series {
-    const char *name;
-    const double *y; /* [n of the plot]; not finite or below 0: no point there */
+    const char *name; /* NULL: not in the legend, and in the colour of the one before it */
+    const double *y;  /* [n of the plot]; not finite or below 0: no point there */
     bool dashed;
     size_t colour;
 };

@@ -99,13 +99,19 @@ def cluster_of(point):
     for kind, key in (("int8", "int8_tops"), ("bf16", "bf16_tflops"), ("f32", "f32_tflops")):
         if a["ops_per_second"][kind]:
             lines.append(f"    {key}: {max(a['ops_per_second'][kind], b['ops_per_second'][kind]) / 1e12!r}")
-    link = {"latency_seconds": 1e-6, "bytes_per_second": 1e9}
-    if point["ranks"] > 1:
-        link = min((before["intra_host"], after["intra_host"]), key=lambda x: x["latency_seconds"])
+    latency, rate = 1e-6, 1e9
+    if point["ranks"] == 1:
+        assert point["exchange_link"] is None
+    else:
+        links = [(x["intra_host"]["latency_seconds"], x["intra_host"]["bytes_per_second"]) for x in (before, after)]
+        # Through the better time of a row of 256 floats, and of the prompt's 48 rows.
+        small, large = (min(alpha + n / beta for alpha, beta in links) for n in (1024, 48 * 1024))
+        slope = max((large - small) / (47 * 1024), 1 / max(beta for _, beta in links))
+        latency, rate = max(small - 1024 * slope, 0.0), 1 / slope
+        assert point["exchange_link"] == pytest.approx({"latency_seconds": latency, "bytes_per_second": rate})
     lines += ["links:"]
     for name in ("intra_host", "inter_host"):
-        lines.append(f"  {name}: {{latency_us: {link['latency_seconds'] * 1e6!r}, "
-                     f"bandwidth_gb_per_s: {link['bytes_per_second'] / 1e9!r}}}")
+        lines.append(f"  {name}: {{latency_us: {latency * 1e6!r}, bandwidth_gb_per_s: {rate / 1e9!r}}}")
     lines.append(f"host_time_us: {min(a['host_seconds_per_step'], b['host_seconds_per_step']) * 1e6!r}")
     return "\n".join(lines) + "\n"
 
@@ -157,7 +163,7 @@ def test_scale_draws_every_figure(sweep):
     # Two panels with two kinds of layouts, measured and predicted, on one and two ranks.
     assert len(circles(root)) == 2 * 2 * 2 * 2
     words = [t.text for t in root.iter() if t.tag.endswith("text")]
-    for word in ("tensor parallel", "pipeline parallel, predicted", "ranks", "decode, tokens/s: behind 48 tokens"):
+    for word in ("tensor parallel", "pipeline parallel", "ranks", "decode behind 48, tokens/s"):
         assert word in words
 
 
@@ -258,7 +264,7 @@ def test_scale_measures_over_links(tensord, tiny, tmp_path):
     assert 1 / late["decode"]["tokens_per_second"] >= 8 * 0.002
     assert 1 / late["decode"]["prediction"]["tokens_per_second"] >= 8 * 0.002
     words = [t.text for t in ElementTree.parse(svg).getroot().iter() if t.tag.endswith("text")]
-    assert "rate without limit" in words and any("latency" in w for w in words)
+    assert "prefill of 16, tokens/s" in words and any("latency" in w for w in words)
     assert list(pathlib.Path("/tmp").glob("tensord-hosts-*")) == []
 
 

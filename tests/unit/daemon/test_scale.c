@@ -178,8 +178,6 @@ static void set_machines(void)
     b.rank[1].memory_bytes_per_s = 20e9;
     b.host_bytes_per_s[0] = 12e9;
     b.host_bytes_per_s[1] = 26e9;
-    b.intra = (struct td_machine_link){1e-6, 5e9};
-    b.inter = (struct td_machine_link){60e-6, 3e9};
 }
 
 static void test_scale_measures_drift_over_all_hosts(void **state)
@@ -196,16 +194,45 @@ static void test_scale_measures_drift_over_all_hosts(void **state)
 
 static void test_scale_joins_the_better_of_two_takes(void **state)
 {
+    const struct td_scale_sizes sizes = {1000.0, 1e6};
+
     (void)state;
     set_machines();
-    td_scale_join(&a, &b, &joined);
+    td_scale_join(&a, &b, &sizes, &joined);
     assert_true(joined.rank[0].memory_bytes_per_s == 12e9);
     assert_true(joined.rank[1].memory_bytes_per_s == 30e9);
     assert_true(joined.rank[0].ops_per_s[0] == 5.0 && joined.rank[0].ops_per_s[2] == 3.0);
     assert_true(joined.host_bytes_per_s[0] == 12e9 && joined.host_bytes_per_s[1] == 30e9);
-    /* A link is one line through its times: it stays together. */
-    assert_true(joined.intra.latency_s == 1e-6 && joined.intra.bytes_per_s == 5e9);
-    assert_true(joined.inter.latency_s == 50e-6 && joined.inter.bytes_per_s == 2e9);
+}
+
+static double time_of(struct td_machine_link link, double bytes)
+{
+    return link.latency_s + bytes / link.bytes_per_s;
+}
+
+/* 200 us and 1 GB/s, but once a megabyte took 41 ms: the line turns, and a fifth of the latency is gone. */
+static void test_scale_joins_links_by_the_better_time_of_each_size(void **state)
+{
+    const struct td_scale_sizes sizes = {1000.0, 1e6};
+
+    (void)state;
+    set_machines();
+    a.inter = (struct td_machine_link){200e-6, 1e9};
+    b.inter = (struct td_machine_link){161e-6, 1e6 / (41e-3 - 161e-6)};
+    td_scale_join(&a, &b, &sizes, &joined);
+    assert_true(fabs(joined.inter.latency_s - 200e-6) < 1e-9);
+    assert_true(fabs(joined.inter.bytes_per_s - 1e9) < 1.0);
+    /* Each has the better time of one size. */
+    a.inter = (struct td_machine_link){100e-6, 1e9}; /* 101 us, 1100 us */
+    b.inter = (struct td_machine_link){150e-6, 2e9}; /* 150.5 us, 650 us */
+    td_scale_join(&a, &b, &sizes, &joined);
+    assert_true(fabs(time_of(joined.inter, 1000.0) - 101e-6) < 1e-12);
+    assert_true(fabs(time_of(joined.inter, 1e6) - 650e-6) < 1e-12);
+    /* Nothing is faster than the faster of both. */
+    a.inter = (struct td_machine_link){100e-6, 1e9};
+    b.inter = (struct td_machine_link){0.0, 1e9};
+    td_scale_join(&a, &b, &sizes, &joined);
+    assert_true(joined.inter.latency_s == 0.0 && fabs(joined.inter.bytes_per_s - 1e9) < 1.0);
 }
 
 int main(void)
@@ -220,6 +247,7 @@ int main(void)
         cmocka_unit_test(test_scale_asks_for_the_tokens_before_the_decoded_one),
         cmocka_unit_test(test_scale_measures_drift_over_all_hosts),
         cmocka_unit_test(test_scale_joins_the_better_of_two_takes),
+        cmocka_unit_test(test_scale_joins_links_by_the_better_time_of_each_size),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

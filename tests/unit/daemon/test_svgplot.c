@@ -256,6 +256,43 @@ static void test_svgplot_stacks_pictures_that_do_not_overlap(void **state)
     td_bytes_deinit(&out);
 }
 
+static void test_svgplot_gives_a_series_without_a_name_the_colour_before_it(void **state)
+{
+    const double x[] = {1, 2}, y[] = {10, 20};
+    const struct td_svgplot_panel panel = {.title = "t",
+                                           .series = {{.name = "a", .y = y, .dashed = false},
+                                                      {.y = y, .dashed = true},
+                                                      {.name = "b", .y = y, .dashed = false},
+                                                      {.y = y, .dashed = true}},
+                                           .n_series = 4};
+    const struct td_svgplot plot = {.title = "t",
+                                    .subtitle = "s",
+                                    .x_title = "x",
+                                    .x = x,
+                                    .n = 2,
+                                    .panels = &panel,
+                                    .n_panels = 1};
+    struct td_bytes out = {0};
+    char colour[4][8];
+    const char *at;
+
+    (void)state;
+    assert_int_equal(td_svgplot_write(&plot, &out), TD_OK);
+    check_well_formed(out.data);
+    assert_int_equal(count(out.data, "class=\"legend\""), 2);
+    at = out.data;
+    for (int i = 0; i < 4; i++) {
+        at = strstr(at, "<path fill=\"none\" stroke=\"");
+        assert_non_null(at);
+        at += strlen("<path fill=\"none\" stroke=\"");
+        snprintf(colour[i], sizeof colour[i], "%.7s", at);
+    }
+    assert_string_equal(colour[0], colour[1]);
+    assert_string_equal(colour[2], colour[3]);
+    assert_string_not_equal(colour[0], colour[2]);
+    td_bytes_deinit(&out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -263,6 +300,7 @@ int main(void)
         cmocka_unit_test(test_svgplot_puts_larger_values_higher_and_further_right),
         cmocka_unit_test(test_svgplot_names_many_lines_below_the_title),
         cmocka_unit_test(test_svgplot_stacks_pictures_that_do_not_overlap),
+        cmocka_unit_test(test_svgplot_gives_a_series_without_a_name_the_colour_before_it),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,10 +47,15 @@ enum td_status td_scalelab_find(const char *program_dir, char *out, size_t out_b
                    : td_err_set(err, TD_NOT_FOUND, "NETLAB_COMMAND: '%.160s' is no program: %s",
                                 named, strerror(errno));
     }
-    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++)
-        if ((size_t)snprintf(out, out_bytes, "%s%s", program_dir, places[i]) < out_bytes &&
-            access(out, X_OK) == 0)
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        char path[PATH_BYTES];
+        int n = snprintf(path, sizeof path, "%s%s", program_dir, places[i]);
+
+        if (n > 0 && (size_t)n < sizeof path && (size_t)n < out_bytes && access(path, X_OK) == 0) {
+            memcpy(out, path, (size_t)n + 1);
             return TD_OK;
+        }
+    }
     return td_err_set(err, TD_NOT_FOUND,
                       "netlab is neither in ../deploy/netlab, ../../deploy/netlab nor "
                       "../share/tensord/netlab beside '%.120s': name it in NETLAB_COMMAND",

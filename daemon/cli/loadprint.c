@@ -347,16 +347,18 @@ enum td_status td_loadprint_svg(const struct td_loadprint *b, struct td_bytes *o
     if (!s) {
         const struct td_svgplot_panel panels[] = {
             {.title = "time to first token (TTFT), ms",
-             .series = {{"p50", columns + TTFT50 * n, false}, {"p99", columns + TTFT99 * n, true}},
+             .series = {{.name = "p50", .y = columns + TTFT50 * n},
+                        {.name = "p99", .y = columns + TTFT99 * n, .dashed = true}},
              .n_series = 2},
             {.title = "inter-token latency (ITL), ms",
-             .series = {{"p50", columns + ITL50 * n, false}, {"p99", columns + ITL99 * n, true}},
+             .series = {{.name = "p50", .y = columns + ITL50 * n},
+                        {.name = "p99", .y = columns + ITL99 * n, .dashed = true}},
              .n_series = 2},
             {.title = "output throughput, tokens/s",
-             .series = {{"output", columns + OUTPUT * n, false}},
+             .series = {{.name = "output", .y = columns + OUTPUT * n}},
              .n_series = 1},
             {.title = "request throughput, requests/s",
-             .series = {{"requests", columns + DONE * n, false}},
+             .series = {{.name = "requests", .y = columns + DONE * n}},
              .n_series = 1}};
         const struct td_svgplot plot = {
             .title = title,

@@ -77,8 +77,10 @@ static size_t count(const char *text, const char *word)
 static struct td_bytes draw(const double *x, size_t n, const double *y, const double *z)
 {
     struct td_svgplot_panel panels[] = {
-        {.title = "a <b> & c, ms", .series = {{"p50", y, false}, {"p99", z, true}}, .n_series = 2},
-        {.title = "rate", .series = {{"rate", z, false}}, .n_series = 1}};
+        {.title = "a <b> & c, ms",
+         .series = {{.name = "p50", .y = y}, {.name = "p99", .y = z, .dashed = true}},
+         .n_series = 2},
+        {.title = "rate", .series = {{.name = "rate", .y = z}}, .n_series = 1}};
     struct td_svgplot plot = {.title = "model <x> & \x01\"y\"",
                               .subtitle = "url",
                               .x_title = "load",

@@ -4,6 +4,7 @@
 #include "comm/comm_mpi.h"
 #include "daemon/cli/bench.h"
 #include "daemon/cli/command.h"
+#include "daemon/cli/resultfile.h"
 #include "daemon/cli/scalelab.h"
 #include "daemon/cli/scaleprint.h"
 #include "daemon/engine/hostshare.h"
@@ -53,21 +54,6 @@ static enum td_status count_cores(struct scale *c)
     td_comm_close(self);
     c->n_cores = s ? 1 : share.n_cores;
     return s;
-}
-
-/* Found out now rather than after an hour of measuring. */
-static enum td_status check_file(struct scale *c, const char *flag, const char *path)
-{
-    FILE *f;
-
-    if (!path)
-        return TD_OK;
-    f = fopen(path, "ae");
-    if (!f)
-        return td_err_set(c->err, TD_INVALID, "--%s: '%.160s' cannot be written: %s", flag, path,
-                          strerror(errno));
-    fclose(f);
-    return TD_OK;
 }
 
 static enum td_status check_hosts(struct scale *c)
@@ -208,8 +194,8 @@ static enum td_status read_settings(struct scale *c)
         return td_err_set(c->err, TD_INVALID,
                           "bench scale starts mpirun itself: expected it outside of an MPI job");
     s = check_hosts(c);
-    s = s ? s : check_file(c, "json-file", o->json_file);
-    s = s ? s : check_file(c, "svg", o->svg);
+    s = s ? s : td_resultfile_check("json-file", o->json_file, c->err);
+    s = s ? s : td_resultfile_check("svg", o->svg, c->err);
     s = s ? s : count_cores(c);
     if (!s)
         read_ranks(c);
@@ -256,12 +242,6 @@ static int64_t threads_of(const struct scale *c, const struct td_scale_point *po
 static void fill_args(const struct scale *c, const struct td_scale_point *point,
                       struct child_args *a)
 {
-    static const char *const isa[] = {[TD_ISA_AUTO] = "auto",
-                                      [TD_ISA_REF] = "ref",
-                                      [TD_ISA_AVX2] = "avx2",
-                                      [TD_ISA_AVX512] = "avx512",
-                                      [TD_ISA_AVX512BF16] = "avx512bf16",
-                                      [TD_ISA_AVX512AMX] = "avx512amx"};
     const struct td_options *o = c->opts;
 
     *a = (struct child_args){.n = 0};
@@ -278,7 +258,10 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     add_number(a, "--block-size", o->block_size);
     add_number(a, "--max-num-batched-tokens", o->max_num_batched_tokens);
     add_text(a, "--kv-cache-dtype", td_options_kv_dtypes[o->kv_cache_dtype.value[0]]);
-    add_text(a, "--cpu-isa", isa[o->cpu_isa]);
+    add_text(a, "--cpu-isa", td_options_word(o, &o->cpu_isa));
+    add_text(a, "--transport", td_options_word(o, &o->transport));
+    add_text(a, "--sum-algorithm", td_options_word(o, &o->sum_algorithm));
+    add_text(a, "--exchange-dtype", td_options_word(o, &o->exchange_dtype));
     if (!o->verbose)
         add_text(a, "--log-level", "error");
     add_text(a, "--json", NULL);
@@ -463,19 +446,6 @@ static void forget_variables(void)
 
 /* ---- results ---- */
 
-static enum td_status write_file(struct scale *c, const char *flag, const char *path,
-                                 struct td_str text)
-{
-    FILE *f = fopen(path, "we");
-    bool ok = f && fwrite(text.ptr, 1, text.len, f) == text.len;
-
-    if (f && fclose(f) != 0)
-        ok = false;
-    return ok ? TD_OK
-              : td_err_set(c->err, TD_IO, "--%s: '%.160s' cannot be written: %s", flag, path,
-                           strerror(errno));
-}
-
 static enum td_status write_json(struct scale *c, const struct td_scaleprint *view)
 {
     const struct td_options *o = c->opts;
@@ -484,7 +454,7 @@ static enum td_status write_json(struct scale *c, const struct td_scaleprint *vi
     enum td_status s = text ? TD_OK : td_err_set(c->err, TD_NO_MEMORY, "no memory for the JSON");
 
     if (!s && o->json_file)
-        s = write_file(c, "json-file", o->json_file, td_str_from(text));
+        s = td_resultfile_write("json-file", o->json_file, td_str_from(text), c->err);
     free(text);
     if (!s && o->json) {
         s = json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10))
@@ -517,7 +487,7 @@ static enum td_status write_results(struct scale *c)
     if (!s && o->svg)
         s = td_scaleprint_svg(&view, &picture, c->err);
     if (!s && o->svg)
-        s = write_file(c, "svg", o->svg, td_bytes_str(&picture));
+        s = td_resultfile_write("svg", o->svg, td_bytes_str(&picture), c->err);
     td_bytes_deinit(&picture);
     return s;
 }

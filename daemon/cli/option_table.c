@@ -78,17 +78,17 @@ static const struct td_option table[] = {
     {"shares", NULL, NULL, TD_OPTION_SHARES, AT(shares), LAYOUT, .metavar = "3:1:1",
      .preset_note = "by each rank's memory",
      .help = "relative size of each rank's part, rank 0 first"},
-    {"transport", NULL, NULL, TD_OPTION_ENUM, AT(transport), GROUP | TD_FOR_WORKER | TD_FOR_DOCTOR,
-     .values = transports, .preset = "auto",
+    {"transport", NULL, NULL, TD_OPTION_ENUM, AT(transport),
+     GROUP | SCALE | TD_FOR_WORKER | TD_FOR_DOCTOR, .values = transports, .preset = "auto",
      .help = "how ranks of one host exchange data; auto: through shared memory; mpi: by messages, "
              "as hosts do"},
-    {"sum-algorithm", NULL, NULL, TD_OPTION_ENUM, AT(sum_algorithm), GROUP | TD_FOR_WORKER,
+    {"sum-algorithm", NULL, NULL, TD_OPTION_ENUM, AT(sum_algorithm), GROUP | SCALE | TD_FOR_WORKER,
      .values = sum_algorithms, .preset = "auto",
      .help =
          "how tensor-parallel sums travel, with the same bits; auto: what was fastest when tried "
          "at the first start on these hosts, where every thread has a core; measure: try anew"},
-    {"exchange-dtype", NULL, NULL, TD_OPTION_ENUM, AT(exchange_dtype), GROUP | TD_FOR_WORKER,
-     .values = exchange_dtypes, .preset = "f32",
+    {"exchange-dtype", NULL, NULL, TD_OPTION_ENUM, AT(exchange_dtype),
+     GROUP | SCALE | TD_FOR_WORKER, .values = exchange_dtypes, .preset = "f32",
      .help =
          "what sums are on their way between hosts; f32 is exact, with the others answers depend "
          "on the layout"},

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_PLOTS = 2, MAX_X = TD_OPTION_MAX_INTS, TITLE_BYTES = 96, MAX_PREDICTED = 3 };
+enum { MAX_PLOTS = 2, MAX_X = TD_OPTION_MAX_INTS, TITLE_BYTES = 96 };
 
 static const double LEAST_LATENCY_US = 0.01; /* a logarithmic axis knows no 0 */
 
@@ -82,6 +82,11 @@ static const char *text(struct plotter *g, const char *words)
 
 /* ---- panels ---- */
 
+/* A measured and a predicted line for each, of one colour. */
+_Static_assert(2 * (int)TD_LINKSPEC_MAX <= (int)TD_SVGPLOT_MAX_SERIES &&
+                   (int)TD_LINKSPEC_MAX <= (int)TD_SVGPLOT_N_COLOURS,
+               "a panel has room for all rates, or all delays");
+
 /* One line of a panel; x stands in `at` as it goes. */
 struct line {
     const char *name;
@@ -101,7 +106,7 @@ struct frame {
 };
 
 static void add_series(struct plotter *g, const struct frame *f, struct td_svgplot_panel *panel,
-                       const struct line *line, bool prefill, bool predicted)
+                       const struct line *line, size_t colour, bool prefill, bool predicted)
 {
     double *y = take(g, f->n, sizeof *y);
     if (!y || panel->n_series == TD_SVGPLOT_MAX_SERIES)
@@ -113,7 +118,7 @@ static void add_series(struct plotter *g, const struct frame *f, struct td_svgpl
         y[i] = value_of(g->p, &m, prefill, predicted);
     }
     panel->series[panel->n_series++] = (struct td_svgplot_series){
-        .name = predicted ? NULL : line->name, .y = y, .dashed = predicted};
+        .name = predicted ? NULL : line->name, .y = y, .dashed = predicted, .colour = colour};
 }
 
 /* Decode and prefill, a panel each. */
@@ -133,9 +138,8 @@ static void add_panels(struct plotter *g, struct td_svgplot *plot, struct td_svg
                      lines->match.depth ? lines->match.depth : lines->match.prompt_tokens, of);
         panel->title = text(g, title);
         for (size_t i = 0; i < n_lines; i++) {
-            add_series(g, f, panel, &lines[i], prefill, false);
-            if (n_lines <= MAX_PREDICTED)
-                add_series(g, f, panel, &lines[i], prefill, true);
+            add_series(g, f, panel, &lines[i], i + 1, prefill, false);
+            add_series(g, f, panel, &lines[i], i + 1, prefill, true);
         }
     }
 }

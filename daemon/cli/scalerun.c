@@ -127,6 +127,12 @@ static bool is_frame(struct td_str line)
     return true;
 }
 
+/* "loading   42 %", as term.h writes it for a job. */
+static bool is_progress(struct td_str line)
+{
+    return td_str_starts(line, TD_STR("loading ")) || td_str_starts(line, TD_STR("measuring "));
+}
+
 static void append_line(struct td_str line, char *out, size_t out_bytes)
 {
     size_t n = strlen(out);
@@ -160,7 +166,7 @@ const char *td_scalerun_reason(struct td_str text, char *out, size_t out_bytes)
                 append_line(line, out, out_bytes);
                 break;
             }
-            if (pass == 1 && !is_frame(line))
+            if (pass == 1 && !is_frame(line) && !is_progress(line))
                 append_line(line, out, out_bytes);
         }
     return out;

@@ -40,7 +40,7 @@ enum td_status td_scalerun_tool(struct td_scalerun *run, const char *const *argv
                                 struct td_bytes *out, struct td_err *err);
 
 /* From a failed job's standard error what tells most: the first line in which this program names an error, else all lines
- * but frames, joined. Writes one line. Returns out. */
+ * but frames and progress, joined. Writes one line. Returns out. */
 const char *td_scalerun_reason(struct td_str text, char *out, size_t out_bytes);
 
 #endif

@@ -114,6 +114,7 @@ static void test_scalerun_finds_the_reason_in_what_a_job_said(void **state)
          "tensord bench: --batch 600: expected less"},
         {"tensord: warning: the variable X names no option\ntensord bench: no memory\n",
          "tensord bench: no memory"},
+        {"loading    2 %  1 KiB of 7 MiB\nmeasuring  100 %  2 of 2 runs\nkilled\n", "killed"},
         {"no newline", "no newline"},
         {"a\x1b[31m\tb\r\n", "a[31mb"},
         {"0123456789012345678901234567890123456789012345678901234567890123456789",

@@ -519,8 +519,8 @@ enum td_status td_comm_barrier(struct td_comm *comm, struct td_err *err)
     return finish(comm, td_collective_barrier(comm, err));
 }
 
-static enum td_status check_layout(const struct td_comm *comm, const struct td_tree_layout *layout,
-                                   struct td_err *err)
+enum td_status td_comm_check_layout(const struct td_tree_layout *layout, uint32_t n_ranks,
+                                    struct td_err *err)
 {
     uint32_t at = 0;
 
@@ -529,7 +529,7 @@ static enum td_status check_layout(const struct td_comm *comm, const struct td_t
     if (layout->n_leaves < 1 || layout->n_leaves > TD_TREE_MAX_LEAVES)
         return td_err_set(err, TD_INVALID, "tree_sum: %u leaves, expected 1 to %d",
                           layout->n_leaves, TD_TREE_MAX_LEAVES);
-    for (uint32_t r = 0; r < comm->size; r++) {
+    for (uint32_t r = 0; r < n_ranks; r++) {
         struct td_leaf_run run = layout->runs[r];
 
         if (run.begin == run.end)
@@ -551,7 +551,7 @@ enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layou
                                 const float *parts, size_t n_floats, float *scratch, float *out,
                                 struct td_err *err)
 {
-    enum td_status status = check_layout(comm, layout, err);
+    enum td_status status = td_comm_check_layout(layout, comm->size, err);
 
     if (status != TD_OK)
         return status;

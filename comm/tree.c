@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* Floats per pass: the temporaries of one pass stay in the first-level cache. */
-enum { TILE = 512, MAX_DEPTH = 7 /* levels of a tree over TD_TREE_MAX_LEAVES */ };
+enum { TILE = 512 };
 
 static uint32_t span_of(uint32_t n_leaves)
 {
@@ -43,31 +43,43 @@ uint32_t td_tree_parts(uint32_t n_leaves, struct td_leaf_run run,
     return n;
 }
 
-/* The order of additions as a stack program: push part i, then add the two topmost entries n_adds[i] times. */
-struct program {
+/* A program that is being made. */
+struct maker {
     uint32_t n_leaves;
     uint32_t n_parts;
     const struct td_leaf_run *runs;
     uint32_t next; /* the part that is pushed next */
-    uint8_t n_adds[TD_TREE_MAX_LEAVES];
+    uint8_t *n_adds;
 };
 
-static void emit(struct program *p, uint32_t at, uint32_t size)
+static void emit(struct maker *m, uint32_t at, uint32_t size)
 {
-    uint32_t end = min_u32(at + size, p->n_leaves);
+    uint32_t end = min_u32(at + size, m->n_leaves);
 
-    assert(p->next < p->n_parts && p->runs[p->next].begin == at);
-    if (p->runs[p->next].end == end) {
-        p->n_adds[p->next++] = 0;
+    assert(m->next < m->n_parts && m->runs[m->next].begin == at);
+    if (m->runs[m->next].end == end) {
+        m->n_adds[m->next++] = 0;
         return;
     }
     assert(size > 1); /* else a part is no subtree */
     size /= 2;
-    emit(p, at, size);
-    if (at + size < p->n_leaves) {
-        emit(p, at + size, size);
-        p->n_adds[p->next - 1]++;
+    emit(m, at, size);
+    if (at + size < m->n_leaves) {
+        emit(m, at + size, size);
+        m->n_adds[m->next - 1]++;
     }
+}
+
+void td_tree_program_make(uint32_t n_leaves, uint32_t n_parts, const struct td_leaf_run *runs,
+                          struct td_tree_program *program)
+{
+    struct maker m = {
+        .n_leaves = n_leaves, .n_parts = n_parts, .runs = runs, .n_adds = program->n_adds};
+
+    assert(n_leaves > 0 && n_leaves <= TD_TREE_MAX_LEAVES && n_parts <= TD_TREE_MAX_LEAVES);
+    program->n_parts = n_parts;
+    emit(&m, 0, span_of(n_leaves));
+    assert(m.next == n_parts);
 }
 
 static void add(float *out, const float *left, const float *right, size_t n)
@@ -79,13 +91,11 @@ static void add(float *out, const float *left, const float *right, size_t n)
 void td_tree_join(uint32_t n_leaves, uint32_t n_parts, const struct td_leaf_run *runs,
                   const float *const *part, float *out, size_t n_floats)
 {
-    struct program p = {.n_leaves = n_leaves, .n_parts = n_parts, .runs = runs};
-    float sums[MAX_DEPTH][TILE];
-    const float *stack[MAX_DEPTH + 1];
+    struct td_tree_program p;
+    float sums[TD_TREE_MAX_DEPTH][TILE];
+    const float *stack[TD_TREE_MAX_DEPTH + 1];
 
-    assert(n_leaves > 0 && n_leaves <= TD_TREE_MAX_LEAVES && n_parts <= TD_TREE_MAX_LEAVES);
-    emit(&p, 0, span_of(n_leaves));
-    assert(p.next == n_parts);
+    td_tree_program_make(n_leaves, n_parts, runs, &p);
     if (n_parts == 1) {
         if (out != part[0] && n_floats)
             memmove(out, part[0], n_floats * sizeof *out);

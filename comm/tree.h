@@ -10,7 +10,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TD_TREE_MAX_LEAVES = 64, TD_TREE_MAX_PARTS = 12, TD_TREE_MAX_RANKS = 256 };
+enum {
+    TD_TREE_MAX_LEAVES = 64,
+    TD_TREE_MAX_PARTS = 12,
+    TD_TREE_MAX_RANKS = 256,
+    TD_TREE_MAX_DEPTH = 7 /* levels of a tree over TD_TREE_MAX_LEAVES */
+};
 
 /* Half-open run of leaves. */
 struct td_leaf_run {
@@ -22,6 +27,16 @@ struct td_leaf_run {
  * as whole. Returns how many were written to `parts` (0 for an empty run; never more than TD_TREE_MAX_PARTS). */
 uint32_t td_tree_parts(uint32_t n_leaves, struct td_leaf_run run,
                        struct td_leaf_run parts[TD_TREE_MAX_PARTS]);
+
+/* The order of a join's additions as a stack program: push part i, then add the two topmost entries n_adds[i] times. The
+ * stack is never deeper than TD_TREE_MAX_DEPTH, and one entry is left at the end. */
+struct td_tree_program {
+    uint32_t n_parts;
+    uint8_t n_adds[TD_TREE_MAX_LEAVES];
+};
+/* The program of td_tree_join for parts that cover exactly the leaves `runs` [n_parts], as there. */
+void td_tree_program_make(uint32_t n_leaves, uint32_t n_parts, const struct td_leaf_run *runs,
+                          struct td_tree_program *program);
 
 /* Joins the parts of all ranks into the root. `part[i]` is the i-th part in leaf order over all ranks (each
  * [n_floats], borrowed), covering exactly the leaves `runs[i]`; together they cover 0 .. n_leaves. Writes `out`

@@ -184,7 +184,7 @@ stage_deps() {
 }
 
 stage_build() {
-    build build build -DCMAKE_BUILD_TYPE=Release -DTD_WERROR=ON -DTD_TESTS=ON
+    build build build -DCMAKE_BUILD_TYPE=Release -DTD_WERROR=ON -DTD_TESTS=ON -DTD_CUDA=AUTO
 }
 
 stage_clang() {

@@ -1,0 +1,289 @@
+/* The operations on device memory: arguments checked once, enqueued, settled. */
+#include "comm/nccl.h"
+#include "comm/nccl_impl.h"
+
+static enum td_status check_peer(const struct td_nccl *n, const char *op, uint32_t peer,
+                                 struct td_err *err)
+{
+    if (peer >= n->n_ranks || peer == n->rank)
+        return td_err_set(err, TD_INVALID,
+                          "%s: peer is rank %u, expected another rank than %u below %u", op, peer,
+                          n->rank, n->n_ranks);
+    return TD_OK;
+}
+
+static enum td_status check_data(const char *op, const char *name, const void *data, size_t bytes,
+                                 struct td_err *err)
+{
+    if (!data && bytes)
+        return td_err_set(err, TD_INVALID, "%s: `%s` is NULL, expected %zu bytes", op, name, bytes);
+    return TD_OK;
+}
+
+/* At most one message in each direction. */
+static enum td_status exchange(struct td_nccl *n, const char *op, uint32_t to, const void *data,
+                               size_t bytes, uint32_t from, void *recv, size_t recv_bytes,
+                               void *stream, struct td_err *err)
+{
+    enum td_status status = bytes ? check_peer(n, op, to, err) : TD_OK;
+
+    if (status == TD_OK && recv_bytes)
+        status = check_peer(n, op, from, err);
+    if (status == TD_OK)
+        status = check_data(op, "data", data, bytes, err);
+    if (status == TD_OK)
+        status = check_data(op, "recv", recv, recv_bytes, err);
+    if (status == TD_OK && bytes == 0 && recv_bytes == 0)
+        return td_nccl_check_usable(n, op, err);
+    if (status == TD_OK)
+        status = td_nccl_begin(n, op, stream, err);
+    if (status != TD_OK)
+        return status;
+    status = n->plug->group_begin(n->end, err);
+    if (status == TD_OK) {
+        if (recv_bytes)
+            n->plug->recv(n->end, from, recv, recv_bytes, stream);
+        if (bytes)
+            n->plug->send(n->end, to, data, bytes, stream);
+        status = n->plug->group_end(n->end, err);
+    }
+    return td_nccl_finish(n, op, status, err);
+}
+
+enum td_status td_nccl_send(struct td_nccl *n, uint32_t to, const void *data, size_t bytes,
+                            void *stream, struct td_err *err)
+{
+    return exchange(n, "send", to, data, bytes, 0, NULL, 0, stream, err);
+}
+
+enum td_status td_nccl_recv(struct td_nccl *n, uint32_t from, void *data, size_t bytes,
+                            void *stream, struct td_err *err)
+{
+    return exchange(n, "recv", 0, NULL, 0, from, data, bytes, stream, err);
+}
+
+enum td_status td_nccl_sendrecv(struct td_nccl *n, uint32_t to, const void *data, size_t bytes,
+                                uint32_t from, void *recv, size_t recv_bytes, void *stream,
+                                struct td_err *err)
+{
+    return exchange(n, "sendrecv", to, data, bytes, from, recv, recv_bytes, stream, err);
+}
+
+enum td_status td_nccl_bcast(struct td_nccl *n, uint32_t root, void *data, size_t bytes,
+                             void *stream, struct td_err *err)
+{
+    enum td_status status = check_data("bcast", "data", data, bytes, err);
+
+    if (root >= n->n_ranks)
+        return td_err_set(err, TD_INVALID, "bcast: root is rank %u, expected one below %u", root,
+                          n->n_ranks);
+    if (status == TD_OK && bytes == 0)
+        return td_nccl_check_usable(n, "bcast", err);
+    if (status == TD_OK)
+        status = td_nccl_begin(n, "bcast", stream, err);
+    if (status != TD_OK)
+        return status;
+    return td_nccl_finish(n, "bcast", n->plug->bcast(n->end, root, data, bytes, stream, err), err);
+}
+
+enum td_status td_nccl_all_gather(struct td_nccl *n, const void *send, void *recv, size_t bytes,
+                                  void *stream, struct td_err *err)
+{
+    enum td_status status = check_data("all_gather", "send", send, bytes, err);
+
+    if (status == TD_OK)
+        status = check_data("all_gather", "recv", recv, bytes, err);
+    if (status == TD_OK && bytes > SIZE_MAX / n->n_ranks)
+        return td_err_set(err, TD_INVALID, "all_gather: %u times %zu bytes overflow a size",
+                          n->n_ranks, bytes);
+    if (status == TD_OK && bytes == 0)
+        return td_nccl_check_usable(n, "all_gather", err);
+    if (status == TD_OK)
+        status = td_nccl_begin(n, "all_gather", stream, err);
+    if (status != TD_OK)
+        return status;
+    return td_nccl_finish(n, "all_gather",
+                          n->plug->all_gather(n->end, send, recv, bytes, stream, err), err);
+}
+
+enum td_status td_nccl_all_reduce_inexact(struct td_nccl *n, const void *in, void *out,
+                                          size_t count, enum td_dtype type, void *stream,
+                                          struct td_err *err)
+{
+    size_t bytes = td_dtype_row_bytes(type, count);
+    enum td_status status;
+
+    if (type != TD_F32 && type != TD_F16 && type != TD_BF16)
+        return td_err_set(err, TD_INVALID, "all_reduce: type %d, expected f32, f16 or bf16",
+                          (int)type);
+    status = check_data("all_reduce", "in", in, bytes, err);
+    if (status == TD_OK)
+        status = check_data("all_reduce", "out", out, bytes, err);
+    if (status == TD_OK && count == 0)
+        return td_nccl_check_usable(n, "all_reduce", err);
+    if (status == TD_OK)
+        status = td_nccl_begin(n, "all_reduce", stream, err);
+    if (status != TD_OK)
+        return status;
+    return td_nccl_finish(n, "all_reduce",
+                          n->plug->all_reduce(n->end, in, out, count, type, stream, err), err);
+}
+
+/* ---- the exact sum ---- */
+
+/* One call. */
+struct sum {
+    const struct td_ncclsum *plan;
+    const float *parts;
+    size_t n_floats;
+    float *scratch;
+    float *out;
+    void *stream;
+};
+
+static const char *const tree_sum = "tree_sum";
+
+static uint32_t n_own(const struct sum *s, uint32_t rank)
+{
+    return (uint32_t)(s->plan->first[rank + 1] - s->plan->first[rank]);
+}
+
+/* Everybody's parts go to everybody's scratch. Where all have as many, one all-gather; else messages of exactly the parts:
+ * an all-gather padded to the largest would send up to 12 parts for none, and a rank without parts sends nothing. */
+static enum td_status gather_parts(struct td_nccl *n, const struct sum *s, struct td_err *err)
+{
+    const struct td_ncclsum *p = s->plan;
+    size_t own_bytes = n_own(s, n->rank) * s->n_floats * sizeof(float);
+    enum td_status status;
+
+    if (p->is_even)
+        return n->plug->all_gather(n->end, s->parts, s->scratch, own_bytes, s->stream, err);
+    status = n->plug->group_begin(n->end, err);
+    if (status != TD_OK)
+        return status;
+    for (uint32_t i = 1; i < n->n_ranks; i++) {
+        uint32_t to = (n->rank + i) % n->n_ranks, from = (n->rank + n->n_ranks - i) % n->n_ranks;
+
+        if (n_own(s, from))
+            n->plug->recv(n->end, from, s->scratch + p->first[from] * s->n_floats,
+                          n_own(s, from) * s->n_floats * sizeof(float), s->stream);
+        if (own_bytes)
+            n->plug->send(n->end, to, s->parts, own_bytes, s->stream);
+    }
+    return n->plug->group_end(n->end, err);
+}
+
+/* Two shots, the first: rank r gets its slice of everybody's parts, at the slice's place in the scratch. */
+static enum td_status scatter_slices(struct td_nccl *n, const struct sum *s, struct td_err *err)
+{
+    const struct td_ncclsum *p = s->plan;
+    size_t mine = td_ncclsum_slice(p, s->n_floats, n->rank);
+    size_t count = td_ncclsum_slice(p, s->n_floats, n->rank + 1) - mine;
+    enum td_status status = n->plug->group_begin(n->end, err);
+
+    if (status != TD_OK)
+        return status;
+    for (uint32_t i = 1; i < n->n_ranks; i++) {
+        uint32_t to = (n->rank + i) % n->n_ranks, from = (n->rank + n->n_ranks - i) % n->n_ranks;
+        size_t theirs = td_ncclsum_slice(p, s->n_floats, to);
+        size_t bytes = (td_ncclsum_slice(p, s->n_floats, to + 1) - theirs) * sizeof(float);
+
+        for (uint32_t k = p->first[from]; k < p->first[from + 1] && count; k++)
+            n->plug->recv(n->end, from, s->scratch + k * s->n_floats + mine, count * sizeof(float),
+                          s->stream);
+        for (uint32_t k = 0; k < n_own(s, n->rank) && bytes; k++)
+            n->plug->send(n->end, to, s->parts + k * s->n_floats + theirs, bytes, s->stream);
+    }
+    return n->plug->group_end(n->end, err);
+}
+
+/* The second: the joined slices go to everybody. */
+static enum td_status gather_slices(struct td_nccl *n, const struct sum *s, struct td_err *err)
+{
+    const struct td_ncclsum *p = s->plan;
+    size_t mine = td_ncclsum_slice(p, s->n_floats, n->rank);
+    size_t bytes = (td_ncclsum_slice(p, s->n_floats, n->rank + 1) - mine) * sizeof(float);
+    enum td_status status = n->plug->group_begin(n->end, err);
+
+    if (status != TD_OK)
+        return status;
+    for (uint32_t i = 1; i < n->n_ranks; i++) {
+        uint32_t to = (n->rank + i) % n->n_ranks, from = (n->rank + n->n_ranks - i) % n->n_ranks;
+        size_t theirs = td_ncclsum_slice(p, s->n_floats, from);
+        size_t their_bytes = (td_ncclsum_slice(p, s->n_floats, from + 1) - theirs) * sizeof(float);
+
+        if (their_bytes)
+            n->plug->recv(n->end, from, s->out + theirs, their_bytes, s->stream);
+        if (bytes)
+            n->plug->send(n->end, to, s->out + mine, bytes, s->stream);
+    }
+    return n->plug->group_end(n->end, err);
+}
+
+/* Joins `count` floats from `begin` on into `out`. */
+static enum td_status join_parts(struct td_nccl *n, const struct sum *s, size_t begin, size_t count,
+                                 struct td_err *err)
+{
+    struct td_treestack join;
+
+    td_ncclsum_join(s->plan, s->parts, s->scratch, s->n_floats, begin, &join);
+    return td_nccl_with_context(n, tree_sum,
+                                n->plug->join(&join, s->out + begin, count, s->stream, err), err);
+}
+
+static enum td_status check_sum(const struct td_nccl *n, const struct sum *s, struct td_err *err)
+{
+    size_t bytes = s->n_floats * sizeof(float);
+    enum td_status status = TD_OK;
+
+    if (s->plan->n_ranks != n->n_ranks || s->plan->rank != n->rank)
+        return td_err_set(err, TD_INVALID,
+                          "tree_sum: the sum is that of rank %u of %u, expected rank %u of %u",
+                          s->plan->rank, s->plan->n_ranks, n->rank, n->n_ranks);
+    if (s->n_floats > SIZE_MAX / sizeof(float) / TD_TREE_MAX_LEAVES)
+        return td_err_set(err, TD_INVALID, "tree_sum: %zu floats overflow a size", s->n_floats);
+    if (n_own(s, n->rank))
+        status = check_data(tree_sum, "parts", s->parts, bytes, err);
+    if (status == TD_OK)
+        status = check_data(tree_sum, "out", s->out, bytes, err);
+    if (status == TD_OK && n->n_ranks > 1)
+        status = check_data(tree_sum, "scratch", s->scratch, bytes, err);
+    return status;
+}
+
+/* One exchange by `move`, with all that stands around it. */
+static enum td_status step(struct td_nccl *n, const struct sum *s,
+                           enum td_status (*move)(struct td_nccl *, const struct sum *,
+                                                  struct td_err *),
+                           struct td_err *err)
+{
+    enum td_status status = td_nccl_begin(n, tree_sum, s->stream, err);
+
+    return status == TD_OK ? td_nccl_finish(n, tree_sum, move(n, s, err), err) : status;
+}
+
+enum td_status td_nccl_tree_sum(struct td_nccl *n, const struct td_ncclsum *sum, const float *parts,
+                                size_t n_floats, float *scratch, float *out, void *stream,
+                                struct td_err *err)
+{
+    struct sum s = {sum, parts, n_floats, scratch, out, stream};
+    bool in_slices = td_ncclsum_goes_in_slices(sum, n_floats);
+    size_t begin_at = in_slices ? td_ncclsum_slice(sum, n_floats, n->rank) : 0;
+    size_t end_at = in_slices ? td_ncclsum_slice(sum, n_floats, n->rank + 1) : n_floats;
+    enum td_status status = check_sum(n, &s, err);
+
+    if (status == TD_OK)
+        status = td_nccl_check_usable(n, tree_sum, err);
+    if (status != TD_OK || n_floats == 0)
+        return status;
+    if (n->n_ranks > 1)
+        status = step(n, &s, in_slices ? scatter_slices : gather_parts, err);
+    if (status == TD_OK) {
+        status = join_parts(n, &s, begin_at, end_at - begin_at, err);
+        if (status != TD_OK)
+            return td_nccl_give_up(n, tree_sum, status, err);
+    }
+    if (status == TD_OK && in_slices)
+        status = step(n, &s, gather_slices, err);
+    return status;
+}

@@ -1,0 +1,154 @@
+#!/bin/bash
+# Everything that needs a GPU: builds tests/gpu with CUDA into build-gpu and runs it, all ranks on the GPUs that are there (one is
+# enough). The last line is "N passed, N failed, N skipped"; the exit status is 1 when anything failed. Without a GPU everything
+# is skipped, by name. tests/README.md says what it needs.
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 1
+folder=$root/build-gpu
+case_limit_s=600 # of one run of a test program
+passed=0
+failed=0
+skipped=0
+
+if [ $# -gt 0 ]; then
+    echo "usage: tests/gpu.sh   (NCCL_HOME, CUDACXX and CUDA_HOME say where NCCL and CUDA are when they are nowhere usual)"
+    [ "$1" = -h ] || [ "$1" = --help ] && exit 0
+    exit 2
+fi
+
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ $failed -eq 0 ]
+    exit
+}
+# Every test program counts once where none can be built.
+skip_all() { # REASON
+    local source
+    for source in tests/gpu/test_*.c; do
+        skipped=$((skipped + 1))
+        echo "skipped: $(basename "$source" .c): gpu: $1"
+    done
+    finish
+}
+
+# ---- what is here ----
+
+has_gpu() {
+    [ -e /dev/nvidiactl ] || [ -e /dev/dxg ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+}
+
+find_nvcc() {
+    local try
+    for try in "${CUDACXX:-}" "$(command -v nvcc)" "${CUDA_HOME:-}/bin/nvcc" /usr/local/cuda/bin/nvcc; do
+        if [ -n "$try" ] && [ -x "$try" ]; then
+            echo "$try"
+            return
+        fi
+    done
+}
+
+# The folder that has include/nccl.h: NCCL_HOME, the usual ones, or that of a Python package.
+find_nccl() {
+    local try python
+    for try in "${NCCL_HOME:-}" "$(dirname "$(dirname "$1")")" /usr/local /usr; do
+        if [ -n "$try" ] && [ -e "$try/include/nccl.h" ]; then
+            echo "$try"
+            return
+        fi
+    done
+    for python in python3 python; do
+        try=$("$python" -c 'import nvidia.nccl; print(list(nvidia.nccl.__path__)[0])' 2>/dev/null)
+        if [ -n "$try" ] && [ -e "$try/include/nccl.h" ]; then
+            echo "$try"
+            return
+        fi
+    done
+}
+
+missing_tools() {
+    local tool
+    for tool in cmake cc; do
+        command -v $tool >/dev/null || echo -n "$tool "
+    done
+}
+
+if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | sed 's/^/gpu and driver: /'
+fi
+has_gpu || skip_all "no NVIDIA GPU here: no /dev/nvidiactl, and nvidia-smi lists none"
+if [ -n "$(missing_tools)" ] && ! deploy/install-deps.sh build; then
+    echo "tests/gpu.sh: apt installs nothing here; what is missing: $(missing_tools)"
+fi
+[ -z "$(missing_tools)" ] || skip_all "missing here: $(missing_tools)"
+nvcc=$(find_nvcc)
+[ -n "$nvcc" ] || skip_all "no nvcc: not in PATH, CUDACXX, CUDA_HOME or /usr/local/cuda/bin"
+nccl=$(find_nccl "$nvcc")
+[ -n "$nccl" ] || skip_all "no nccl.h: not in NCCL_HOME, beside $nvcc, in /usr or in a Python package nvidia.nccl"
+echo "nvcc: $nvcc, $("$nvcc" --version | sed -nE 's/.*release ([^,]*), (.*)/\2/p'); nccl.h: $nccl/include"
+
+# ---- building ----
+
+mkdir -p "$folder"
+export CUDACXX=$nvcc NCCL_HOME=$nccl
+if ! { cmake -S tests/gpu -B "$folder" && cmake --build "$folder" -j "$(nproc)"; } >"$folder/build.log" 2>&1; then
+    tail -n 40 "$folder/build.log" | sed 's/^/    /'
+    echo "FAILED: the build (the whole log is build-gpu/build.log)"
+    failed=1
+    finish
+fi
+
+# ---- running ----
+
+# The library that belongs to the header, and then what the loader finds.
+export LD_LIBRARY_PATH=$nccl/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# There is a GPU, so a test that finds none does not skip.
+export TD_NEED_GPU=1
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+has_mpi=no
+if grep -q '^mpi_FOUND:INTERNAL=1' "$folder/CMakeCache.txt" && command -v mpirun >/dev/null; then
+    has_mpi=yes
+fi
+echo "ranks are started by: $([ $has_mpi = yes ] && echo mpirun || echo "the test itself (there is no MPI)")"
+
+run() { # NAME  command...
+    local name=$1 log=$folder/log.txt status line
+    shift
+    timeout -k 10 $case_limit_s "$@" </dev/null 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    line=$(grep -c '^ok: ' "$log")
+    passed=$((passed + line))
+    skipped=$((skipped + $(grep -c '^skipped: ' "$log")))
+    # Every rank that found something has a line; a case counts once.
+    line=$(sed -nE 's/^FAILED: ([0-9]+ ranks: [^:]*).*/\1/p' "$log" | sort -u | grep -c .)
+    failed=$((failed + line))
+    if [ "$status" -ne 0 ] && [ "$line" -eq 0 ]; then
+        failed=$((failed + 1))
+        if [ "$status" -eq 124 ]; then
+            echo "FAILED: $name: not done within $case_limit_s s"
+        else
+            echo "FAILED: $name: ended with status $status"
+        fi
+    elif [ "$status" -eq 0 ] && ! grep -qE '^(ok|skipped): ' "$log"; then
+        failed=$((failed + 1))
+        echo "FAILED: $name: it ran no test"
+    fi
+}
+
+for source in tests/gpu/test_*.c; do
+    name=$(basename "$source" .c)
+    for n in 1 2 3 4; do
+        if [ $has_mpi = yes ]; then
+            run "$name on $n ranks" mpirun -n $n "$folder/gpu/$name"
+        else
+            run "$name on $n ranks" "$folder/gpu/$name" $n
+        fi
+    done
+    # Modes of their own: ranks that the test forks, since mpirun ends all when one dies.
+    read -ra modes < <(sed -nE 's/^\/\* modes: (.*) \*\/$/\1/p' "$source")
+    for mode in "${modes[@]}"; do
+        run "$name $mode" "$folder/gpu/$name" 2 "$mode"
+    done
+done
+finish

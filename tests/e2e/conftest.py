@@ -34,6 +34,7 @@ class Tensord:
     def __init__(self, binary):
         self.binary = str(binary)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("TENSORD_")} | MPI_ENV
+        self.env.setdefault("NETLAB_COMMAND", str(ROOT / "deploy/netlab/netlab"))  # wherever the build folder is
         self._known = {}
 
     def run(self, *args, ranks=0, limit_s=LIMIT_S, **kwargs):

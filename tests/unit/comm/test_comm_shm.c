@@ -250,9 +250,8 @@ static void test_comm_shm_a_resting_rank_is_called_and_rung(void **state)
 
 /* ---- faults ---- */
 
-static const char *const operations[] = {"recv",   "send",    "bcast",   "all_gather",
-                                         "gather", "barrier", "tree_sum"};
-enum { N_OPERATIONS = sizeof operations / sizeof operations[0], FIRST_COLLECTIVE = 2 };
+enum operation { RECV, SEND, BCAST, ALL_GATHER, GATHER, BARRIER, TREE_SUM, N_OPERATIONS };
+enum { FIRST_COLLECTIVE = BCAST };
 
 static enum td_status do_operation(struct td_comm *c, uint32_t op, uint32_t victim,
                                    struct td_err *err)
@@ -271,17 +270,17 @@ static enum td_status do_operation(struct td_comm *c, uint32_t op, uint32_t vict
         runs[r] = (struct td_leaf_run){r, r + 1};
     }
     switch (op) {
-    case 0:
+    case RECV:
         return td_comm_recv(c, victim, data, sizeof data, err);
-    case 1:
+    case SEND:
         return td_comm_send(c, victim, data, sizeof data, err);
-    case 2:
+    case BCAST:
         return td_comm_bcast(c, victim, data, sizeof data, err);
-    case 3:
+    case ALL_GATHER:
         return td_comm_all_gather(c, data, bytes, sink[me], err);
-    case 4:
+    case GATHER:
         return td_comm_gather(c, (victim + 1) % n, data, bytes, sink[me], err);
-    case 5:
+    case BARRIER:
         return td_comm_barrier(c, err);
     default:
         return td_comm_tree_sum(c, &layout, own, 5000, floats[me], out, err);

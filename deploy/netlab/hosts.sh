@@ -162,6 +162,7 @@ verb_up() {
     mkdir "$state"
     net_of self >"$state/outside"
     echo "$n" >"$state/n"
+    allowed_cpus >"$state/cpus"
     echo bridge >"$state/mode"
     echo 0 0 0 0 >"$state/shape"
     : >"$state/pairs"

@@ -50,13 +50,36 @@ mpirun_flags() { # ARG...
     )
 }
 
+# The cores that this process may use, one per line.
+allowed_cpus() {
+    local part parts
+    IFS=, read -r -a parts < <(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status)
+    for part in "${parts[@]}"; do
+        seq "${part%-*}" "${part#*-}"
+    done
+}
+
+# A host's share of the lab's cores: a run of its own where there are enough, else one in turn. Hosts do not know of each other, and
+# would all take the first ones.
+cores_of() { # K
+    local n cpus
+    n=$(n_hosts)
+    mapfile -t cpus <"$state/cpus"
+    if [ "$n" -le ${#cpus[@]} ]; then
+        cpus=("${cpus[@]:$(($1 * ${#cpus[@]} / n)):$((($1 + 1) * ${#cpus[@]} / n - $1 * ${#cpus[@]} / n))}")
+    else
+        cpus=("${cpus[$(($1 % ${#cpus[@]}))]}")
+    fi
+    (IFS=, && echo "${cpus[*]}")
+}
+
 enter() { # K CMD...
     local k=$1 pid folder=$PWD flags=(-n -u -i -m)
     shift
     pid=$(pid_of "h$k") || die "h$k is crashed: netlab boot h$k"
     [ "$k" -eq 0 ] || flags+=(-p)
     [ -d "/proc/$pid/root$folder" ] || folder=/
-    exec nsenter -t "$pid" "${flags[@]}" --wdns="$folder" -- "$@"
+    exec nsenter -t "$pid" "${flags[@]}" --wdns="$folder" -- taskset -c "$(cores_of "$k")" "$@"
 }
 
 verb_exec() {

@@ -33,6 +33,7 @@ enum td_grpc_code td_grpc_code_from_status(enum td_status status)
         return TD_GRPC_DEADLINE_EXCEEDED;
     case TD_PEER_MISMATCH:
         return TD_GRPC_FAILED_PRECONDITION;
+    case TD_POISON:
     case TD_PEER_PROTOCOL:
     case TD_IO:
     case TD_DEVICE:

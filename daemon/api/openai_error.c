@@ -35,6 +35,7 @@ static const struct {
     {TD_DENIED, 401, "invalid_request_error", "invalid_api_key"},
     {TD_UNAVAILABLE, 503, "service_unavailable_error", "unavailable"},
     {TD_TIMED_OUT, 504, "timeout_error", "timeout"},
+    {TD_POISON, 500, "server_error", "request_crashes_engine"},
     {TD_PEER_LOST, 503, "service_unavailable_error", "worker_lost"},
     {TD_PEER_TIMED_OUT, 503, "service_unavailable_error", "worker_lost"},
     {TD_PEER_PROTOCOL, 503, "service_unavailable_error", "worker_lost"},

@@ -83,7 +83,7 @@ enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask
     uint32_t max_open, n_waiting, wait_s;
     enum td_status s;
 
-    if (!td_coord_ready(c)) {
+    if (!td_coord_accepts(c)) {
         td_err_set(err, TD_UNAVAILABLE, "the model is not ready: %s",
                    drains ? "the server is draining" : td_group_state_name(c->state));
         return refuse(c, drains ? TD_REFUSAL_DRAINING : TD_REFUSAL_NOT_READY, 1, retry_after_s);

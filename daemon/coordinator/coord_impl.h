@@ -1,5 +1,6 @@
 /* Inside of the coordinator: one struct, shared by coordinator.c (life, plan, operator's actions), group.c (the workers'
- * control streams and what follows from a loss), job.c (open requests) and admit.c (who is accepted). Loop thread only. */
+ * control streams and what follows from a loss), job.c (open requests), replay.c (what becomes of them when a group is lost) and
+ * admit.c (who is accepted). Loop thread only. */
 #ifndef TD_DAEMON_COORDINATOR_COORD_IMPL_H
 #define TD_DAEMON_COORDINATOR_COORD_IMPL_H
 
@@ -19,16 +20,23 @@ struct td_job {
     struct td_coord *c;
     struct td_job *next_in_bucket;
     struct td_job *prev, *next; /* all jobs, oldest first */
-    struct td_request request;  /* owned */
-    struct td_served *served;   /* retained */
-    struct td_ending ending;    /* cuts the text as rank 0 does */
-    struct td_bytes text;       /* shown with the event at hand */
-    bool raw_text;              /* special tokens are kept: pieces as they are */
+    struct td_request
+        request; /* owned; its `emitted` grows with what is told, so that it can be sent again at any time */
+    struct td_served *served; /* retained */
+    struct td_ending ending;  /* cuts the text as rank 0 does */
+    struct td_bytes text;     /* shown with the event at hand */
+    bool raw_text;            /* special tokens are kept: pieces as they are */
     td_job_event_fn *on_event;
     void *user;
-    uint32_t n_output, n_cached;
-    uint64_t queue_ns; /* at rank 0 */
-    bool paused;
+    uint32_t n_prompt_told; /* of prompt_logprobs: positions up to here */
+    uint32_t n_cached;
+    uint64_t queue_ns;                 /* at rank 0 */
+    bool paused;                       /* by its reader */
+    bool is_sent;                      /* to the present group */
+    bool is_held;                      /* paused by replay.c */
+    uint32_t sent_output;              /* that it had then */
+    uint32_t n_deaths, n_alone_deaths; /* groups in a row that were lost while it ran */
+    uint32_t death_output;             /* that it had at the last of them */
     uint32_t key;
     struct td_deadline deadline;
     uint64_t accepted_ns, first_ns;
@@ -55,8 +63,10 @@ struct td_coord {
     struct td_err last_error;
     uint32_t generation, n_restarts, n_failures; /* failures in a row before a group was ready */
     uint64_t relaunch_at_ns;                     /* 0: none due */
-    bool launched;  /* a launcher's group is alive or not yet seen to have ended */
-    bool was_ready; /* this generation */
+    bool launched;               /* a launcher's group is alive or not yet seen to have ended */
+    bool was_ready, has_stepped; /* this generation */
+    bool
+        is_recovering; /* a group was ready, was lost, and another is to come: requests wait for it */
     bool stopping;
     uint64_t last_tick_ns;
 
@@ -75,6 +85,8 @@ struct td_coord {
     uint32_t n_open;
     uint64_t next_id;
     uint64_t n_requests, n_failed, n_finished;
+    struct td_job *alone; /* a suspect that has the group for itself; NULL: nobody has */
+    bool replay_settled; /* every open job is with the group, or waits for nothing but its reader */
     struct td_quota quota;
     struct td_endrate endrate;
     struct td_deadlines deadlines;
@@ -102,10 +114,25 @@ struct td_coord {
 
 /* job.c */
 void td_job_token(struct td_coord *c, const struct td_token_event *event);
+void td_job_fail(struct td_job *j, const struct td_err *err);
 void td_job_fail_all(struct td_coord *c, const struct td_err *err);
 /* Ends those whose deadline is not after `now_ns`. */
 void td_job_expire(struct td_coord *c, uint64_t now_ns);
 uint32_t td_job_cancel_all(struct td_coord *c, const struct td_err *err);
+
+/* replay.c: open jobs outlive their group. When the next one is ready they are sent to it with what they have told, oldest first, and
+ * go on exactly where they were. A job that was running at two deaths in a row gets the group for itself until it is past that place,
+ * and is given up after three deaths alone, so that one request cannot take the service from all. */
+/* Brings the group what it does not have yet; called by every tick, and when a group becomes ready. */
+void td_replay_turn(struct td_coord *c);
+/* Sends a job to rank 0, with what it has told so far. TD_OK also where there is no group now: a later turn sends it. An error is what
+ * the group cannot hold. */
+enum td_status td_replay_send(struct td_job *j, struct td_err *err);
+/* The group was lost. True: one job had it for itself. */
+bool td_replay_lost(struct td_coord *c);
+void td_replay_token(struct td_job *j);  /* one more was told */
+void td_replay_paused(struct td_job *j); /* by its reader, or goes on */
+void td_replay_forget(struct td_job *j); /* its end */
 
 /* group.c */
 enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r,

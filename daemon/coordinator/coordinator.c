@@ -32,6 +32,11 @@ bool td_coord_ready(const struct td_coord *c)
     return c->state == TD_GROUP_READY && !c->draining;
 }
 
+bool td_coord_accepts(const struct td_coord *c)
+{
+    return td_coord_ready(c) || (c->is_recovering && !c->draining && !c->stopping);
+}
+
 void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)
 {
     if (c->n_on_ready < MAX_READY_SUBSCRIBERS) {
@@ -248,6 +253,7 @@ void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done
     }
     td_err_set(&gone, TD_UNAVAILABLE, "the model was unloaded");
     n = td_job_cancel_all(c, &gone);
+    c->is_recovering = false;
     td_group_send_all_drain(c);
     td_compute_load_free(c->load);
     c->load = NULL;
@@ -294,6 +300,7 @@ static void on_tick(uv_timer_t *timer)
     struct td_err err;
 
     td_group_tick(c, now);
+    td_replay_turn(c);
     td_job_expire(c, now);
     if (!c->drain_done)
         return;

@@ -206,6 +206,8 @@ struct td_coord_status {
 };
 void td_coord_status(struct td_coord *c, struct td_coord_status *out);
 bool td_coord_ready(const struct td_coord *c); /* all ranks ready and not draining */
+/* Takes requests: ready, or a group that was ready was lost and the next one is on its way, for which they wait. */
+bool td_coord_accepts(const struct td_coord *c);
 uv_loop_t *td_coord_loop(struct td_coord *c);
 struct td_metrics *td_coord_metrics(struct td_coord *c);
 

@@ -175,30 +175,32 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
     char text[600];
     /* Before any group was ready, errors of our own input are final: no relaunch can mend them. */
     bool is_final = !c->was_ready && c->n_restarts == 0 && err->status < TD_PEER_LOST;
+    bool has_run; /* it did what it is for: its end says nothing about the next one's */
+    struct td_err told;
 
     if (c->state == TD_GROUP_LOST || c->state == TD_GROUP_FAILED)
         return;
     c->last_error = *err;
     td_log_error("group lost generation=%u error=\"%s\"", c->generation,
                  td_err_format(err, text, sizeof text));
-    c->n_failures = c->was_ready ? 0 : c->n_failures + 1;
-    c->was_ready = false;
+    has_run = c->was_ready && (c->has_stepped || !c->first);
+    c->is_recovering = c->is_recovering || c->was_ready;
+    c->was_ready = c->has_stepped = false;
     c->n_running = c->n_waiting = c->kv_blocks_used = c->kv_blocks_idle = 0;
     c->kv_blocks_memory = c->kv_blocks_file = 0;
     td_coord_set_state(c, TD_GROUP_LOST);
-    {
-        struct td_err told;
-
-        td_err_set(&told, TD_UNAVAILABLE, "the group of workers was lost: %.250s", err->cause);
-        td_job_fail_all(c, &told);
-    }
+    /* A request that kills its group does not use up the launches. */
+    c->n_failures = td_replay_lost(c) || has_run ? 0 : c->n_failures + 1;
     forget_members(c);
     if (drop_model(c, &c->last_error)) {
         is_final = false;
         c->n_failures = 0;
     }
     if (is_final || c->n_failures >= 5) {
+        td_err_set(&told, TD_UNAVAILABLE, "the group of workers was lost: %.250s", err->cause);
+        c->is_recovering = false;
         td_coord_set_state(c, TD_GROUP_FAILED);
+        td_job_fail_all(c, &told);
         td_coord_load_finished(c, &c->last_error);
         if (c->p.launcher.stop && c->launched)
             c->p.launcher.stop(c->p.launcher.user);
@@ -487,12 +489,12 @@ static void on_ready(struct td_coord *c, struct member *m, const Tensord__Worker
     if (c->state != TD_GROUP_LOADING)
         return;
     c->was_ready = true;
-    c->n_failures = 0;
     td_log_info("group ready generation=%u ranks=%u tp=%u pp=%u load_ms=%llu", c->generation,
                 c->n_ranks, c->plan->tp, c->plan->pp,
                 (unsigned long long)((uv_hrtime() - c->load_start_ns) / 1000000u));
     td_coord_set_state(c, TD_GROUP_READY);
     td_coord_load_finished(c, NULL);
+    td_replay_turn(c);
 }
 
 static void on_heartbeat(struct td_coord *c, struct member *m,
@@ -528,6 +530,7 @@ static void on_tokens(struct td_coord *c, const Tensord__Worker__V1__Tokens *t)
             td_log_warn("token event dropped error=\"%s\"", err.cause);
         else
             td_job_token(c, &event);
+    c->has_stepped = c->has_stepped || t->n_events > 0;
 }
 
 /* ---- the stream ---- */

@@ -50,6 +50,7 @@ static void forget(struct td_job *j, uint64_t n_used)
     *(j->prev ? &j->prev->next : &c->first) = j->next;
     *(j->next ? &j->next->prev : &c->last) = j->prev;
     c->n_open--;
+    td_replay_forget(j);
     td_deadlines_remove(&c->deadlines, &j->deadline);
     td_quota_give_back(&c->quota, j->key, charged > n_used ? charged - n_used : 0, now);
     td_endrate_end(&c->endrate, now);
@@ -57,7 +58,7 @@ static void forget(struct td_job *j, uint64_t n_used)
 
 static uint64_t n_used(const struct td_job *j)
 {
-    return (uint64_t)j->request.n_prompt + j->n_output;
+    return (uint64_t)j->request.n_prompt + j->request.n_emitted;
 }
 
 static void free_job(struct td_job *j)
@@ -77,7 +78,7 @@ static void end(struct td_job *j, struct td_job_event *event)
     bool is_failed = event->finish == TD_FINISH_ERROR && !is_late;
 
     event->n_prompt = j->request.n_prompt;
-    event->n_output = j->n_output;
+    event->n_output = j->request.n_emitted;
     event->n_cached = j->n_cached;
     event->queue_ns = j->queue_ns;
     event->first_token_ns = j->first_ns ? j->first_ns - j->accepted_ns : 0;
@@ -102,7 +103,7 @@ static enum td_status start(struct td_job *j, const struct td_coord_submit *what
 
     if (!s && j->deadline.at_ns && td_deadlines_add(&j->c->deadlines, &j->deadline))
         s = td_err_set(err, TD_NO_MEMORY, "no memory for a deadline");
-    return s ? s : td_group_send_submit(j->c, what->request, err);
+    return s || !j->c->replay_settled ? s : td_replay_send(j, err);
 }
 
 /* The earlier of the request's own deadline and the server's; 0: none. */
@@ -131,11 +132,11 @@ enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit 
         return td_err_set(err, TD_UNAVAILABLE, "the model is not loaded any more");
     if (request->max_tokens == 0)
         request->max_tokens = UINT32_MAX;
-    if (td_coord_ready(c) && /* else it may have no plan, and so no context */
+    if (td_coord_accepts(c) && /* else it may have no plan, and so no context */
         (s = td_request_validate(request, served->spec->n_vocab, served->max_model_len, err)))
         return s;
     ask.n_tokens = n_charged(request);
-    if (!(what->admitted && td_coord_ready(c)) &&
+    if (!(what->admitted && td_coord_accepts(c)) &&
         (s = td_coord_admit(c, &ask, &retry_after_s, err)))
         return s;
     if (what->deadline_ns && what->deadline_ns <= now)
@@ -147,6 +148,8 @@ enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit 
     j->key = what->key;
     j->deadline = (struct td_deadline){.at_ns = deadline_of(c, what, now), .owner = j};
     request->id = ++c->next_id;
+    j->request = *request; /* borrows until it is taken */
+    j->served = served;
     s = start(j, what, err);
     if (s) {
         td_deadlines_remove(&c->deadlines, &j->deadline);
@@ -154,9 +157,7 @@ enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit 
         free(j);
         return s;
     }
-    j->request = *request;
     td_request_init(request);
-    j->served = served;
     td_served_retain(served);
     j->raw_text = what->raw_text;
     j->on_event = what->on_event;
@@ -185,10 +186,11 @@ void td_job_pause(struct td_job *j, bool paused)
     if (paused == j->paused)
         return;
     j->paused = paused;
-    if (paused)
+    if (j->is_sent && !j->is_held && paused)
         td_group_send_pause(j->c, j->request.id);
-    else
+    else if (j->is_sent && !j->is_held)
         td_group_send_resume(j->c, j->request.id);
+    td_replay_paused(j);
 }
 
 uint64_t td_job_id(const struct td_job *j)
@@ -206,7 +208,7 @@ static enum td_status show(struct td_job *j, const struct td_token_event *event)
 {
     enum td_finish verdict;
     enum td_status s =
-        td_ending_judge(&j->ending, event->token.id, j->n_output, &verdict, &j->text);
+        td_ending_judge(&j->ending, event->token.id, j->request.n_emitted, &verdict, &j->text);
 
     if (!s && j->raw_text && td_tokenizer_is_special(j->served->tok, event->token.id) &&
         event->finish != TD_FINISH_STOP)
@@ -222,10 +224,14 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
     struct td_err err;
     enum td_status s = TD_OK;
 
-    if (!j || (event->has_token && event->index != j->n_output)) /* cancelled, or told before */
+    if (!j ||
+        (event->has_token && event->index != j->request.n_emitted)) /* cancelled, or told before */
         return;
     td_bytes_clear(&j->text);
+    if (event->is_prompt && event->index <= j->n_prompt_told) /* by a group that was lost */
+        return;
     if (event->is_prompt) {
+        j->n_prompt_told = event->index;
         out.is_prompt = true;
         out.token = &event->token;
         out.text = TD_STR("");
@@ -235,7 +241,7 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
     if (event->has_token) {
         out.has_token = true;
         out.token = &event->token;
-        j->n_output++;
+        s = td_request_emit(&j->request, event->token.id, event->state, &err);
         c->generated_tokens++;
         if (!j->first_ns) {
             j->first_ns = uv_hrtime();
@@ -244,7 +250,8 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
             c->prompt_tokens += j->request.n_prompt;
             c->cached_tokens += event->cached_tokens;
         }
-        s = show(j, event);
+        s = s ? s : show(j, event);
+        td_replay_token(j);
     }
     if (!s && event->finish != TD_FINISH_NONE && event->finish != TD_FINISH_ERROR)
         s = td_ending_flush(&j->ending, &j->text);
@@ -261,13 +268,17 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
         j->on_event(j, &out, j->user);
 }
 
+void td_job_fail(struct td_job *j, const struct td_err *err)
+{
+    struct td_job_event event = {.finish = TD_FINISH_ERROR, .error = err, .text = TD_STR("")};
+
+    end(j, &event);
+}
+
 void td_job_fail_all(struct td_coord *c, const struct td_err *err)
 {
-    while (c->first) {
-        struct td_job_event event = {.finish = TD_FINISH_ERROR, .error = err, .text = TD_STR("")};
-
-        end(c->first, &event);
-    }
+    while (c->first)
+        td_job_fail(c->first, err);
 }
 
 void td_job_expire(struct td_coord *c, uint64_t now_ns)
@@ -281,7 +292,7 @@ void td_job_expire(struct td_coord *c, uint64_t now_ns)
 
         td_err_set(&err, TD_TIMED_OUT,
                    "the request's time was up after %.1f s, with %u tokens generated",
-                   (double)(now_ns - j->accepted_ns) * 1e-9, j->n_output);
+                   (double)(now_ns - j->accepted_ns) * 1e-9, j->request.n_emitted);
         td_group_send_cancel(c, j->request.id);
         end(j, &event);
     }

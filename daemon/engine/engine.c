@@ -15,6 +15,7 @@ struct outcome {
     uint32_t index; /* of the output token, or the position in the prompt */
     bool is_prompt;
     struct td_sampled token;
+    struct td_sampler_state state; /* after it */
     enum td_finish finish;
     enum td_status status; /* why there is no token; the request ends */
 };
@@ -22,8 +23,7 @@ struct outcome {
 /* One request while it is open. */
 struct seq {
     struct td_sched_seq core; /* first: the scheduler's pointers are cast back */
-    struct td_request
-        req; /* owned copy; its prompt buffer also has room for the output and is core.ids */
+    struct td_request req; /* owned copy; its prompt buffer also holds the output and is core.ids */
     struct td_ending ending;
     struct td_sampler *sampler; /* owned; NULL before the first step */
     uint32_t n_output;
@@ -199,6 +199,26 @@ static struct seq *find(const struct td_engine *e, uint64_t request_id)
     return q;
 }
 
+/* What the output that was told before has left behind, but for the sampler, which is opened later. */
+static enum td_status replay(struct seq *q, struct td_err *err)
+{
+    const struct td_request *r = &q->req;
+    enum td_finish finish;
+    enum td_status st;
+
+    for (uint32_t i = 0; i < r->n_emitted; i++) {
+        if ((st = td_ending_judge(&q->ending, r->emitted[i], i + 1, &finish, NULL)))
+            return td_err_set(err, st, "no memory for the text of request %llu",
+                              (unsigned long long)r->id);
+        if (finish != TD_FINISH_NONE)
+            return td_err_set(err, TD_INVALID, "output token %u ends the request that is replayed",
+                              i);
+        q->core.ids[q->core.n_ids++] = r->emitted[i];
+    }
+    q->n_output = r->n_emitted;
+    return TD_OK;
+}
+
 /* The copy that the engine works on, checked, with room for its output. */
 static enum td_status open_seq(const struct td_engine *e, const struct td_request *r,
                                struct seq **out, struct td_err *err)
@@ -236,11 +256,12 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
     /* Without stop strings nobody here needs the text. */
     st = td_ending_init(&q->ending, &q->req, p->eos_ids, p->n_eos,
                         checked.n_stops ? p->tokenizer : NULL, err);
+    st = st ? st : replay(q, err);
     if (st) {
         free_seq(q);
         return st;
     }
-    if (q->req.prompt_logprobs >= 0)
+    if (q->req.prompt_logprobs >= 0 && !q->n_output)
         q->core.want_to = q->req.n_prompt - 1;
     else
         q->core.n_top =
@@ -370,8 +391,13 @@ static void open_samplers(struct td_engine *e)
 
         if (q->sampler)
             continue;
-        if (td_sampler_open(&q->req.sampling, e->params.n_vocab, &q->sampler, NULL) == TD_OK)
-            td_sampler_accept_prompt(q->sampler, q->req.prompt, q->req.n_prompt);
+        if (td_sampler_open(&q->req.sampling, e->params.n_vocab, &q->sampler, NULL))
+            continue;
+        td_sampler_accept_prompt(q->sampler, q->req.prompt, q->req.n_prompt);
+        for (uint32_t k = 0; k < q->req.n_emitted; k++)
+            td_sampler_accept(q->sampler, q->req.emitted[k]);
+        if (q->req.n_emitted && td_sampling_has_state(&q->req.sampling))
+            (void)td_sampler_set_state(q->sampler, q->req.state, NULL); /* checked at submit */
     }
 }
 
@@ -472,6 +498,8 @@ static bool draw_row(const struct td_engine *e, struct seq *q, uint32_t row,
         return false;
     q->n_drawn++;
     td_sampler_accept(q->sampler, o->token.id);
+    if (td_sampling_has_state(&q->req.sampling))
+        o->state = td_sampler_state(q->sampler);
     return td_sched_append(&q->core, o->token.id) && o->finish == TD_FINISH_NONE;
 }
 
@@ -501,6 +529,7 @@ static bool tell(struct td_engine *e, struct seq *q, const struct outcome *o)
                                    .is_prompt = o->is_prompt,
                                    .has_token = !o->is_prompt,
                                    .token = o->token,
+                                   .state = o->state,
                                    .finish = o->finish};
 
     if (o->status) {

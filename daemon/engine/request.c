@@ -2,6 +2,7 @@
 
 #include "daemon/text/breakers.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -17,15 +18,33 @@ void td_request_init(struct td_request *r)
 void td_request_deinit(struct td_request *r)
 {
     free(r->prompt);
+    free(r->emitted);
     free(r->dry_breakers);
     for (uint32_t i = 0; i < r->n_stops && i < TD_REQUEST_MAX_STOPS; i++)
         free(r->stops[i]);
-    r->prompt = NULL;
-    r->n_prompt = 0;
+    r->prompt = r->emitted = NULL;
+    r->n_prompt = r->n_emitted = r->cap_emitted = 0;
     r->n_stops = 0;
     r->dry_breakers = NULL;
     r->sampling.dry_breakers = NULL;
     r->sampling.n_dry_breaker_bytes = 0;
+}
+
+enum td_status td_request_emit(struct td_request *r, uint32_t id, struct td_sampler_state state,
+                               struct td_err *err)
+{
+    if (r->n_emitted == r->cap_emitted) {
+        uint32_t cap = r->cap_emitted ? 2 * r->cap_emitted : 32;
+        uint32_t *more = realloc(r->emitted, cap * sizeof *more);
+
+        if (!more)
+            return td_err_set(err, TD_NO_MEMORY, "no memory for %u tokens of output", cap);
+        r->emitted = more;
+        r->cap_emitted = cap;
+    }
+    r->emitted[r->n_emitted++] = id;
+    r->state = state;
+    return TD_OK;
 }
 
 enum td_status td_request_set_breakers(struct td_request *r, const uint8_t *set, size_t n_bytes,
@@ -68,25 +87,34 @@ enum td_status td_request_break_at(struct td_request *r, const struct td_breaker
     return st;
 }
 
+static enum td_status copy_ids(const uint32_t *from, uint32_t n, uint32_t **to)
+{
+    if (n == 0)
+        return TD_OK;
+    *to = malloc((size_t)n * sizeof **to);
+    if (!*to)
+        return TD_NO_MEMORY;
+    memcpy(*to, from, (size_t)n * sizeof **to);
+    return TD_OK;
+}
+
 enum td_status td_request_copy(const struct td_request *from, struct td_request *to)
 {
     struct td_request r = *from;
 
     if (from->n_stops > TD_REQUEST_MAX_STOPS)
         return TD_INVALID;
-    r.prompt = NULL;
+    r.prompt = r.emitted = NULL;
     r.n_stops = 0;
     r.dry_breakers = NULL;
     if (td_request_set_breakers(&r, from->sampling.dry_breakers, from->sampling.n_dry_breaker_bytes,
                                 NULL))
         return TD_NO_MEMORY;
-    if (from->n_prompt > 0) {
-        r.prompt = malloc((size_t)from->n_prompt * sizeof(*r.prompt));
-        if (!r.prompt) {
-            td_request_deinit(&r);
-            return TD_NO_MEMORY;
-        }
-        memcpy(r.prompt, from->prompt, (size_t)from->n_prompt * sizeof(*r.prompt));
+    r.cap_emitted = from->n_emitted;
+    if (copy_ids(from->prompt, from->n_prompt, &r.prompt) ||
+        copy_ids(from->emitted, from->n_emitted, &r.emitted)) {
+        td_request_deinit(&r);
+        return TD_NO_MEMORY;
     }
     for (; r.n_stops < from->n_stops; r.n_stops++) {
         size_t bytes = from->stop_bytes[r.n_stops];
@@ -132,6 +160,29 @@ static enum td_status validate_stops(const struct td_request *r, uint32_t n_voca
     return TD_OK;
 }
 
+static enum td_status validate_emitted(const struct td_request *r, uint32_t n_vocab,
+                                       uint32_t max_model_len, struct td_err *err)
+{
+    if (r->n_emitted == 0)
+        return TD_OK;
+    if (r->n_emitted >= r->max_tokens)
+        return td_err_set(err, TD_INVALID, "%u tokens were told already, max_tokens is %u",
+                          r->n_emitted, r->max_tokens);
+    if (r->max_tokens > max_model_len - r->n_prompt)
+        return td_err_set(err, TD_TOO_LARGE,
+                          "prompt has %u tokens and may have %u of output; the context has become "
+                          "%u tokens since the request was accepted",
+                          r->n_prompt, r->max_tokens, max_model_len);
+    if (td_sampling_has_state(&r->sampling) && !isfinite(r->state.mu))
+        return td_err_set(err, TD_INVALID, "mirostat's mu is %g, expected a finite number",
+                          r->state.mu);
+    for (uint32_t i = 0; i < r->n_emitted; i++)
+        if (r->emitted[i] >= n_vocab)
+            return td_err_set(err, TD_INVALID, "output token %u is id %u, the vocabulary has %u", i,
+                              r->emitted[i], n_vocab);
+    return TD_OK;
+}
+
 enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,
                                    struct td_err *err)
 {
@@ -154,6 +205,7 @@ enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint3
         return td_err_set(err, TD_INVALID, "min_tokens is %u, expected at most max_tokens (%u)",
                           r->min_tokens, r->max_tokens);
     if ((st = validate_stops(r, n_vocab, err)) ||
+        (st = validate_emitted(r, n_vocab, max_model_len, err)) ||
         (st = td_sampling_validate(&r->sampling, n_vocab, err)))
         return st;
     if (r->max_tokens > max_model_len - r->n_prompt)

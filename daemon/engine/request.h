@@ -51,11 +51,19 @@ struct td_request {
      * a request passes by the prefix cache. */
     int32_t prompt_logprobs;
     bool no_prefix_cache; /* nothing is taken from it and nothing kept in it */
+    /* A replay: the output that was already told, which is not told again. The sequence goes on behind it exactly as it would have. */
+    uint32_t *emitted; /* owned, [n_emitted] */
+    uint32_t n_emitted, cap_emitted;
+    struct td_sampler_state
+        state; /* as it was after the last of them; where td_sampling_has_state */
 };
 
 void td_request_init(struct td_request *r);
 void td_request_deinit(struct td_request *r);
 enum td_status td_request_copy(const struct td_request *from, struct td_request *to); /* deep */
+/* One more token was told. TD_NO_MEMORY leaves the request as it was. */
+enum td_status td_request_emit(struct td_request *r, uint32_t id, struct td_sampler_state state,
+                               struct td_err *err);
 /* Copies a set of tokens for sampling.dry_breakers; n_bytes may be 0. TD_NO_MEMORY. */
 enum td_status td_request_set_breakers(struct td_request *r, const uint8_t *set, size_t n_bytes,
                                        struct td_err *err);
@@ -68,7 +76,7 @@ enum td_status td_request_break_at(struct td_request *r, const struct td_breaker
  * XXH3-64. */
 uint64_t td_request_salt(uint32_t key, struct td_str text);
 /* Ranges and the context: prompt not empty, ids < n_vocab, n_prompt + 1 <= max_model_len; lowers max_tokens to what
- * fits. TD_INVALID or TD_TOO_LARGE naming the parameter. */
+ * fits. A replay (n_emitted > 0) must fit whole, since its end may not move. TD_INVALID or TD_TOO_LARGE naming the parameter. */
 enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,
                                    struct td_err *err);
 
@@ -82,6 +90,7 @@ struct td_token_event {
         is_prompt; /* a log probability of the prompt: `index` is the position, `token` the prompt's */
     bool has_token; /* false: only the end is told (error, cancel) */
     struct td_sampled token;
+    struct td_sampler_state state; /* with a token: after it, where td_sampling_has_state */
     enum td_finish finish;
     const struct td_err *error; /* TD_FINISH_ERROR only; borrowed during the callback */
 };

@@ -93,6 +93,9 @@ Tensord__Worker__V1__Submit *td_wire_submit_make(const struct td_request *r, uin
     m->no_prefix_cache = r->no_prefix_cache;
     m->priority = r->priority;
     m->prompt_logprobs = r->prompt_logprobs;
+    m->n_emitted = r->n_emitted;
+    m->emitted = r->emitted;
+    m->mirostat_mu = r->state.mu;
     return m;
 }
 
@@ -104,7 +107,7 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
     td_request_init(r);
     if (!s || m->n_prompt == 0 || m->n_prompt > UINT32_MAX || m->n_stops > TD_REQUEST_MAX_STOPS ||
         m->n_stop_ids > TD_REQUEST_MAX_STOP_IDS || s->n_bias > TD_SAMPLER_MAX_BIAS ||
-        m->n_emitted || s->dry_breakers.len > TD_SAMPLING_MAX_BREAKER_BYTES)
+        m->n_emitted > UINT32_MAX || s->dry_breakers.len > TD_SAMPLING_MAX_BREAKER_BYTES)
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "submit of request %llu has %zu prompt ids, %zu stops, %zu stop ids, "
                           "%zu biases and %zu bytes of breakers: over a limit",
@@ -115,6 +118,9 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
         goto no_memory;
     memcpy(r->prompt, m->prompt, m->n_prompt * sizeof *r->prompt);
     r->n_prompt = (uint32_t)m->n_prompt;
+    for (size_t i = 0; i < m->n_emitted; i++)
+        if (td_request_emit(r, m->emitted[i], (struct td_sampler_state){m->mirostat_mu}, NULL))
+            goto no_memory;
     r->id = m->request_id;
     r->max_tokens = m->max_tokens;
     r->min_tokens = m->min_tokens;
@@ -183,6 +189,7 @@ Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event 
         m->token_id = e->token.id;
         m->logprob = e->token.logprob;
         m->rank = e->token.rank;
+        m->mirostat_mu = e->state.mu;
         for (uint32_t i = 0; i < n_top; i++) {
             tensord__worker__v1__token_logprob__init(&tops[i]);
             tops[i].id = e->token.top[i].id;
@@ -218,6 +225,7 @@ enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
         e->token.id = m->token_id;
         e->token.logprob = m->logprob;
         e->token.rank = m->rank;
+        e->state.mu = m->mirostat_mu;
         e->token.n_top = (uint32_t)m->n_top;
         for (size_t i = 0; i < m->n_top; i++)
             e->token.top[i] = (struct td_token_logprob){m->top[i]->id, m->top[i]->logprob};

@@ -77,6 +77,8 @@ const char *td_status_name(enum td_status status)
         return "unavailable";
     case TD_TIMED_OUT:
         return "timed out";
+    case TD_POISON:
+        return "poison";
     case TD_PEER_LOST:
         return "peer lost";
     case TD_PEER_TIMED_OUT:

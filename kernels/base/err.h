@@ -20,6 +20,7 @@ enum td_status {
     TD_DENIED = 107,      /* no key or a wrong key */
     TD_UNAVAILABLE = 108, /* not ready, draining, or the group was lost */
     TD_TIMED_OUT = 109,   /* the request's own deadline passed */
+    TD_POISON = 110,      /* the group was lost whenever it ran the request */
 
     TD_PEER_LOST = 200,      /* a rank or connection is gone */
     TD_PEER_TIMED_OUT = 201, /* a peer did not answer within the deadline */

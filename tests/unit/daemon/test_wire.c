@@ -62,6 +62,9 @@ static void make_request(struct td_request *r)
     assert_int_equal(td_request_set_breakers(r, (const uint8_t *)"\0\x80", 2, NULL), TD_OK);
     r->sampling.n_bias = 1;
     r->sampling.bias[0] = (struct td_logit_bias){3, -1.5f};
+    for (uint32_t i = 0; i < 40; i++)
+        assert_int_equal(td_request_emit(r, 1000 + i, (struct td_sampler_state){4.25}, NULL),
+                         TD_OK);
 }
 
 static void test_wire_submit_comes_back_equal(void **state)
@@ -86,6 +89,9 @@ static void test_wire_submit_comes_back_equal(void **state)
     assert_true(back.cache_salt == UINT64_MAX - 1 && back.no_prefix_cache);
     assert_int_equal(back.priority, -3);
     assert_int_equal(back.prompt_logprobs, 4);
+    assert_int_equal(back.n_emitted, 40);
+    assert_memory_equal(back.emitted, r.emitted, 40 * sizeof *r.emitted);
+    assert_true(back.state.mu == 4.25);
     assert_true(back.sampling.seed == UINT64_MAX);
     assert_true(back.sampling.temperature == 0.5f);
     assert_int_equal(back.sampling.bias[0].id, 3);

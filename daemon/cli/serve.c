@@ -134,7 +134,8 @@ static void on_launch_end(const struct td_launch_end *end, void *user)
         td_coord_launch_ended(s->coord, &err);
 }
 
-static enum td_status launch_start(void *user, uint32_t generation, struct td_err *err)
+static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_ranks,
+                                   const char *hostfile, struct td_err *err)
 {
     struct server *s = user;
     const struct td_options *o = s->opts;
@@ -153,8 +154,8 @@ static enum td_status launch_start(void *user, uint32_t generation, struct td_er
                           memory,
                           NULL};
     struct td_launch_params p = {.loop = &s->loop,
-                                 .n_ranks = (uint32_t)o->ranks,
-                                 .hostfile = o->hostfile,
+                                 .n_ranks = n_ranks,
+                                 .hostfile = hostfile,
                                  .coordinator = s->dial_address,
                                  .cluster_key = {s->dial.key, s->dial.key_bytes},
                                  .generation = generation,
@@ -162,11 +163,6 @@ static enum td_status launch_start(void *user, uint32_t generation, struct td_er
 
     snprintf(threads, sizeof threads, "%lld", (long long)o->threads);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)o->memory_bytes);
-    if (p.n_ranks == 0) {
-        uint32_t tp = (uint32_t)o->tensor_parallel_size, pp = (uint32_t)o->pipeline_parallel_size;
-
-        p.n_ranks = tp || pp ? (tp ? tp : 1) * (pp ? pp : 1) : o->shares.n ? o->shares.n : 1;
-    }
     return td_launch_start(&p, on_launch_end, s, &s->launch, err);
 }
 
@@ -336,6 +332,16 @@ static const char *absolute(const char *path, char out[4096])
     return path ? out : NULL;
 }
 
+/* Ranks that a launch starts: told, or what the layout needs. */
+static uint32_t n_launched(const struct td_options *o)
+{
+    uint32_t tp = (uint32_t)o->tensor_parallel_size, pp = (uint32_t)o->pipeline_parallel_size;
+
+    if (o->ranks)
+        return (uint32_t)o->ranks;
+    return tp || pp ? (tp ? tp : 1) * (pp ? pp : 1) : o->shares.n ? o->shares.n : 1;
+}
+
 static enum td_status open_coord(struct server *s, struct td_err *err)
 {
     const struct td_options *o = s->opts;
@@ -367,8 +373,11 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
 
     if (st)
         return st;
-    if (!s->world && !o->no_launch)
+    if (!s->world && !o->no_launch) {
         p.launcher = (struct td_group_launcher){launch_start, launch_stop, s};
+        p.n_ranks = n_launched(o);
+        p.hostfile = o->hostfile;
+    }
     return td_coord_open(&p, &s->coord, err);
 }
 

@@ -10,6 +10,7 @@
 #include "daemon/coordinator/deadlines.h"
 #include "daemon/coordinator/endrate.h"
 #include "daemon/coordinator/group.h"
+#include "daemon/coordinator/hosts.h"
 #include "daemon/coordinator/quota.h"
 #include "daemon/engine/ending.h"
 #include "daemon/engine/wire.h"
@@ -70,7 +71,8 @@ struct td_coord {
     bool stopping;
     uint64_t last_tick_ns;
 
-    uint32_t n_ranks;
+    struct td_hosts *hosts;      /* NULL: no hostfile */
+    uint32_t n_ranks;            /* of the present group */
     struct member *members;      /* [n_ranks], by world rank */
     struct td_member *published; /* [n_ranks], for td_coord_status */
     struct td_plan *plan;
@@ -144,8 +146,12 @@ void td_group_send_all_drain(struct td_coord *c);
 void td_group_tick(struct td_coord *c, uint64_t now_ns);
 void td_group_plan_and_load(struct td_coord *c);
 bool td_group_all_attached(const struct td_coord *c);
-/* Ends the group: everything open fails with `err`, and a new one is due where there is a launcher. */
+/* A place for each of `n` ranks, none attached. */
+enum td_status td_group_size(struct td_coord *c, uint32_t n, struct td_err *err);
+/* Ends the group with `err`; a new one is due where there is a launcher, and what is open waits for it. */
 void td_group_lose(struct td_coord *c, const struct td_err *err);
+/* Launches the next generation: on the hosts that are left, with fewer ranks when there is no place for all. */
+enum td_status td_group_launch(struct td_coord *c, struct td_err *err);
 /* Tells every worker to leave in order. */
 void td_group_shutdown(struct td_coord *c, const char *reason);
 

@@ -332,15 +332,10 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
     if (params->model)
         s = td_served_open(params->model, params->names, params->n_names, params->draft_path,
                            params->verify, &c->served, err);
-    if (!s && params->n_ranks) {
-        c->members = calloc(params->n_ranks, sizeof *c->members);
-        c->published = calloc(params->n_ranks, sizeof *c->published);
-        if (!c->members || !c->published)
-            s = td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", params->n_ranks);
-        c->n_ranks = params->n_ranks;
-        for (uint32_t i = 0; !s && i < c->n_ranks; i++)
-            c->members[i].public.rank = i;
-    }
+    if (!s && params->hostfile && params->launcher.start)
+        s = td_hosts_open(params->hostfile, &c->hosts, err);
+    if (!s && params->n_ranks)
+        s = td_group_size(c, params->n_ranks, err);
     if (s) {
         td_coord_close(c);
         return s;
@@ -359,12 +354,8 @@ enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
     c->load_start_ns = uv_hrtime();
     if (!c->p.launcher.start)
         return TD_OK;
-    c->generation = 1;
     c->state = TD_GROUP_LAUNCHING;
-    if (c->p.launcher.start(c->p.launcher.user, c->generation, err))
-        return err->status;
-    c->launched = true;
-    return TD_OK;
+    return td_group_launch(c, err);
 }
 
 void td_coord_stop(struct td_coord *c)
@@ -399,6 +390,7 @@ void td_coord_close(struct td_coord *c)
     free(c->published);
     td_served_release(c->served);
     td_bytes_deinit(&c->packed);
+    td_hosts_close(c->hosts);
     td_arena_deinit(&c->arena);
     td_deadlines_deinit(&c->deadlines);
     free(c);

@@ -146,6 +146,17 @@ static void forget_members(struct td_coord *c)
         c->members[i].public.rank = i;
 }
 
+/* The host of the rank that was lost first. That a process ended there tells something only while its group had done nothing yet. */
+static void blame(struct td_coord *c, const struct member *m, bool silent)
+{
+    bool has_run = c->was_ready && (c->has_stepped || !c->first);
+
+    if (c->hosts && (silent || !has_run) &&
+        td_hosts_blame(c->hosts, m->public.host, silent, uv_hrtime()))
+        td_log_warn("host stands aside host=%s rank=%u seconds=%u", m->public.host, m->public.rank,
+                    (unsigned)(TD_HOSTS_ASIDE_NS / SECOND));
+}
+
 /* Waits before the next launch: at once after a group that had been ready, then longer and longer. */
 static uint64_t back_off(const struct td_coord *c)
 {
@@ -225,20 +236,56 @@ void td_coord_launch_ended(struct td_coord *c, const struct td_err *err)
         c->relaunch_at_ns = uv_hrtime() + back_off(c) + 1;
 }
 
+enum td_status td_group_size(struct td_coord *c, uint32_t n, struct td_err *err)
+{
+    struct member *members = calloc(n, sizeof *members);
+    struct td_member *published = calloc(n, sizeof *published);
+
+    if (!members || !published) {
+        free(members);
+        free(published);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", n);
+    }
+    free(c->members);
+    free(c->published);
+    c->members = members;
+    c->published = published;
+    c->n_ranks = n;
+    for (uint32_t i = 0; i < n; i++)
+        c->members[i].public.rank = i;
+    return TD_OK;
+}
+
+enum td_status td_group_launch(struct td_coord *c, struct td_err *err)
+{
+    const char *hostfile = NULL;
+    uint32_t n = c->p.n_ranks;
+    enum td_status s = TD_OK;
+
+    c->generation++;
+    if (c->hosts)
+        s = td_hosts_choose(c->hosts, c->p.n_ranks, uv_hrtime(), &hostfile, &n, err);
+    if (!s && n != c->p.n_ranks)
+        td_log_warn("group with fewer ranks generation=%u ranks=%u wished=%u", c->generation, n,
+                    c->p.n_ranks);
+    if (!s && n != c->n_ranks)
+        s = td_group_size(c, n, err);
+    s = s ? s : c->p.launcher.start(c->p.launcher.user, c->generation, n, hostfile, err);
+    c->launched = !s;
+    return s;
+}
+
 static void relaunch(struct td_coord *c)
 {
     struct td_err err;
 
     c->relaunch_at_ns = 0;
-    c->generation++;
     c->n_restarts++;
-    td_log_info("group relaunched generation=%u", c->generation);
+    td_log_info("group relaunched generation=%u", c->generation + 1);
     td_coord_set_state(c, TD_GROUP_LAUNCHING);
     c->load_start_ns = uv_hrtime();
-    if (c->p.launcher.start(c->p.launcher.user, c->generation, &err))
+    if (td_group_launch(c, &err))
         td_group_lose(c, &err);
-    else
-        c->launched = true;
 }
 
 /* Time since `then`, which may have been taken after `now` in the same turn. */
@@ -272,6 +319,7 @@ void td_group_tick(struct td_coord *c, uint64_t now)
             td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i,
                        m->public.host,
                        (unsigned long long)((now - m->public.heartbeat_ns) / 1000000u));
+            blame(c, m, true);
             td_group_lose(c, &err);
             return;
         }
@@ -286,18 +334,6 @@ bool td_group_all_attached(const struct td_coord *c)
         if (!c->members[i].stream)
             return false;
     return c->n_ranks > 0;
-}
-
-static enum td_status size_group(struct td_coord *c, uint32_t n, struct td_err *err)
-{
-    c->members = calloc(n, sizeof *c->members);
-    c->published = calloc(n, sizeof *c->published);
-    if (!c->members || !c->published)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", n);
-    c->n_ranks = n;
-    for (uint32_t i = 0; i < n; i++)
-        c->members[i].public.rank = i;
-    return TD_OK;
 }
 
 static enum td_status check_register(struct td_coord *c, const td_wire_worker_message *m,
@@ -323,7 +359,7 @@ static enum td_status check_register(struct td_coord *c, const td_wire_worker_me
         return td_err_set(err, TD_UNAVAILABLE, "the group was given up: %.250s",
                           c->last_error.cause);
     if (c->n_ranks == 0) {
-        s = size_group(c, r->world_size, err);
+        s = td_group_size(c, r->world_size, err);
         if (s)
             return s;
     }
@@ -408,14 +444,18 @@ static struct td_compute_load *make_load(struct td_coord *c)
     load->op_limit_ns = c->p.op_limit_ns;
     load->plan = c->p.wish;
     load->plan.n_ranks = c->n_ranks;
+    if (c->n_ranks != c->p.n_ranks && c->p.n_ranks) { /* another layout, of whom is left */
+        load->plan.tp = load->plan.pp = 0;
+        load->plan.share = NULL;
+    }
     if (c->p.kv_dtype_auto)
         load->plan.kv_dtype = c->served->spec->dtype == TD_F32 ? TD_F32 : TD_F16;
     for (uint32_t i = 0; i < c->n_ranks; i++) {
         load->memory[i] = c->members[i].public.memory_bytes;
-        load->share[i] = c->p.wish.share ? c->p.wish.share[i] : 0;
+        load->share[i] = load->plan.share ? load->plan.share[i] : 0;
     }
     load->plan.memory_bytes = load->memory;
-    load->plan.share = c->p.wish.share ? load->share : NULL;
+    load->plan.share = load->plan.share ? load->share : NULL;
     return load;
 }
 
@@ -428,6 +468,21 @@ static enum td_status check_numerics(const struct td_coord *c, struct td_err *er
                               c->members[i].public.host, c->members[i].public.numerics,
                               c->members[0].public.host, c->members[0].public.numerics);
     return TD_OK;
+}
+
+/* Open requests count on the context that they were accepted with: it becomes smaller only when it must. */
+static enum td_status make_plan(struct td_coord *c, struct td_err *err)
+{
+    struct td_plan_params *p = &c->load->plan;
+    uint32_t wished = p->max_model_len;
+
+    if (c->is_recovering) {
+        p->max_model_len = c->served->max_model_len;
+        if (!td_plan_make(c->served->plan_model, p, c->plan, err))
+            return TD_OK;
+        p->max_model_len = wished;
+    }
+    return td_plan_make(c->served->plan_model, p, c->plan, err);
 }
 
 void td_group_plan_and_load(struct td_coord *c)
@@ -443,7 +498,7 @@ void td_group_plan_and_load(struct td_coord *c)
         s = td_err_set(&err, TD_NO_MEMORY, "no memory for a load");
     if (!s && c->served->draft)
         s = td_draftmodel_reserve(c->served->draft, &c->load->plan, &err);
-    s = s ? s : td_plan_make(c->served->plan_model, &c->load->plan, c->plan, &err);
+    s = s ? s : make_plan(c, &err);
     if (s && drop_model(c, &err)) {
         td_coord_set_state(c, TD_GROUP_LAUNCHING); /* the workers stay and wait for a model */
         return;
@@ -625,6 +680,7 @@ static void on_close(void *user, struct td_grpc_stream *s, enum td_grpc_code cod
         return;
     td_err_set(&err, TD_PEER_LOST, "rank %u on %s (process %lld) closed its control stream",
                m->public.rank, m->public.host, (long long)m->public.pid);
+    blame(c, m, false);
     td_group_lose(c, &err);
 }
 

@@ -10,8 +10,10 @@ struct td_grpc_serve_table;
 
 /* Whoever starts and ends the group's processes. NULL functions: nobody here does (a group that dials in, or one job). */
 struct td_group_launcher {
-    /* Starts generation `generation`; td_coord_launch_ended follows once for every start that succeeded. */
-    enum td_status (*start)(void *user, uint32_t generation, struct td_err *err);
+    /* Starts generation `generation` with `n_ranks` on the hosts of `hostfile` (NULL: here); td_coord_launch_ended follows once for
+     * every start that succeeded. */
+    enum td_status (*start)(void *user, uint32_t generation, uint32_t n_ranks, const char *hostfile,
+                            struct td_err *err);
     /* Ends all of its processes; td_coord_launch_ended follows. */
     void (*stop)(void *user);
     void *user;
@@ -24,7 +26,9 @@ struct td_coord_params {
     const char *const *names;   /* [n_names] served names; none: the last part of the path */
     uint32_t n_names;
     bool verify;
-    uint32_t n_ranks; /* 0: as many as the first worker says */
+    uint32_t n_ranks; /* 0: as many as the first worker says; a launcher wants to know */
+    const char *
+        hostfile; /* borrows during open; of the launcher; NULL: none. Some of its hosts may stand aside (hosts.h) */
     /* What the options wish of the plan: tp, pp, share (borrowed for ever), block_tokens, max_*, kv_bytes. */
     struct td_plan_params wish;
     bool kv_dtype_auto; /* wish.kv_dtype is chosen by the model */

@@ -386,31 +386,56 @@ def test_two_hosts_generate_what_one_rank_does(lab, tensord, tiny):
     assert [r["host"] for r in two["ranks"]] == ["h1", "h2"]
 
 
-@needs_lab
-def test_serve_launches_its_ranks_on_the_hosts(lab, tensord, tiny, tmp_path):
+@contextlib.contextmanager
+def serving(lab, tensord, tiny, tmp_path, hosts, *words):
+    """A server on h0 with two ranks on `hosts`, ready; yields what asks it."""
     hostfile = tmp_path / "hosts"
-    hostfile.write_text(lab("hostfile", "h1,h2"))
-    alone = tensord.json_once("generate", "--model", tiny, "--prompt", "Once upon a time", "--max-tokens", 24,
-                              "--threads", 1)
+    hostfile.write_text(lab("hostfile", hosts))
     log = tmp_path / "log"
     with log.open("w") as f:
         server = subprocess.Popen([NETLAB, "exec", "h0", tensord.binary, "serve", "--model", tiny, "-n", "2", "--hostfile",
-                                   hostfile, "--port", "8000", "--threads", "1"], env=lab.env, stdout=f, stderr=f)
+                                   hostfile, "--port", "8000", "--threads", "1", *words], env=lab.env, stdout=f, stderr=f)
     try:
         url = "http://127.0.0.1:8000"
         deadline = time.monotonic() + LIMIT_S
         while lab("exec", "h0", "curl", "-fs", f"{url}/readyz", check=False).returncode != 0:
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
-        answer = json.loads(lab("exec", "h0", "curl", "-fs", f"{url}/v1/completions", "-H",
-                                "Content-Type: application/json", "-d", json.dumps(body)))
-        assert answer["choices"][0]["text"] == alone["text"]
-        status = json.loads(lab("exec", "h0", "curl", "-fs", f"{url}/status"))["groups"][0]
-        assert [r["host"] for r in status["ranks"]] == ["h1", "h2"]
+        yield lambda path, *curl: lab("exec", "h0", "curl", "-fs", *curl, url + path)
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(LIMIT_S) == 0
+        assert server.wait(LIMIT_S) == 0, log.read_text()
+
+
+@needs_lab
+def test_serve_launches_its_ranks_on_the_hosts(lab, tensord, tiny, tmp_path):
+    alone = tensord.json_once("generate", "--model", tiny, "--prompt", "Once upon a time", "--max-tokens", 24,
+                              "--threads", 1)
+    with serving(lab, tensord, tiny, tmp_path, "h1,h2") as ask:
+        body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+        assert json.loads(ask("/v1/completions", "-d", json.dumps(body)))["choices"][0]["text"] == alone["text"]
+        assert [r["host"] for r in json.loads(ask("/status"))["groups"][0]["ranks"]] == ["h1", "h2"]
+
+
+@needs_lab
+def test_a_stream_outlives_its_hosts_on_a_spare_one_and_then_on_fewer_ranks(lab, tensord, tiny, tmp_path):
+    body = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "temperature": 0.9, "seed": 5}
+
+    with serving(lab, tensord, tiny, tmp_path, "h1,h2,h0", "--cpu-isa", "ref") as ask:
+        golden = json.loads(ask("/v1/completions", "-d", json.dumps(body)))["choices"][0]["text"]
+        for victim, left in (("h1", ["h2", "h0"]), ("h2", ["h0"])):
+            stream = lab.start("h0", "curl", "-Nfs", "http://127.0.0.1:8000/v1/completions", "-d",
+                               json.dumps(body | {"stream": True}))
+            text = json.loads(stream.stdout.readline()[len("data: "):])["choices"][0]["text"]
+            lab("crash", victim)
+            for line in stream.stdout:
+                if line.startswith("data: {"):
+                    text += json.loads(line[len("data: "):])["choices"][0]["text"]
+            assert stream.wait(LIMIT_S) == 0 and line.strip() in ("", "data: [DONE]")
+            assert text == golden
+            group = json.loads(ask("/status"))["groups"][0]
+            assert sorted(r["host"] for r in group["ranks"]) == sorted(left) and group["state"] == "ready"
+        assert group["n_restarts"] == 2
 
 
 WRONG = [

@@ -499,7 +499,7 @@ uint64_t td_conn_now_ms(const struct td_conn *c)
 
 bool td_conn_draining(const struct td_conn *c)
 {
-    return c->pool->draining;
+    return c->pool->draining || c->pool->retiring;
 }
 
 bool td_conn_is_tls(const struct td_conn *c)

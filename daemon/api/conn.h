@@ -47,6 +47,9 @@ struct td_conn_service {
 enum td_status td_conn_pool_open(uv_loop_t *loop, const struct td_conn_config *config,
                                  struct td_conn_pool **pool, struct td_err *err);
 size_t td_conn_pool_count(const struct td_conn_pool *pool); /* open connections */
+/* From now on every answer says Connection: close, and a gRPC connection without calls gets GOAWAY; what is open goes on and
+ * new connections are taken, so that clients learn that this server is about to go. Listeners stay open. */
+void td_conn_pool_retire(struct td_conn_pool *pool);
 /* Stops politely: idle connections close, running requests end normally (Connection: close, GOAWAY). Listeners are
  * closed first. td_conn_pool_count tells when the last has gone. */
 void td_conn_pool_drain(struct td_conn_pool *pool);
@@ -79,7 +82,8 @@ const struct td_conn_config *td_conn_config(const struct td_conn *c);
 const struct td_conn_service *td_conn_service(const struct td_conn *c);
 uv_loop_t *td_conn_loop(const struct td_conn *c);
 uint64_t td_conn_now_ms(const struct td_conn *c); /* the loop's clock */
-bool td_conn_draining(const struct td_conn *c);
+bool td_conn_draining(
+    const struct td_conn *c); /* or retiring: no connection is kept for a next request */
 bool td_conn_is_tls(const struct td_conn *c);
 const char *td_conn_remote(const struct td_conn *c); /* "127.0.0.1:4711" */
 /* Queues bytes (copied); they leave before the loop sleeps. TD_CANCELLED once closing. No cap: callers ask

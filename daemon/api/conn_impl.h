@@ -66,6 +66,7 @@ struct td_conn_pool {
     size_t buffered_bytes;
     uint64_t tick_ms;
     uint64_t refused_log_ms; /* when the last refusal was logged */
+    bool retiring;           /* td_conn_pool_retire */
     bool draining;
     bool closing;
     td_conn_done_fn done;

@@ -114,6 +114,11 @@ size_t td_conn_pool_count(const struct td_conn_pool *pool)
     return pool->n_conns;
 }
 
+void td_conn_pool_retire(struct td_conn_pool *pool)
+{
+    pool->retiring = true;
+}
+
 void td_conn_pool_drain(struct td_conn_pool *pool)
 {
     pool->draining = true;

@@ -9,7 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PULL_BYTES = 16 * 1024 };
+enum {
+    PULL_BYTES = 16 * 1024,
+    RETIRE_IDLE_MS = 1000 /* without a call, before a retiring connection gets GOAWAY */
+};
 static const uint64_t default_keepalive_ns = 60ull * 1000 * 1000 * 1000;
 
 struct td_grpc_serve_table {
@@ -265,12 +268,16 @@ static void on_drained(void *upper)
 static void on_tick(void *upper, uint64_t now_ms)
 {
     struct grpc_conn *g = upper;
+    uint32_t limit_ms = td_conn_config(g->c)->idle_timeout_ms;
+    if (td_conn_draining(g->c) && limit_ms > RETIRE_IDLE_MS) {
+        limit_ms = RETIRE_IDLE_MS;
+    }
     td_grpc_tick(g->grpc, td_clock_now_ns());
     if (td_grpc_n_streams(g->grpc) > 0) {
         g->idle_since_ms = 0;
     } else if (g->idle_since_ms == 0) {
         g->idle_since_ms = now_ms;
-    } else if (now_ms >= g->idle_since_ms + td_conn_config(g->c)->idle_timeout_ms) {
+    } else if (now_ms >= g->idle_since_ms + limit_ms) {
         td_grpc_drain(g->grpc); /* GOAWAY: the client connects again when it has a call */
     }
     td_conn_want_flush(g->c);

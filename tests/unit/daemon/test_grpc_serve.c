@@ -67,12 +67,11 @@ static void on_pieces_drain(void *user, struct td_grpc_stream *s)
     send_pieces(user, s);
 }
 
-static int setup(void **state)
+static int setup_idle(uint32_t idle_timeout_ms)
 {
-    (void)state;
     struct td_conn_config config;
     td_conn_config_default(&config);
-    config.idle_timeout_ms = 400;
+    config.idle_timeout_ms = idle_timeout_ms;
     n_calls = n_closes = n_drains = 0;
     n_sent = 0;
     last_code = -1;
@@ -100,6 +99,18 @@ static int setup(void **state)
     assert_int_equal(td_route_table_open(&routes, NULL), TD_OK);
     server = api_server_start(&config, &(struct td_conn_service){.routes = routes, .rpc = table});
     return 0;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    return setup_idle(400);
+}
+
+static int setup_patient(void **state)
+{
+    (void)state;
+    return setup_idle(600000);
 }
 
 static int teardown(void **state)
@@ -303,6 +314,36 @@ static void test_grpc_serve_drains_and_closes_idle_connections(void **state)
     client_close(&busy);
 }
 
+static void retire(struct api_server *s)
+{
+    td_conn_pool_retire(s->pool);
+}
+
+/* Calls go on, new connections are taken, and one without calls is told to go. */
+static void test_grpc_serve_sends_idle_clients_away_when_it_retires(void **state)
+{
+    (void)state;
+    struct client busy;
+    struct client later;
+    bool never = false;
+    client_open(&busy);
+    struct td_grpc_stream *s = client_call(&busy, "/tensord.v1.Inference/Tokenize", "");
+    client_pump(&busy, &never, 100);
+    api_server_call(server, retire);
+    client_open(&later);
+    assert_int_equal(unary(&later, "/tensord.v1.Inference/Tokenize", ""), TD_GRPC_OK);
+    client_pump(&later, &never, 5000); /* returns when the server closes */
+    assert_true(api_wait_conns(server, 1));
+    client_close(&later);
+    assert_int_equal(td_grpc_stream_send(s, TD_STR("last"), NULL), TD_OK);
+    td_grpc_stream_half_close(s);
+    client_pump(&busy, &busy.closed, 3000);
+    assert_int_equal(busy.code, TD_GRPC_OK);
+    client_pump(&busy, &never, 5000);
+    assert_true(api_wait_conns(server, 0));
+    client_close(&busy);
+}
+
 static void test_grpc_serve_reflects(void **state)
 {
     (void)state;
@@ -358,6 +399,8 @@ int main(void)
         WITH(test_grpc_serve_streams_at_the_clients_pace),
         WITH(test_grpc_serve_tells_the_handler_that_the_client_left),
         WITH(test_grpc_serve_drains_and_closes_idle_connections),
+        cmocka_unit_test_setup_teardown(test_grpc_serve_sends_idle_clients_away_when_it_retires,
+                                        setup_patient, teardown),
         WITH(test_grpc_serve_reflects),
         WITH(test_grpc_serve_shares_the_port_with_http),
     };

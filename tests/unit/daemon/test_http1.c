@@ -779,6 +779,44 @@ static void test_http1_ends_politely_when_the_server_drains(void **state)
     assert_int_equal(n_closes, 0);
 }
 
+static void retire(struct api_server *s)
+{
+    td_conn_pool_retire(s->pool);
+}
+
+static void test_http1_tells_every_client_when_the_server_retires(void **state)
+{
+    (void)state;
+    const char *request = "GET /show HTTP/1.1\r\nHost: h\r\n\r\n";
+    int before = api_dial(server);
+    int streams = api_dial(server);
+    char out[4096] = "";
+    api_send_text(before, request);
+    assert_true(api_recv(before, out, sizeof(out), "header=no:.", 5000));
+    assert_null(strstr(out, "\r\nConnection: close\r\n"));
+    api_send_text(streams, "GET /stream HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_true(api_wait_for(&n_handled, 2));
+    api_server_call(server, retire);
+    out[0] = '\0';
+    api_send_text(before, request); /* still open: it gets an answer, then the end */
+    assert_true(api_recv(before, out, sizeof(out), NULL, 5000));
+    assert_non_null(strstr(out, "\r\nConnection: close\r\n"));
+    assert_non_null(strstr(out, "header=no:."));
+    out[0] = '\0';
+    assert_true(api_recv(streams, out, sizeof(out), NULL, 5000));
+    assert_non_null(strstr(out, "piece 1;\r\n0\r\n\r\n"));
+    int after = api_dial(server); /* new ones are taken */
+    out[0] = '\0';
+    api_send_text(after, request);
+    assert_true(api_recv(after, out, sizeof(out), NULL, 5000));
+    assert_non_null(strstr(out, "\r\nConnection: close\r\n"));
+    close(before);
+    close(streams);
+    close(after);
+    assert_true(api_wait_conns(server, 0));
+    assert_int_equal(n_closes, 0);
+}
+
 static void test_http1_says_retry_after_with_429(void **state)
 {
     (void)state;
@@ -944,6 +982,7 @@ int main(void)
         WITH(test_http1_tells_the_handler_when_the_server_closes, setup),
         WITH(test_http1_holds_back_a_writer_whose_client_does_not_read, setup),
         WITH(test_http1_ends_politely_when_the_server_drains, setup),
+        WITH(test_http1_tells_every_client_when_the_server_retires, setup),
         WITH(test_http1_says_retry_after_with_429, setup),
         WITH(test_http1_survives_random_bytes, setup),
         WITH(test_http1_gives_up_on_slow_clients, setup_impatient),

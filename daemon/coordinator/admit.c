@@ -79,13 +79,15 @@ static enum td_status check_key(struct td_coord *c, const struct td_coord_ask *a
 enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask,
                               uint32_t *retry_after_s, struct td_err *err)
 {
-    bool drains = c->draining && c->state == TD_GROUP_READY;
+    bool drains = c->drain.is_on && c->state == TD_GROUP_READY;
     uint32_t max_open, n_waiting, wait_s;
     enum td_status s;
 
     if (!td_coord_accepts(c)) {
         td_err_set(err, TD_UNAVAILABLE, "the model is not ready: %s",
-                   drains ? "the server is draining" : td_group_state_name(c->state));
+                   c->stopping ? "the server is stopping"
+                   : drains    ? "the server is draining"
+                               : td_group_state_name(c->state));
         return refuse(c, drains ? TD_REFUSAL_DRAINING : TD_REFUSAL_NOT_READY, 1, retry_after_s);
     }
     max_open = c->p.limits.max_queue + c->plan->max_num_seqs;

@@ -144,6 +144,21 @@ static void fill_group(const struct td_coord_status *st, Tensord__V1__GroupStatu
     }
 }
 
+static Tensord__V1__DrainStatus *fill_drain(const struct td_coord_status *st,
+                                            Tensord__V1__DrainStatus *d)
+{
+    d->stops = st->drain.is_last;
+    d->over = st->drain.is_over;
+    d->n_open = st->n_open;
+    d->n_finished = st->drain.n_finished;
+    d->n_cancelled = st->drain.n_cancelled;
+    if (st->drain.has_limit) {
+        d->has_left_ns_case = TENSORD__V1__DRAIN_STATUS__HAS_LEFT_NS_LEFT_NS;
+        d->left_ns = st->drain.left_ns;
+    }
+    return d;
+}
+
 static void on_status(void *user, struct td_grpc_stream *s, struct td_str message)
 {
     struct td_cluster_service *service = user;
@@ -151,6 +166,7 @@ static void on_status(void *user, struct td_grpc_stream *s, struct td_str messag
     Tensord__V1__GroupStatus group = TENSORD__V1__GROUP_STATUS__INIT;
     Tensord__V1__GroupStatus *groups[] = {&group};
     Tensord__V1__Layout layout = TENSORD__V1__LAYOUT__INIT;
+    Tensord__V1__DrainStatus drain = TENSORD__V1__DRAIN_STATUS__INIT;
     struct td_coord_status st;
     struct td_err err = {0};
     uint64_t now_ns = uv_hrtime();
@@ -175,6 +191,7 @@ static void on_status(void *user, struct td_grpc_stream *s, struct td_str messag
         m.n_requests = st.n_requests;
         m.n_requests_failed = st.n_failed;
         m.ready = td_coord_ready(service->coord);
+        m.drain = st.drain.is_on ? fill_drain(&st, &drain) : NULL;
         answer(s, TD_OK, &m.base, &err);
     }
     free(ranks);
@@ -402,6 +419,16 @@ static void on_drain_request(void *user, struct td_grpc_stream *s, struct td_str
     td_rpc_free(request);
 }
 
+static void on_cancel_drain(void *user, struct td_grpc_stream *s, struct td_str message)
+{
+    struct td_cluster_service *service = user;
+    Tensord__V1__CancelDrainResponse reply = TENSORD__V1__CANCEL_DRAIN_RESPONSE__INIT;
+    struct td_err err = {0};
+    td_grpc_stream_ack(s, message.len);
+    enum td_status status = td_coord_drain_cancel(service->coord, &err);
+    answer(s, status, &reply.base, &err);
+}
+
 /* ---- The service ---- */
 
 enum td_status td_cluster_service_open(struct td_coord *coord, struct td_grpc_serve_table *table,
@@ -417,6 +444,8 @@ enum td_status td_cluster_service_open(struct td_coord *coord, struct td_grpc_se
     td_grpc_serve_add(table, TD_RPC_STATUS, &handler);
     handler.on_message = on_plan;
     td_grpc_serve_add(table, TD_RPC_PLAN, &handler);
+    handler.on_message = on_cancel_drain;
+    td_grpc_serve_add(table, TD_RPC_CANCEL_DRAIN, &handler);
     handler.on_call = on_action_call;
     handler.on_close = on_action_close;
     handler.on_message = on_load;

@@ -1,6 +1,6 @@
 /* Inside of the coordinator: one struct, shared by coordinator.c (life, plan, operator's actions), group.c (the workers'
- * control streams and what follows from a loss), job.c (open requests), replay.c (what becomes of them when a group is lost) and
- * admit.c (who is accepted). Loop thread only. */
+ * control streams and what follows from a loss), job.c (open requests), replay.c (what becomes of them when a group is lost),
+ * admit.c (who is accepted), drain.c (nobody any more) and sound.c. Loop thread only. */
 #ifndef TD_DAEMON_COORDINATOR_COORD_IMPL_H
 #define TD_DAEMON_COORDINATOR_COORD_IMPL_H
 
@@ -15,7 +15,7 @@
 #include "daemon/engine/ending.h"
 #include "daemon/engine/wire.h"
 
-enum { JOB_BUCKETS = 1024, MAX_READY_SUBSCRIBERS = 64 };
+enum { JOB_BUCKETS = 1024, MAX_READY_SUBSCRIBERS = 64, MAX_DRAIN_WAITERS = 16 };
 
 struct td_job {
     struct td_coord *c;
@@ -52,6 +52,19 @@ struct member {
 };
 
 struct load_work;
+
+/* Why nothing new is taken, and until when what is open has time. */
+struct drain {
+    bool is_on, is_last, is_over;
+    uint64_t until_ns; /* uv_hrtime; UINT64_MAX: no limit */
+    uint64_t limit_ns; /* as it was given, for the error that tells of it */
+    uint64_t finished_before, n_cancelled;
+    uint32_t n_waiters;
+    struct {
+        td_coord_done_fn *done;
+        void *user;
+    } waiter[MAX_DRAIN_WAITERS];
+};
 
 struct td_coord {
     struct td_coord_params p;
@@ -106,12 +119,11 @@ struct td_coord {
     uint32_t n_on_ready;
     bool told_ready;
 
-    /* A drain or load that somebody waits for. */
-    td_coord_done_fn *drain_done, *load_done;
-    void *drain_user, *load_user;
+    /* A load that somebody waits for. */
+    td_coord_done_fn *load_done;
+    void *load_user;
     struct load_work *load_work; /* of the load that load_done waits for, while the pool has it */
-    uint64_t drain_until_ns, drain_finished_at, drain_cancelled;
-    bool draining;
+    struct drain drain;
 };
 
 /* job.c */
@@ -154,6 +166,13 @@ void td_group_lose(struct td_coord *c, const struct td_err *err);
 enum td_status td_group_launch(struct td_coord *c, struct td_err *err);
 /* Tells every worker to leave in order. */
 void td_group_shutdown(struct td_coord *c, const char *reason);
+
+/* drain.c */
+void td_drain_tick(struct td_coord *c, uint64_t now_ns);
+/* A model was loaded: what drained is over was of the one before. */
+void td_drain_forget(struct td_coord *c);
+/* The server stops: whoever waits is told. */
+void td_drain_stop(struct td_coord *c);
 
 /* coordinator.c */
 void td_coord_set_state(struct td_coord *c, enum td_group_state state);

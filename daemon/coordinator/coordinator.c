@@ -29,7 +29,7 @@ struct td_metrics *td_coord_metrics(struct td_coord *c)
 
 bool td_coord_ready(const struct td_coord *c)
 {
-    return c->state == TD_GROUP_READY && !c->draining;
+    return c->state == TD_GROUP_READY && !c->drain.is_on;
 }
 
 bool td_coord_accepts(const struct td_coord *c)
@@ -69,12 +69,30 @@ enum td_status td_coord_find_model(struct td_coord *c, struct td_str name,
                       (int)(name.len < 100 ? name.len : 100), name.ptr, c->served->names[0]);
 }
 
+static struct td_coord_drain_status drain_status(const struct td_coord *c)
+{
+    const struct drain *d = &c->drain;
+    uint64_t now = uv_hrtime();
+
+    if (!d->is_on)
+        return (struct td_coord_drain_status){.is_on = false};
+    return (struct td_coord_drain_status){
+        .is_on = true,
+        .is_last = d->is_last,
+        .is_over = d->is_over,
+        .has_limit = d->until_ns != UINT64_MAX,
+        .left_ns = d->until_ns > now && !d->is_over ? d->until_ns - now : 0,
+        .n_finished = c->n_finished - d->finished_before,
+        .n_cancelled = d->n_cancelled};
+}
+
 void td_coord_status(struct td_coord *c, struct td_coord_status *out)
 {
     for (uint32_t i = 0; i < c->n_ranks; i++)
         c->published[i] = c->members[i].public;
     *out = (struct td_coord_status){
-        .state = c->draining && c->state == TD_GROUP_READY ? TD_GROUP_DRAINING : c->state,
+        .state = c->drain.is_on && c->state == TD_GROUP_READY ? TD_GROUP_DRAINING : c->state,
+        .drain = drain_status(c),
         .generation = c->generation,
         .n_restarts = c->n_restarts,
         .n_ranks = c->n_ranks,
@@ -185,7 +203,7 @@ static void load_opened(uv_work_t *work, int status)
     } else {
         c->load_work = NULL;
         c->served = l->served;
-        c->draining = c->drain_done != NULL; /* a drain that has ended was of the model before */
+        td_drain_forget(c);
         if (td_group_all_attached(c))
             td_group_plan_and_load(c);
     }
@@ -263,53 +281,17 @@ void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done
     done(TD_OK, NULL, n, 0, user);
 }
 
-static void drain_finished(struct td_coord *c)
-{
-    td_coord_done_fn *done = c->drain_done;
-
-    c->drain_done = NULL;
-    done(TD_OK, NULL, c->n_finished - c->drain_finished_at, c->drain_cancelled, c->drain_user);
-}
-
-void td_coord_drain(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *done, void *user)
-{
-    struct td_err err;
-
-    if (c->drain_done) {
-        td_err_set(&err, TD_BUSY, "a drain is under way");
-        done(TD_BUSY, &err, 0, 0, user);
-        return;
-    }
-    c->draining = true;
-    td_coord_set_state(c, c->state); /* tells that it is not ready any more */
-    c->drain_done = done;
-    c->drain_user = user;
-    c->drain_until_ns = UINT64_MAX;
-    if (timeout_ns && timeout_ns < UINT64_MAX - uv_hrtime())
-        c->drain_until_ns = uv_hrtime() + timeout_ns;
-    c->drain_finished_at = c->n_finished;
-    c->drain_cancelled = 0;
-}
-
 /* ---- life ---- */
 
 static void on_tick(uv_timer_t *timer)
 {
     struct td_coord *c = timer->data;
     uint64_t now = uv_hrtime();
-    struct td_err err;
 
     td_group_tick(c, now);
     td_replay_turn(c);
     td_job_expire(c, now);
-    if (!c->drain_done)
-        return;
-    if (c->n_open && now >= c->drain_until_ns) {
-        td_err_set(&err, TD_UNAVAILABLE, "the server is draining and its time is up");
-        c->drain_cancelled = td_job_cancel_all(c, &err);
-    }
-    if (c->n_open == 0)
-        drain_finished(c);
+    td_drain_tick(c, now);
 }
 
 enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **out,
@@ -366,11 +348,11 @@ void td_coord_stop(struct td_coord *c)
 
     td_err_set(&err, TD_UNAVAILABLE, "the server is stopping");
     c->stopping = true;
+    c->drain.n_cancelled += c->n_open;
     td_job_fail_all(c, &err);
     c->relaunch_at_ns = 0;
     td_coord_load_finished(c, &err);
-    if (c->drain_done)
-        drain_finished(c);
+    td_drain_stop(c);
     td_coord_set_state(c, TD_GROUP_NONE);
     td_group_shutdown(c, "the server is stopping");
     if (deaf && c->launched && c->p.launcher.stop)

@@ -182,8 +182,19 @@ struct td_member {
     uint64_t heartbeat_ns;   /* when the last came, uv_hrtime */
 };
 
+/* No new requests are taken, since somebody asked for that. */
+struct td_coord_drain_status {
+    bool is_on;
+    bool is_last; /* the process stops afterwards */
+    bool is_over; /* nothing is open any more */
+    bool has_limit;
+    uint64_t left_ns;                 /* has_limit: until the rest is ended */
+    uint64_t n_finished, n_cancelled; /* since it began: by themselves, by the limit */
+};
+
 struct td_coord_status {
     enum td_group_state state;
+    struct td_coord_drain_status drain;
     uint32_t generation, n_restarts;
     uint32_t n_ranks;
     const struct td_member *members;           /* [n_ranks], borrowed */
@@ -208,6 +219,8 @@ void td_coord_status(struct td_coord *c, struct td_coord_status *out);
 bool td_coord_ready(const struct td_coord *c); /* all ranks ready and not draining */
 /* Takes requests: ready, or a group that was ready was lost and the next one is on its way, for which they wait. */
 bool td_coord_accepts(const struct td_coord *c);
+/* Whether the coordinator does in time what it has to: false names what is overdue. For who watches over the process. */
+bool td_coord_is_sound(const struct td_coord *c, uint64_t now_ns, struct td_err *err);
 uv_loop_t *td_coord_loop(struct td_coord *c);
 struct td_metrics *td_coord_metrics(struct td_coord *c);
 
@@ -236,7 +249,15 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load,
                          td_coord_done_fn *done, void *user); /* a: load_ns */
 void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done_fn *done,
                            void *user); /* a: cancelled */
-void td_coord_drain(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *done,
-                    void *user); /* a: finished, b: cancelled */
+/* Takes no new requests from now on, lets the open ones end, and ends those that are left after `timeout_ns` (0: no limit) with
+ * an error. `done` (NULL: nobody waits) follows from the loop, never from inside: a: ended by themselves, b: ended by the limit;
+ * TD_CANCELLED when the drain was taken back. One that is under way is joined: its limit becomes the new one. TD_BUSY when
+ * too many wait, told at once. */
+void td_coord_drain(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *done, void *user);
+/* The same before the process stops: it cannot be taken back, and who joins it cannot prolong it. */
+void td_coord_drain_last(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *done,
+                         void *user);
+/* Takes requests again. Nothing happens where no drain is; TD_UNAVAILABLE when the process is stopping. */
+enum td_status td_coord_drain_cancel(struct td_coord *c, struct td_err *err);
 
 #endif

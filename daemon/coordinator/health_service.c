@@ -184,6 +184,13 @@ enum td_status td_health_service_open(struct td_coord *coord, struct td_grpc_ser
     return TD_OK;
 }
 
+void td_health_service_stop(struct td_health_service *service)
+{
+    for (struct watcher *w = service->first; w != NULL; w = w->next) {
+        td_grpc_stream_finish(w->s, TD_GRPC_UNAVAILABLE, TD_STR("the server is stopping"));
+    }
+}
+
 void td_health_service_close(struct td_health_service *service)
 {
     free(service);

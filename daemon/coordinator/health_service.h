@@ -13,6 +13,8 @@ struct td_health_service;
 enum td_status td_health_service_open(struct td_coord *coord, struct td_grpc_serve_table *table,
                                       const struct td_auth *auth,
                                       struct td_health_service **service, struct td_err *err);
+/* The server stops: ends every Watch call, which would hold its connection open. */
+void td_health_service_stop(struct td_health_service *service);
 /* After the last connection was closed. NULL is legal. */
 void td_health_service_close(struct td_health_service *service);
 

@@ -4,6 +4,7 @@
 #include "daemon/api/json.h"
 #include "daemon/api/openai.h"
 #include "daemon/coordinator/coordinator.h"
+#include "daemon/coordinator/drain_service.h"
 
 #include <string.h>
 
@@ -137,6 +138,8 @@ enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *
         n_refused += st.n_refused[i];
     s = s ? s : number(out, "n_requests_refused", n_refused);
     s = s ? s : number(out, "n_deadlines_passed", st.n_deadlines);
+    s = s ? s : td_bytes_append_str(out, TD_STR(",\"drain\":"));
+    s = s ? s : td_drain_service_write(&st, out);
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"groups\":["));
     s = s ? s : write_group(&st, td_coord_limits(coord), out);
     return s ? s : td_bytes_append_str(out, TD_STR("]}"));

@@ -1,0 +1,140 @@
+#include "daemon/coordinator/drain_service.h"
+
+#include "daemon/api/http1.h"
+#include "daemon/api/json.h"
+#include "daemon/api/openai.h"
+#include "daemon/coordinator/coordinator.h"
+#include "daemon/log.h"
+
+#include <string.h>
+#include <strings.h>
+
+enum { MAX_TIMEOUT_S = 86400, MAX_BODY_BYTES = 4096 };
+
+enum td_status td_drain_service_write(const struct td_coord_status *status, struct td_bytes *out)
+{
+    const struct td_coord_drain_status *d = &status->drain;
+    enum td_status s;
+
+    if (!d->is_on)
+        return td_bytes_append_str(out, TD_STR("null"));
+    s = td_bytes_appendf(out,
+                         "{\"stops\":%s,\"over\":%s,\"n_open\":%u,\"n_finished\":%llu,"
+                         "\"n_cancelled\":%llu,\"left_ns\":",
+                         d->is_last ? "true" : "false", d->is_over ? "true" : "false",
+                         status->n_open, (unsigned long long)d->n_finished,
+                         (unsigned long long)d->n_cancelled);
+    if (s)
+        return s;
+    return d->has_limit ? td_bytes_appendf(out, "%llu}", (unsigned long long)d->left_ns)
+                        : td_bytes_append_str(out, TD_STR("null}"));
+}
+
+/* What became of the request: `err` with its status, TD_OK for done. */
+static void respond(struct td_http_request *req, struct td_coord *coord, struct td_err *err)
+{
+    struct td_coord_status status;
+    struct td_openai_error error;
+    struct td_bytes out = {0};
+    enum td_status s = td_bytes_append_str(&out, TD_STR("{\"drain\":"));
+
+    td_coord_status(coord, &status);
+    s = s ? s : td_drain_service_write(&status, &out);
+    s = s ? s : td_bytes_append_str(&out, TD_STR("}"));
+    if (s && !err->status)
+        td_err_set(err, s, "no memory for an answer");
+    if (err->status) {
+        td_openai_error_from(err, &error);
+        td_http_respond_error(req, &error);
+    } else {
+        td_http_respond(req, 200, "application/json", td_bytes_str(&out));
+    }
+    td_bytes_deinit(&out);
+}
+
+/* "application/json", perhaps with parameters behind it. */
+static bool is_json(struct td_str type)
+{
+    const struct td_str json = TD_STR("application/json");
+
+    return type.len >= json.len && strncasecmp(type.ptr, json.ptr, json.len) == 0 &&
+           (type.len == json.len || type.ptr[json.len] == ';' || type.ptr[json.len] == ' ');
+}
+
+/* The limit in ns; 0: none. */
+static enum td_status read_body(struct td_http_request *req, uint64_t *timeout_ns,
+                                struct td_err *err)
+{
+    struct td_str body = td_http_body(req);
+    json_t *root = NULL;
+    const json_t *value;
+    const char *key;
+    double timeout_s = 0;
+    enum td_status s;
+
+    if (!is_json(td_http_header(req, "content-type")))
+        return td_err_set(err, TD_INVALID, "the Content-Type must be application/json");
+    if (body.len > MAX_BODY_BYTES)
+        return td_err_set(err, TD_INVALID, "the body has %zu bytes, expected at most %d", body.len,
+                          MAX_BODY_BYTES);
+    s = body.len ? td_json_parse(body, 2, &root, err) : TD_OK;
+    if (!s && body.len && !json_is_object(root))
+        s = td_err_set(err, TD_INVALID, "the body is no object, expected {\"timeout\": seconds}");
+    for (void *at = s || !root ? NULL : json_object_iter(root); at && !s;
+         at = json_object_iter_next(root, at)) {
+        key = json_object_iter_key(at);
+        value = json_object_iter_value(at);
+        if (strcmp(key, "timeout") != 0)
+            s = td_err_set(err, TD_INVALID, "the body has '%.40s', expected only 'timeout'", key);
+        else if (!json_is_number(value))
+            s = td_err_set(err, TD_INVALID, "'timeout' is no number of seconds");
+        else
+            timeout_s = json_number_value(value);
+    }
+    if (!s && !(timeout_s >= 0 && timeout_s <= MAX_TIMEOUT_S))
+        s = td_err_set(err, TD_INVALID, "'timeout' is %g: expected 0 (no limit) to %d seconds",
+                       timeout_s, MAX_TIMEOUT_S);
+    json_decref(root);
+    if (!s)
+        *timeout_ns = (uint64_t)(timeout_s * 1e9);
+    return s;
+}
+
+static void handle_drain(struct td_http_request *req, void *user)
+{
+    struct td_coord *coord = user;
+    struct td_err err = {.status = TD_OK};
+    uint64_t timeout_ns = 0;
+
+    if (!read_body(req, &timeout_ns, &err)) {
+        td_log_info("draining remote=%s timeout_s=%.4g", td_http_remote(req),
+                    (double)timeout_ns * 1e-9);
+        td_coord_drain(coord, timeout_ns, NULL, NULL);
+    }
+    respond(req, coord, &err);
+}
+
+static void handle_cancel(struct td_http_request *req, void *user)
+{
+    struct td_coord *coord = user;
+    struct td_err err = {.status = TD_OK};
+
+    if (!td_coord_drain_cancel(coord, &err))
+        td_log_info("drain taken back remote=%s", td_http_remote(req));
+    respond(req, coord, &err);
+}
+
+enum td_status td_drain_service_open(struct td_coord *coord, struct td_route_table *routes,
+                                     const struct td_auth *auth, struct td_err *err)
+{
+    struct td_route drain = {
+        .method = "POST", .path = "/drain", .auth = auth, .handler = handle_drain, .user = coord};
+    struct td_route cancel = {.method = "DELETE",
+                              .path = "/drain",
+                              .auth = auth,
+                              .handler = handle_cancel,
+                              .user = coord};
+    enum td_status s = td_route_add(routes, &drain, err);
+
+    return s ? s : td_route_add(routes, &cancel, err);
+}

@@ -4,6 +4,7 @@
 #include "daemon/cli/config.h"
 #include "daemon/cli/spmd.h"
 
+#include <signal.h>
 #include <string.h>
 
 static enum td_status take_key(void *user, const char *key, const char *value, size_t line,
@@ -57,34 +58,71 @@ void td_rank_worker_params(uv_loop_t *loop, struct td_comm *world, const struct 
     td_spmd_node_params(opts, &out->node);
 }
 
-struct ended {
+enum { N_SIGNALS = 2 };
+
+/* A worker that has a loop to itself. */
+struct run {
+    struct td_worker *worker;
+    uv_signal_t signals[N_SIGNALS];
+    bool heeded[N_SIGNALS]; /* signals[i] is open */
     enum td_status status;
     struct td_err *err;
 };
 
 static void on_end(enum td_status status, const struct td_err *err, void *user)
 {
-    struct ended *e = user;
+    struct run *r = user;
 
-    e->status = status;
+    r->status = status;
     if (status && err)
-        *e->err = *err;
+        *r->err = *err;
+    for (int i = 0; i < N_SIGNALS; i++)
+        if (r->heeded[i])
+            uv_close((uv_handle_t *)&r->signals[i], NULL);
+}
+
+/* mpirun hands a SIGTERM on and kills a second later: enough to say why the group ends, not to finish what it has under way. */
+static void on_signal(uv_signal_t *signal, int number)
+{
+    struct run *r = signal->data;
+    struct td_err err;
+
+    td_err_set(&err, TD_PEER_LOST, "it was told to end by signal %d (%s)", number,
+               strsignal(number));
+    td_worker_leave(r->worker, &err);
+}
+
+/* Signals that the process ignores stay so: somebody else ends it. */
+static void heed_signals(struct run *r, uv_loop_t *loop)
+{
+    static const int numbers[N_SIGNALS] = {SIGTERM, SIGINT};
+
+    for (int i = 0; i < N_SIGNALS; i++) {
+        struct sigaction now;
+
+        if (sigaction(numbers[i], NULL, &now) != 0 || now.sa_handler == SIG_IGN)
+            continue;
+        uv_signal_init(loop, &r->signals[i]);
+        r->signals[i].data = r;
+        uv_signal_start(&r->signals[i], on_signal, numbers[i]);
+        r->heeded[i] = true;
+    }
 }
 
 enum td_status td_rank_run(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
                            uint32_t generation, const struct td_options *opts, struct td_err *err)
 {
-    struct ended ended = {TD_OK, err};
+    struct run run = {.status = TD_OK, .err = err};
     struct td_worker_params params;
-    struct td_worker *worker;
     enum td_status s;
 
     td_rank_worker_params(loop, world, dial, generation, opts, &params);
-    s = td_worker_start(&params, on_end, &ended, &worker, err);
+    s = td_worker_start(&params, on_end, &run, &run.worker, err);
     if (s)
         return s;
+    heed_signals(&run, loop);
     uv_run(loop, UV_RUN_DEFAULT);
-    if (ended.status == TD_OK) /* else the process is about to be left */
-        td_worker_close(worker);
-    return ended.status;
+    if (run.status == TD_OK) /* else the process is about to be left */
+        td_worker_close(run.worker);
+    return run.status;
 }

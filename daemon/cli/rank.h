@@ -23,7 +23,8 @@ enum td_status td_rank_open_world(struct td_comm **world, struct td_err *err);
 /* Collective: rank 0's `dial` reaches everyone. `status` of rank 0 travels along, so that its failure ends all. */
 enum td_status td_rank_share_dial(struct td_comm *world, enum td_status status,
                                   struct td_rank_dial *dial, struct td_err *err);
-/* Runs a worker on `loop` until it ends, where nothing else runs on that loop. Returns its status. */
+/* Runs a worker on `loop` until it ends, where nothing else runs on that loop. Returns its status. SIGTERM and SIGINT, unless the
+ * process ignores them, end it with an error that the coordinator is told. */
 enum td_status td_rank_run(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
                            uint32_t generation, const struct td_options *opts, struct td_err *err);
 /* Fills the worker's params from these; the dial is borrowed. */

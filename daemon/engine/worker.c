@@ -675,6 +675,15 @@ fail:
     return s;
 }
 
+void td_worker_leave(struct td_worker *w, const struct td_err *why)
+{
+    if (w->ending || w->leaving)
+        return;
+    if (w->registered)
+        tell_failed(w, why);
+    give_up(w, why);
+}
+
 void td_worker_close(struct td_worker *w)
 {
     const struct td_compute_command exit_command = {.verb = TD_COMPUTE_EXIT};

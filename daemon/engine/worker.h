@@ -25,6 +25,9 @@ typedef void td_worker_end_fn(enum td_status status, const struct td_err *err, v
 
 enum td_status td_worker_start(const struct td_worker_params *params, td_worker_end_fn *on_end,
                                void *user, struct td_worker **worker, struct td_err *err);
+/* Ends the worker for a reason of its own, such as a signal: the coordinator is told `why`, which on_end gives back. What the group
+ * has under way is lost. */
+void td_worker_leave(struct td_worker *w, const struct td_err *why);
 /* After on_end. Joins the compute thread, which after a failure may still finish a kernel: a process that only wants to be gone
  * leaves instead. */
 void td_worker_close(struct td_worker *w);

@@ -8,7 +8,7 @@ enum {
             TD_FOR_BENCH, /* run the model on a group of ranks */
     LAYOUT = GROUP | TD_FOR_PLAN,
     READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT | TD_FOR_QUANTIZE,
-    CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT,
+    CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT | TD_FOR_DRAIN,
     SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT,
     LOAD = TD_FOR_BENCH_SERVE,
     SPEED = TD_FOR_BENCH | TD_FOR_PLAN,
@@ -195,6 +195,17 @@ static const struct td_option table[] = {
      .help = "allow a --host beyond loopback without a key"},
     {"url", NULL, NULL, TD_OPTION_STRING, AT(url), CLIENTS | LOAD, .metavar = "URL",
      .preset = "http://127.0.0.1:8000", .help = "the running server"},
+    {"drain-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(drain_timeout), TD_FOR_SERVE,
+     .metavar = "SECONDS", .low = 0, .high = 86400, .preset = "30",
+     .help = "after SIGTERM or SIGINT: how long open requests have before the server ends them; a "
+             "second signal ends them at once"},
+    {"timeout", NULL, NULL, TD_OPTION_FLOAT, AT(timeout), TD_FOR_DRAIN, .metavar = "SECONDS",
+     .low = 0, .high = 86400, .preset_note = "no limit",
+     .help = "how long open requests have before the server ends them; 0: no limit"},
+    {"wait", NULL, NULL, TD_OPTION_FLAG, AT(wait), TD_FOR_DRAIN,
+     .help = "show what is open until nothing is; exits with 3 when the server ended requests"},
+    {"cancel", NULL, NULL, TD_OPTION_FLAG, AT(cancel), TD_FOR_DRAIN,
+     .help = "take the drain back: the server takes requests again"},
 
     {"prompt", NULL, "Generation", TD_OPTION_STRING, AT(prompt), TD_FOR_GENERATE, .metavar = "TEXT",
      .help = "text to go on from"},
@@ -433,10 +444,10 @@ const struct td_option *td_options_table(size_t *n_rows)
 
 const char *td_options_command_name(unsigned command_bit)
 {
-    static const char *const names[] = {"serve",      "worker",     "generate",   "tokenize",
-                                        "perplexity", "plan",       "inspect",    "status",
-                                        "chat",       "bench",      "quantize",   "bench serve",
-                                        "doctor",     "bench comm", "bench scale"};
+    static const char *const names[] = {"serve",      "worker",     "generate",    "tokenize",
+                                        "perplexity", "plan",       "inspect",     "status",
+                                        "chat",       "bench",      "quantize",    "bench serve",
+                                        "doctor",     "bench comm", "bench scale", "drain"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

@@ -28,7 +28,8 @@ enum td_option_command {
     TD_FOR_DOCTOR = 1 << 12,
     TD_FOR_BENCH_COMM = 1 << 13,
     TD_FOR_BENCH_SCALE = 1 << 14,
-    TD_FOR_ALL = (1 << 15) - 1
+    TD_FOR_DRAIN = 1 << 15,
+    TD_FOR_ALL = (1 << 16) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */
@@ -164,6 +165,12 @@ struct td_options {
     const char *ssl_keyfile;
     bool insecure;
     const char *url;
+
+    /* draining */
+    double drain_timeout; /* seconds */
+    double timeout;       /* seconds; 0: none */
+    bool wait;
+    bool cancel;
 
     /* generation */
     const char *prompt;

@@ -6,10 +6,12 @@
 #include "daemon/api/metrics.h"
 #include "daemon/api/tls.h"
 #include "daemon/cli/command.h"
+#include "daemon/cli/manager.h"
 #include "daemon/cli/rank.h"
 #include "daemon/cli/spmd.h"
 #include "daemon/coordinator/cluster_service.h"
 #include "daemon/coordinator/coord_metrics.h"
+#include "daemon/coordinator/drain_service.h"
 #include "daemon/coordinator/facing.h"
 #include "daemon/coordinator/group.h"
 #include "daemon/coordinator/health_service.h"
@@ -26,17 +28,18 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-enum { WATCH_MS = 100, STOP_LIMIT_MS = 5000 };
+enum { WATCH_MS = 100, STOP_LIMIT_MS = 5000, N_SIGNALS = 3 };
 
 struct server {
     const struct td_options *opts;
     uv_loop_t loop;
-    uv_signal_t signals[2];
+    uv_signal_t signals[N_SIGNALS];
     uv_timer_t watch; /* load progress; while stopping, whether all is gone */
-    bool stopping, pool_closed;
+    bool draining, stopping, pool_closed;
     uint64_t stop_ns;
     int exit_status;
     struct td_term term;
+    struct td_manager manager;
     enum td_group_state shown;
 
     struct td_auth api_keys, cluster_key;
@@ -75,7 +78,7 @@ static void on_pool_closed(void *user)
 
     s->pool_closed = true;
     uv_close((uv_handle_t *)&s->watch, NULL);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < N_SIGNALS; i++)
         uv_close((uv_handle_t *)&s->signals[i], NULL);
 }
 
@@ -86,7 +89,9 @@ static void stop(struct server *s, int exit_status)
     s->stopping = true;
     s->exit_status = exit_status;
     s->stop_ns = uv_hrtime();
+    td_manager_stopping(&s->manager, (uint64_t)STOP_LIMIT_MS * 1000000u);
     td_coord_stop(s->coord);
+    td_health_service_stop(s->health);
     td_listener_close(s->listener);
     td_listener_close(s->control);
     td_conn_pool_drain(s->pool);
@@ -108,16 +113,60 @@ static void watch_stop(struct server *s)
     td_conn_pool_close(s->pool, on_pool_closed, s);
 }
 
+static void on_drained(enum td_status status, const struct td_err *err, uint64_t n_finished,
+                       uint64_t n_ended, void *user)
+{
+    (void)status;
+    (void)err;
+    td_log_info("drained finished=%llu ended=%llu", (unsigned long long)n_finished,
+                (unsigned long long)n_ended);
+    stop(user, TD_EXIT_OK);
+}
+
+/* How long open requests have. Open MPI kills the ranks of one job a while after it handed on a SIGTERM: half of that is theirs,
+ * the other half is for telling them. SIGUSR1, which it only hands on, leaves all the time. */
+static double drain_limit_s(const struct server *s, int number)
+{
+    const char *text = getenv("OMPI_MCA_odls_base_sigkill_timeout");
+    double kill_s = text ? strtod(text, NULL) : 1, limit_s = s->opts->drain_timeout;
+
+    if (!s->world || number == SIGUSR1 || !(kill_s / 2 < limit_s))
+        return limit_s;
+    return kill_s > 0 ? kill_s / 2 : 0;
+}
+
+/* Nothing new is taken, and who asks learns that; what is open ends, or is ended at the limit; then the process stops. */
+static void drain(struct server *s, int number)
+{
+    uint64_t limit_ns = (uint64_t)(drain_limit_s(s, number) * 1e9);
+    struct td_coord_status status;
+
+    td_coord_status(s->coord, &status);
+    if (status.n_open == 0 || limit_ns == 0) {
+        td_log_info("stopping signal=%d", number);
+        stop(s, TD_EXIT_OK);
+        return;
+    }
+    td_log_info("draining signal=%d open=%u timeout_s=%.4g", number, status.n_open,
+                (double)limit_ns * 1e-9);
+    s->draining = true;
+    td_manager_stopping(&s->manager, limit_ns + (uint64_t)STOP_LIMIT_MS * 1000000u);
+    td_conn_pool_retire(s->pool);
+    td_coord_drain_last(s->coord, limit_ns, on_drained, s);
+}
+
 static void on_signal(uv_signal_t *signal, int number)
 {
     struct server *s = signal->data;
 
-    if (s->stopping && s->launch) { /* the second one: now */
-        td_launch_stop(s->launch);
+    if (!s->draining && !s->stopping) {
+        drain(s, number);
         return;
     }
-    td_log_info("stopping signal=%d", number);
+    td_log_info("stopping at once signal=%d", number); /* the second one */
     stop(s, TD_EXIT_OK);
+    if (s->launch)
+        td_launch_stop(s->launch);
 }
 
 /* ---- the group's processes ---- */
@@ -212,6 +261,7 @@ static void on_watch(uv_timer_t *timer)
     struct td_coord_status status;
     uint64_t done = 0, total = 0;
 
+    td_manager_tick(&s->manager, s->coord, uv_hrtime());
     if (s->stopping) {
         watch_stop(s);
         return;
@@ -389,6 +439,7 @@ static enum td_status open_services(struct server *s, struct td_err *err)
 
     st = st ? st : td_openai_service_open(&openai, &s->openai, err);
     st = st ? st : td_status_service_open(s->coord, s->routes, api, err);
+    st = st ? st : td_drain_service_open(s->coord, s->routes, api, err);
     st = st ? st : td_inference_service_open(s->coord, s->rpc, api, &s->inference, err);
     st = st ? st : td_cluster_service_open(s->coord, s->rpc, api, &s->cluster, err);
     st = st ? st : td_health_service_open(s->coord, s->rpc, NULL, &s->health, err);
@@ -439,12 +490,13 @@ static enum td_status open_server(struct server *s, struct td_err *err)
 
 static void start_watching(struct server *s)
 {
-    static const int numbers[] = {SIGTERM, SIGINT};
+    static const int numbers[N_SIGNALS] = {SIGTERM, SIGINT, SIGUSR1};
 
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < N_SIGNALS; i++) {
         uv_signal_init(&s->loop, &s->signals[i]);
         s->signals[i].data = s;
-        uv_signal_start(&s->signals[i], on_signal, numbers[i]);
+        if (numbers[i] != SIGUSR1 || s->world)
+            uv_signal_start(&s->signals[i], on_signal, numbers[i]);
     }
     uv_timer_init(&s->loop, &s->watch);
     s->watch.data = s;
@@ -464,6 +516,7 @@ static void close_server(struct server *s)
     td_route_table_close(s->routes);
     td_tls_close(s->tls);
     td_metrics_close(s->metrics);
+    td_manager_close(&s->manager);
 }
 
 /* The coordinator's process; in one job also rank 0. */
@@ -471,8 +524,10 @@ static int coordinate(struct server *s)
 {
     struct td_worker_params worker;
     struct td_err err;
-    enum td_status st = open_server(s, &err);
+    enum td_status st;
 
+    td_manager_open(&s->manager, s->opts->no_launch && !s->world);
+    st = open_server(s, &err);
     if (s->world) {
         st = td_rank_share_dial(s->world, st, &s->dial, &err);
         if (!st) {
@@ -502,7 +557,7 @@ static int follow(struct server *s)
 
     signal(SIGTERM, SIG_IGN); /* rank 0 ends the job in order, and its end ends this one */
     signal(SIGINT, SIG_IGN);
-
+    signal(SIGUSR1, SIG_IGN);
     st = st ? st : td_rank_run(&s->loop, s->world, &s->dial, 0, s->opts, &err);
     if (st)
         td_log_error("rank %u ended error=\"%s\"", td_comm_rank(s->world), err.cause);

@@ -122,6 +122,28 @@ static void print_group(const json_t *group)
         print_ranks(ranks);
 }
 
+/* Nothing where nothing drains. */
+static void print_drain(const json_t *drain)
+{
+    const json_t *left = json_object_get(drain, "left_ns");
+    bool stops = json_is_true(json_object_get(drain, "stops"));
+    char time[64];
+
+    if (!json_is_object(drain))
+        return;
+    printf("draining    %llu open", (unsigned long long)number_of(drain, "n_open"));
+    if (json_is_true(json_object_get(drain, "over")))
+        printf(": done");
+    else if (json_is_integer(left))
+        printf(", %s left", duration(number_of(drain, "left_ns"), time, sizeof time));
+    else
+        printf(", no limit");
+    printf("; %llu ended by themselves, %llu by the server%s\n",
+           (unsigned long long)number_of(drain, "n_finished"),
+           (unsigned long long)number_of(drain, "n_cancelled"),
+           stops ? "; it stops then" : " (tensord drain --cancel takes it back)");
+}
+
 static void print_text(const struct td_options *opts, const json_t *status)
 {
     const json_t *group;
@@ -134,6 +156,7 @@ static void print_text(const struct td_options *opts, const json_t *status)
            json_is_true(json_object_get(status, "ready")) ? "yes" : "no",
            (unsigned long long)number_of(status, "n_requests"),
            (unsigned long long)number_of(status, "n_requests_failed"));
+    print_drain(json_object_get(status, "drain"));
     json_array_foreach(json_object_get(status, "groups"), i, group)
     {
         print_group(group);

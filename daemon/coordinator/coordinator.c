@@ -34,7 +34,7 @@ bool td_coord_ready(const struct td_coord *c)
 
 bool td_coord_accepts(const struct td_coord *c)
 {
-    return td_coord_ready(c) || (c->is_recovering && !c->draining && !c->stopping);
+    return td_coord_ready(c) || (c->is_recovering && !c->drain.is_on && !c->stopping);
 }
 
 void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)

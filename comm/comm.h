@@ -35,8 +35,9 @@ enum td_status td_comm_sim_open(uint32_t n_ranks, struct td_comm **comms, struct
 enum td_status td_comm_shm_open(uint32_t n_ranks, const uint32_t *hosts, struct td_comm **comms,
                                 struct td_err *err);
 /* The world of an MPI job. Ranks of one host share memory; where some rank cannot, all send messages. Initialises MPI
- * (MPI_THREAD_MULTIPLE) on first use. Collective, and the only call that waits without a deadline: the launcher watches over
- * it. TD_UNSUPPORTED after MPI was finalised or given up in this process. */
+ * (MPI_THREAD_MULTIPLE) on first use, and ignores SIGPIPE from then on where nobody handles it: a peer's death is no signal.
+ * Collective, and the only call that waits without a deadline: the launcher watches over it. TD_UNSUPPORTED after MPI was
+ * finalised or given up in this process. */
 enum td_status td_comm_mpi_open(struct td_comm **comm, struct td_err *err);
 /* A new group of those ranks that gave the same colour, ordered by key then old rank. Collective over `comm`. A
  * negative colour joins none: *sub is NULL. The new group starts with `comm`'s deadline and spin. */

@@ -9,6 +9,7 @@
 #include <mpi.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -279,6 +280,17 @@ static void choose_components(void)
         setenv(choices[i][0], choices[i][1], 0);
 }
 
+/* The connection of a rank that has died is closed, and to write to it would end this process without a word: MPI leaves
+ * SIGPIPE as it finds it. A handler of the program's own stays. */
+static void ignore_broken_pipes(void)
+{
+    struct sigaction now;
+
+    if (sigaction(SIGPIPE, NULL, &now) == 0 && !(now.sa_flags & SA_SIGINFO) &&
+        now.sa_handler == SIG_DFL)
+        signal(SIGPIPE, SIG_IGN);
+}
+
 static enum td_status initialise(struct td_err *err)
 {
     int flag = 0;
@@ -301,6 +313,7 @@ static enum td_status initialise(struct td_err *err)
             return td_err_set(err, TD_DEVICE, "MPI_Init_thread failed with code %d", rc);
         process.ours = true;
     }
+    ignore_broken_pipes();
     if (provided < MPI_THREAD_SERIALIZED)
         return td_err_set(err, TD_UNSUPPORTED,
                           "MPI grants thread level %d, expected at least %d (serialized)", provided,

@@ -438,6 +438,69 @@ def test_a_stream_outlives_its_hosts_on_a_spare_one_and_then_on_fewer_ranks(lab,
         assert group["n_restarts"] == 2
 
 
+@contextlib.contextmanager
+def sums(lab, tensord, folder, deadline_ms):
+    """A rank on h1 and one on h2 that sum until they fail, or the file `stop` is there. What each leaves: test_comm_mpi_fault.c."""
+    program = pathlib.Path(tensord.binary).parent / "tests" / "test_comm_mpi_fault"
+    assert program.is_file(), f"{program} is missing: it is built with the unit tests"
+    with (folder / "log").open("w") as log:
+        job = subprocess.Popen([NETLAB, "mpirun", "h1,h2", "--enable-recovery", "-n", "2", program, "link", folder,
+                                str(deadline_ms)], env=lab.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        until(lambda: min(n_right(folder)) >= 10, lambda: (folder / "log").read_text())
+        yield
+        lab("heal", "h1")
+        job.wait(LIMIT_S)
+    finally:
+        job.terminate()
+        job.wait(LIMIT_S)
+
+
+def left(folder, name):
+    """What the two ranks left under that name; "" of one that has not."""
+    return [path.read_text() if path.is_file() else "" for path in (folder / f"{name}.{r}" for r in (0, 1))]
+
+
+def n_right(folder):
+    return [int(text or 0) for text in left(folder, "round")]
+
+
+def until(condition, tell=lambda: "", limit_s=LIMIT_S):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, tell()
+        time.sleep(0.02)
+
+
+@needs_lab
+@pytest.mark.parametrize("verb", ["cut", "blackhole"])
+def test_ranks_of_two_hosts_report_that_the_link_is_lost(lab, tensord, tmp_path, verb):
+    deadline_s = 3
+    with sums(lab, tensord, tmp_path, 1000 * deadline_s):
+        lab(verb, "h1")
+        until(lambda: all(left(tmp_path, "rank")), lambda: (tmp_path / "log").read_text(), 5 * deadline_s)
+        for r, text in enumerate(left(tmp_path, "rank")):
+            assert text.startswith(f"peer timed out: rank {r} of 2: ")
+            assert text.endswith(f": rank {1 - r} did not answer within {deadline_s}.000 s")
+
+
+@needs_lab
+def test_sums_go_on_when_the_link_comes_again_before_the_deadline(lab, tensord, tmp_path):
+    with sums(lab, tensord, tmp_path, 1000 * LIMIT_S):
+        lab("cut", "h1")
+        seen = [(time.monotonic(), n_right(tmp_path))]
+
+        def stands_still():
+            seen.append((time.monotonic(), n_right(tmp_path)))
+            return seen[-1][0] - next(t for t, n in seen if n == seen[-1][1]) > 0.5
+        until(stands_still)
+        lab("heal", "h1")
+        until(lambda: min(n_right(tmp_path)) > max(seen[-1][1]) + 10, lambda: (tmp_path / "log").read_text())
+        (tmp_path / "stop").touch()
+        until(lambda: all(left(tmp_path, "rank")))
+        assert left(tmp_path, "rank") == ["well", "well"]
+
+
 WRONG = [
     ((), "got no verb"),
     (("fly",), "got 'fly', expected one of up"),

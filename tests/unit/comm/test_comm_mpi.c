@@ -4,61 +4,30 @@
 
 #include "kernels/base/clock.h"
 #include "tests/unit/comm/comm_check.h"
+#include "tests/unit/comm/mpi_job.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <ftw.h>
 #include <mpi.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
-#include <spawn.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 enum { MS = 1000 * 1000, JOB_LIMIT_MS = 60 * 1000 };
 
-extern char **environ;
-
 static const char *self_path;
-
-static void pause_ms(long ms)
-{
-    struct timespec ts = {ms / 1000, ms % 1000 * MS};
-
-    nanosleep(&ts, NULL);
-}
 
 /* ---- one rank ---- */
 
 /* Leaves the verdict, and with `stay` waits for the others': mpirun ends them all when one exits without finalising. */
 static void report(const char *dir, uint32_t rank, uint32_t size, const char *fail, bool stay)
 {
-    char path[512];
-    char ready[600];
-    FILE *f;
-
-    snprintf(path, sizeof path, "%s/rank.%u", dir, rank);
-    snprintf(ready, sizeof ready, "%s.part", path);
-    f = fopen(ready, "w");
-    if (!f || fprintf(f, "%s", fail) < 0 || fclose(f) != 0 || rename(ready, path) != 0)
-        exit(3);
+    job_leave(dir, "rank", rank, fail);
     for (int waited = 0; stay && waited < 10000; waited += 10) {
         uint32_t n = 0;
 
-        for (uint32_t r = 0; r < size; r++) {
-            snprintf(path, sizeof path, "%s/rank.%u", dir, r);
-            n += access(path, F_OK) == 0;
-        }
+        for (uint32_t r = 0; r < size; r++)
+            n += job_has_left(dir, "rank", r);
         if (n == size)
             return;
-        pause_ms(10);
+        job_pause_ms(10);
     }
 }
 
@@ -168,7 +137,7 @@ static void run_stall(struct comm_check *k)
     if (!check_ok(k, td_comm_barrier(k->comm, &err), &err))
         return;
     if (td_comm_rank(k->comm) == 0) {
-        pause_ms(1500);
+        job_pause_ms(1500);
         return;
     }
     td_comm_set_deadline(k->comm, 300ull * MS);
@@ -185,7 +154,7 @@ static void run_stall(struct comm_check *k)
 
 static void *abort_soon(void *comm)
 {
-    pause_ms(100);
+    job_pause_ms(100);
     td_comm_abort(comm);
     return NULL;
 }
@@ -285,109 +254,25 @@ static int run_rank(const char *mode, const char *dir)
 
 /* ---- the parent ---- */
 
-static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
-{
-    (void)st;
-    (void)kind;
-    (void)ftw;
-    remove(path);
-    return 0;
-}
-
-/* mpirun's own words go to a file, shown when a rank leaves no verdict. */
-static void print_log(const char *dir)
-{
-    char path[512];
-    char line[512];
-    FILE *f;
-
-    snprintf(path, sizeof path, "%s/log", dir);
-    f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        print_error("%s", line);
-    if (f)
-        fclose(f);
-}
-
-/* Waits for the job's end at most JOB_LIMIT_MS. */
-static void await_job(pid_t pid)
-{
-    for (int waited = 0; waited < JOB_LIMIT_MS; waited += 10) {
-        int status;
-
-        if (waitpid(pid, &status, WNOHANG) == pid)
-            return;
-        pause_ms(10);
-    }
-    kill(pid, SIGKILL);
-    waitpid(pid, NULL, 0);
-}
-
 static void run_job(const char *mode, uint32_t n)
 {
-    char dir[] = "/dev/shm/tensord-comm-XXXXXX";
     char count[16];
-    char log[64];
-    char *argv[] = {(char *)"mpirun",        (char *)"-n", count, (char *)(uintptr_t)self_path,
-                    (char *)(uintptr_t)mode, dir,          NULL};
-    posix_spawn_file_actions_t actions;
     char fail[1024] = "";
-    pid_t pid;
-    int rc;
+    const char *words[] = {"mpirun", "-n", count, self_path, mode, "DIR", NULL};
+    struct mpi_job job;
 
-    assert_non_null(mkdtemp(dir));
     snprintf(count, sizeof count, "%u", n);
-    snprintf(log, sizeof log, "%s/log", dir);
-    setenv("OMPI_MCA_orte_tmpdir_base", dir, 1);
-    setenv("OMPI_MCA_btl_vader_backing_directory", dir, 1);
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    posix_spawn_file_actions_adddup2(&actions, 1, 2);
-    rc = posix_spawnp(&pid, "mpirun", &actions, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    if (rc == 0)
-        await_job(pid);
-    for (uint32_t r = 0; r < n && rc == 0 && !fail[0]; r++) {
-        char path[64];
-        FILE *f;
-
-        snprintf(path, sizeof path, "%s/rank.%u", dir, r);
-        f = fopen(path, "r");
-        if (!f) {
+    job_start(&job, words);
+    job_await(&job, JOB_LIMIT_MS);
+    for (uint32_t r = 0; r < n && !fail[0]; r++) {
+        if (!job_read(&job, "rank", r, fail, sizeof fail)) {
             snprintf(fail, sizeof fail, "%s: rank %u of %u left no verdict", mode, r, n);
-            print_log(dir);
-            break;
+            job_print_log(&job);
         }
-        fail[fread(fail, 1, sizeof fail - 1, f)] = '\0';
-        fclose(f);
     }
-    nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    assert_int_equal(rc, 0);
+    job_remove(&job);
     if (fail[0])
         fail_msg("%s", fail);
-}
-
-/* True when mpirun is there; else says so and skips. */
-static void need_mpirun(void)
-{
-    const char *path = getenv("PATH");
-    char try[4096];
-
-#ifdef __SANITIZE_THREAD__
-    print_message("SKIPPED: Open MPI is not built for ThreadSanitizer\n");
-    skip();
-#endif
-    for (const char *at = path; at && *at;) {
-        size_t len = strcspn(at, ":");
-
-        snprintf(try, sizeof try, "%.*s/mpirun", (int)len, at);
-        if (access(try, X_OK) == 0)
-            return;
-        at += len + (at[len] == ':');
-    }
-    print_message("SKIPPED: no mpirun in PATH (Debian: openmpi-bin)\n");
-    skip();
 }
 
 static void test_comm_mpi_matrix_on_1_2_3_4_5_and_8_ranks(void **state)
@@ -395,7 +280,7 @@ static void test_comm_mpi_matrix_on_1_2_3_4_5_and_8_ranks(void **state)
     static const uint32_t ranks[] = {1, 2, 3, 4, 5, 8};
 
     (void)state;
-    need_mpirun();
+    job_need_mpirun();
     for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++)
         run_job("matrix", ranks[i]);
 }
@@ -403,7 +288,7 @@ static void test_comm_mpi_matrix_on_1_2_3_4_5_and_8_ranks(void **state)
 static void test_comm_mpi_on_several_hosts_and_by_messages_alone_does_the_same(void **state)
 {
     (void)state;
-    need_mpirun();
+    job_need_mpirun();
     for (uint32_t n = 3; n <= 6; n++)
         run_job("hosts", n);
     run_job("messages", 3);
@@ -412,28 +297,28 @@ static void test_comm_mpi_on_several_hosts_and_by_messages_alone_does_the_same(v
 static void test_comm_mpi_sends_messages_where_a_rank_has_no_memory_to_share(void **state)
 {
     (void)state;
-    need_mpirun();
+    job_need_mpirun();
     run_job("no-memory", 3);
 }
 
 static void test_comm_mpi_a_rank_that_sleeps_times_the_others_out(void **state)
 {
     (void)state;
-    need_mpirun();
+    job_need_mpirun();
     run_job("stall", 3);
 }
 
 static void test_comm_mpi_abort_from_another_thread_ends_a_wait(void **state)
 {
     (void)state;
-    need_mpirun();
+    job_need_mpirun();
     run_job("abort", 2);
 }
 
 static void test_comm_mpi_refuses_messages_of_another_length(void **state)
 {
     (void)state;
-    need_mpirun();
+    job_need_mpirun();
     run_job("lengths", 3);
 }
 
@@ -507,14 +392,6 @@ int main(int argc, char **argv)
     if (argc == 3)
         return run_rank(argv[1], argv[2]);
     self_path = argv[0];
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 1);
-    setenv("OMPI_MCA_pml", "ob1", 1);
-    setenv("OMPI_MCA_btl", "self,vader,tcp", 1);
-    setenv("OMPI_MCA_osc", "^ucx", 1);
-    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 1);
-    /* Open MPI keeps memory until the process ends. */
-    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+    job_set_environment();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 
 #include "comm/shm.h"
 #include "kernels/base/clock.h"
+#include "kernels/base/relax.h"
 
 #include <sched.h>
 #include <time.h>
@@ -14,15 +15,6 @@ enum {
     CHECK_NS = 10 * 1000000, /* between two looks whether the other lives; also the longest sleep */
     LOOKS_PER_CLOCK = 8
 };
-
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 static void nap(uint64_t ns)
 {
@@ -69,7 +61,7 @@ enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err 
 
     w->n_looks++;
     if (comm->spin_ns && (w->n_looks < BLIND_LOOKS || w->n_looks % LOOKS_PER_CLOCK)) {
-        relax();
+        td_relax_core();
         return TD_OK;
     }
     now_ns = td_clock_now_ns();

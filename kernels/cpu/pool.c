@@ -1,6 +1,7 @@
 #include "kernels/cpu/pool.h"
 
 #include "kernels/base/clock.h"
+#include "kernels/base/relax.h"
 #include "kernels/cpu/cores.h"
 
 #include <limits.h>
@@ -56,15 +57,6 @@ static void bind_self(const struct worker *w)
     CPU_ZERO(&one);
     CPU_SET((size_t)w->cpu, &one);
     (void)pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-}
-
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#else
-    sched_yield();
-#endif
 }
 
 /* ---- one stage ---- */
@@ -130,7 +122,7 @@ static void wait_all(struct td_pool *pool, uint32_t number)
         while ((int32_t)(atomic_load_explicit(&pool->workers[t].done, memory_order_acquire) -
                          number) <= 0) {
             if (pool->spin_ns && ++spins < SPINS_BEFORE_YIELD)
-                relax();
+                td_relax_core();
             else
                 sched_yield();
         }
@@ -161,7 +153,7 @@ static uint32_t wait_epoch(struct td_pool *pool, uint32_t seen)
         if (epoch != seen)
             return epoch;
         if (until) {
-            relax();
+            td_relax_core();
             if (++spins % 256 == 0 && td_clock_now_ns() > until)
                 until = 0;
             continue;

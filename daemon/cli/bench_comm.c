@@ -5,7 +5,9 @@
 #include "daemon/cli/commprint.h"
 #include "daemon/cli/resultfile.h"
 #include "daemon/cli/spmd.h"
+#include "daemon/engine/sumchoice.h"
 
+#include <limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,6 +94,25 @@ static enum td_status read_settings(struct bench *b)
     return td_node_agree(b->spmd.world, s, b->err);
 }
 
+/* What sums take by themselves is what a model's would: as was fastest when it was tried, now or at an earlier start, or the
+ * rule where ranks share cores. Collective over `comm`. */
+static enum td_status choose_sums(struct bench *b, struct td_comm *comm)
+{
+    const struct td_sumchoice_params params = {.may_measure = !b->print.shares_cores};
+    struct td_sum_choices choices;
+    char host[HOST_NAME_MAX + 1] = "";
+    enum td_status s;
+
+    gethostname(host, sizeof host - 1);
+    s = td_sumchoice_make(comm, host, &params, &choices, b->err);
+    if (s)
+        return s;
+    td_comm_set_sum_choices(comm, &choices);
+    for (uint32_t c = 0; c < TD_SUM_CLASSES; c++)
+        b->print.was_tried = b->print.was_tried || choices.by_class[c] != TD_SUM_AUTO;
+    return TD_OK;
+}
+
 static enum td_status open_contenders(struct bench *b)
 {
     char name[64];
@@ -110,6 +131,12 @@ static enum td_status open_contenders(struct bench *b)
         td_comm_mpi_configure(false, 0);
     }
     s = s ? s : td_yardstick_open(b->spmd.world, most, &b->ops.yardstick, b->err);
+    if (!s && b->set.ops & 1u << TD_COMMSET_TREE_SUM) {
+        td_watchdog_arm(b->watchdog, "trying the sums' algorithms", open_limit_ns);
+        s = choose_sums(b, b->spmd.world);
+        if (!s && b->messages)
+            s = choose_sums(b, b->messages);
+    }
     td_watchdog_disarm(b->watchdog);
     if (s)
         return s;

@@ -111,7 +111,8 @@ void td_commprint_text(const struct td_commprint *p)
         has_auto = has_auto || row->op == TD_COMMSET_TREE_SUM;
     }
     if (has_auto)
-        printf("\n* what tree_sum takes by itself at this size\n");
+        printf("\n* what tree_sum takes by itself at this size, %s\n",
+               p->was_tried ? "as was fastest when tried" : "by the rule: nothing was tried");
     print_fits(p);
 }
 
@@ -186,12 +187,12 @@ json_t *td_commprint_json(const struct td_commprint *p)
         json_array_append_new(sizes, json_integer((json_int_t)p->set->bytes[i]));
     for (size_t i = 0; i < p->run->n_rows; i++)
         json_array_append_new(rows, row_json(&p->run->rows[i]));
-    return json_pack("{s:s,s:s,s:I,s:I,s:b,s:s,s:s,s:s?,s:I,s:o,s:o,s:o}", "tool",
+    return json_pack("{s:s,s:s,s:I,s:I,s:b,s:s,s:s,s:s?,s:s,s:I,s:o,s:o,s:o}", "tool",
                      "tensord bench comm", "version", TD_VERSION, "ranks", (json_int_t)p->n_ranks,
                      "hosts", (json_int_t)p->n_hosts, "shares_cores", p->shares_cores, "transport",
                      p->transport, "mpi", td_comm_mpi_version(), "no_bare_exchange", p->no_bare,
-                     "rounds", (json_int_t)p->n_rounds, "sizes", sizes, "rows", rows, "fits",
-                     fits_json(p->run));
+                     "auto_by", p->was_tried ? "trial" : "rule", "rounds", (json_int_t)p->n_rounds,
+                     "sizes", sizes, "rows", rows, "fits", fits_json(p->run));
 }
 
 /* ---- picture ---- */

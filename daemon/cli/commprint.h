@@ -14,6 +14,7 @@ struct td_commprint {
     uint32_t n_ranks, n_hosts;
     uint32_t n_rounds;
     bool shares_cores;     /* a host has more ranks than cores for them */
+    bool was_tried;        /* what a sum takes by itself was found by trying, not by the rule */
     const char *transport; /* of the group as the program has it */
     const char *no_bare;   /* why there is no bare exchange; NULL: there is one */
 };

@@ -180,10 +180,28 @@ static enum td_status refuse(const struct td_comm *group, enum td_sum_algorithm 
                       names);
 }
 
+/* Whether all ranks may. */
+static enum td_status agree(struct td_comm *group, bool *may, struct td_err *err)
+{
+    unsigned char mine = *may, all[TD_TREE_MAX_RANKS];
+    size_t bytes[TD_TREE_MAX_RANKS];
+    enum td_status s;
+
+    for (uint32_t r = 0; r < td_comm_size(group); r++)
+        bytes[r] = sizeof mine;
+    s = td_comm_all_gather(group, &mine, bytes, all, err);
+    for (uint32_t r = 0; !s && r < td_comm_size(group); r++)
+        *may = *may && all[r];
+    return s;
+}
+
 enum td_status td_sumchoice_make(struct td_comm *group, const char *host,
                                  const struct td_sumchoice_params *params,
                                  struct td_sum_choices *choices, struct td_err *err)
 {
+    bool may = params->may_measure;
+    enum td_status s = TD_OK;
+
     memset(choices, 0, sizeof *choices);
     if (params->algorithm != TD_SUM_AUTO) {
         if (!td_comm_sum_supports(group, params->algorithm))
@@ -192,7 +210,11 @@ enum td_status td_sumchoice_make(struct td_comm *group, const char *host,
             choices->by_class[c] = params->algorithm;
         return TD_OK;
     }
-    if (!td_tune_has_choice(group) || !(params->measure || params->may_measure))
+    if (!td_tune_has_choice(group))
         return TD_OK;
-    return measure(group, host, params->measure, choices, err);
+    if (!params->measure)
+        s = agree(group, &may, err);
+    if (!s && (params->measure || may))
+        s = measure(group, host, params->measure, choices, err);
+    return s;
 }

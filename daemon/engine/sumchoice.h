@@ -10,10 +10,10 @@
 struct td_sumchoice_params {
     enum td_sum_algorithm algorithm; /* TD_SUM_AUTO: what is fastest */
     bool measure;                    /* try, whatever the file says and whoever shares cores */
-    bool may_measure;                /* the ranks own their cores, so that times mean something */
+    bool may_measure; /* this rank owns its cores; where all do, times mean something */
 };
 
-/* Collective over `group`, parameters equal on all ranks; the result is too. `host`: this rank's name. TD_INVALID for an
+/* Collective over `group`, parameters but `may_measure` equal on all ranks; the result is too. `host`: this rank's name. TD_INVALID for an
  * algorithm that this group has no use for, which names those that it has. */
 enum td_status td_sumchoice_make(struct td_comm *group, const char *host,
                                  const struct td_sumchoice_params *params,

@@ -28,7 +28,7 @@ def test_bench_comm_measures_every_contender_at_every_size(two_ranks):
     assert out == in_file
     assert (out["tool"], out["ranks"], out["hosts"], out["transport"]) == ("tensord bench comm", 2, 1, "shm")
     assert out["sizes"] == SIZES and "MPI" in out["mpi"] and out["rounds"] == 3
-    assert out["no_bare_exchange"] is None
+    assert out["no_bare_exchange"] is None and out["auto_by"] == "rule"  # two ranks have one way
     assert [(r["operation"], r["bytes"]) for r in out["rows"]] == \
         [(op, b) for op in OPERATIONS[:4] for b in SIZES] + [("barrier", 0)]
     for row in out["rows"]:
@@ -100,6 +100,7 @@ def test_bench_comm_of_three_ranks_has_every_algorithm(tensord):
     assert p.returncode == 0, p.stderr
     out = json.loads(p.stdout)
     assert (out["ranks"], out["hosts"], out["no_bare_exchange"]) == (3, 1, "3 ranks, it is one of 2")
+    assert out["auto_by"] == ("rule" if out["shares_cores"] else "trial")
     assert [(r["operation"], r["bytes"]) for r in out["rows"]] == [("tree_sum", 8), ("tree_sum", 1 << 20), ("barrier", 0)]
     for row in out["rows"][:2]:
         ways = [f"{t} {a}" for t in ("shm", "messages") for a in ("one-shot", "two-shot", "doubling")]

@@ -501,6 +501,24 @@ def test_sums_go_on_when_the_link_comes_again_before_the_deadline(lab, tensord, 
         assert left(tmp_path, "rank") == ["well", "well"]
 
 
+@needs_lab
+def test_bench_comm_marks_what_was_fastest_when_tried(lab, tensord, tmp_path):
+    """Every rank has a core of its host's, so algorithms are tried, and the next start believes what was kept."""
+    words = ("h0,h1,h2", "-n", 3, "-x", f"XDG_CACHE_HOME={tmp_path}", tensord.binary, "bench", "comm", "--sizes", "8,1M",
+             "--operations", "tree_sum", "--repetitions", 1, "--json")
+
+    def marked():
+        out = json.loads(lab("mpirun", *words))
+        assert (out["hosts"], out["shares_cores"], out["auto_by"]) == (3, False, "trial")
+        return [[c["algorithm"] for c in row["contenders"] if c["auto"]] for row in out["rows"]]
+    first = marked()
+    kept, = tmp_path.glob("tensord/sums-*")
+    group, *choices = kept.read_text().splitlines()
+    assert first == [[choices[3]], [choices[20]]]  # of 2^3 and of 2^20 bytes
+    kept.write_text("\n".join([group, *["doubling" for _ in choices], ""]))
+    assert marked() == [["doubling"], ["doubling"]]
+
+
 WRONG = [
     ((), "got no verb"),
     (("fly",), "got 'fly', expected one of up"),

@@ -24,12 +24,13 @@ static void *run(void *arg)
 {
     struct rank *r = arg;
 
+    td_comm_set_deadline(r->comm, 20000000000u);
     r->status = td_sumchoice_make(r->comm, "here", &r->params, &r->choices, &r->err);
     return NULL;
 }
 
-/* All ranks agree; returns rank 0's. */
-static struct rank make(uint32_t n, struct td_sumchoice_params params)
+/* All ranks agree, although one of them may not measure; returns rank 0's. */
+static struct rank make_with(uint32_t n, struct td_sumchoice_params params, uint32_t may_not)
 {
     struct td_comm *comms[N];
     struct rank ranks[N] = {0};
@@ -38,6 +39,7 @@ static struct rank make(uint32_t n, struct td_sumchoice_params params)
     for (uint32_t r = 0; r < n; r++) {
         ranks[r].comm = comms[r];
         ranks[r].params = params;
+        ranks[r].params.may_measure = params.may_measure && r != may_not;
         assert_int_equal(pthread_create(&ranks[r].thread, NULL, run, &ranks[r]), 0);
     }
     for (uint32_t r = 0; r < n; r++)
@@ -48,6 +50,11 @@ static struct rank make(uint32_t n, struct td_sumchoice_params params)
         td_comm_close(comms[r]);
     }
     return ranks[0];
+}
+
+static struct rank make(uint32_t n, struct td_sumchoice_params params)
+{
+    return make_with(n, params, n);
 }
 
 static char cache[] = "/tmp/tensord-sums-XXXXXX";
@@ -92,6 +99,19 @@ static void test_sumchoice_does_not_try_where_cores_are_shared(void **state)
     assert_int_equal(r.status, TD_OK);
     for (int c = 0; c < TD_SUM_CLASSES; c++)
         assert_int_equal(r.choices.by_class[c], TD_SUM_AUTO);
+}
+
+/* As on hosts of which one has too few cores. */
+static void test_sumchoice_does_not_try_where_one_rank_shares_its_cores(void **state)
+{
+    (void)state;
+    for (uint32_t may_not = 0; may_not < 3; may_not++) {
+        struct rank r = make_with(3, (struct td_sumchoice_params){.may_measure = true}, may_not);
+
+        assert_int_equal(r.status, TD_OK);
+        for (int c = 0; c < TD_SUM_CLASSES; c++)
+            assert_int_equal(r.choices.by_class[c], TD_SUM_AUTO);
+    }
 }
 
 static void test_sumchoice_keeps_what_it_found_and_ignores_a_damaged_file(void **state)
@@ -143,6 +163,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sumchoice_takes_what_is_said_and_refuses_what_the_group_has_not),
         cmocka_unit_test(test_sumchoice_does_not_try_where_cores_are_shared),
+        cmocka_unit_test(test_sumchoice_does_not_try_where_one_rank_shares_its_cores),
         cmocka_unit_test(test_sumchoice_keeps_what_it_found_and_ignores_a_damaged_file),
     };
     char command[128];

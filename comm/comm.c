@@ -1,4 +1,5 @@
 #include "comm/comm_impl.h"
+#include "comm/commargs.h"
 #include "comm/share.h"
 #include "comm/shm.h"
 
@@ -367,40 +368,13 @@ static enum td_status finish(struct td_comm *comm, enum td_status status)
     return status;
 }
 
-static enum td_status check_peer(const struct td_comm *comm, const char *op, uint32_t peer,
-                                 struct td_err *err)
-{
-    if (peer >= comm->size || peer == comm->rank)
-        return td_err_set(err, TD_INVALID,
-                          "%s: peer is rank %u, expected another rank than %u below %u", op, peer,
-                          comm->rank, comm->size);
-    return TD_OK;
-}
-
-static enum td_status check_root(const struct td_comm *comm, const char *op, uint32_t root,
-                                 struct td_err *err)
-{
-    if (root >= comm->size)
-        return td_err_set(err, TD_INVALID, "%s: root is rank %u, expected one below %u", op, root,
-                          comm->size);
-    return TD_OK;
-}
-
-static enum td_status check_data(const char *op, const char *name, const void *data, size_t bytes,
-                                 struct td_err *err)
-{
-    if (!data && bytes)
-        return td_err_set(err, TD_INVALID, "%s: `%s` is NULL, expected %zu bytes", op, name, bytes);
-    return TD_OK;
-}
-
 enum td_status td_comm_send(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
                             struct td_err *err)
 {
-    enum td_status status = check_peer(comm, "send", to, err);
+    enum td_status status = td_commargs_peer("send", to, comm->rank, comm->size, err);
 
     if (status == TD_OK)
-        status = check_data("send", "data", data, bytes, err);
+        status = td_commargs_data("send", "data", data, bytes, err);
     if (status == TD_OK)
         status = begin(comm, "send", err);
     if (status != TD_OK)
@@ -413,10 +387,10 @@ enum td_status td_comm_send(struct td_comm *comm, uint32_t to, const void *data,
 enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, size_t bytes,
                             struct td_err *err)
 {
-    enum td_status status = check_peer(comm, "recv", from, err);
+    enum td_status status = td_commargs_peer("recv", from, comm->rank, comm->size, err);
 
     if (status == TD_OK)
-        status = check_data("recv", "data", data, bytes, err);
+        status = td_commargs_data("recv", "data", data, bytes, err);
     if (status == TD_OK)
         status = begin(comm, "recv", err);
     if (status != TD_OK)
@@ -429,14 +403,15 @@ enum td_status td_comm_recv(struct td_comm *comm, uint32_t from, void *data, siz
 enum td_status td_comm_sendrecv(struct td_comm *comm, uint32_t to, const void *data, size_t bytes,
                                 uint32_t from, void *recv, size_t recv_bytes, struct td_err *err)
 {
-    enum td_status status = bytes ? check_peer(comm, "sendrecv", to, err) : TD_OK;
+    enum td_status status =
+        bytes ? td_commargs_peer("sendrecv", to, comm->rank, comm->size, err) : TD_OK;
 
     if (status == TD_OK && recv_bytes)
-        status = check_peer(comm, "sendrecv", from, err);
+        status = td_commargs_peer("sendrecv", from, comm->rank, comm->size, err);
     if (status == TD_OK)
-        status = check_data("sendrecv", "data", data, bytes, err);
+        status = td_commargs_data("sendrecv", "data", data, bytes, err);
     if (status == TD_OK)
-        status = check_data("sendrecv", "recv", recv, recv_bytes, err);
+        status = td_commargs_data("sendrecv", "recv", recv, recv_bytes, err);
     if (status == TD_OK)
         status = begin(comm, "sendrecv", err);
     if (status != TD_OK)
@@ -451,10 +426,10 @@ enum td_status td_comm_sendrecv(struct td_comm *comm, uint32_t to, const void *d
 enum td_status td_comm_bcast(struct td_comm *comm, uint32_t root, void *data, size_t bytes,
                              struct td_err *err)
 {
-    enum td_status status = check_root(comm, "bcast", root, err);
+    enum td_status status = td_commargs_root("bcast", root, comm->size, err);
 
     if (status == TD_OK)
-        status = check_data("bcast", "data", data, bytes, err);
+        status = td_commargs_data("bcast", "data", data, bytes, err);
     if (status == TD_OK)
         status = begin(comm, "bcast", err);
     if (status != TD_OK)
@@ -478,9 +453,9 @@ static enum td_status check_gather(const struct td_comm *comm, const char *op, c
                               SIZE_MAX);
         total += bytes[r];
     }
-    status = check_data(op, "send", send, bytes[comm->rank], err);
+    status = td_commargs_data(op, "send", send, bytes[comm->rank], err);
     if (status == TD_OK && receives)
-        status = check_data(op, "recv", recv, total, err);
+        status = td_commargs_data(op, "recv", recv, total, err);
     return status;
 }
 
@@ -499,7 +474,7 @@ enum td_status td_comm_all_gather(struct td_comm *comm, const void *send, const 
 enum td_status td_comm_gather(struct td_comm *comm, uint32_t root, const void *send,
                               const size_t *bytes, void *recv, struct td_err *err)
 {
-    enum td_status status = check_root(comm, "gather", root, err);
+    enum td_status status = td_commargs_root("gather", root, comm->size, err);
 
     if (status == TD_OK)
         status = check_gather(comm, "gather", send, bytes, root == comm->rank, recv, err);
@@ -519,50 +494,15 @@ enum td_status td_comm_barrier(struct td_comm *comm, struct td_err *err)
     return finish(comm, td_collective_barrier(comm, err));
 }
 
-enum td_status td_comm_check_layout(const struct td_tree_layout *layout, uint32_t n_ranks,
-                                    struct td_err *err)
-{
-    uint32_t at = 0;
-
-    if (!layout || !layout->runs)
-        return td_err_set(err, TD_INVALID, "tree_sum: no layout given");
-    if (layout->n_leaves < 1 || layout->n_leaves > TD_TREE_MAX_LEAVES)
-        return td_err_set(err, TD_INVALID, "tree_sum: %u leaves, expected 1 to %d",
-                          layout->n_leaves, TD_TREE_MAX_LEAVES);
-    for (uint32_t r = 0; r < n_ranks; r++) {
-        struct td_leaf_run run = layout->runs[r];
-
-        if (run.begin == run.end)
-            continue;
-        if (run.begin != at || run.end < run.begin || run.end > layout->n_leaves)
-            return td_err_set(err, TD_INVALID,
-                              "tree_sum: rank %u owns leaves %u to %u, expected a run from %u on "
-                              "that ends by %u",
-                              r, run.begin, run.end, at, layout->n_leaves);
-        at = run.end;
-    }
-    if (at != layout->n_leaves)
-        return td_err_set(err, TD_INVALID, "tree_sum: runs end at leaf %u, expected %u", at,
-                          layout->n_leaves);
-    return TD_OK;
-}
-
 enum td_status td_comm_tree_sum(struct td_comm *comm, const struct td_tree_layout *layout,
                                 const float *parts, size_t n_floats, float *scratch, float *out,
                                 struct td_err *err)
 {
-    enum td_status status = td_comm_check_layout(layout, comm->size, err);
+    enum td_status status = td_commargs_layout(layout, comm->size, err);
 
-    if (status != TD_OK)
-        return status;
-    if (n_floats > SIZE_MAX / sizeof(float) / TD_TREE_MAX_LEAVES)
-        return td_err_set(err, TD_INVALID, "tree_sum: %zu floats overflow a size", n_floats);
-    if (layout->runs[comm->rank].begin != layout->runs[comm->rank].end)
-        status = check_data("tree_sum", "parts", parts, n_floats * sizeof(float), err);
     if (status == TD_OK)
-        status = check_data("tree_sum", "out", out, n_floats * sizeof(float), err);
-    if (status == TD_OK && comm->size > 1)
-        status = check_data("tree_sum", "scratch", scratch, n_floats * sizeof(float), err);
+        status = td_commargs_sum(layout->runs[comm->rank].begin != layout->runs[comm->rank].end,
+                                 parts, n_floats, scratch, out, comm->size, err);
     if (status == TD_OK)
         status = begin(comm, "tree_sum", err);
     if (status != TD_OK)

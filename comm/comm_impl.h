@@ -120,10 +120,6 @@ enum td_status td_comm_report_lost(struct td_comm *comm, uint32_t awaited, struc
 enum td_status td_comm_report_length(struct td_comm *comm, uint32_t peer, size_t bytes,
                                      size_t expected, struct td_err *err);
 
-/* TD_INVALID when the layout is none for n_ranks ranks. */
-enum td_status td_comm_check_layout(const struct td_tree_layout *layout, uint32_t n_ranks,
-                                    struct td_err *err);
-
 /* Queue one message for td_comm_exchange; peers are ranks of the group. Receives first. */
 void td_comm_queue_recv(struct td_comm *comm, uint32_t from, void *dst, size_t bytes);
 void td_comm_queue_send(struct td_comm *comm, uint32_t to, const void *src, size_t bytes);

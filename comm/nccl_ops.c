@@ -1,38 +1,21 @@
 /* The operations on device memory: arguments checked once, enqueued, settled. */
+#include "comm/commargs.h"
 #include "comm/nccl.h"
 #include "comm/nccl_impl.h"
-
-static enum td_status check_peer(const struct td_nccl *n, const char *op, uint32_t peer,
-                                 struct td_err *err)
-{
-    if (peer >= n->n_ranks || peer == n->rank)
-        return td_err_set(err, TD_INVALID,
-                          "%s: peer is rank %u, expected another rank than %u below %u", op, peer,
-                          n->rank, n->n_ranks);
-    return TD_OK;
-}
-
-static enum td_status check_data(const char *op, const char *name, const void *data, size_t bytes,
-                                 struct td_err *err)
-{
-    if (!data && bytes)
-        return td_err_set(err, TD_INVALID, "%s: `%s` is NULL, expected %zu bytes", op, name, bytes);
-    return TD_OK;
-}
 
 /* At most one message in each direction. */
 static enum td_status exchange(struct td_nccl *n, const char *op, uint32_t to, const void *data,
                                size_t bytes, uint32_t from, void *recv, size_t recv_bytes,
                                void *stream, struct td_err *err)
 {
-    enum td_status status = bytes ? check_peer(n, op, to, err) : TD_OK;
+    enum td_status status = bytes ? td_commargs_peer(op, to, n->rank, n->n_ranks, err) : TD_OK;
 
     if (status == TD_OK && recv_bytes)
-        status = check_peer(n, op, from, err);
+        status = td_commargs_peer(op, from, n->rank, n->n_ranks, err);
     if (status == TD_OK)
-        status = check_data(op, "data", data, bytes, err);
+        status = td_commargs_data(op, "data", data, bytes, err);
     if (status == TD_OK)
-        status = check_data(op, "recv", recv, recv_bytes, err);
+        status = td_commargs_data(op, "recv", recv, recv_bytes, err);
     if (status == TD_OK && bytes == 0 && recv_bytes == 0)
         return td_nccl_check_usable(n, op, err);
     if (status == TD_OK)
@@ -72,11 +55,10 @@ enum td_status td_nccl_sendrecv(struct td_nccl *n, uint32_t to, const void *data
 enum td_status td_nccl_bcast(struct td_nccl *n, uint32_t root, void *data, size_t bytes,
                              void *stream, struct td_err *err)
 {
-    enum td_status status = check_data("bcast", "data", data, bytes, err);
+    enum td_status status = td_commargs_root("bcast", root, n->n_ranks, err);
 
-    if (root >= n->n_ranks)
-        return td_err_set(err, TD_INVALID, "bcast: root is rank %u, expected one below %u", root,
-                          n->n_ranks);
+    if (status == TD_OK)
+        status = td_commargs_data("bcast", "data", data, bytes, err);
     if (status == TD_OK && bytes == 0)
         return td_nccl_check_usable(n, "bcast", err);
     if (status == TD_OK)
@@ -89,10 +71,10 @@ enum td_status td_nccl_bcast(struct td_nccl *n, uint32_t root, void *data, size_
 enum td_status td_nccl_all_gather(struct td_nccl *n, const void *send, void *recv, size_t bytes,
                                   void *stream, struct td_err *err)
 {
-    enum td_status status = check_data("all_gather", "send", send, bytes, err);
+    enum td_status status = td_commargs_data("all_gather", "send", send, bytes, err);
 
     if (status == TD_OK)
-        status = check_data("all_gather", "recv", recv, bytes, err);
+        status = td_commargs_data("all_gather", "recv", recv, bytes, err);
     if (status == TD_OK && bytes > SIZE_MAX / n->n_ranks)
         return td_err_set(err, TD_INVALID, "all_gather: %u times %zu bytes overflow a size",
                           n->n_ranks, bytes);
@@ -116,9 +98,9 @@ enum td_status td_nccl_all_reduce_inexact(struct td_nccl *n, const void *in, voi
     if (type != TD_F32 && type != TD_F16 && type != TD_BF16)
         return td_err_set(err, TD_INVALID, "all_reduce: type %d, expected f32, f16 or bf16",
                           (int)type);
-    status = check_data("all_reduce", "in", in, bytes, err);
+    status = td_commargs_data("all_reduce", "in", in, bytes, err);
     if (status == TD_OK)
-        status = check_data("all_reduce", "out", out, bytes, err);
+        status = td_commargs_data("all_reduce", "out", out, bytes, err);
     if (status == TD_OK && count == 0)
         return td_nccl_check_usable(n, "all_reduce", err);
     if (status == TD_OK)
@@ -233,22 +215,12 @@ static enum td_status join_parts(struct td_nccl *n, const struct sum *s, size_t 
 
 static enum td_status check_sum(const struct td_nccl *n, const struct sum *s, struct td_err *err)
 {
-    size_t bytes = s->n_floats * sizeof(float);
-    enum td_status status = TD_OK;
-
     if (s->plan->n_ranks != n->n_ranks || s->plan->rank != n->rank)
         return td_err_set(err, TD_INVALID,
                           "tree_sum: the sum is that of rank %u of %u, expected rank %u of %u",
                           s->plan->rank, s->plan->n_ranks, n->rank, n->n_ranks);
-    if (s->n_floats > SIZE_MAX / sizeof(float) / TD_TREE_MAX_LEAVES)
-        return td_err_set(err, TD_INVALID, "tree_sum: %zu floats overflow a size", s->n_floats);
-    if (n_own(s, n->rank))
-        status = check_data(tree_sum, "parts", s->parts, bytes, err);
-    if (status == TD_OK)
-        status = check_data(tree_sum, "out", s->out, bytes, err);
-    if (status == TD_OK && n->n_ranks > 1)
-        status = check_data(tree_sum, "scratch", s->scratch, bytes, err);
-    return status;
+    return td_commargs_sum(n_own(s, n->rank) > 0, s->parts, s->n_floats, s->scratch, s->out,
+                           n->n_ranks, err);
 }
 
 /* One exchange by `move`, with all that stands around it. */

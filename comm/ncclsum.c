@@ -1,6 +1,6 @@
 #include "comm/ncclsum.h"
 
-#include "comm/comm_impl.h"
+#include "comm/commargs.h"
 
 #include <string.h>
 
@@ -17,7 +17,7 @@ enum td_status td_ncclsum_make(const struct td_tree_layout *layout, uint32_t n_r
     if (n_ranks < 1 || n_ranks > TD_TREE_MAX_RANKS || rank >= n_ranks)
         return td_err_set(err, TD_INVALID, "tree_sum: rank %u of %u, expected at most %d ranks",
                           rank, n_ranks, TD_TREE_MAX_RANKS);
-    status = td_comm_check_layout(layout, n_ranks, err);
+    status = td_commargs_layout(layout, n_ranks, err);
     if (status != TD_OK)
         return status;
     s.n_leaves = layout->n_leaves;

@@ -5,7 +5,7 @@ set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
-all_stages=(deps build lint unit e2e asan clang)
+all_stages=(deps build lint unit e2e asan clang fuzz)
 
 usage() {
     cat <<TEXT
@@ -19,6 +19,7 @@ Without a stage all of them run, in this order: ${all_stages[*]}
   e2e     pytest: the program and real clients
   asan    the cmocka tests, and hundreds of streams at once, under AddressSanitizer and UndefinedBehaviorSanitizer (build/asan)
   clang   a build with Clang, warnings are errors (build/clang)
+  fuzz    every target of tests/fuzz for two seconds, from its seeds (build/fuzz)
 TEXT
 }
 
@@ -189,6 +190,25 @@ stage_build() {
 
 stage_clang() {
     build clang build/clang -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_COMPILER=clang -DTD_WERROR=ON
+}
+
+# One target is one check. The build takes what the targets need and no more; build/clang has other flags throughout.
+stage_fuzz() {
+    local target result rest
+    tests/fuzz/run.sh --ci >"$logs/fuzz.log" 2>&1
+    if ! grep -q '^target  *runs ' "$logs/fuzz.log"; then
+        fail "fuzz: the build" "$logs/fuzz.log"
+        return
+    fi
+    while read -r target rest; do
+        result=${rest##* }
+        if [ "$result" = clean ]; then
+            pass
+        else
+            fail "$target: build/logs/fuzz.log has the stack, build/fuzz/findings/$target the input" \
+                "$root/build/fuzz/logs/$target.log"
+        fi
+    done < <(grep '^fuzz_[a-z0-9]* .* [a-zA-Z]*$' "$logs/fuzz.log")
 }
 
 stage_lint() {

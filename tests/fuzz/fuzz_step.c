@@ -12,7 +12,8 @@ static void check_step(const struct td_step *step)
 {
     uint32_t row = 0;
 
-    FUZZ_CHECK(step->kind >= TD_STEP_RUN && step->kind <= TD_STEP_STOP);
+    FUZZ_CHECK(step->kind >= TD_STEP_RUN && step->kind <= TD_STEP_FLUSH);
+    FUZZ_CHECK(step->n_moves <= TD_STEP_MAX_MOVES);
     FUZZ_CHECK(step->n_rows <= CAP_ROWS && step->n_seqs <= CAP_SEQS && step->n_table <= CAP_TABLE);
     for (uint32_t s = 0; s < step->n_seqs; s++) {
         const struct td_step_seq *seq = &step->seqs[s];

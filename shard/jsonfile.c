@@ -1,5 +1,7 @@
 #include "shard/jsonfile.h"
 
+#include "shard/jsonalloc.h"
+
 enum td_status td_jsonfile_parse(struct td_str text, const char *what, size_t max_bytes,
                                  enum td_jsonfile_mode mode, json_t **root, struct td_err *err)
 {
@@ -10,7 +12,7 @@ enum td_status td_jsonfile_parse(struct td_str text, const char *what, size_t ma
     if (text.len > max_bytes)
         return td_err_set(err, TD_TOO_LARGE, "%s has %zu bytes; expected at most %zu", what,
                           text.len, max_bytes);
-    value = json_loadb(text.ptr, text.len, flags, &why);
+    value = td_jsonalloc_parse(text, flags, &why);
     if (!value) {
         if (json_error_code(&why) == json_error_out_of_memory)
             return td_err_set(err, TD_NO_MEMORY, "no memory to parse %s", what);

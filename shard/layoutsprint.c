@@ -1,4 +1,5 @@
 /* The layouts as people and programs read them (declared in layouts.h). */
+#include "shard/jsonalloc.h"
 #include "shard/layouts.h"
 #include "shard/machinejson.h"
 
@@ -180,6 +181,7 @@ enum td_status td_layouts_print_json(const struct td_layouts *l,
                                      const struct td_layouts_source *source, struct td_bytes *out)
 {
     struct td_bytes advice = {0};
+    uint64_t failures = td_jsonalloc_failures();
     json_t *rows = json_array(), *root;
     char *text;
     enum td_status s = td_layouts_advise(l, &advice);
@@ -198,7 +200,8 @@ enum td_status td_layouts_print_json(const struct td_layouts *l,
                   "decode", choice_json(l, l->best), "batch", choice_json(l, l->best_batch),
                   "prefill", choice_json(l, l->best_prefill), "advice", advice.data);
     text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
-    s = text ? td_bytes_appendf(out, "%s\n", text) : TD_NO_MEMORY;
+    s = text && td_jsonalloc_failures() == failures ? td_bytes_appendf(out, "%s\n", text)
+                                                    : TD_NO_MEMORY;
     free(text);
     json_decref(root);
     td_bytes_deinit(&advice);

@@ -1,6 +1,8 @@
 /* The plan as people and programs read it (declared in plan.h). */
 #include "shard/plan.h"
 
+#include "shard/jsonalloc.h"
+
 #include <jansson.h>
 #include <stdlib.h>
 
@@ -107,6 +109,7 @@ static json_t *rank_json(const struct td_plan *plan, const struct td_plan_model 
 enum td_status td_plan_print_json(const struct td_plan *plan, const struct td_plan_model *model,
                                   struct td_bytes *out)
 {
+    uint64_t failures = td_jsonalloc_failures();
     json_t *ranks = json_array(), *root;
     char *text;
     enum td_status st = TD_NO_MEMORY;
@@ -126,7 +129,7 @@ enum td_status td_plan_print_json(const struct td_plan *plan, const struct td_pl
         (json_int_t)td_plan_exchanged_bytes(plan), "draft_bytes", (json_int_t)plan->lead_bytes,
         "draft_kv_bytes", (json_int_t)plan->lead_kv_bytes, "per_rank", ranks);
     text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
-    if (text)
+    if (text && td_jsonalloc_failures() == failures)
         st = td_bytes_appendf(out, "%s\n", text);
     free(text);
     json_decref(root);

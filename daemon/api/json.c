@@ -1,5 +1,7 @@
 #include "daemon/api/json.h"
 
+#include "shard/jsonalloc.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -65,7 +67,7 @@ enum td_status td_json_parse(struct td_str text, size_t max_depth, json_t **valu
                           shape.n_values, TD_JSON_MAX_VALUES);
     }
     json_error_t why;
-    json_t *root = json_loadb(text.ptr, text.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
+    json_t *root = td_jsonalloc_parse(text, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
     if (root == NULL) {
         if (json_error_code(&why) == json_error_out_of_memory) {
             return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of JSON", text.len);

@@ -3,6 +3,7 @@
 #include "daemon/text/tokenizer.h"
 #include "shard/checkpoint.h"
 #include "shard/gguf.h"
+#include "shard/jsonalloc.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -92,7 +93,7 @@ static void name_tokenizer(struct view *v)
         snprintf(v->tok_kind, sizeof v->tok_kind, "%.*s%s%.*s", (int)short_len(model), model.ptr,
                  pre.len ? ", " : "", (int)short_len(pre), pre.ptr);
     } else if (text.len > 0) {
-        json_t *root = json_loadb(text.ptr, text.len, 0, NULL);
+        json_t *root = td_jsonalloc_parse(text, 0, NULL);
         const char *type =
             json_string_value(json_object_get(json_object_get(root, "model"), "type"));
 

@@ -3,6 +3,7 @@
  * whole. */
 #include "daemon/cli/quantize.h"
 #include "kernels/quant/fp8.h"
+#include "shard/jsonalloc.h"
 #include "shard/mapfile.h"
 #include "shard/outfile.h"
 #include "shard/scales.h"
@@ -201,15 +202,18 @@ static enum td_status write_text(const struct fp8_job *job, const char *name, st
 static enum td_status write_config(const struct fp8_job *job, struct td_err *err)
 {
     struct td_str text = td_checkpoint_config(job->q->ck);
-    json_t *config = json_loadb(text.ptr, text.len, 0, NULL);
+    uint64_t failures = td_jsonalloc_failures();
+    json_t *config = td_jsonalloc_parse(text, 0, NULL);
     enum td_status s;
-    char *out;
+    char *out = NULL;
 
     json_object_del(config, "compression_config");
-    if (json_object_set_new(config, "quantization_config", quantization_config(job->scales)) != 0 ||
-        !(out = json_dumps(config, JSON_INDENT(2)))) {
+    if (json_object_set_new(config, "quantization_config", quantization_config(job->scales)) == 0)
+        out = json_dumps(config, JSON_INDENT(2));
+    if (!out || td_jsonalloc_failures() != failures) {
+        free(out);
         json_decref(config);
-        return td_err_set(err, TD_INTERNAL, "cannot write the quantization_config of '%s'",
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the quantization_config of '%s'",
                           job->q->opts->model);
     }
     s = write_text(job, "config.json", td_str_from(out), err);

@@ -3,6 +3,7 @@
 
 #include "daemon/engine/draftmodel.h"
 #include "shard/checkpoint.h"
+#include "shard/jsonalloc.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -10,20 +11,24 @@
 #include <time.h>
 
 /* generation_config.json's sampling over OpenAI's defaults, as other servers of these files do. */
-static void read_defaults(struct td_str json, struct td_sampling *s)
+static enum td_status read_defaults(struct td_str json, struct td_sampling *s, struct td_err *err)
 {
-    json_t *root = json_loadb(json.ptr, json.len, 0, NULL), *v;
+    json_error_t why;
+    json_t *root = td_jsonalloc_parse(json, 0, &why), *v;
     struct td_sampling wish = *s;
 
+    if (!root && json_error_code(&why) == json_error_out_of_memory)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for generation_config.json");
     if (!json_is_object(root)) {
         json_decref(root);
-        return;
+        return TD_OK;
     }
     if (json_is_number(v = json_object_get(root, "temperature")))
         wish.temperature = (float)json_number_value(v);
     if (json_is_number(v = json_object_get(root, "top_p")))
         wish.top_p = (float)json_number_value(v);
-    if (json_is_integer(v = json_object_get(root, "top_k")))
+    v = json_object_get(root, "top_k");
+    if (json_is_integer(v) && json_integer_value(v) >= -1 && json_integer_value(v) <= INT32_MAX)
         wish.top_k = (int32_t)json_integer_value(v);
     if (json_is_number(v = json_object_get(root, "min_p")))
         wish.min_p = (float)json_number_value(v);
@@ -36,6 +41,7 @@ static void read_defaults(struct td_str json, struct td_sampling *s)
     if (td_sampling_validate(&wish, 0, NULL) == TD_OK)
         *s = wish;
     json_decref(root);
+    return TD_OK;
 }
 
 /* "llama-3" of "/models/llama-3/" and "m" of "m.gguf". */
@@ -83,9 +89,11 @@ enum td_status td_served_open(const char *path, const char *const *names, uint32
     if (n_names == 0)
         s->names[s->n_names++] = name_of(path);
     s->plan_model = calloc(1, sizeof *s->plan_model);
-    st = s->path && s->names[0] && s->plan_model
-             ? TD_OK
-             : td_err_set(err, TD_NO_MEMORY, "no memory for a model");
+    st = s->path && s->plan_model ? TD_OK : TD_NO_MEMORY;
+    for (uint32_t i = 0; i < s->n_names; i++)
+        st = s->names[i] ? st : TD_NO_MEMORY;
+    if (st)
+        td_err_set(err, st, "no memory for a model");
     st = st ? st : td_checkpoint_open(path, &s->ck, err);
     st = st ? st : td_plan_model_read(s->ck, s->plan_model, err);
     st = st ? st : td_checkpoint_hash(s->ck, verify, s->hash, err);
@@ -93,24 +101,31 @@ enum td_status td_served_open(const char *path, const char *const *names, uint32
     st = st ? st : td_breakers_open(s->tok, &s->breakers, err);
     if (!st && draft_path)
         st = open_draft(s, draft_path, err);
-    if (st) {
-        td_served_release(s);
-        return st;
-    }
+    if (st)
+        goto fail;
     s->spec = td_checkpoint_spec(s->ck);
     if (td_tokenizer_n_vocab(s->tok) > s->spec->n_vocab) {
         st = td_err_set(err, TD_CORRUPT,
                         "the tokenizer of '%s' has %u ids, its embedding has %u rows", path,
                         td_tokenizer_n_vocab(s->tok), s->spec->n_vocab);
-        td_served_release(s);
-        return st;
+        goto fail;
     }
     td_sampling_default(&s->defaults);
-    read_defaults(td_checkpoint_generation_config(s->ck), &s->defaults);
+    st = read_defaults(td_checkpoint_generation_config(s->ck), &s->defaults, err);
+    if (st)
+        goto fail;
+    /* Without a template that is built the rest is served, and chats are refused with what was wrong. */
     if (td_chat_open(td_checkpoint_chat_template(s->ck), &s->chat, &s->chat_err))
         s->chat = NULL;
+    if (!s->chat && s->chat_err.status == TD_NO_MEMORY) {
+        st = td_err_set(err, TD_NO_MEMORY, "%s", s->chat_err.cause);
+        goto fail;
+    }
     *out = s;
     return TD_OK;
+fail:
+    td_served_release(s);
+    return st;
 }
 
 void td_served_retain(struct td_served *s)

@@ -4,6 +4,7 @@
 #include "daemon/text/tokpre.h"
 #include "kernels/base/arena.h"
 #include "shard/ggufwrite.h"
+#include "shard/jsonalloc.h"
 #include "shard/spec.h"
 
 #include <stdio.h>
@@ -414,10 +415,9 @@ enum td_status td_tokexport_gguf(const struct td_tokenizer *tok, struct td_str t
     json_error_t why;
     enum td_status s;
 
-    x.root = json_loadb(tokenizer_json.ptr, tokenizer_json.len, JSON_ALLOW_NUL, &why);
+    x.root = td_jsonalloc_parse(tokenizer_json, JSON_ALLOW_NUL, &why);
     if (!x.root)
-        return td_err_set(err, TD_CORRUPT, "tokenizer.json: line %d, column %d: %s", why.line,
-                          why.column, why.text);
+        return td_tokjson_unread("tokenizer.json", &why, err);
     td_arena_init(&x.arena, 0, 0);
     s = export_all(&x);
     td_arena_deinit(&x.arena);

@@ -1,11 +1,21 @@
 #include "daemon/text/tokjson.h"
 
+#include "shard/jsonalloc.h"
+
 #include <string.h>
 
 enum td_status td_tokjson_refuse(struct td_tokjson *l, const char *what, const char *name)
 {
     return td_err_set(l->err, TD_UNSUPPORTED, "tokenizer.json: %s '%.60s' is not supported", what,
                       name ? name : "(none)");
+}
+
+enum td_status td_tokjson_unread(const char *what, const json_error_t *why, struct td_err *err)
+{
+    if (json_error_code(why) == json_error_out_of_memory)
+        return td_err_set(err, TD_NO_MEMORY, "no memory to parse %s", what);
+    return td_err_set(err, TD_CORRUPT, "%s: line %d, column %d: %s", what, why->line, why->column,
+                      why->text);
 }
 
 enum td_status td_tokjson_broken(struct td_tokjson *l, const char *what, const char *expected)
@@ -363,17 +373,14 @@ enum td_status td_tokjson_load(struct td_tokenizer *tok, struct td_str tokenizer
     json_error_t why;
     enum td_status s;
 
-    root = json_loadb(tokenizer_json.ptr, tokenizer_json.len, JSON_ALLOW_NUL, &why);
+    root = td_jsonalloc_parse(tokenizer_json, JSON_ALLOW_NUL, &why);
     if (!root)
-        return td_err_set(err, TD_CORRUPT, "tokenizer.json: line %d, column %d: %s", why.line,
-                          why.column, why.text);
+        return td_tokjson_unread("tokenizer.json", &why, err);
     /* Its model_max_length is often 1e30 written as an integer. */
     if (config.len) {
-        options =
-            json_loadb(config.ptr, config.len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &why);
+        options = td_jsonalloc_parse(config, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &why);
         if (!options) {
-            s = td_err_set(err, TD_CORRUPT, "tokenizer_config.json: line %d, column %d: %s",
-                           why.line, why.column, why.text);
+            s = td_tokjson_unread("tokenizer_config.json", &why, err);
             goto done;
         }
     }

@@ -22,6 +22,8 @@ struct td_tokjson {
 enum td_status td_tokjson_refuse(struct td_tokjson *l, const char *what, const char *name);
 enum td_status td_tokjson_broken(struct td_tokjson *l, const char *what, const char *expected);
 enum td_status td_tokjson_no_memory(struct td_tokjson *l);
+/* Why the text `what` could not be parsed: TD_CORRUPT with the place, TD_NO_MEMORY. */
+enum td_status td_tokjson_unread(const char *what, const json_error_t *why, struct td_err *err);
 
 struct td_str td_tokjson_str(const json_t *j); /* of a JSON string */
 /* An optional boolean, `absent` when it is not there; false when it has another type. */

@@ -32,9 +32,17 @@ struct walker {
 
 static enum td_status eval(struct walker *w, uint16_t index, struct value *out);
 
-static enum td_status no_memory(struct walker *w)
+static enum td_status too_large(struct walker *w)
 {
     return td_err_set(w->err, TD_TOO_LARGE, "the conversation is too large for the chat template");
+}
+
+/* After the arena gave nothing. */
+static enum td_status no_memory(struct walker *w)
+{
+    return w->arena.is_full
+               ? too_large(w)
+               : td_err_set(w->err, TD_NO_MEMORY, "no memory to render the conversation");
 }
 
 static enum td_status bad(struct walker *w, const char *what)
@@ -100,7 +108,7 @@ static enum td_status concat(struct walker *w, const struct value *a, const stru
     struct td_text_segment *parts;
 
     if (n > MAX_PARTS)
-        return no_memory(w);
+        return too_large(w);
     parts = td_arena_alloc(&w->arena, n * sizeof *parts);
     if (!parts)
         return no_memory(w);
@@ -372,7 +380,7 @@ static enum td_status write_parts(struct walker *w, const struct value *v)
         if (v->parts[i].text.len == 0)
             continue;
         if (v->parts[i].text.len > MAX_OUTPUT_BYTES - w->emitted_bytes)
-            return no_memory(w);
+            return too_large(w);
         w->emitted_bytes += v->parts[i].text.len;
         s = w->emit(w->user, v->parts[i].text, v->parts[i].trusted);
         if (s)

@@ -95,11 +95,13 @@ enum td_status td_regex_open(struct td_str pattern, bool literal, struct td_rege
         return td_err_set(err, TD_UNSUPPORTED, "a pattern of %zu bytes, expected 1 to %d",
                           pattern.len, MAX_PATTERN_BYTES);
     s = literal ? td_bytes_append_str(&text, pattern) : rewrite(pattern, &text);
-    if (s) {
+    if (s == TD_NO_MEMORY)
+        td_err_set(err, s, "no memory for a pattern");
+    else if (s)
         td_err_set(err, s, "pattern '%.*s' uses a construct that is not built here", shown,
                    pattern.ptr);
+    if (s)
         goto fail;
-    }
     r = calloc(1, sizeof *r);
     if (!r) {
         s = td_err_set(err, TD_NO_MEMORY, "no memory for a pattern");
@@ -108,6 +110,10 @@ enum td_status td_regex_open(struct td_str pattern, bool literal, struct td_rege
     r->code = pcre2_compile((PCRE2_SPTR)text.data, text.len,
                             literal ? PCRE2_UTF | PCRE2_LITERAL : PCRE2_UTF | PCRE2_UCP, &code, &at,
                             NULL);
+    if (!r->code && code == PCRE2_ERROR_HEAP_FAILED) {
+        s = td_err_set(err, TD_NO_MEMORY, "no memory for a pattern");
+        goto fail;
+    }
     if (!r->code) {
         PCRE2_UCHAR why[128] = {0};
 

@@ -60,8 +60,10 @@ void *td_arena_alloc(struct td_arena *a, size_t n_bytes)
     if (n_bytes > SIZE_MAX / 4)
         return NULL;
     need = round_up(n_bytes ? n_bytes : 1);
-    if (a->limit_bytes && a->used_bytes + need > a->limit_bytes)
+    if (a->limit_bytes && a->used_bytes + need > a->limit_bytes) {
+        a->is_full = true;
         return NULL;
+    }
     while (b && b->cap - b->used < need)
         b = b->next;
     if (!b) {

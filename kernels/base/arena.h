@@ -3,6 +3,7 @@
 #ifndef TD_KERNELS_BASE_ARENA_H
 #define TD_KERNELS_BASE_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct td_arena_block;
@@ -13,6 +14,7 @@ struct td_arena {
     size_t block_bytes; /* size of a new block, default 64 KiB */
     size_t used_bytes;
     size_t limit_bytes; /* 0: no limit but memory */
+    bool is_full;       /* something was refused because of the limit */
 };
 
 void td_arena_init(struct td_arena *a, size_t block_bytes, size_t limit_bytes);

@@ -7,6 +7,8 @@
 #include "proto/reflection_alpha.pb-c.h"
 #include "proto/worker.pb-c.h"
 
+#include <stdlib.h>
+
 static const char *const service_names[TD_N_RPC_SERVICES] = {
     [TD_RPC_SERVICE_INFERENCE] = "tensord.v1.Inference",
     [TD_RPC_SERVICE_CLUSTER] = "tensord.v1.Cluster",
@@ -91,14 +93,35 @@ const char *td_rpc_service_name(enum td_rpc_service service)
     return service_names[service];
 }
 
+/* protobuf-c gives nothing for a broken message and for want of memory; which it was, its allocator knows. */
+static void *take(void *user, size_t bytes)
+{
+    bool *is_short = user;
+    void *p = malloc(bytes);
+
+    *is_short |= !p;
+    return p;
+}
+
+static void give(void *user, void *p)
+{
+    (void)user;
+    free(p);
+}
+
 enum td_status td_rpc_unpack(const ProtobufCMessageDescriptor *type, struct td_str bytes,
                              size_t max_bytes, ProtobufCMessage **message, struct td_err *err)
 {
     if (max_bytes && bytes.len > max_bytes)
         return td_err_set(err, TD_TOO_LARGE, "a %s of %zu bytes is over the limit of %zu",
                           type->name, bytes.len, max_bytes);
+    bool is_short = false;
+    ProtobufCAllocator allocator = {take, give, &is_short};
     ProtobufCMessage *m =
-        protobuf_c_message_unpack(type, NULL, bytes.len, (const uint8_t *)bytes.ptr);
+        protobuf_c_message_unpack(type, &allocator, bytes.len, (const uint8_t *)bytes.ptr);
+    if (!m && is_short)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a %s of %zu bytes", type->name,
+                          bytes.len);
     if (!m)
         return td_err_set(err, TD_INVALID, "%zu bytes are no valid %s", bytes.len, type->name);
     *message = m;

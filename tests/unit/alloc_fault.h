@@ -37,6 +37,7 @@ char *strndup(const char *s, size_t n);
 
 static _Thread_local long alloc_left;      /* calls of this thread until one fails; 0: none does */
 static _Thread_local bool alloc_fired;     /* it has failed */
+static _Thread_local bool alloc_is_paused; /* for a while nothing fails */
 static _Thread_local bool alloc_stays;     /* and so do all that follow */
 static _Thread_local bool alloc_is_spared; /* from what is meant for all threads */
 static atomic_long alloc_all_left;         /* the same for all threads that are not spared */
@@ -52,6 +53,8 @@ static __attribute__((noinline)) bool alloc_refuse(void)
 
 static bool alloc_fails(void)
 {
+    if (alloc_is_paused)
+        return false;
     if (alloc_fired && alloc_stays)
         return alloc_refuse();
     if (alloc_left > 0 && --alloc_left == 0) {
@@ -150,6 +153,17 @@ static inline bool alloc_fault_disarm(void)
     alloc_left = 0;
     alloc_fired = false;
     return fired;
+}
+
+/* Between the two everything succeeds and is not counted: what a path looks at when its faults are over. */
+static inline void alloc_fault_pause(void)
+{
+    alloc_is_paused = true;
+}
+
+static inline void alloc_fault_resume(void)
+{
+    alloc_is_paused = false;
 }
 
 /* ---- faults of any thread but those that are spared ---- */

@@ -220,7 +220,8 @@ static enum td_status open_session(struct td_grpc *conn, struct td_err *err)
         rc = nghttp2_session_set_local_window_size(conn->session, NGHTTP2_FLAG_NONE, 0,
                                                    conn_window < 65535 ? 65535 : conn_window);
     if (rc)
-        return td_err_set(err, TD_INVALID, "HTTP/2 settings with a window of %u bytes: %s",
+        return td_err_set(err, rc == NGHTTP2_ERR_NOMEM ? TD_NO_MEMORY : TD_INVALID,
+                          "HTTP/2 settings with a window of %u bytes: %s",
                           (unsigned)conn->limits.window_bytes, nghttp2_strerror(rc));
     return TD_OK;
 }

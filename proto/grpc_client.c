@@ -95,7 +95,8 @@ enum td_status td_grpc_client_call(struct td_grpc *conn, uint64_t now_ns,
     nghttp2_data_provider provider = {.source.ptr = call, .read_callback = td_grpc_stream_read};
     call->id = nghttp2_submit_request(conn->session, NULL, nv, n_nv, &provider, call);
     if (call->id < 0) {
-        st = td_err_set(err, TD_UNAVAILABLE, "begin a call: %s", nghttp2_strerror(call->id));
+        st = td_err_set(err, call->id == NGHTTP2_ERR_NOMEM ? TD_NO_MEMORY : TD_UNAVAILABLE,
+                        "begin a call: %s", nghttp2_strerror(call->id));
         goto fail;
     }
     call->kind = TD_GRPC_KIND_CALL;

@@ -9,10 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BACKLOG = 511 };
+enum { BACKLOG = 511, RETRY_MS = 100 };
 
 struct td_listener {
     uv_tcp_t tcp;
+    uv_timer_t retry; /* libuv hears of no other connection until the one at hand is accepted */
+    int n_handles;    /* open */
     struct td_conn_pool *pool;
     struct td_conn_service service;
     uint16_t port;
@@ -22,21 +24,34 @@ struct td_listener {
 
 static void on_closed(uv_handle_t *handle)
 {
-    free(handle->data);
+    struct td_listener *l = handle->data;
+    if (--l->n_handles == 0) {
+        free(l);
+    }
 }
+
+static void on_retry(uv_timer_t *timer);
 
 static void on_connection(uv_stream_t *server, int status)
 {
     struct td_listener *l = server->data;
     struct td_err err = {0};
     if (status == 0) {
-        td_conn_accept(l->pool, &l->service, server, &err);
+        if (td_conn_accept(l->pool, &l->service, server, &err) == TD_NO_MEMORY) {
+            uv_timer_start(&l->retry, on_retry, RETRY_MS, 0);
+        }
     } else {
         td_err_set(&err, TD_IO, "%s", uv_strerror(status));
     }
     if (err.status != TD_OK) {
         td_log_warn("accept failed address=%s error=\"%s\"", l->address, err.cause);
     }
+}
+
+static void on_retry(uv_timer_t *timer)
+{
+    struct td_listener *l = timer->data;
+    on_connection((uv_stream_t *)&l->tcp, 0);
 }
 
 static void describe(struct td_listener *l, const struct sockaddr_storage *addr)
@@ -121,7 +136,10 @@ enum td_status td_listener_open(struct td_conn_pool *pool, uv_loop_t *loop,
         free(listener);
         return td_err_set(err, TD_IO, "no socket: %s", uv_strerror(rc));
     }
+    uv_timer_init(loop, &listener->retry);
     listener->tcp.data = listener;
+    listener->retry.data = listener;
+    listener->n_handles = 2;
     status = start(listener, config, &addr, err);
     if (status != TD_OK) {
         td_listener_close(listener);
@@ -150,5 +168,6 @@ void td_listener_close(struct td_listener *l)
 {
     if (l != NULL && !uv_is_closing((uv_handle_t *)&l->tcp)) {
         uv_close((uv_handle_t *)&l->tcp, on_closed);
+        uv_close((uv_handle_t *)&l->retry, on_closed);
     }
 }

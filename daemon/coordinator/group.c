@@ -28,10 +28,12 @@ static enum td_status send_to(struct td_coord *c, struct member *m,
 #define MESSAGE(name)                                                                              \
     td_wire_coordinator_message name = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT
 
-/* Rank 0 has got one more submit: the others may sleep. A rank that cannot be told is lost, and noticed as such. */
+/* Rank 0 has got one more submit: the others may sleep. A rank that cannot be told would sleep on while rank 0 waits for it: its
+ * stream ends, so that it is noticed as lost. */
 static void wake_others(struct td_coord *c)
 {
     Tensord__Worker__V1__Wake wake = TENSORD__WORKER__V1__WAKE__INIT;
+    struct td_err err;
 
     wake.n_submits = ++c->n_submits;
     for (uint32_t i = 1; i < c->n_ranks; i++) {
@@ -39,7 +41,8 @@ static void wake_others(struct td_coord *c)
 
         m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_WAKE;
         m.wake = &wake;
-        (void)send_to(c, &c->members[i], &m, NULL);
+        if (send_to(c, &c->members[i], &m, &err) && c->members[i].stream)
+            td_grpc_stream_fail(c->members[i].stream, &err);
     }
 }
 

@@ -164,7 +164,12 @@ static void check_framing(struct td_http_conn *h)
 static void check_target(struct td_http_conn *h)
 {
     struct td_http_request *req = h->req;
-    if (!td_http_request_split_url(req)) {
+    enum td_status split = td_http_request_split_url(req);
+    if (split == TD_NO_MEMORY) {
+        refuse(h, 503, "no_memory", "No memory for the request.");
+        return;
+    }
+    if (split != TD_OK) {
         refuse(h, 400, "invalid_url", "The request target is not a valid path.");
         return;
     }

@@ -141,7 +141,7 @@ static const char *find_byte(struct td_str s, char c)
     return s.len > 0 ? memchr(s.ptr, c, s.len) : NULL;
 }
 
-bool td_http_request_split_url(struct td_http_request *req)
+enum td_status td_http_request_split_url(struct td_http_request *req)
 {
     struct td_str url = req->url;
     const char *schemes[] = {"http://", "https://"};
@@ -167,10 +167,12 @@ bool td_http_request_split_url(struct td_http_request *req)
     }
     bool is_star = req->is_options && td_str_eq(url, TD_STR("*"));
     if (url.len == 0 || (url.ptr[0] != '/' && !is_star)) {
-        return false;
+        return TD_INVALID;
     }
-    return td_bytes_reserve(&req->path, url.len + 1) == TD_OK &&
-           percent_decode(url, false, req->path.data, &req->path.len);
+    if (td_bytes_reserve(&req->path, url.len + 1) != TD_OK) {
+        return TD_NO_MEMORY;
+    }
+    return percent_decode(url, false, req->path.data, &req->path.len) ? TD_OK : TD_INVALID;
 }
 
 bool td_http_query(struct td_http_request *req, const char *name, struct td_str *value)

@@ -58,7 +58,7 @@ bool td_http_request_value_is(const struct td_http_request *req, const char *nam
  * be there: llhttp, as Debian builds it, lets some of that pass. The url must not be empty. */
 bool td_http_request_is_clean(const struct td_http_request *req);
 /* Splits url into path and query and decodes the path; false when it is malformed. */
-bool td_http_request_split_url(struct td_http_request *req);
+enum td_status td_http_request_split_url(struct td_http_request *req);
 /* The answer to a CORS preflight, when the request is one and `origin` allows it. */
 void td_http_request_add_preflight(struct td_http_request *req, const char *origin,
                                    const char *methods);

@@ -40,6 +40,7 @@ static const struct {
     {TD_PEER_TIMED_OUT, 503, "service_unavailable_error", "worker_lost"},
     {TD_PEER_PROTOCOL, 503, "service_unavailable_error", "worker_lost"},
     {TD_PEER_MISMATCH, 503, "service_unavailable_error", "worker_mismatch"},
+    {TD_NO_MEMORY, 503, "server_error", "no_memory"},
 };
 
 void td_openai_error_from(const struct td_err *err, struct td_openai_error *e)

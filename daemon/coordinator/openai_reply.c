@@ -174,6 +174,7 @@ static void logprobs_deinit(struct logprobs *lp)
     free(lp->tops);
 }
 
+/* The caller frees with logprobs_deinit, also after a failure. */
 static enum td_status logprobs_init(struct logprobs *lp, const struct td_openai_part *part,
                                     const struct td_openai_tokens *tokens)
 {
@@ -185,7 +186,6 @@ static enum td_status logprobs_init(struct logprobs *lp, const struct td_openai_
     lp->tokens = calloc(tokens->n + 1, sizeof(*lp->tokens));
     lp->tops = calloc(n_tops + 1, sizeof(*lp->tops));
     if (lp->tokens == NULL || lp->tops == NULL) {
-        logprobs_deinit(lp);
         return TD_NO_MEMORY;
     }
     struct td_openai_top *top = lp->tops;

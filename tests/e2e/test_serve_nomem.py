@@ -103,9 +103,10 @@ def test_the_server_goes_on_when_an_allocation_fails(faulty, kind, n):
     assert kind(s) == (200, True)
     total = s.seen() - before
     assert total > 5
+    places = sorted({*range(1, 13), *range(13, total + 10, max(1, total // 40))}) if n == 1 else range(1, total + 10, 1 + total // 12)
     statuses = {}
     fired = 0
-    for k in sorted({*range(1, 40), *range(40, 3 * total // 2, max(1, total // 40))}):
+    for k in places:
         s.arm(k, n)
         status, right = ask(s, kind)
         fired += s.disarm() > 0
@@ -113,10 +114,9 @@ def test_the_server_goes_on_when_an_allocation_fails(faulty, kind, n):
         assert right, f"allocation {k} of {total}: {status} with a wrong answer"
         assert status in (0, 200, 429, 500, 503), f"allocation {k} of {total}: {status}"
         statuses[status] = statuses.get(status, 0) + 1
-        if n > 1:
-            wait_until(lambda: f"ready; its log:\n{s.log()[-3000:]}", s.is_ready, 30)
-    assert fired > 20, statuses
-    wait_until(lambda: f"ready; its log:\n{s.log()[-3000:]}", s.is_ready, 30)
+        # Where a message of the control stream is lost, so is the group, which comes back.
+        s.wait_ready(30)
+    assert fired >= len(places) // 2, statuses
     assert s.complete(PROMPT, max_tokens=8, temperature=0)["text"] == s.expected
     assert s.p.pid == pid and not re.search(r"Assertion|abort", s.log())
     wait_until("nothing is left open", lambda: s.group()["n_open"] == 0)

@@ -14,7 +14,11 @@ void td_grpc_limits_default(struct td_grpc_limits *limits)
         .max_streams = 256,
         .window_bytes = 256u << 10,
         .max_resets = 500,
+        .max_control_frames = 2000,
         .reset_window_ns = 10000000000u,
+        .header_limit_ns = 10000000000u,
+        .request_limit_ns = 300000000000u,
+        .stall_limit_ns = 30000000000u,
         .keepalive_limit_ns = 20000000000u,
         .drain_limit_ns = 1000000000u,
     };
@@ -28,16 +32,55 @@ void td_grpc_note_output(struct td_grpc *conn)
     conn->cb.on_output(conn->user);
 }
 
+/* GOAWAY, and the end of the connection once that is written. */
+static void calm_down(struct td_grpc *conn)
+{
+    if (conn->calmed)
+        return;
+    conn->calmed = true;
+    nghttp2_session_terminate_session(conn->session, NGHTTP2_ENHANCE_YOUR_CALM);
+    td_grpc_note_output(conn);
+}
+
+static void begin_window(struct td_grpc *conn)
+{
+    if (conn->now_ns - conn->resets_since_ns <= conn->limits.reset_window_ns)
+        return;
+    conn->resets_since_ns = conn->now_ns;
+    conn->n_resets = 0;
+    conn->n_control = 0;
+}
+
 /* Counts what only a broken or hostile client does often (CVE-2023-44487, CVE-2019-9518 and the
  * like). */
 static void count_abuse(struct td_grpc *conn)
 {
-    if (conn->now_ns - conn->resets_since_ns > conn->limits.reset_window_ns) {
-        conn->resets_since_ns = conn->now_ns;
-        conn->n_resets = 0;
-    }
+    begin_window(conn);
     if (++conn->n_resets == conn->limits.max_resets + 1)
-        nghttp2_session_terminate_session(conn->session, NGHTTP2_ENHANCE_YOUR_CALM);
+        calm_down(conn);
+}
+
+/* Counts frames that a client may well send while it is served, a window update or a PING for each of ours, but not by
+ * themselves (CVE-2019-9512, CVE-2019-9515). */
+static void count_control(struct td_grpc *conn)
+{
+    begin_window(conn);
+    if (++conn->n_control == conn->limits.max_control_frames + 1)
+        calm_down(conn);
+}
+
+static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *hd, void *user)
+{
+    struct td_grpc *conn = user;
+    (void)session;
+    if (!conn->is_server)
+        return 0;
+    bool is_ack = (hd->type == NGHTTP2_PING || hd->type == NGHTTP2_SETTINGS) &&
+                  (hd->flags & NGHTTP2_FLAG_ACK);
+    if (hd->type != NGHTTP2_DATA && hd->type != NGHTTP2_HEADERS && hd->type != NGHTTP2_RST_STREAM &&
+        !is_ack)
+        count_control(conn);
+    return 0;
 }
 
 static void last_goaway(struct td_grpc *conn)
@@ -59,6 +102,7 @@ static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame
     struct td_grpc_stream *s = td_grpc_stream_new(conn, frame->hd.stream_id);
     if (!s)
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+    s->begun_ns = conn->now_ns;
     nghttp2_session_set_stream_user_data(session, frame->hd.stream_id, s);
     return 0;
 }
@@ -146,9 +190,10 @@ static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, v
     if (!conn->is_server)
         return 0;
     if (frame->hd.type == NGHTTP2_RST_STREAM && frame->rst_stream.error_code != NGHTTP2_NO_ERROR &&
-        frame->rst_stream.error_code != NGHTTP2_CANCEL &&
-        frame->rst_stream.error_code != NGHTTP2_REFUSED_STREAM)
+        frame->rst_stream.error_code != NGHTTP2_CANCEL)
         count_abuse(conn); /* The peer made us reset (CVE-2025-8671). */
+    if (frame->hd.type == NGHTTP2_HEADERS || frame->hd.type == NGHTTP2_DATA)
+        conn->n_control = conn->n_control > 4 ? conn->n_control - 4 : 0;
     if ((frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) ||
         !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
         return 0;
@@ -187,6 +232,7 @@ static enum td_status open_session(struct td_grpc *conn, struct td_err *err)
     if (rc == 0)
         rc = nghttp2_option_new(&option);
     if (rc == 0) {
+        nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, on_begin_frame);
         nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, on_begin_headers);
         nghttp2_session_callbacks_set_on_header_callback(callbacks, on_header);
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data_chunk);
@@ -289,10 +335,19 @@ enum td_status td_grpc_feed(struct td_grpc *conn, uint64_t now_ns, const void *d
     }
     if (conn->broken)
         return td_err_set(err, TD_PEER_PROTOCOL, "the HTTP/2 connection is already broken");
+    if (conn->calmed)
+        return TD_OK;
     conn->depth++;
     ssize_t n = nghttp2_session_mem_recv(conn->session, data, n_bytes);
     conn->depth--;
     if (n < 0) {
+        /* nghttp2's own limits: on frames of one header block (CVE-2024-27316), unread answers to PING and SETTINGS, and
+         * settings in a frame. They say no GOAWAY by themselves. */
+        if (n == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS || n == NGHTTP2_ERR_FLOODED ||
+            n == NGHTTP2_ERR_TOO_MANY_SETTINGS) {
+            calm_down(conn);
+            return TD_OK;
+        }
         conn->broken = true;
         enum td_status st = n == NGHTTP2_ERR_NOMEM ? TD_NO_MEMORY : TD_PEER_PROTOCOL;
         return td_err_set(err, st, "HTTP/2: %s", nghttp2_strerror((int)n));
@@ -361,6 +416,32 @@ void td_grpc_drain(struct td_grpc *conn)
     td_grpc_note_output(conn);
 }
 
+static bool is_over(uint64_t now_ns, uint64_t since_ns, uint64_t limit_ns)
+{
+    return limit_ns > 0 && now_ns > since_ns && now_ns - since_ns >= limit_ns;
+}
+
+/* A client that takes its time: with the headers, with the rest of a request that is waited for, or with the answer. */
+static void tick_request(struct td_grpc_stream *s)
+{
+    struct td_grpc *conn = s->conn;
+    const struct td_grpc_limits *l = &conn->limits;
+    bool is_waited_for =
+        (s->kind == TD_GRPC_KIND_HTTP || s->unary) && !s->remote_ended && !s->ended;
+    if (s->begun_ns == 0)
+        s->begun_ns = conn->now_ns; /* it came before the first tick told the time */
+    if (s->kind == TD_GRPC_KIND_NEW) {
+        if (is_over(conn->now_ns, s->begun_ns, l->header_limit_ns))
+            calm_down(conn); /* no other stream can send until its headers are whole */
+    } else if (is_waited_for && is_over(conn->now_ns, s->begun_ns, l->request_limit_ns)) {
+        td_grpc_server_late(s);
+    } else if (td_grpc_stream_queued_bytes(s) == 0 || s->moved_ns == 0) {
+        s->moved_ns = conn->now_ns;
+    } else if (is_over(conn->now_ns, s->moved_ns, l->stall_limit_ns)) {
+        td_grpc_stream_cancel(s);
+    }
+}
+
 void td_grpc_tick(struct td_grpc *conn, uint64_t now_ns)
 {
     conn->now_ns = now_ns;
@@ -370,6 +451,8 @@ void td_grpc_tick(struct td_grpc *conn, uint64_t now_ns)
         return;
     conn->depth++;
     for (struct td_grpc_stream *s = conn->streams; s; s = s->next) {
+        if (conn->is_server)
+            tick_request(s);
         if (!s->deadline_ns || now_ns < s->deadline_ns)
             continue;
         s->deadline_ns = 0;

@@ -26,11 +26,19 @@ struct td_grpc_limits {
     size_t max_http_body_bytes;   /* of a plain request (on_http), else 413. 1 MiB */
     uint32_t max_streams;         /* concurrent, server side. 256 */
     uint32_t window_bytes;        /* receive window of one stream. 256 KiB */
-    uint32_t max_resets;          /* client resets in reset_window_ns, else closed. 500 */
-    uint64_t reset_window_ns;     /* 10 s */
-    uint64_t keepalive_ns;        /* silence after which a PING is sent; 0: never. 0 */
-    uint64_t keepalive_limit_ns;  /* silence after that PING which closes. 20 s */
-    uint64_t drain_limit_ns;      /* a peer that ignores drain's PING gets the last GOAWAY. 1 s */
+    uint32_t
+        max_resets; /* client resets, and those it causes, in reset_window_ns, else closed. 500 */
+    uint32_t max_control_frames; /* of a client beyond what was sent to it, the same. 2000 */
+    uint64_t reset_window_ns;    /* 10 s */
+    uint64_t
+        header_limit_ns; /* server: for the whole headers of a call, else closed; 0: none. 10 s */
+    uint64_t
+        request_limit_ns; /* server: for a whole unary or plain request, else ended; 0: none. 300 s */
+    uint64_t
+        stall_limit_ns; /* server: in which a stream takes no byte that waits, else reset; 0: none. 30 s */
+    uint64_t keepalive_ns;       /* silence after which a PING is sent; 0: never. 0 */
+    uint64_t keepalive_limit_ns; /* silence after that PING which closes. 20 s */
+    uint64_t drain_limit_ns;     /* a peer that ignores drain's PING gets the last GOAWAY. 1 s */
 };
 
 /* All may be NULL except on_call at a server. `user` is the connection's; a stream has its own
@@ -140,6 +148,8 @@ void td_grpc_stream_set_unary(struct td_grpc_stream *s);
  * finished, half closed or reset. */
 enum td_status td_grpc_stream_send(struct td_grpc_stream *s, struct td_str message,
                                    struct td_err *err);
+/* A lower limit than the connection's max_message_bytes for what this stream receives. */
+void td_grpc_stream_limit_message(struct td_grpc_stream *s, size_t max_bytes);
 size_t td_grpc_stream_queued_bytes(const struct td_grpc_stream *s); /* not yet pulled */
 void td_grpc_stream_ack(struct td_grpc_stream *s, size_t n_bytes);
 /* Server: sends the response headers now, before any message, so that the client sees the call

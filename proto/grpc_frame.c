@@ -7,6 +7,12 @@ void td_grpc_frame_init(struct td_grpc_frame *f, size_t max_message_bytes)
     *f = (struct td_grpc_frame){.max_bytes = max_message_bytes};
 }
 
+void td_grpc_frame_limit(struct td_grpc_frame *f, size_t max_message_bytes)
+{
+    if (max_message_bytes < f->max_bytes)
+        f->max_bytes = max_message_bytes;
+}
+
 void td_grpc_frame_deinit(struct td_grpc_frame *f)
 {
     td_bytes_deinit(&f->body);

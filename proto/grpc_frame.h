@@ -23,6 +23,8 @@ struct td_grpc_frame {
 };
 
 void td_grpc_frame_init(struct td_grpc_frame *f, size_t max_message_bytes);
+/* Lowers the limit for messages whose head is still to come. */
+void td_grpc_frame_limit(struct td_grpc_frame *f, size_t max_message_bytes);
 void td_grpc_frame_deinit(struct td_grpc_frame *f);
 /* Takes bytes from the front of *in. *complete tells whether a whole message was found; then
  * `message` borrows, from the input or from the frame, until the next call. TD_TOO_LARGE,

@@ -27,6 +27,8 @@ struct td_grpc_stream {
     enum td_status meta_status; /* first error of a received pair */
     struct td_err meta_err;
     uint64_t deadline_ns; /* 0: none */
+    uint64_t begun_ns;    /* when its headers began to come */
+    uint64_t moved_ns;    /* when the peer last took a byte, or found none waiting */
 
     struct td_grpc_frame in; /* CALL */
     struct td_bytes body;    /* HTTP: request body */
@@ -78,6 +80,7 @@ struct td_grpc {
     uint64_t drain_sent_ns;   /* first GOAWAY of a drain */
     uint64_t resets_since_ns; /* start of the counting window */
     uint32_t n_resets;
+    uint32_t n_control; /* frames that cost the peer little, beyond what it was sent, since then */
     uint32_t n_want_drain; /* streams with want_drain */
     int depth;             /* inside feed, pull, tick, close */
     bool output_told;      /* on_output was called since the last pull */
@@ -85,6 +88,7 @@ struct td_grpc {
     bool drained; /* the last GOAWAY is submitted */
     bool broken;  /* the session cannot go on */
     bool silent;  /* keepalive found no peer */
+    bool calmed;  /* told to calm down: what it still sends is not looked at */
 };
 
 /* grpc.c */
@@ -112,6 +116,7 @@ void td_grpc_server_begin(struct td_grpc_stream *s); /* headers are whole */
 void td_grpc_server_end(struct td_grpc_stream *s);   /* END_STREAM came */
 void td_grpc_server_submit_trailer(struct td_grpc_stream *s);
 void td_grpc_server_expire(struct td_grpc_stream *s); /* the deadline passed */
+void td_grpc_server_late(struct td_grpc_stream *s);   /* the request did not come in time */
 void td_grpc_server_closed(struct td_grpc_stream *s); /* calls on_close if it is owed */
 
 /* grpc_client.c */

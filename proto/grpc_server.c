@@ -151,6 +151,16 @@ void td_grpc_server_expire(struct td_grpc_stream *s)
         td_grpc_stream_finish(s, TD_GRPC_DEADLINE_EXCEEDED, TD_STR("the call's deadline passed"));
 }
 
+void td_grpc_server_late(struct td_grpc_stream *s)
+{
+    if (s->kind == TD_GRPC_KIND_HTTP)
+        td_grpc_stream_http_reply(s, 408, TD_STR("text/plain"),
+                                  TD_STR("the request did not arrive in time\n"));
+    else
+        td_grpc_stream_finish(s, TD_GRPC_DEADLINE_EXCEEDED,
+                              TD_STR("the request message did not arrive in time"));
+}
+
 void td_grpc_stream_http_reply(struct td_grpc_stream *s, int http_status,
                                struct td_str content_type, struct td_str body)
 {

@@ -182,6 +182,11 @@ void td_grpc_stream_resume(struct td_grpc_stream *s)
     td_grpc_note_output(s->conn);
 }
 
+void td_grpc_stream_limit_message(struct td_grpc_stream *s, size_t max_bytes)
+{
+    td_grpc_frame_limit(&s->in, max_bytes);
+}
+
 enum td_status td_grpc_stream_send(struct td_grpc_stream *s, struct td_str message,
                                    struct td_err *err)
 {
@@ -221,6 +226,8 @@ ssize_t td_grpc_stream_read(nghttp2_session *session, int32_t id, uint8_t *buf, 
     if (n)
         memcpy(buf, s->out.data + s->out_at, n);
     s->out_at += n;
+    if (n)
+        s->moved_ns = s->conn->now_ns;
     size_t left = td_grpc_stream_queued_bytes(s);
     if (left == 0) {
         if (s->out.cap > 65536)

@@ -46,11 +46,8 @@ static void on_conn_closed(uv_handle_t *handle)
     td_tls_session_close(c->tls);
     td_bytes_deinit(&c->out);
     td_bytes_deinit(&c->inflight);
+    td_conn_pool_forget(pool, c);
     free(c);
-    pool->n_conns--;
-    if (pool->n_conns == 0 && !pool->closing) {
-        uv_timer_stop(&pool->timer); /* an idle server does not wake up */
-    }
     td_conn_pool_maybe_free(pool);
 }
 
@@ -224,8 +221,11 @@ static void flush(struct td_conn *c)
     }
     notify_drained(c);
     if (c->state != TD_CONN_CLOSED && !c->writing && c->out.len == 0) {
-        if (c->out.cap > TD_CONN_READ_BYTES) {
+        if (c->out.cap > TD_CONN_KEPT_BYTES) {
             td_bytes_deinit(&c->out); /* a large response does not stay with an idle connection */
+        }
+        if (c->inflight.cap > TD_CONN_KEPT_BYTES) {
+            td_bytes_deinit(&c->inflight);
         }
         after_flush(c);
     }
@@ -384,7 +384,9 @@ static void deliver_tls(struct td_conn *c, const char *data, size_t n)
     }
     mark_dirty(c);
     if (status != TD_OK) {
-        td_log_debug("connection failed remote=%s error=\"%s\"", c->remote, err.cause);
+        /* On the workers' listener a refused certificate is for the operator to see. */
+        td_log_write(td_tls_is_mutual(c->service.tls) ? TD_LOG_WARN : TD_LOG_DEBUG,
+                     "connection failed remote=%s error=\"%s\"", c->remote, err.cause);
         if (c->state == TD_CONN_OPEN) {
             td_conn_abort(c); /* a request may be running: its owner is told */
         } else {
@@ -510,6 +512,11 @@ bool td_conn_is_tls(const struct td_conn *c)
 const char *td_conn_remote(const struct td_conn *c)
 {
     return c->remote;
+}
+
+bool td_conn_is_local(const struct td_conn *c)
+{
+    return c->is_local;
 }
 
 bool td_conn_closing(const struct td_conn *c)

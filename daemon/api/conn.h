@@ -17,7 +17,9 @@ struct td_grpc_serve_table;
 
 /* Limits of the connection layer; every one has a default (td_conn_config_default). */
 struct td_conn_config {
-    uint32_t max_connections;   /* over it: 503 and close. 1024 */
+    uint32_t max_connections; /* over it: 503 and close. 1024 */
+    uint32_t
+        max_per_address; /* of those from one address (addrcount.h): 429 and close. 0: no limit */
     uint32_t header_timeout_ms; /* TLS handshake, and request head from its first byte. 10 s */
     uint32_t body_idle_ms;      /* longest silence within a body. 30 s */
     uint32_t body_total_ms;     /* a whole body. 300 s */
@@ -37,8 +39,10 @@ void td_conn_config_default(struct td_conn_config *config);
 
 /* What the connections of one listener serve. What it points to is borrowed until the pool is closed. */
 struct td_conn_service {
-    struct td_tls *tls;                    /* NULL: plaintext only */
-    bool allow_plaintext;                  /* with tls: plaintext is served too, else refused */
+    struct td_tls *tls;   /* NULL: plaintext only */
+    bool allow_plaintext; /* with tls: plaintext is served too, else refused */
+    bool
+        is_uncapped; /* the caps on connections do not hold here and are not used up: workers must get in */
     const struct td_route_table *routes;   /* HTTP/1.1; NULL: refused */
     const struct td_grpc_serve_table *rpc; /* gRPC; NULL: refused */
 };
@@ -86,6 +90,7 @@ bool td_conn_draining(
     const struct td_conn *c); /* or retiring: no connection is kept for a next request */
 bool td_conn_is_tls(const struct td_conn *c);
 const char *td_conn_remote(const struct td_conn *c); /* "127.0.0.1:4711" */
+bool td_conn_is_local(const struct td_conn *c);      /* the peer has a loopback address */
 /* Queues bytes (copied); they leave before the loop sleeps. TD_CANCELLED once closing. No cap: callers ask
  * td_conn_queued_bytes first. */
 enum td_status td_conn_write(struct td_conn *c, const void *data, size_t n_bytes);

@@ -3,6 +3,7 @@
 #ifndef TD_DAEMON_API_CONN_IMPL_H
 #define TD_DAEMON_API_CONN_IMPL_H
 
+#include "daemon/api/addrcount.h"
 #include "daemon/api/conn.h"
 
 #include <netinet/in.h>
@@ -12,6 +13,7 @@ struct td_tls_session;
 enum {
     TD_CONN_READ_BYTES = 64 * 1024,
     TD_CONN_PLAIN_BYTES = 16 * 1024, /* one TLS record */
+    TD_CONN_KEPT_BYTES = 2048,       /* of a write buffer, by an idle connection */
     TD_CONN_SNIFF_BYTES = 24         /* of the HTTP/2 preface, RFC 9113 3.4 */
 };
 
@@ -51,6 +53,8 @@ struct td_conn {
     uint64_t progress_ms;  /* while `writing`: when the peer was last seen to take a byte */
     size_t progress_bytes; /* of `inflight` that were unsent then */
     size_t lingered_bytes;
+    bool is_local;                   /* the peer has a loopback address */
+    struct td_addrcount_entry *from; /* where it is counted; NULL: nowhere */
     char remote[INET6_ADDRSTRLEN + 10];
 };
 
@@ -63,6 +67,9 @@ struct td_conn_pool {
     struct td_conn *first;
     struct td_conn *dirty;
     size_t n_conns;
+    size_t n_capped;     /* of those, the ones that the cap counts */
+    size_t n_since_trim; /* most connections since memory was given back to the system */
+    struct td_addrcount from;
     size_t buffered_bytes;
     uint64_t tick_ms;
     uint64_t refused_log_ms; /* when the last refusal was logged */
@@ -77,6 +84,8 @@ struct td_conn_pool {
 
 /* Writes a whole response without a protocol on top, then closes. */
 void td_conn_refuse(struct td_conn *c, const char *status_line, const char *message);
+/* Takes a connection that is closed out of the pool's accounts. */
+void td_conn_pool_forget(struct td_conn_pool *pool, struct td_conn *c);
 /* The idle handle's callback: flushes what became dirty since. */
 void td_conn_on_flush_idle(uv_idle_t *handle);
 /* Frees a closed pool once its last connection and handle are gone. */

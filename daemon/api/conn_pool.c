@@ -2,17 +2,24 @@
 
 #include "daemon/log.h"
 
+#include <arpa/inet.h>
+#include <malloc.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 
-enum { EXTRA_CONNECTIONS = 32 }; /* over the cap, only to tell them so */
+enum {
+    EXTRA_CONNECTIONS = 32, /* over the cap, only to tell them so */
+    TRIM_CONNECTIONS =
+        256 /* when so many were there and three quarters have gone, memory goes back */
+};
 
 void td_conn_config_default(struct td_conn_config *config)
 {
     *config = (struct td_conn_config){
         .max_connections = 1024,
+        .max_per_address = 0,
         .header_timeout_ms = 10000,
         .body_idle_ms = 30000,
         .body_total_ms = 300000,
@@ -52,10 +59,23 @@ static void tick_conn(struct td_conn *c, uint64_t now)
     }
 }
 
+/* glibc keeps what was freed; a crowd that has gone leaves no memory with us. */
+static void give_memory_back(struct td_conn_pool *pool)
+{
+    if (pool->n_conns > pool->n_since_trim) {
+        pool->n_since_trim = pool->n_conns;
+    }
+    if (pool->n_since_trim >= TRIM_CONNECTIONS && pool->n_conns <= pool->n_since_trim / 4) {
+        pool->n_since_trim = pool->n_conns;
+        malloc_trim(0);
+    }
+}
+
 static void on_tick(uv_timer_t *timer)
 {
     struct td_conn_pool *pool = timer->data;
     uint64_t now = uv_now(pool->loop);
+    give_memory_back(pool);
     for (struct td_conn *c = pool->first, *next; c != NULL; c = next) {
         next = c->next; /* connections are unlinked in their close callback, never from here */
         if (c->state != TD_CONN_CLOSED) {
@@ -105,6 +125,7 @@ enum td_status td_conn_pool_open(uv_loop_t *loop, const struct td_conn_config *c
     p->timer.data = p;
     p->idle.data = p;
     p->n_handles = 2;
+    td_addrcount_init(&p->from);
     *pool = p;
     return TD_OK;
 }
@@ -153,25 +174,43 @@ void td_conn_pool_close(struct td_conn_pool *pool, td_conn_done_fn done, void *u
     uv_close((uv_handle_t *)&pool->idle, on_pool_handle_closed);
 }
 
-static void name_remote(struct td_conn *c)
+void td_conn_pool_forget(struct td_conn_pool *pool, struct td_conn *c)
+{
+    td_addrcount_release(&pool->from, c->from);
+    pool->n_capped -= !c->service.is_uncapped;
+    pool->n_conns--;
+    if (pool->n_conns == 0 && !pool->closing) {
+        give_memory_back(pool);
+        uv_timer_stop(&pool->timer); /* an idle server does not wake up */
+    }
+}
+
+/* Notes who is at the other end. */
+static void note_remote(struct td_conn *c)
 {
     struct sockaddr_storage addr;
     int len = sizeof(addr);
     char host[INET6_ADDRSTRLEN] = "?";
-    unsigned port = 0;
-    if (uv_tcp_getpeername(&c->tcp, (struct sockaddr *)&addr, &len) == 0) {
-        if (addr.ss_family == AF_INET6) {
-            const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&addr;
-            uv_ip6_name(in6, host, sizeof(host));
-            port = ntohs(in6->sin6_port);
-            snprintf(c->remote, sizeof(c->remote), "[%s]:%u", host, port);
-            return;
-        }
+    snprintf(c->remote, sizeof(c->remote), "?");
+    if (uv_tcp_getpeername(&c->tcp, (struct sockaddr *)&addr, &len) != 0) {
+        return;
+    }
+    if (addr.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&addr;
+        const unsigned char *bytes = in6->sin6_addr.s6_addr;
+        uv_ip6_name(in6, host, sizeof(host));
+        snprintf(c->remote, sizeof(c->remote), "[%s]:%u", host, (unsigned)ntohs(in6->sin6_port));
+        c->is_local = IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ||
+                      (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) && bytes[12] == 127);
+    } else {
         const struct sockaddr_in *in = (const struct sockaddr_in *)&addr;
         uv_ip4_name(in, host, sizeof(host));
-        port = ntohs(in->sin_port);
+        snprintf(c->remote, sizeof(c->remote), "%s:%u", host, (unsigned)ntohs(in->sin_port));
+        c->is_local = (ntohl(in->sin_addr.s_addr) >> 24) == 127;
     }
-    snprintf(c->remote, sizeof(c->remote), "%s:%u", host, port);
+    if (!c->service.is_uncapped && c->pool->config.max_per_address > 0) {
+        c->from = td_addrcount_add(&c->pool->from, (const struct sockaddr *)&addr);
+    }
 }
 
 /* All of these only sharpen limits that hold without them, so a refusal by the system is no error. */
@@ -190,22 +229,37 @@ static void set_socket_options(struct td_conn *c)
     uv_tcp_keepalive(&c->tcp, 1, 60); /* finds a peer that vanished without a word */
 }
 
-static void refuse_over_cap(struct td_conn *c, bool can_tell)
+/* Refuses a connection over a cap, of one address or of all. */
+static void refuse_over_cap(struct td_conn *c, bool is_address)
 {
     struct td_conn_pool *pool = c->pool;
+    const struct td_conn_config *config = &pool->config;
     uint64_t now = uv_now(pool->loop);
+    bool can_tell = pool->n_capped <= (size_t)config->max_connections + EXTRA_CONNECTIONS &&
+                    (c->service.tls == NULL || c->service.allow_plaintext);
     if (pool->refused_log_ms == 0 || now >= pool->refused_log_ms + 10000) {
         pool->refused_log_ms = now;
-        td_log_warn("connections at their cap, new ones are refused max_connections=%u",
-                    pool->config.max_connections);
+        if (is_address) {
+            td_log_warn("connections of an address at their cap, new ones are refused remote=%s "
+                        "max_connections_per_address=%u",
+                        c->remote, config->max_per_address);
+        } else {
+            td_log_warn("connections at their cap, new ones are refused max_connections=%u",
+                        config->max_connections);
+        }
     }
-    if (can_tell) {
+    if (!can_tell) {
+        td_conn_abort(c);
+    } else if (is_address) {
+        td_conn_refuse(
+            c, "429 Too Many Requests",
+            "{\"error\":{\"message\":\"Too many connections from this address: close some.\","
+            "\"type\":\"rate_limit_error\",\"param\":null,\"code\":\"too_many_connections\"}}");
+    } else {
         td_conn_refuse(
             c, "503 Service Unavailable",
             "{\"error\":{\"message\":\"Too many connections: try again later.\",\"type\":"
             "\"service_unavailable_error\",\"param\":null,\"code\":\"too_many_connections\"}}");
-    } else {
-        td_conn_abort(c);
     }
 }
 
@@ -226,6 +280,7 @@ enum td_status td_conn_accept(struct td_conn_pool *pool, const struct td_conn_se
     }
     pool->first = c;
     pool->n_conns++;
+    pool->n_capped += !service->is_uncapped;
     if (pool->n_conns == 1) {
         uv_timer_start(&pool->timer, on_tick, pool->tick_ms, pool->tick_ms);
     }
@@ -238,12 +293,15 @@ enum td_status td_conn_accept(struct td_conn_pool *pool, const struct td_conn_se
         td_conn_abort(c);
         return TD_OK;
     }
-    name_remote(c);
+    note_remote(c);
     set_socket_options(c);
     c->deadline_ms = uv_now(pool->loop) + pool->config.header_timeout_ms;
-    if (pool->n_conns > pool->config.max_connections) {
-        bool can_tell = pool->n_conns <= pool->config.max_connections + EXTRA_CONNECTIONS;
-        refuse_over_cap(c, can_tell && (service->tls == NULL || service->allow_plaintext));
+    if (!service->is_uncapped && pool->n_capped > pool->config.max_connections) {
+        refuse_over_cap(c, false);
+        return TD_OK;
+    }
+    if (c->from != NULL && td_addrcount_held(c->from) > pool->config.max_per_address) {
+        refuse_over_cap(c, true);
         return TD_OK;
     }
     td_conn_resume(c);

@@ -66,6 +66,19 @@ const struct td_grpc_serve_handler *td_grpc_serve_at(const struct td_grpc_serve_
     return table->served[id] ? &table->handlers[id] : NULL;
 }
 
+void td_grpc_serve_log(const struct td_grpc_serve_table *table)
+{
+    for (int i = 0; i < TD_N_RPCS; i++) {
+        const struct td_grpc_serve_handler *h = td_grpc_serve_at(table, (enum td_rpc_id)i);
+        if (h != NULL) {
+            td_log_debug("rpc path=%s for=%s", td_rpc_method((enum td_rpc_id)i)->path,
+                         h->role == TD_AUTH_OPERATOR ? "operators"
+                         : h->auth != NULL           ? "clients"
+                                                     : "everybody");
+        }
+    }
+}
+
 /* ---- Reflection ---- */
 
 static void on_reflection_message(void *user, struct td_grpc_stream *s, struct td_str message)
@@ -116,6 +129,24 @@ static const struct td_grpc_serve_handler *handler_of(const struct grpc_conn *g,
     return method != NULL ? td_grpc_serve_at(g->table, method->id) : NULL;
 }
 
+static enum td_status refuse_caller(struct grpc_conn *g, struct td_grpc_stream *s,
+                                    const struct td_rpc_method *method,
+                                    enum td_auth_verdict verdict, struct td_err *err)
+{
+    static const char *const reasons[] = {
+        [TD_AUTH_NO_KEY] = "no key was given, or a wrong one",
+        [TD_AUTH_NOT_OPERATOR] = "this call is the operator's: a key of --admin-key-file is "
+                                 "expected, a client's was given",
+        [TD_AUTH_NO_OPERATORS] = "this call is the operator's: it needs a key of --admin-key-file, "
+                                 "or without any keys a caller on the server's own host"};
+    td_log_warn("call refused remote=%s method=%s error=\"%s\"", td_conn_remote(g->c), method->path,
+                reasons[verdict]);
+    if (verdict != TD_AUTH_NO_KEY) {
+        td_grpc_stream_finish(s, TD_GRPC_PERMISSION_DENIED, td_str_from(reasons[verdict]));
+    }
+    return td_err_set(err, TD_DENIED, "%s", reasons[verdict]);
+}
+
 static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_str path,
                               struct td_err *err)
 {
@@ -131,13 +162,21 @@ static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_st
     struct td_str x_api_key = {NULL, 0};
     td_grpc_stream_metadata(s, "authorization", 0, &authorization);
     td_grpc_stream_metadata(s, "x-api-key", 0, &x_api_key);
-    if (handler->auth != NULL && !td_auth_check(handler->auth, authorization, x_api_key)) {
-        td_log_warn("call refused remote=%s method=%s error=\"no key was given, or a wrong one\"",
-                    td_grpc_serve_remote(s), method->path);
-        return td_err_set(err, TD_DENIED, "no key was given, or a wrong one");
+    uint32_t number;
+    enum td_auth_verdict verdict = td_auth_admit(
+        handler->auth, handler->role, td_conn_is_local(g->c), authorization, x_api_key, &number);
+    if (verdict != TD_AUTH_ADMITTED) {
+        return refuse_caller(g, s, method, verdict, err);
+    }
+    if (number > 0) {
+        td_log_debug("call admitted remote=%s method=%s key=%s", td_conn_remote(g->c), method->path,
+                     td_auth_name(handler->auth, number));
     }
     if (!method->client_streams) {
         td_grpc_stream_set_unary(s);
+    }
+    if (method->id != TD_RPC_ATTACH) {
+        td_grpc_stream_limit_message(s, td_conn_config(g->c)->max_body_bytes);
     }
     return handler->on_call != NULL ? handler->on_call(handler->user, s, err) : TD_OK;
 }

@@ -17,6 +17,7 @@ struct td_grpc_serve_table;
 struct td_grpc_serve_handler {
     const struct td_auth
         *auth; /* keys that may call it, in metadata "authorization" or "x-api-key"; NULL: open */
+    enum td_auth_role role; /* TD_AUTH_OPERATOR: not for clients' keys, see td_auth_admit */
     void *user;
     /* The call begins, and its key is right. TD_OK accepts it; anything else refuses it with err->cause. */
     enum td_status (*on_call)(void *user, struct td_grpc_stream *s, struct td_err *err);
@@ -37,6 +38,8 @@ void td_grpc_serve_add(struct td_grpc_serve_table *table, enum td_rpc_id id,
                        const struct td_grpc_serve_handler *handler);
 /* Serves reflection, v1 and v1alpha. */
 void td_grpc_serve_add_reflection(struct td_grpc_serve_table *table, const struct td_auth *auth);
+/* Writes every method to the log, at debug level, with who may call it. */
+void td_grpc_serve_log(const struct td_grpc_serve_table *table);
 /* NULL when the method is not served: lets a test call every one of them without a key. */
 const struct td_grpc_serve_handler *td_grpc_serve_at(const struct td_grpc_serve_table *table,
                                                      enum td_rpc_id id);

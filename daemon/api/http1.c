@@ -161,6 +161,23 @@ static void check_framing(struct td_http_conn *h)
     }
 }
 
+static void check_key(struct td_http_conn *h)
+{
+    struct td_http_request *req = h->req;
+    uint32_t number;
+    if (td_auth_admit(req->route->auth, TD_AUTH_CLIENT, td_conn_is_local(h->c),
+                      td_http_header(req, "authorization"), td_http_header(req, "x-api-key"),
+                      &number) == TD_AUTH_ADMITTED) {
+        td_log_debug("request admitted remote=%s path=%s key=%s", td_conn_remote(h->c),
+                     req->route->path, td_auth_name(req->route->auth, number));
+        return;
+    }
+    td_log_warn("request refused remote=%s path=%s error=\"no key was given, or a wrong one\"",
+                td_conn_remote(h->c), req->route->path);
+    refuse(h, 401, "invalid_api_key", "No API key was given, or a wrong one.");
+    td_http_set_header(req, "WWW-Authenticate", "Bearer");
+}
+
 static void check_target(struct td_http_conn *h)
 {
     struct td_http_request *req = h->req;
@@ -187,13 +204,8 @@ static void check_target(struct td_http_conn *h)
             td_route_allow(h->routes, td_bytes_str(&req->path), allow, sizeof(allow));
             td_http_set_header(req, "Allow", allow);
         }
-    } else if (req->route->auth != NULL &&
-               !td_auth_check(req->route->auth, td_http_header(req, "authorization"),
-                              td_http_header(req, "x-api-key"))) {
-        td_log_warn("request refused remote=%s path=%s error=\"no key was given, or a wrong one\"",
-                    td_conn_remote(h->c), req->route->path);
-        refuse(h, 401, "invalid_api_key", "No API key was given, or a wrong one.");
-        td_http_set_header(req, "WWW-Authenticate", "Bearer");
+    } else if (req->route->auth != NULL) {
+        check_key(h);
     }
 }
 

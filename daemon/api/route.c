@@ -1,5 +1,7 @@
 #include "daemon/api/route.h"
 
+#include "daemon/log.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,6 +87,15 @@ void td_route_allow(const struct td_route_table *table, struct td_str path, char
     }
     if (n < cap) {
         snprintf(out + n, cap - n, "OPTIONS");
+    }
+}
+
+void td_route_log(const struct td_route_table *table)
+{
+    for (size_t i = 0; i < table->n; i++) {
+        td_log_debug("route method=%s path=%s for=%s", table->routes[i].method,
+                     table->routes[i].path,
+                     table->routes[i].auth != NULL ? "clients" : "everybody");
     }
 }
 

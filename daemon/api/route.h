@@ -33,6 +33,8 @@ const struct td_route *td_route_find(const struct td_route_table *table, struct 
                                      struct td_str path, bool *path_known);
 /* "GET, HEAD, OPTIONS": the methods of a path. Writes at most `cap` bytes with the NUL. */
 void td_route_allow(const struct td_route_table *table, struct td_str path, char *out, size_t cap);
+/* Writes every route to the log, at debug level, with who may call it. */
+void td_route_log(const struct td_route_table *table);
 /* The nth route, NULL past the end: lets a test ask every one of them without a key. */
 const struct td_route *td_route_at(const struct td_route_table *table, size_t nth);
 

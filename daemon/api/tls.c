@@ -9,6 +9,8 @@
 
 struct td_tls {
     SSL_CTX *ctx;
+    bool is_client;
+    char *cert, *key, *ca; /* paths; ca NULL: the peer shows no certificate */
 };
 
 struct td_tls_session {
@@ -26,6 +28,31 @@ static const char *openssl_reason(void)
     return reason != NULL ? reason : "unknown reason";
 }
 
+/* Why a handshake or a record failed, in words that say what was expected. Clears OpenSSL's queue. */
+static enum td_status session_error(const struct td_tls_session *session, struct td_err *err)
+{
+    int reason = ERR_GET_REASON(ERR_peek_error());
+    long verified = SSL_get_verify_result(session->ssl);
+    if (reason == SSL_R_UNSUPPORTED_PROTOCOL) {
+        ERR_clear_error();
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "TLS: the peer offers older versions only, expected TLS 1.3");
+    }
+    if (reason == SSL_R_CERTIFICATE_VERIFY_FAILED) {
+        ERR_clear_error();
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "TLS: the peer's certificate is not of the cluster's authority: %s",
+                          X509_verify_cert_error_string(verified));
+    }
+    if (reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE) {
+        ERR_clear_error();
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "TLS: the peer showed no certificate, expected one of the cluster's "
+                          "authority");
+    }
+    return td_err_set(err, TD_PEER_PROTOCOL, "TLS: %s", openssl_reason());
+}
+
 /* RFC 7301. Ours: http/1.1 first, so that browsers and curl, which offer both, get streaming over HTTP/1.1. */
 static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len,
                        const unsigned char *in, unsigned int in_len, void *arg)
@@ -40,59 +67,135 @@ static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_l
     return SSL_TLSEXT_ERR_OK;
 }
 
-enum td_status td_tls_open(const char *cert_path, const char *key_path, struct td_tls **tls,
-                           struct td_err *err)
+/* An encrypted key must not make a server ask on a terminal. */
+static int no_passphrase(char *buf, int size, int is_write, void *user)
 {
-    enum td_status status;
-    const char *paths[] = {cert_path, key_path};
-    for (size_t i = 0; i < 2; i++) {
-        if (access(paths[i], R_OK) != 0) {
-            return td_err_set(err, TD_IO, "TLS %s '%s' cannot be read",
-                              i == 0 ? "certificate" : "key", paths[i]);
-        }
+    (void)buf;
+    (void)size;
+    (void)is_write;
+    (void)user;
+    return 0;
+}
+
+static enum td_status check_readable(const char *path, const char *what, struct td_err *err)
+{
+    return path == NULL || access(path, R_OK) == 0
+               ? TD_OK
+               : td_err_set(err, TD_IO, "TLS %s '%s' cannot be read", what, path);
+}
+
+static enum td_status load_files(const struct td_tls *t, SSL_CTX *ctx, struct td_err *err)
+{
+    if (SSL_CTX_use_certificate_chain_file(ctx, t->cert) != 1) {
+        return td_err_set(err, TD_INVALID, "TLS certificate '%s' is not a PEM chain: %s", t->cert,
+                          openssl_reason());
     }
+    if (SSL_CTX_use_PrivateKey_file(ctx, t->key, SSL_FILETYPE_PEM) != 1) {
+        return td_err_set(err, TD_INVALID, "TLS key '%s' is no PEM key of certificate '%s': %s",
+                          t->key, t->cert, openssl_reason());
+    }
+    if (SSL_CTX_check_private_key(ctx) != 1) {
+        return td_err_set(err, TD_INVALID, "TLS key '%s' does not fit certificate '%s': %s", t->key,
+                          t->cert, openssl_reason());
+    }
+    if (t->ca != NULL && SSL_CTX_load_verify_file(ctx, t->ca) != 1) {
+        return td_err_set(err, TD_INVALID, "TLS authority '%s' is no PEM certificate: %s", t->ca,
+                          openssl_reason());
+    }
+    return TD_OK;
+}
+
+static void set_policy(const struct td_tls *t, SSL_CTX *ctx)
+{
+    static const unsigned char h2[] = "\x02h2";
+    SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION);
+    SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE);
+    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_default_passwd_cb(ctx, no_passphrase);
+    if (t->ca != NULL) {
+        SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+        SSL_CTX_set_num_tickets(ctx, 0); /* every connection shows its certificate */
+    }
+    if (t->is_client) {
+        SSL_CTX_set_alpn_protos(ctx, h2, sizeof(h2) - 1);
+    } else {
+        SSL_CTX_set_alpn_select_cb(ctx, select_alpn, NULL);
+    }
+}
+
+enum td_status td_tls_reload(struct td_tls *t, struct td_err *err)
+{
+    enum td_status status = check_readable(t->cert, "certificate", err);
+    status = status == TD_OK ? check_readable(t->key, "key", err) : status;
+    status = status == TD_OK ? check_readable(t->ca, "authority", err) : status;
+    if (status != TD_OK) {
+        return status;
+    }
+    ERR_clear_error();
+    SSL_CTX *ctx = SSL_CTX_new(t->is_client ? TLS_client_method() : TLS_server_method());
+    if (ctx == NULL) {
+        return td_err_set(err, TD_INTERNAL, "TLS: %s", openssl_reason());
+    }
+    set_policy(t, ctx);
+    status = load_files(t, ctx, err);
+    if (status != TD_OK) {
+        SSL_CTX_free(ctx);
+        return status;
+    }
+    SSL_CTX_free(t->ctx); /* sessions hold it as long as they need it */
+    t->ctx = ctx;
+    return TD_OK;
+}
+
+static enum td_status open_context(const struct td_tls_files *files, bool is_client,
+                                   struct td_tls **tls, struct td_err *err)
+{
     struct td_tls *t = calloc(1, sizeof(*t));
     if (t == NULL) {
         return td_err_set(err, TD_NO_MEMORY, "no memory for the TLS context");
     }
-    ERR_clear_error();
-    t->ctx = SSL_CTX_new(TLS_server_method());
-    if (t->ctx == NULL) {
-        status = td_err_set(err, TD_INTERNAL, "TLS: %s", openssl_reason());
-        goto fail;
-    }
-    SSL_CTX_set_min_proto_version(t->ctx, TLS1_2_VERSION);
-    SSL_CTX_set_options(t->ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
-                                    SSL_OP_CIPHER_SERVER_PREFERENCE);
-    SSL_CTX_set_mode(t->ctx, SSL_MODE_RELEASE_BUFFERS);
-    SSL_CTX_set_session_cache_mode(t->ctx, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_alpn_select_cb(t->ctx, select_alpn, NULL);
-    if (SSL_CTX_use_certificate_chain_file(t->ctx, cert_path) != 1) {
-        status = td_err_set(err, TD_INVALID, "TLS certificate '%s' is not a PEM chain: %s",
-                            cert_path, openssl_reason());
-        goto fail;
-    }
-    if (SSL_CTX_use_PrivateKey_file(t->ctx, key_path, SSL_FILETYPE_PEM) != 1) {
-        status = td_err_set(err, TD_INVALID, "TLS key '%s' is no PEM key of certificate '%s': %s",
-                            key_path, cert_path, openssl_reason());
-        goto fail;
-    }
-    if (SSL_CTX_check_private_key(t->ctx) != 1) {
-        status = td_err_set(err, TD_INVALID, "TLS key '%s' does not fit certificate '%s': %s",
-                            key_path, cert_path, openssl_reason());
-        goto fail;
+    t->is_client = is_client;
+    t->cert = strdup(files->cert);
+    t->key = strdup(files->key);
+    t->ca = files->ca != NULL ? strdup(files->ca) : NULL;
+    enum td_status status =
+        t->cert == NULL || t->key == NULL || (files->ca != NULL && t->ca == NULL)
+            ? td_err_set(err, TD_NO_MEMORY, "no memory for the TLS context")
+            : td_tls_reload(t, err);
+    if (status != TD_OK) {
+        td_tls_close(t);
+        return status;
     }
     *tls = t;
     return TD_OK;
-fail:
-    td_tls_close(t);
-    return status;
+}
+
+enum td_status td_tls_open(const char *cert_path, const char *key_path, struct td_tls **tls,
+                           struct td_err *err)
+{
+    return open_context(&(struct td_tls_files){.cert = cert_path, .key = key_path}, false, tls,
+                        err);
+}
+
+enum td_status td_tls_open_mutual(const struct td_tls_files *files, bool is_client,
+                                  struct td_tls **tls, struct td_err *err)
+{
+    return open_context(files, is_client, tls, err);
+}
+
+bool td_tls_is_mutual(const struct td_tls *tls)
+{
+    return tls->ca != NULL;
 }
 
 void td_tls_close(struct td_tls *tls)
 {
     if (tls != NULL) {
         SSL_CTX_free(tls->ctx);
+        free(tls->cert);
+        free(tls->key);
+        free(tls->ca);
         free(tls);
     }
 }
@@ -118,7 +221,11 @@ enum td_status td_tls_session_open(struct td_tls *tls, struct td_tls_session **s
     BIO_set_mem_eof_return(s->in, -1); /* an empty buffer means "later", not "closed" */
     BIO_set_mem_eof_return(s->out, -1);
     SSL_set_bio(s->ssl, s->in, s->out);
-    SSL_set_accept_state(s->ssl);
+    if (tls->is_client) {
+        SSL_set_connect_state(s->ssl);
+    } else {
+        SSL_set_accept_state(s->ssl);
+    }
     *session = s;
     return TD_OK;
 }
@@ -153,13 +260,18 @@ enum td_status td_tls_session_read(struct td_tls_session *session, void *out, si
         if (why == SSL_ERROR_ZERO_RETURN) {
             at_end = true;
         } else if (why != SSL_ERROR_WANT_READ && why != SSL_ERROR_WANT_WRITE) {
-            return td_err_set(err, TD_PEER_PROTOCOL, "TLS: %s", openssl_reason());
+            return session_error(session, err);
         }
         n = 0;
     }
     *n_bytes = n;
     *closed = at_end;
     return TD_OK;
+}
+
+bool td_tls_session_is_open(const struct td_tls_session *session)
+{
+    return SSL_is_init_finished(session->ssl) != 0;
 }
 
 enum td_status td_tls_session_write(struct td_tls_session *session, const void *data,

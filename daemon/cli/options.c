@@ -1,5 +1,6 @@
 #include "daemon/cli/options.h"
 
+#include "daemon/api/auth.h"
 #include "daemon/cli/config.h"
 #include "daemon/cli/option_value.h"
 
@@ -289,15 +290,19 @@ static enum td_status put_key(void *user, const char *key, const char *value, si
                               struct td_err *err)
 {
     struct td_options *opts = user;
-    enum td_status status;
+    struct td_option row = *find_name("api-key");
+    struct td_str name, of_name;
+    enum td_status status = TD_INVALID;
 
     (void)key;
-    status = td_option_value_parse(find_name("api-key"), value, &opts->arena, &opts->api_key);
+    row.commas = false;
+    if (td_auth_split_line(td_str_from(value), &name, &of_name))
+        status = td_option_value_parse(&row, of_name.ptr, &opts->arena, &opts->api_key);
     if (status == TD_INVALID)
         return td_err_set(
             err, TD_INVALID,
-            "--api-key-file: '%s' line %zu (not shown): a key must be visible ASCII, and "
-            "there may be %d at most",
+            "--api-key-file: '%s' line %zu (not shown): expected KEY or NAME:KEY, a key must be "
+            "visible ASCII, and there may be %d at most",
             opts->api_key_file, line, TD_OPTION_MAX_LIST);
     return status == TD_OK ? TD_OK : no_memory(err);
 }
@@ -498,6 +503,11 @@ static enum td_status check(const struct td_options *opts, struct td_err *err)
         return td_err_set(err, TD_INVALID,
                           "--ssl-certfile and --ssl-keyfile go together, got only --%s",
                           opts->ssl_certfile ? "ssl-certfile" : "ssl-keyfile");
+    if (!opts->cluster_ssl_ca != !opts->cluster_ssl_certfile ||
+        !opts->cluster_ssl_ca != !opts->cluster_ssl_keyfile)
+        return td_err_set(err, TD_INVALID,
+                          "--cluster-ssl-ca, --cluster-ssl-certfile and --cluster-ssl-keyfile go "
+                          "together: one is missing");
     if ((status = check_offload(opts, err)))
         return status;
     if (opts->command == TD_FOR_SERVE && !td_options_host_is_loopback(opts->host) &&
@@ -524,6 +534,7 @@ enum td_status td_options_parse(struct td_options *opts, unsigned command_bit, i
         status = put_env(opts, envp, err);
     if (status == TD_OK && opts->config)
         status = td_config_read(opts->config, put_config, opts, err);
+    opts->n_own_api_keys = opts->api_key.n;
     if (status == TD_OK && opts->api_key_file)
         status = td_config_read_keys(opts->api_key_file, "--api-key-file", put_key, opts, err);
     if (status == TD_OK)

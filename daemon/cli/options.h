@@ -105,7 +105,7 @@ enum td_option_endpoint { TD_ENDPOINT_COMPLETIONS, TD_ENDPOINT_CHAT };
 enum td_option_layout { TD_LAYOUT_TP, TD_LAYOUT_PP, TD_LAYOUT_TPXPP, TD_LAYOUT_ALL };
 enum td_option_rule { TD_RULE_LLAMACPP, TD_RULE_ALL };
 
-enum { TD_OPTIONS_MAX_ROWS = 128 };
+enum { TD_OPTIONS_MAX_ROWS = 192 };
 
 /* One field per row of the table, named as the flag. All storage is owned by `arena`. */
 struct td_options {
@@ -157,13 +157,23 @@ struct td_options {
     int64_t port;
     const char *control_host; /* NULL: not said */
     struct td_option_address coordinator;
-    struct td_option_list api_key; /* with the lines of --api-key-file */
+    struct td_option_list api_key; /* with the keys of --api-key-file, which come last */
+    uint32_t n_own_api_keys;       /* of those, the ones that no file gave */
     const char *api_key_file;
+    const char *admin_key_file;   /* keys of operators */
     const char *cluster_key_file; /* "-": one line of standard input */
+    const char *cluster_ssl_ca;   /* set: workers show certificates */
+    const char *cluster_ssl_certfile;
+    const char *cluster_ssl_keyfile;
     int64_t generation; /* which launch of the group a worker belongs to; 0: none of serve's */
     const char *ssl_certfile;
     const char *ssl_keyfile;
     bool insecure;
+    int64_t max_connections;
+    int64_t max_connections_per_address; /* 0: no limit */
+    uint64_t max_header_bytes;
+    uint64_t max_body_bytes;
+    double header_timeout, body_timeout, idle_timeout, stall_timeout; /* seconds */
     const char *url;
 
     /* draining */

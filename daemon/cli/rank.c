@@ -1,6 +1,7 @@
 #include "daemon/cli/rank.h"
 
 #include "comm/comm_mpi.h"
+#include "daemon/api/tls.h"
 #include "daemon/cli/config.h"
 #include "daemon/cli/spmd.h"
 
@@ -44,10 +45,14 @@ enum td_status td_rank_share_dial(struct td_comm *world, enum td_status status,
     return status ? status : td_comm_bcast(world, 0, dial, sizeof *dial, err);
 }
 
-void td_rank_worker_params(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
-                           uint32_t generation, const struct td_options *opts,
-                           struct td_worker_params *out)
+enum td_status td_rank_worker_params(uv_loop_t *loop, struct td_comm *world,
+                                     const struct td_rank_dial *dial, uint32_t generation,
+                                     const struct td_options *opts, struct td_worker_params *out,
+                                     struct td_err *err)
 {
+    const struct td_tls_files files = {opts->cluster_ssl_certfile, opts->cluster_ssl_keyfile,
+                                       opts->cluster_ssl_ca};
+
     *out = (struct td_worker_params){.loop = loop,
                                      .world = world,
                                      .host = dial->host,
@@ -56,6 +61,7 @@ void td_rank_worker_params(uv_loop_t *loop, struct td_comm *world, const struct 
                                      .generation = generation,
                                      .connect_limit_ns = 30000000000u};
     td_spmd_node_params(opts, &out->node);
+    return files.ca ? td_tls_open_mutual(&files, true, &out->tls, err) : TD_OK;
 }
 
 enum { N_SIGNALS = 2 };
@@ -116,13 +122,15 @@ enum td_status td_rank_run(uv_loop_t *loop, struct td_comm *world, const struct 
     struct td_worker_params params;
     enum td_status s;
 
-    td_rank_worker_params(loop, world, dial, generation, opts, &params);
-    s = td_worker_start(&params, on_end, &run, &run.worker, err);
+    s = td_rank_worker_params(loop, world, dial, generation, opts, &params, err);
+    s = s ? s : td_worker_start(&params, on_end, &run, &run.worker, err);
     if (s)
         return s;
     heed_signals(&run, loop);
     uv_run(loop, UV_RUN_DEFAULT);
-    if (run.status == TD_OK) /* else the process is about to be left */
+    if (run.status == TD_OK) { /* else the process is about to be left */
         td_worker_close(run.worker);
+        td_tls_close(params.tls);
+    }
     return run.status;
 }

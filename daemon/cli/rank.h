@@ -27,9 +27,11 @@ enum td_status td_rank_share_dial(struct td_comm *world, enum td_status status,
  * process ignores them, end it with an error that the coordinator is told. */
 enum td_status td_rank_run(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
                            uint32_t generation, const struct td_options *opts, struct td_err *err);
-/* Fills the worker's params from these; the dial is borrowed. */
-void td_rank_worker_params(uv_loop_t *loop, struct td_comm *world, const struct td_rank_dial *dial,
-                           uint32_t generation, const struct td_options *opts,
-                           struct td_worker_params *out);
+/* Fills the worker's params from these; the dial is borrowed. With --cluster-ssl-ca it opens the TLS context out->tls,
+ * which the caller closes after the worker. TD_INVALID, TD_IO name its file. */
+enum td_status td_rank_worker_params(uv_loop_t *loop, struct td_comm *world,
+                                     const struct td_rank_dial *dial, uint32_t generation,
+                                     const struct td_options *opts, struct td_worker_params *out,
+                                     struct td_err *err);
 
 #endif

@@ -4,8 +4,8 @@
 #include "daemon/api/grpc_serve.h"
 #include "daemon/api/listener.h"
 #include "daemon/api/metrics.h"
-#include "daemon/api/tls.h"
 #include "daemon/cli/command.h"
+#include "daemon/cli/credentials.h"
 #include "daemon/cli/manager.h"
 #include "daemon/cli/rank.h"
 #include "daemon/cli/spmd.h"
@@ -25,10 +25,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
-enum { WATCH_MS = 100, STOP_LIMIT_MS = 5000, N_SIGNALS = 3 };
+enum {
+    WATCH_MS = 100,
+    STOP_LIMIT_MS = 5000,
+    N_SIGNALS = 4,
+    OTHER_FILES = 128 /* descriptors beside the connections: listeners, pipes, workers, files */
+};
 
 struct server {
     const struct td_options *opts;
@@ -42,13 +47,13 @@ struct server {
     struct td_manager manager;
     enum td_group_state shown;
 
-    struct td_auth api_keys, cluster_key;
+    struct td_credentials credentials;
     struct td_rank_dial dial; /* how workers reach this process, and their key */
     char dial_address[300];   /* "host:port" */
     char control_host[256];   /* where the control stream is served */
     char model[4096], draft[4096],
         offload_dir[4096]; /* absolute, since workers may run elsewhere */
-    struct td_tls *tls;
+    char ssl_ca[4096], ssl_cert[4096], ssl_key[4096]; /* the same, of the workers' TLS */
     struct td_route_table *routes;
     struct td_grpc_serve_table *rpc; /* public */
     struct td_grpc_serve_table
@@ -159,6 +164,10 @@ static void on_signal(uv_signal_t *signal, int number)
 {
     struct server *s = signal->data;
 
+    if (number == SIGHUP) {
+        td_credentials_reload(&s->credentials);
+        return;
+    }
     if (!s->draining && !s->stopping) {
         drain(s, number);
         return;
@@ -189,6 +198,7 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
     struct server *s = user;
     const struct td_options *o = s->opts;
     char threads[32], memory[32];
+    size_t n_args = 0;
     const char *args[] = {"--threads",
                           threads,
                           "--cpu-isa",
@@ -199,8 +209,14 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           td_options_word(o, &o->exchange_dtype),
                           "--sum-algorithm",
                           td_options_word(o, &o->sum_algorithm),
-                          o->memory_bytes ? "--memory-bytes" : NULL,
-                          memory,
+                          NULL, /* what only some groups have */
+                          NULL,
+                          NULL,
+                          NULL,
+                          NULL,
+                          NULL,
+                          NULL,
+                          NULL,
                           NULL};
     struct td_launch_params p = {.loop = &s->loop,
                                  .n_ranks = n_ranks,
@@ -210,6 +226,19 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                                  .generation = generation,
                                  .worker_args = args};
 
+    while (args[n_args])
+        n_args++;
+    if (o->memory_bytes) {
+        args[n_args++] = "--memory-bytes";
+        args[n_args++] = memory;
+    }
+    if (o->cluster_ssl_ca) { /* paths: nothing secret stands on a command line */
+        const char *const tls[] = {"--cluster-ssl-ca",       s->ssl_ca,
+                                   "--cluster-ssl-certfile", s->ssl_cert,
+                                   "--cluster-ssl-keyfile",  s->ssl_key};
+
+        memcpy(&args[n_args], tls, sizeof tls);
+    }
     snprintf(threads, sizeof threads, "%lld", (long long)o->threads);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)o->memory_bytes);
     return td_launch_start(&p, on_launch_end, s, &s->launch, err);
@@ -249,9 +278,9 @@ static void show_ready(struct server *s, const struct td_coord_status *status)
     td_term_end(&s->term);
     printf("serving %s at %s://%s  (%u rank%s: tensor parallel %u x pipeline parallel %u, context "
            "%u tokens)\n",
-           status->served->names[0], s->tls ? "https" : "http", td_listener_address(s->listener),
-           status->n_ranks, status->n_ranks == 1 ? "" : "s", status->plan->tp, status->plan->pp,
-           status->plan->max_model_len);
+           status->served->names[0], s->credentials.tls ? "https" : "http",
+           td_listener_address(s->listener), status->n_ranks, status->n_ranks == 1 ? "" : "s",
+           status->plan->tp, status->plan->pp, status->plan->max_model_len);
     fflush(stdout);
 }
 
@@ -280,32 +309,6 @@ static void on_watch(uv_timer_t *timer)
     s->shown = status.state;
 }
 
-/* ---- keys ---- */
-
-/* The workers' key: from its file, else drawn for groups that we start; a group that dials in needs the file. */
-static enum td_status open_keys(struct server *s, struct td_err *err)
-{
-    const struct td_options *o = s->opts;
-    unsigned char random[24];
-    enum td_status st = TD_OK;
-
-    for (uint32_t i = 0; !st && i < o->api_key.n; i++)
-        st = td_auth_add(&s->api_keys, td_str_from(o->api_key.items[i]), err);
-    if (!st && o->cluster_key_file) {
-        st = td_rank_read_key(o->cluster_key_file, &s->dial, err);
-    } else if (!st && !o->no_launch) {
-        if (getrandom(random, sizeof random, 0) != sizeof random)
-            return td_err_set(err, TD_IO, "the system gave no random bytes for a key");
-        for (size_t i = 0; i < sizeof random; i++)
-            s->dial.key_bytes += (uint32_t)sprintf(s->dial.key + 2 * i, "%02x", random[i]);
-    } else if (!st) {
-        td_log_warn("workers need no key: --cluster-key-file is not set");
-    }
-    if (!st && s->dial.key_bytes)
-        st = td_auth_add(&s->cluster_key, (struct td_str){s->dial.key, s->dial.key_bytes}, err);
-    return st;
-}
-
 /* ---- listening ---- */
 
 static bool is_wildcard(const char *host)
@@ -324,16 +327,18 @@ static enum td_status choose_control_host(struct server *s, struct td_err *err)
         return td_facing_address(o->hostfile, s->control_host, sizeof s->control_host, err);
     else
         snprintf(s->control_host, sizeof s->control_host, "%s",
-                 is_wildcard(o->host) || s->tls ? "127.0.0.1" : o->host);
+                 is_wildcard(o->host) || s->credentials.tls ? "127.0.0.1" : o->host);
     return TD_OK;
 }
 
-/* Workers have a listener of their own where the public one is at another address or speaks TLS only. */
+/* Workers have a listener of their own where the public one is at another address or speaks TLS only, and where they show
+ * certificates. */
 static bool has_own_control(const struct server *s)
 {
     const char *host = s->opts->host;
 
-    return s->tls || (strcmp(s->control_host, host) != 0 && !is_wildcard(host));
+    return s->credentials.tls || s->credentials.cluster_tls ||
+           (strcmp(s->control_host, host) != 0 && !is_wildcard(host));
 }
 
 static enum td_status open_listeners(struct server *s, struct td_err *err)
@@ -342,9 +347,10 @@ static enum td_status open_listeners(struct server *s, struct td_err *err)
     struct td_listener_config public = {
         .host = o->host,
         .port = (uint16_t)o->port,
-        .service = {.tls = s->tls, .routes = s->routes, .rpc = s->rpc}};
-    struct td_listener_config control = {.host = s->control_host,
-                                         .service = {.rpc = s->control_rpc}};
+        .service = {.tls = s->credentials.tls, .routes = s->routes, .rpc = s->rpc}};
+    struct td_listener_config control = {
+        .host = s->control_host,
+        .service = {.tls = s->credentials.cluster_tls, .is_uncapped = true, .rpc = s->control_rpc}};
     bool own = has_own_control(s);
     enum td_status st = td_listener_open(s->pool, &s->loop, &public, &s->listener, err);
 
@@ -356,11 +362,12 @@ static enum td_status open_listeners(struct server *s, struct td_err *err)
     }
     if (st)
         return st;
-    if (o->no_launch && !s->dial.key_bytes &&
+    if (o->no_launch && !s->dial.key_bytes && !s->credentials.cluster_tls &&
         !td_listener_is_loopback(own ? s->control : s->listener) && !o->insecure)
         return td_err_set(
             err, TD_INVALID,
-            "workers could dial in to %s without a key: give --cluster-key-file, or --insecure",
+            "workers could dial in to %s without a key: give --cluster-key-file, --cluster-ssl-ca "
+            "or --insecure",
             s->control_host);
     if (is_wildcard(s->control_host))
         gethostname(s->dial.host, sizeof s->dial.host - 1);
@@ -433,28 +440,75 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
 
 static enum td_status open_services(struct server *s, struct td_err *err)
 {
-    const struct td_auth *api = s->api_keys.n_keys ? &s->api_keys : NULL;
-    struct td_openai_service_params openai = {.coord = s->coord, .routes = s->routes, .auth = api};
+    const struct td_auth *keys = &s->credentials.api;
+    const struct td_auth *api = keys->n_clients ? keys : NULL;
+    struct td_openai_service_params openai = {
+        .coord = s->coord, .routes = s->routes, .auth = api, .metrics_auth = api};
     enum td_status st = td_coord_metrics_open(s->coord, &s->coord_metrics, err);
 
     st = st ? st : td_openai_service_open(&openai, &s->openai, err);
     st = st ? st : td_status_service_open(s->coord, s->routes, api, err);
     st = st ? st : td_drain_service_open(s->coord, s->routes, api, err);
     st = st ? st : td_inference_service_open(s->coord, s->rpc, api, &s->inference, err);
-    st = st ? st : td_cluster_service_open(s->coord, s->rpc, api, &s->cluster, err);
+    st = st ? st : td_cluster_service_open(s->coord, s->rpc, keys, &s->cluster, err);
     st = st ? st : td_health_service_open(s->coord, s->rpc, NULL, &s->health, err);
     if (st)
         return st;
     td_grpc_serve_add_reflection(s->rpc, api);
     td_coord_serve_workers(s->coord, s->control_rpc ? s->control_rpc : s->rpc,
-                           s->cluster_key.n_keys ? &s->cluster_key : NULL);
+                           s->credentials.cluster.n_keys ? &s->credentials.cluster : NULL);
+    td_route_log(s->routes);
+    td_grpc_serve_log(s->rpc);
     return TD_OK;
 }
 
+static uint32_t to_ms(double seconds)
+{
+    return (uint32_t)(seconds * 1e3);
+}
+
+static void connection_limits(const struct td_options *o, struct td_conn_config *conn)
+{
+    td_conn_config_default(conn);
+    conn->max_connections = (uint32_t)o->max_connections;
+    conn->max_per_address = (uint32_t)o->max_connections_per_address;
+    conn->max_header_bytes = o->max_header_bytes;
+    conn->max_body_bytes = o->max_body_bytes;
+    if (conn->max_buffered_bytes < 2 * conn->max_body_bytes)
+        conn->max_buffered_bytes = 2 * conn->max_body_bytes;
+    conn->header_timeout_ms = to_ms(o->header_timeout);
+    conn->body_total_ms = to_ms(o->body_timeout);
+    conn->body_idle_ms = conn->body_total_ms / 10;
+    conn->idle_timeout_ms = to_ms(o->idle_timeout);
+    conn->write_stall_ms = to_ms(o->stall_timeout);
+}
+
+/* Every connection is a descriptor: takes as many as are needed and the hard limit has. No more than that, since programs
+ * that are started from here may walk through all they could have open. */
+static void raise_file_limit(uint32_t max_connections)
+{
+    rlim_t needed = (rlim_t)max_connections + OTHER_FILES;
+    struct rlimit files;
+
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur >= needed)
+        return;
+    files.rlim_cur = needed < files.rlim_max ? needed : files.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &files))
+        (void)getrlimit(RLIMIT_NOFILE, &files);
+    if (files.rlim_cur < needed)
+        td_log_warn("fewer open files are allowed than --max-connections needs files=%llu "
+                    "needed=%llu",
+                    (unsigned long long)files.rlim_cur, (unsigned long long)needed);
+}
+
 /* Prompts of a whole context travel over the control stream. */
-static void message_limits(struct td_grpc_limits *limits)
+static void message_limits(const struct td_options *o, struct td_grpc_limits *limits)
 {
     td_grpc_limits_default(limits);
+    limits->max_header_list_bytes = o->max_header_bytes / 2;
+    limits->header_limit_ns = (uint64_t)(o->header_timeout * 1e9);
+    limits->request_limit_ns = (uint64_t)(o->body_timeout * 1e9);
+    limits->stall_limit_ns = (uint64_t)(o->stall_timeout * 1e9);
     limits->max_message_bytes = (size_t)64 << 20;
     limits->max_queued_bytes = (size_t)256 << 20;
     limits->max_streams = 1024;
@@ -465,19 +519,18 @@ static enum td_status open_server(struct server *s, struct td_err *err)
     const struct td_options *o = s->opts;
     struct td_conn_config conn;
     struct td_grpc_limits limits;
-    enum td_status st = open_keys(s, err);
+    enum td_status st = td_credentials_open(&s->credentials, o, !o->no_launch, &s->dial, err);
 
     absolute(o->model, s->model);
-    if (!st && (o->ssl_certfile || o->ssl_keyfile)) {
-        if (!o->ssl_certfile || !o->ssl_keyfile)
-            return td_err_set(err, TD_INVALID,
-                              "--ssl-certfile and --ssl-keyfile go together: one is missing");
-        st = td_tls_open(o->ssl_certfile, o->ssl_keyfile, &s->tls, err);
-    }
-    td_conn_config_default(&conn);
-    message_limits(&limits);
+    absolute(o->cluster_ssl_ca, s->ssl_ca);
+    absolute(o->cluster_ssl_certfile, s->ssl_cert);
+    absolute(o->cluster_ssl_keyfile, s->ssl_key);
+    connection_limits(o, &conn);
+    message_limits(o, &limits);
+    raise_file_limit(conn.max_connections);
     st = st ? st : choose_control_host(s, err);
     st = st ? st : td_metrics_open(&s->metrics, err);
+    st = st ? st : td_credentials_count(&s->credentials, s->metrics, err);
     st = st ? st : open_coord(s, err);
     st = st ? st : td_route_table_open(&s->routes, err);
     st = st ? st : td_grpc_serve_table_open(&limits, &s->rpc, err);
@@ -488,14 +541,22 @@ static enum td_status open_server(struct server *s, struct td_err *err)
     return st ? st : open_listeners(s, err);
 }
 
+static bool heeds(const struct server *s, int number)
+{
+    if (number == SIGUSR1) /* mpirun hands it on */
+        return s->world != NULL;
+    /* Without anything to read again a closed terminal ends the server, as it ends other programs. */
+    return number != SIGHUP || td_credentials_can_reload(s->opts);
+}
+
 static void start_watching(struct server *s)
 {
-    static const int numbers[N_SIGNALS] = {SIGTERM, SIGINT, SIGUSR1};
+    static const int numbers[N_SIGNALS] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
 
     for (int i = 0; i < N_SIGNALS; i++) {
         uv_signal_init(&s->loop, &s->signals[i]);
         s->signals[i].data = s;
-        if (numbers[i] != SIGUSR1 || s->world)
+        if (heeds(s, numbers[i]))
             uv_signal_start(&s->signals[i], on_signal, numbers[i]);
     }
     uv_timer_init(&s->loop, &s->watch);
@@ -514,7 +575,7 @@ static void close_server(struct server *s)
     td_grpc_serve_table_close(s->control_rpc);
     td_grpc_serve_table_close(s->rpc);
     td_route_table_close(s->routes);
-    td_tls_close(s->tls);
+    td_credentials_close(&s->credentials);
     td_metrics_close(s->metrics);
     td_manager_close(&s->manager);
 }
@@ -531,8 +592,8 @@ static int coordinate(struct server *s)
     if (s->world) {
         st = td_rank_share_dial(s->world, st, &s->dial, &err);
         if (!st) {
-            td_rank_worker_params(&s->loop, s->world, &s->dial, 0, s->opts, &worker);
-            st = td_worker_start(&worker, on_worker_end, s, &s->worker, &err);
+            st = td_rank_worker_params(&s->loop, s->world, &s->dial, 0, s->opts, &worker, &err);
+            st = st ? st : td_worker_start(&worker, on_worker_end, s, &s->worker, &err);
         }
     }
     st = st ? st : td_coord_start(s->coord, &err);
@@ -544,6 +605,8 @@ static int coordinate(struct server *s)
         return s
             ->exit_status; /* its compute thread may still be at work: the process is left as it is */
     td_worker_close(s->worker);
+    if (s->world)
+        td_tls_close(worker.tls);
     close_server(s);
     uv_loop_close(&s->loop);
     return s->exit_status;

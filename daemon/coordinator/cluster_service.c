@@ -442,6 +442,7 @@ enum td_status td_cluster_service_open(struct td_coord *coord, struct td_grpc_se
     s->coord = coord;
     struct td_grpc_serve_handler handler = {.auth = auth, .user = s, .on_message = on_status};
     td_grpc_serve_add(table, TD_RPC_STATUS, &handler);
+    handler.role = TD_AUTH_OPERATOR;
     handler.on_message = on_plan;
     td_grpc_serve_add(table, TD_RPC_PLAN, &handler);
     handler.on_message = on_cancel_drain;

@@ -7,7 +7,8 @@
 struct td_coord;
 struct td_cluster_service;
 
-/* Adds the methods to `table`. `coord` and `auth` (NULL: open) are borrowed until close. */
+/* Adds the methods to `table`. `coord` and `auth` are borrowed until close. Status is for every key of `auth` (NULL: open),
+ * the others, which open files and end models, for operators: td_auth_admit. */
 enum td_status td_cluster_service_open(struct td_coord *coord, struct td_grpc_serve_table *table,
                                        const struct td_auth *auth,
                                        struct td_cluster_service **service, struct td_err *err);

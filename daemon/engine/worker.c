@@ -1,5 +1,6 @@
 #include "daemon/engine/worker.h"
 
+#include "daemon/api/tls.h"
 #include "daemon/engine/wire.h"
 #include "daemon/log.h"
 #include "proto/grpc.h"
@@ -11,7 +12,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HEARTBEAT_MS = 100, RETRY_MS = 200, READ_BYTES = 65536, MAX_EVENTS = 256 };
+enum {
+    HEARTBEAT_MS = 100,
+    RETRY_MS = 200,
+    READ_BYTES = 65536,
+    PLAIN_BYTES = 16384,
+    MAX_EVENTS = 256
+};
 
 struct td_worker {
     struct td_worker_params p;
@@ -31,6 +38,7 @@ struct td_worker {
     uint64_t start_ns;
     char read_buffer[READ_BYTES];
 
+    struct td_tls_session *tls; /* NULL: plaintext */
     struct td_grpc *grpc;
     struct td_grpc_stream *stream;
     uint64_t cookie;
@@ -76,9 +84,28 @@ static void on_written(uv_write_t *req, int status)
     }
 }
 
+/* Up to READ_BYTES for the socket: what gRPC has, or its ciphertext and that of the handshake. */
+static size_t pull(struct td_worker *w, char *out)
+{
+    char plain[PLAIN_BYTES];
+    size_t n;
+
+    if (!w->tls)
+        return td_grpc_pull(w->grpc, out, READ_BYTES);
+    n = td_tls_session_pull(w->tls, out, READ_BYTES);
+    while (n == 0 && td_tls_session_is_open(w->tls)) {
+        size_t n_plain = td_grpc_pull(w->grpc, plain, sizeof plain);
+
+        if (n_plain == 0 || td_tls_session_write(w->tls, plain, n_plain, NULL))
+            break;
+        n = td_tls_session_pull(w->tls, out, READ_BYTES);
+    }
+    return n;
+}
+
 static void pump(struct td_worker *w)
 {
-    while (w->connected && !w->ending && td_grpc_wants_write(w->grpc)) {
+    while (w->connected && !w->ending && (w->tls || td_grpc_wants_write(w->grpc))) {
         struct write_req *req = malloc(sizeof *req + READ_BYTES);
         uv_buf_t buf;
         struct td_err err;
@@ -87,7 +114,7 @@ static void pump(struct td_worker *w)
 
         if (!req)
             return; /* the next heartbeat tries again */
-        n = td_grpc_pull(w->grpc, req->data, READ_BYTES);
+        n = pull(w, req->data);
         req->req.data = w;
         buf = uv_buf_init(req->data, (unsigned)n);
         rc = n ? uv_write(&req->req, (uv_stream_t *)&w->tcp, &buf, 1, on_written) : 0;
@@ -504,6 +531,21 @@ static void on_stream_close(void *user, struct td_grpc_stream *s, enum td_grpc_c
     give_up(w, &err);
 }
 
+static enum td_status feed_tls(struct td_worker *w, const char *data, size_t n, struct td_err *err)
+{
+    enum td_status s = td_tls_session_feed(w->tls, data, n, err);
+    char plain[PLAIN_BYTES];
+    bool closed = false;
+    size_t n_plain = 1;
+
+    while (!s && n_plain > 0 && !w->ending) {
+        s = td_tls_session_read(w->tls, plain, sizeof plain, &n_plain, &closed, err);
+        if (!s && n_plain > 0)
+            s = td_grpc_feed(w->grpc, uv_hrtime(), plain, n_plain, err);
+    }
+    return s ? td_err_context(err, "control stream to the coordinator at %s", w->target) : TD_OK;
+}
+
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct td_worker *w = stream->data;
@@ -521,7 +563,9 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         finish(w, TD_PEER_LOST, &err);
         return;
     }
-    if (td_grpc_feed(w->grpc, uv_hrtime(), buf->base, (size_t)n, &err)) {
+    if (w->tls ? feed_tls(w, buf->base, (size_t)n, &err)
+               : td_grpc_feed(w->grpc, uv_hrtime(), buf->base, (size_t)n, &err)) {
+        pump(w); /* an alert, perhaps */
         finish(w, err.status, &err);
         return;
     }
@@ -557,6 +601,7 @@ static void on_connect(uv_connect_t *req, int status)
     struct td_grpc_meta meta = {TD_STR("authorization"), td_bytes_str(&w->authorization)};
     struct td_grpc_call_params call = {.path = td_str_from(td_rpc_method(TD_RPC_ATTACH)->path),
                                        .authority = td_str_from(w->target),
+                                       .tls = w->tls != NULL,
                                        .meta = &meta,
                                        .n_meta = w->authorization.len ? 1 : 0};
     struct td_err err;
@@ -577,6 +622,10 @@ static void on_connect(uv_connect_t *req, int status)
     w->connected = true;
     uv_tcp_nodelay(&w->tcp, 1);
     uv_read_start((uv_stream_t *)&w->tcp, on_alloc, on_read);
+    if (w->tls && feed_tls(w, "", 0, &err)) { /* begins the handshake */
+        finish(w, err.status, &err);
+        return;
+    }
     if (td_grpc_client_call(w->grpc, uv_hrtime(), &call, &w->stream, &err)) {
         finish(w, err.status, &err);
         return;
@@ -653,6 +702,8 @@ enum td_status td_worker_start(const struct td_worker_params *params, td_worker_
         (td_bytes_append_str(&w->authorization, TD_STR("Bearer ")) ||
          td_bytes_append_str(&w->authorization, params->key)))
         s = td_err_set(err, TD_NO_MEMORY, "no memory for a worker");
+    if (!s && params->tls)
+        s = td_tls_session_open(params->tls, &w->tls, err);
     s = s ? s : td_grpc_client_open(&callbacks, &limits, w, &w->grpc, err);
     if (s)
         goto fail;
@@ -669,6 +720,7 @@ enum td_status td_worker_start(const struct td_worker_params *params, td_worker_
     return TD_OK;
 
 fail:
+    td_tls_session_close(w->tls);
     td_grpc_close(w->grpc);
     td_bytes_deinit(&w->authorization);
     free(w);
@@ -694,6 +746,7 @@ void td_worker_close(struct td_worker *w)
         (void)td_compute_post(w->compute, &exit_command);
     td_compute_close(w->compute);
     td_compute_load_free(w->assigned);
+    td_tls_session_close(w->tls);
     td_bytes_deinit(&w->authorization);
     td_bytes_deinit(&w->packed);
     td_arena_deinit(&w->arena);

@@ -8,6 +8,7 @@
 
 #include <uv.h>
 
+struct td_tls;
 struct td_worker;
 
 struct td_worker_params {
@@ -16,6 +17,7 @@ struct td_worker_params {
     const char *host;      /* of the coordinator; borrows during start */
     uint16_t port;
     struct td_str key;   /* cluster key; empty: none. Borrows during start */
+    struct td_tls *tls;  /* mutual TLS, client side; NULL: plaintext. Borrows */
     uint32_t generation; /* which launch of the group this is; 0: not launched by a coordinator */
     uint64_t connect_limit_ns; /* how long to try to reach the coordinator */
     struct td_node_params node;

@@ -30,7 +30,13 @@ void td_options_expected(const struct td_option *row, char *out, size_t out_byte
                  row->low, row->high);
         break;
     case TD_OPTION_SIZE:
-        snprintf(out, out_bytes, "a number of bytes above 0, alone or with KiB, MiB, GiB or TiB");
+        if (row->min > 1)
+            snprintf(out, out_bytes,
+                     "a number of bytes from %lld to %lld, alone or with KiB, MiB, GiB or TiB",
+                     (long long)row->min, (long long)row->max);
+        else
+            snprintf(out, out_bytes,
+                     "a number of bytes above 0, alone or with KiB, MiB, GiB or TiB");
         break;
     case TD_OPTION_FLAG:
         snprintf(out, out_bytes, "true or false");
@@ -110,7 +116,8 @@ static bool parse_size(const struct td_option *row, const char *text, uint64_t *
         if (strcmp(end, units[i].suffix) != 0)
             continue;
         /* 2^53: beyond it a double no longer holds every whole number of bytes. */
-        if (!(bytes >= (double)row->min && bytes <= 9007199254740992.0))
+        if (!(bytes >= (double)row->min && bytes <= (double)row->max &&
+              bytes <= 9007199254740992.0))
             return false;
         *out = (uint64_t)bytes;
         return true;

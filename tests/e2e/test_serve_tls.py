@@ -204,7 +204,7 @@ def test_a_worker_without_a_certificate_is_refused(standing, key_file):
 
 
 def handshake_at(address, *args):
-    p = subprocess.run(["openssl", "s_client", "-connect", address, "-tls1_3", "-alpn", "h2", *map(str, args)], input=b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    p = subprocess.run(["openssl", "s_client", "-connect", address, "-tls1_3", "-alpn", "h2", "-ign_eof", *map(str, args)], input=b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
                        capture_output=True, timeout=30)
     return p.returncode, (p.stdout + p.stderr).decode(errors="replace")
 

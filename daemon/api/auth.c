@@ -260,3 +260,15 @@ enum td_auth_verdict td_auth_admit(const struct td_auth *auth, enum td_auth_role
     }
     return TD_AUTH_ADMITTED;
 }
+
+const char *td_auth_reason(enum td_auth_verdict verdict)
+{
+    static const char *const reasons[] = {
+        [TD_AUTH_ADMITTED] = "it was admitted",
+        [TD_AUTH_NO_KEY] = "no key was given, or a wrong one",
+        [TD_AUTH_NOT_OPERATOR] = "this call is the operator's: a key of --admin-key-file is "
+                                 "expected, a client's was given",
+        [TD_AUTH_NO_OPERATORS] = "this call is the operator's: it needs a key of --admin-key-file, "
+                                 "or without any keys a caller on the server's own host"};
+    return reasons[verdict];
+}

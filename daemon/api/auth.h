@@ -74,6 +74,8 @@ enum td_auth_verdict {
     TD_AUTH_NOT_OPERATOR, /* a client's key at an operator's call */
     TD_AUTH_NO_OPERATORS /* nobody may: there is no operator's key, and the caller is not on an open server's own host */
 };
+/* Why somebody was not admitted, as a sentence without a full stop. */
+const char *td_auth_reason(enum td_auth_verdict verdict);
 /* Whether a request may call something of `role`, and counts it. `auth` NULL: there are no keys. Without any key an
  * operator's call is for callers on this host (`is_loopback`). *number as td_auth_which. */
 enum td_auth_verdict td_auth_admit(const struct td_auth *auth, enum td_auth_role role,

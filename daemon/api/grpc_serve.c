@@ -133,18 +133,12 @@ static enum td_status refuse_caller(struct grpc_conn *g, struct td_grpc_stream *
                                     const struct td_rpc_method *method,
                                     enum td_auth_verdict verdict, struct td_err *err)
 {
-    static const char *const reasons[] = {
-        [TD_AUTH_NO_KEY] = "no key was given, or a wrong one",
-        [TD_AUTH_NOT_OPERATOR] = "this call is the operator's: a key of --admin-key-file is "
-                                 "expected, a client's was given",
-        [TD_AUTH_NO_OPERATORS] = "this call is the operator's: it needs a key of --admin-key-file, "
-                                 "or without any keys a caller on the server's own host"};
     td_log_warn("call refused remote=%s method=%s error=\"%s\"", td_conn_remote(g->c), method->path,
-                reasons[verdict]);
+                td_auth_reason(verdict));
     if (verdict != TD_AUTH_NO_KEY) {
-        td_grpc_stream_finish(s, TD_GRPC_PERMISSION_DENIED, td_str_from(reasons[verdict]));
+        td_grpc_stream_finish(s, TD_GRPC_PERMISSION_DENIED, td_str_from(td_auth_reason(verdict)));
     }
-    return td_err_set(err, TD_DENIED, "%s", reasons[verdict]);
+    return td_err_set(err, TD_DENIED, "%s", td_auth_reason(verdict));
 }
 
 static enum td_status on_call(void *user, struct td_grpc_stream *s, struct td_str path,

@@ -165,15 +165,20 @@ static void check_key(struct td_http_conn *h)
 {
     struct td_http_request *req = h->req;
     uint32_t number;
-    if (td_auth_admit(req->route->auth, TD_AUTH_CLIENT, td_conn_is_local(h->c),
-                      td_http_header(req, "authorization"), td_http_header(req, "x-api-key"),
-                      &number) == TD_AUTH_ADMITTED) {
+    enum td_auth_verdict verdict = td_auth_admit(
+        req->route->auth, req->route->role, td_conn_is_local(h->c),
+        td_http_header(req, "authorization"), td_http_header(req, "x-api-key"), &number);
+    if (verdict == TD_AUTH_ADMITTED) {
         td_log_debug("request admitted remote=%s path=%s key=%s", td_conn_remote(h->c),
                      req->route->path, td_auth_name(req->route->auth, number));
         return;
     }
-    td_log_warn("request refused remote=%s path=%s error=\"no key was given, or a wrong one\"",
-                td_conn_remote(h->c), req->route->path);
+    td_log_warn("request refused remote=%s path=%s error=\"%s\"", td_conn_remote(h->c),
+                req->route->path, td_auth_reason(verdict));
+    if (verdict != TD_AUTH_NO_KEY) {
+        refuse(h, 403, "permission_denied", td_auth_reason(verdict));
+        return;
+    }
     refuse(h, 401, "invalid_api_key", "No API key was given, or a wrong one.");
     td_http_set_header(req, "WWW-Authenticate", "Bearer");
 }

@@ -95,7 +95,9 @@ void td_route_log(const struct td_route_table *table)
     for (size_t i = 0; i < table->n; i++) {
         td_log_debug("route method=%s path=%s for=%s", table->routes[i].method,
                      table->routes[i].path,
-                     table->routes[i].auth != NULL ? "clients" : "everybody");
+                     table->routes[i].auth == NULL               ? "everybody"
+                     : table->routes[i].role == TD_AUTH_OPERATOR ? "operators"
+                                                                 : "clients");
     }
 }
 

@@ -15,6 +15,7 @@ struct td_route {
     const char *method; /* "GET" (serves HEAD too), "POST", "DELETE", "PUT"; static */
     const char *path;   /* "/v1/models", or "/v1/models/" and "*" for everything below it; static */
     const struct td_auth *auth; /* keys that may call it; NULL: open. Borrowed */
+    enum td_auth_role role;     /* whose keys of these */
     td_http_handler_fn handler;
     void *user;
 };

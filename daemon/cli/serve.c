@@ -448,7 +448,7 @@ static enum td_status open_services(struct server *s, struct td_err *err)
 
     st = st ? st : td_openai_service_open(&openai, &s->openai, err);
     st = st ? st : td_status_service_open(s->coord, s->routes, api, err);
-    st = st ? st : td_drain_service_open(s->coord, s->routes, api, err);
+    st = st ? st : td_drain_service_open(s->coord, s->routes, keys, err);
     st = st ? st : td_inference_service_open(s->coord, s->rpc, api, &s->inference, err);
     st = st ? st : td_cluster_service_open(s->coord, s->rpc, keys, &s->cluster, err);
     st = st ? st : td_health_service_open(s->coord, s->rpc, NULL, &s->health, err);

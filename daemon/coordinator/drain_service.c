@@ -127,11 +127,16 @@ static void handle_cancel(struct td_http_request *req, void *user)
 enum td_status td_drain_service_open(struct td_coord *coord, struct td_route_table *routes,
                                      const struct td_auth *auth, struct td_err *err)
 {
-    struct td_route drain = {
-        .method = "POST", .path = "/drain", .auth = auth, .handler = handle_drain, .user = coord};
+    struct td_route drain = {.method = "POST",
+                             .path = "/drain",
+                             .auth = auth,
+                             .role = TD_AUTH_OPERATOR,
+                             .handler = handle_drain,
+                             .user = coord};
     struct td_route cancel = {.method = "DELETE",
                               .path = "/drain",
                               .auth = auth,
+                              .role = TD_AUTH_OPERATOR,
                               .handler = handle_cancel,
                               .user = coord};
     enum td_status s = td_route_add(routes, &drain, err);

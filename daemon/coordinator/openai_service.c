@@ -141,14 +141,15 @@ enum td_status td_openai_service_open(const struct td_openai_service_params *par
     s->completion =
         (struct td_openai_endpoint){.coord = params->coord, .kind = TD_OPENAI_COMPLETION};
     const struct td_route routes[] = {
-        {"GET", "/", NULL, handle_root, s},
-        {"GET", "/healthz", NULL, handle_healthz, s},
-        {"GET", "/readyz", NULL, handle_readyz, s},
-        {"GET", "/metrics", params->metrics_auth, handle_metrics, s},
-        {"GET", "/v1/models", params->auth, handle_models, s},
-        {"GET", "/v1/models/*", params->auth, handle_model, s},
-        {"POST", "/v1/chat/completions", params->auth, handle_generation, &s->chat},
-        {"POST", "/v1/completions", params->auth, handle_generation, &s->completion},
+        {"GET", "/", NULL, TD_AUTH_CLIENT, handle_root, s},
+        {"GET", "/healthz", NULL, TD_AUTH_CLIENT, handle_healthz, s},
+        {"GET", "/readyz", NULL, TD_AUTH_CLIENT, handle_readyz, s},
+        {"GET", "/metrics", params->metrics_auth, TD_AUTH_CLIENT, handle_metrics, s},
+        {"GET", "/v1/models", params->auth, TD_AUTH_CLIENT, handle_models, s},
+        {"GET", "/v1/models/*", params->auth, TD_AUTH_CLIENT, handle_model, s},
+        {"POST", "/v1/chat/completions", params->auth, TD_AUTH_CLIENT, handle_generation, &s->chat},
+        {"POST", "/v1/completions", params->auth, TD_AUTH_CLIENT, handle_generation,
+         &s->completion},
     };
     struct td_metrics *metrics = td_coord_metrics(params->coord);
     enum td_status status =

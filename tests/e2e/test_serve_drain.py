@@ -154,9 +154,11 @@ def test_an_idle_server_stops_without_a_drain():
 
 
 @pytest.fixture(scope="module")
-def one():
+def one(tmp_path_factory):
     """Takes requests before and after every test."""
-    with Server("-n", 1, *SLOW, "--api-key", "drain-key", key="drain-key") as s:
+    operators = tmp_path_factory.mktemp("drain") / "operators"
+    operators.write_text("drain-key\n")
+    with Server("-n", 1, *SLOW, "--api-key", "client-key", "--admin-key-file", operators, key="drain-key") as s:
         s.wait_ready()
         yield s
         s.stop()
@@ -242,9 +244,9 @@ def test_drain_refuses_what_is_wrong(args, status, expected):
 def test_drain_fails_without_a_server_or_its_key(one):
     p = tensord("drain", "--url", f"http://127.0.0.1:{free_port()}")
     assert p.returncode == 1 and b"no server answers" in p.stderr, p
-    for key in (None, "wrong"):
+    for key, word in ((None, b"key"), ("wrong", b"key"), ("client-key", b"--admin-key-file")):
         p = drain(one, key=key)
-        assert p.returncode == 1 and b"key" in p.stderr, p
+        assert p.returncode == 1 and word in p.stderr, p
         assert drain(one, "--cancel", key=key).returncode == 1
     assert one.is_ready()
 

@@ -1,7 +1,7 @@
 /* The group seam: what the ranks of one group say to each other inside a step.
- * One table of operations per transport (self, mpi, shm, sim); callers use td_comm_*, which check arguments once. Called on
- * the compute thread only, except td_comm_abort. Knows no requests, sockets or addresses. Every wait honours the
- * deadline and the abort. After any error but TD_INVALID and TD_TOO_LARGE (found before a byte is sent) this end is
+ * One table of operations per transport (self, mpi, shm, sim); callers use td_comm_*, which check arguments once. One thread at a
+ * time uses an end, in whichever of its groups: the compute thread, or in its place the one of sumthread.h; only td_comm_abort
+ * and td_comm_ring are for any thread. Knows no requests, sockets or addresses. Every wait honours the deadline and the abort. After any error but TD_INVALID and TD_TOO_LARGE (found before a byte is sent) this end is
  * unusable, with every group split from it and the one that it was split from: all later operations return the same
  * status at once. The buffers of a failed operation may still be read or written by the transport, so they live until
  * the process ends or are not used again. */

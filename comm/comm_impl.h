@@ -72,6 +72,7 @@ struct td_comm {
     uint32_t sequence; /* of collectives, equal on all ranks */
     uint64_t op_limit_ns;
     uint64_t spin_ns;
+    bool naps;            /* waits sleep from the start: others need the core */
     const char *op;       /* name of the operation under way, for errors */
     uint64_t start;       /* of it: ns of the transport's own time, else ticks */
     uint64_t deadline_ns; /* of it; UINT64_MAX: none, 0: nobody has asked td_comm_deadline yet */

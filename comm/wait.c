@@ -84,12 +84,12 @@ enum td_status td_wait_pause(struct td_wait *w, uint32_t awaited, struct td_err 
         td_shm_sleep(world->shm, w->bell, min_u64(CHECK_NS, comm->deadline_ns - now_ns));
         td_shm_disarm(world->shm);
         w->armed = false;
-    } else if (waited_ns < comm->spin_ns + YIELD_NS) {
+    } else if (!comm->naps && waited_ns < comm->spin_ns + YIELD_NS) {
         sched_yield();
     } else if (w->may_sleep) {
         w->bell = td_shm_arm(world->shm);
         w->armed = true;
-    } else if (waited_ns < NAP_AFTER_NS) {
+    } else if (!comm->naps && waited_ns < NAP_AFTER_NS) {
         sched_yield();
     } else {
         nap(NAP_NS);

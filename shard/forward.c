@@ -4,14 +4,27 @@
 #include <math.h>
 #include <string.h>
 
+/* Neighbouring rows of a step that go through the layers together: all, or those before or after the step's cut. */
+struct rows {
+    uint32_t n;
+    float *x, *sum;   /* [n x d_model] */
+    float *angles;    /* [n x 2 x head_dim] */
+    float *parts;     /* [own parts x n x d_model] */
+    float *all_parts; /* [parts of all ranks x n x d_model]; NULL for tp 1 */
+    struct td_kv_rows kv;
+    const float *pending; /* [n x d_model] to be added to x before it is read; NULL: nothing */
+    uint64_t sum_number;  /* of the sum that `pending` is read from; 0: it is there */
+};
+
 /* One step on its way through the shard. */
 struct pass {
     struct td_shard *s;
     const struct td_step *step;
     uint32_t n;                /* rows */
     uint32_t n_logits, n_tops; /* that want their logits, and the largest of them */
-    struct td_kv_rows kv_rows;
-    const float *pending; /* [n x d_model] to be added to x before it is read; NULL: nothing */
+    struct rows rows[2];
+    uint32_t n_parts;          /* of the step: 1 or 2 */
+    struct td_sumthread *sums; /* that brings sums together meanwhile; NULL: they are waited for */
     struct td_err *err;
 };
 
@@ -33,6 +46,10 @@ static enum td_status prepare_rows(struct pass *p)
     if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
         return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows,
                           plan->max_batched_tokens);
+    if (step->n_first && step->n_first >= step->n_rows)
+        return td_err_set(p->err, TD_INVALID,
+                          "a step of %u rows with %u in its first part: expected fewer",
+                          step->n_rows, step->n_first);
     p->n_logits = td_step_n_want(step, TD_WANT_LOGITS);
     p->n_tops = td_step_n_want(step, TD_WANT_TOP);
     if (p->n_logits + p->n_tops > plan->max_num_seqs)
@@ -55,7 +72,6 @@ static enum td_status prepare_rows(struct pass *p)
         s->rows.first_block[i] = seq->first_block;
     }
     p->n = step->n_rows;
-    p->kv_rows = (struct td_kv_rows){s->rows.position, s->rows.first_block, step->table};
     return TD_OK;
 }
 
@@ -99,49 +115,60 @@ static enum td_status embed(struct pass *p)
     return TD_OK;
 }
 
-/* Adds to x what waits for it. */
-static enum td_status settle(struct pass *p)
+/* Until what waits to be added to x is there. */
+static enum td_status await_sum(struct pass *p, struct rows *r)
 {
-    const float *add = p->pending;
+    uint64_t number = r->sum_number;
 
-    p->pending = NULL;
-    return add ? td_kern_add(p->s->p.kern, p->s->buf.x, add,
-                             (size_t)p->n * p->s->p.model->spec->d_model, p->err)
+    r->sum_number = 0;
+    return number ? td_sumthread_wait(p->sums, number, p->err) : TD_OK;
+}
+
+/* Adds to x what waits for it. */
+static enum td_status settle(struct pass *p, struct rows *r)
+{
+    const float *add = r->pending;
+
+    r->pending = NULL;
+    return add ? td_kern_add(p->s->p.kern, r->x, add, (size_t)r->n * p->s->p.model->spec->d_model,
+                             p->err)
                : TD_OK;
 }
 
 /* A linear step over the residual stream: x += what waits for it, then matrices over norm(x). */
-static enum td_status from_residual(struct pass *p, const float *norm,
+static enum td_status from_residual(struct pass *p, struct rows *r, const float *norm,
                                     const struct td_kern_output *outs, uint32_t n_outs)
 {
     struct td_kern_input in = {
-        .x = p->s->buf.x, .add = p->pending, .norm = norm, .eps = p->s->p.model->spec->rms_eps};
+        .x = r->x, .add = r->pending, .norm = norm, .eps = p->s->p.model->spec->rms_eps};
 
-    p->pending = NULL;
-    return td_kern_linear(p->s->p.kern, &in, p->n, outs, n_outs, p->err);
+    r->pending = NULL;
+    return td_kern_linear(p->s->p.kern, &in, r->n, outs, n_outs, p->err);
 }
 
 /* The sum of a row-parallel matrix [d_model x cols] over all ranks of the stage, which then waits to be added to x. `m` is
  * NULL where this rank owns no leaf. */
-static enum td_status row_parallel(struct pass *p, const struct td_matrix *m, const float *in,
-                                   uint32_t n_leaves, const struct td_leaf_run *runs)
+static enum td_status row_parallel(struct pass *p, struct rows *r, const struct td_matrix *m,
+                                   const float *in, uint32_t n_leaves,
+                                   const struct td_leaf_run *runs)
 {
     struct td_shard *s = p->s;
-    struct td_shard_buffers *b = &s->buf;
-    size_t n_floats = (size_t)p->n * s->p.model->spec->d_model;
+    size_t n_floats = (size_t)r->n * s->p.model->spec->d_model;
     struct td_tree_layout layout = {n_leaves, runs};
-    enum td_status st = m ? td_kern_matmul(s->p.kern, m, in, p->n, b->parts, p->err)
-                          : settle(p); /* nobody took it along */
+    enum td_status st = m ? td_kern_matmul(s->p.kern, m, in, r->n, r->parts, p->err)
+                          : settle(p, r); /* nobody took it along */
 
-    p->pending = b->parts;
-    if (!st && s->p.plan->tp > 1) {
-        st = td_comm_tree_sum(s->tp, &layout, b->parts, n_floats, b->all_parts, b->sum, p->err);
-        p->pending = b->sum;
-    }
-    return st;
+    r->pending = r->parts;
+    if (st || s->p.plan->tp == 1)
+        return st;
+    r->pending = r->sum;
+    if (!p->sums)
+        return td_comm_tree_sum(s->tp, &layout, r->parts, n_floats, r->all_parts, r->sum, p->err);
+    r->sum_number = td_sumthread_begin(p->sums, &layout, r->parts, n_floats, r->all_parts, r->sum);
+    return TD_OK;
 }
 
-static enum td_status attention(struct pass *p, uint32_t i)
+static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
 {
     struct td_shard *s = p->s;
     struct td_shard_buffers *b = &s->buf;
@@ -155,38 +182,39 @@ static enum td_status attention(struct pass *p, uint32_t i)
     struct td_rope_kv in = {.q = b->q,
                             .k = b->k,
                             .v = b->v,
-                            .angles = b->angles,
+                            .angles = r->angles,
                             .q_norm = w->q_norm,
                             .k_norm = w->k_norm,
                             .n_heads = heads,
                             .eps = spec->rms_eps,
                             .interleaved = spec->rope.interleaved};
-    enum td_status st = TD_OK;
+    enum td_status st = await_sum(p, r);
 
-    if (heads) {
-        st = from_residual(p, w->attn_norm, qkv, 3);
-        st = st ? st : td_kern_rope_kv(k, &s->kv.layer[i], &p->kv_rows, p->n, &in, p->err);
+    if (!st && heads) {
+        st = from_residual(p, r, w->attn_norm, qkv, 3);
+        st = st ? st : td_kern_rope_kv(k, &s->kv.layer[i], &r->kv, r->n, &in, p->err);
         st = st ? st
-                : td_kern_attention(k, &s->kv.layer[i], &p->kv_rows, p->n, b->q, heads,
-                                    s->kv_of_head[i], scale, b->attn, p->err);
+                : td_kern_attention(k, &s->kv.layer[i], &r->kv, r->n, b->q, heads, s->kv_of_head[i],
+                                    scale, b->attn, p->err);
     }
     return st ? st
-              : row_parallel(p, w->o, b->attn,
+              : row_parallel(p, r, w->o, b->attn,
                              td_plan_attn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
                              s->attn_runs + (size_t)i * tp);
 }
 
-static enum td_status feed_forward(struct pass *p, uint32_t i)
+static enum td_status feed_forward(struct pass *p, struct rows *r, uint32_t i)
 {
     struct td_shard *s = p->s;
     struct td_shard_buffers *b = &s->buf;
     const struct td_layer_weights *w = &s->weights.layer[i];
     const struct td_kern_output gated = {.m = w->up, .gate = w->gate, .out = b->ff};
-    enum td_status st =
-        w->slice.ff_end > w->slice.ff_begin ? from_residual(p, w->ffn_norm, &gated, 1) : TD_OK;
+    enum td_status st = await_sum(p, r);
 
+    if (!st && w->slice.ff_end > w->slice.ff_begin)
+        st = from_residual(p, r, w->ffn_norm, &gated, 1);
     return st ? st
-              : row_parallel(p, w->down, b->ff,
+              : row_parallel(p, r, w->down, b->ff,
                              td_plan_ffn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
                              s->ffn_runs + (size_t)i * s->p.plan->tp);
 }
@@ -292,6 +320,41 @@ static enum td_status finish(struct pass *p, struct td_step_result *result)
     return st;
 }
 
+/* Rows `first` .. first + n - 1 of the step, with their share of the buffers. */
+static struct rows rows_from(const struct pass *p, uint32_t first, uint32_t n)
+{
+    const struct td_shard *s = p->s;
+    const struct td_shard_buffers *b = &s->buf;
+    size_t d = s->p.model->spec->d_model, at = first * d;
+
+    return (struct rows){
+        .n = n,
+        .x = b->x + at,
+        .sum = b->sum + at,
+        .angles = b->angles + (size_t)first * 2 * s->p.model->spec->head_dim,
+        .parts = b->parts + b->own_parts * at,
+        .all_parts = b->all_parts ? b->all_parts + b->n_parts * at : NULL,
+        .kv = {s->rows.position + first, s->rows.first_block + first, p->step->table}};
+}
+
+/* A step in two parts needs ranks to exchange with; without a thread for that, each sum is waited for, in the same order. */
+static void cut_rows(struct pass *p)
+{
+    struct td_shard *s = p->s;
+    uint32_t n_first = s->p.plan->tp > 1 ? p->step->n_first : 0;
+
+    p->n_parts = n_first ? 2 : 1;
+    p->rows[0] = rows_from(p, 0, n_first ? n_first : p->n);
+    if (!n_first)
+        return;
+    p->rows[1] = rows_from(p, n_first, p->n - n_first);
+    if (!s->sums)
+        (void)td_sumthread_open(s->tp, s->p.sum_cpus, &s->sums, NULL);
+    p->sums = s->sums;
+}
+
+/* In two parts, the first one goes before the second in every layer: rows of the same sequence attend to its keys and values of
+ * that layer, and the sums of all ranks come in one order. */
 static enum td_status layers(struct pass *p)
 {
     struct td_shard *s = p->s;
@@ -299,11 +362,20 @@ static enum td_status layers(struct pass *p)
                                             s->rope_scale, s->p.model->spec->rope.interleaved,
                                             s->rows.position, p->n, s->buf.angles, p->err);
 
+    cut_rows(p);
     for (uint32_t i = 0; !st && i < s->weights.n_layers; i++) {
-        st = attention(p, i);
-        st = st ? st : feed_forward(p, i);
+        for (uint32_t k = 0; !st && k < p->n_parts; k++)
+            st = attention(p, &p->rows[k], i);
+        for (uint32_t k = 0; !st && k < p->n_parts; k++)
+            st = feed_forward(p, &p->rows[k], i);
     }
-    return st ? st : settle(p);
+    for (uint32_t k = 0; !st && k < p->n_parts; k++) {
+        st = await_sum(p, &p->rows[k]);
+        st = st ? st : settle(p, &p->rows[k]);
+    }
+    if (st && p->sums) /* what is under way still uses the group and the buffers */
+        (void)td_sumthread_wait_all(p->sums, NULL);
+    return st;
 }
 
 /* ---- one stage ---- */

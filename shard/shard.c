@@ -117,6 +117,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             floats += (all_buffers[i].floats + 15) & ~(size_t)15;
         }
     }
+    b->own_parts = w.own_parts;
+    b->n_parts = w.all_parts;
     b->top = (struct td_top *)(void *)top;
     b->all_top = (struct td_top *)(void *)all_top;
     return TD_OK;
@@ -166,6 +168,7 @@ void td_shard_close(struct td_shard *s)
 {
     if (!s)
         return;
+    td_sumthread_close(s->sums);
     td_comm_close(s->pipe);
     td_comm_close(s->tp);
     td_kern_free(s->p.kern, s->buf.memory, s->buf.bytes);
@@ -192,8 +195,10 @@ void td_shard_close(struct td_shard *s)
 void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
 {
     struct td_comm_stats tp = {0}, pipe = {0};
+    uint64_t hidden_ns = s->sums ? td_sumthread_hidden_ns(s->sums) : 0;
 
     td_comm_stats(s->tp, &tp);
+    tp.wait_ns -= hidden_ns < tp.wait_ns ? hidden_ns : tp.wait_ns;
     if (s->pipe)
         td_comm_stats(s->pipe, &pipe);
     *out = (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
@@ -202,6 +207,11 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
                                    .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
                                    .wait_ns = tp.wait_ns + pipe.wait_ns,
                                    .n_exchanges = tp.n_ops + pipe.n_ops};
+}
+
+const char *td_shard_transport(const struct td_shard *s)
+{
+    return td_comm_transport(s->tp);
 }
 
 void td_shard_set_sums(struct td_shard *s, const struct td_sum_choices *choices,

@@ -12,6 +12,8 @@
 #include "shard/step.h"
 #include "shard/weights.h"
 
+#include <sched.h>
+
 struct td_shard;
 
 struct td_shard_params {
@@ -20,8 +22,10 @@ struct td_shard_params {
     const struct td_plan *plan;        /* borrows until close; equal on all ranks */
     struct td_kern *kern;              /* borrows */
     struct td_comm *world;             /* borrows; its rank is the plan's rank */
-    const char *offload_dir;           /* borrows; NULL where the plan has no slots in a file */
-    td_weights_progress_fn *progress;  /* may be NULL */
+    /* Hardware threads for the exchanges of a step in two parts, borrows until close; NULL: those of the compute thread. */
+    const cpu_set_t *sum_cpus;
+    const char *offload_dir;          /* borrows; NULL where the plan has no slots in a file */
+    td_weights_progress_fn *progress; /* may be NULL */
     void *user;
 };
 
@@ -31,7 +35,9 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
 void td_shard_close(struct td_shard *shard); /* NULL is legal */
 
 /* Runs one TD_STEP_RUN step on every rank, from its beginning to its end. *result is rank 0's, borrowed until the next step; no
- * logits elsewhere. At most max_num_seqs rows may want something. Not while other steps are in the pipeline. */
+ * logits elsewhere. At most max_num_seqs rows may want something. Not while other steps are in the pipeline.
+ * With tensor parallelism a step with n_first is computed in two parts, each layer's first part before its second, whose sums
+ * travel on a thread of their own meanwhile; its bits are the same. */
 enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step,
                              struct td_step_result *result, struct td_err *err);
 
@@ -59,10 +65,12 @@ struct td_shard_stats {
     size_t kv_bytes;
     size_t buffer_bytes;
     uint64_t exchanged_bytes; /* activations sent to other ranks since open */
-    uint64_t wait_ns;         /* inside the exchanges */
+    uint64_t wait_ns;         /* of the compute thread for the exchanges */
     uint64_t n_exchanges;
 };
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
+/* "shm", "mpi" and so on: how the ranks of this stage exchange data. */
+const char *td_shard_transport(const struct td_shard *shard);
 /* How the sums over the ranks of a stage travel; on all of them alike. */
 void td_shard_set_sums(struct td_shard *shard, const struct td_sum_choices *choices,
                        enum td_exchange_dtype dtype);

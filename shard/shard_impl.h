@@ -2,9 +2,11 @@
 #ifndef TD_SHARD_SHARD_IMPL_H
 #define TD_SHARD_SHARD_IMPL_H
 
+#include "comm/sumthread.h"
 #include "shard/shard.h"
 
-/* Buffers of one step; n is at most max_batched_tokens. All in one allocation. */
+/* Buffers of one step; n is at most max_batched_tokens. All in one allocation. A step in two parts uses x, sum, angles, parts and
+ * all_parts one behind the other, each part of the step as if it had buffers of that many rows, and the others by turns. */
 struct td_shard_buffers {
     float *x;         /* [n x d_model] residual stream */
     float *h;         /* [n x d_model] embedding rows that this rank owns */
@@ -14,8 +16,8 @@ struct td_shard_buffers {
     float *k, *v;     /* [n x kv heads * head_dim] */
     float *ff;        /* [n x ff] */
     float *angles;    /* [n x 2 x head_dim] of td_kern_rope_angles */
-    float *parts;     /* [own parts x n x d_model] */
-    float *all_parts; /* [parts of all ranks x n x d_model]; NULL for tp 1 */
+    float *parts;     /* [own_parts x n x d_model] */
+    float *all_parts; /* [n_parts x n x d_model] of all ranks; NULL for tp 1 */
     float *head_in;   /* [max_num_seqs x d_model]; stage 0 */
     float *head_out;  /* [max_num_seqs x vocab slice]; stage 0 */
     float *gathered;  /* [max_num_seqs x n_vocab] slices in rank order; rank 0 with tp > 1 */
@@ -24,6 +26,7 @@ struct td_shard_buffers {
         *top; /* [max_num_seqs x TD_TOP_MAX] of the slice; of all slices on rank 0; stage 0 */
     struct td_top
         *all_top; /* [tp x max_num_seqs x TD_TOP_MAX] slices in rank order; rank 0 with tp > 1 */
+    size_t own_parts, n_parts; /* most subtrees of one sum: of this rank, of all ranks */
     float *memory;
     size_t bytes;
 };
@@ -40,8 +43,9 @@ struct td_shard {
     struct td_shard_params p;
     uint32_t rank;
     const struct td_plan_rank *me;
-    struct td_comm *tp;   /* ranks of this stage; data */
-    struct td_comm *pipe; /* all ranks; rows between stages; NULL for one stage */
+    struct td_comm *tp;        /* ranks of this stage; data */
+    struct td_sumthread *sums; /* of `tp`; NULL before the first step in two parts */
+    struct td_comm *pipe;      /* all ranks; rows between stages; NULL for one stage */
     struct td_weights weights;
     struct td_kv kv;
     struct td_offload *offload; /* NULL: every block stays on the device */

@@ -55,6 +55,8 @@ struct td_step {
     uint64_t
         n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
     uint32_t n_top; /* for TD_WANT_TOP: 1 to TD_TOP_MAX; 0 without such rows */
+    /* Rows of the first of two parts, where the sums of one part travel while the other is computed; below n_rows. 0: in one. */
+    uint32_t n_first;
     uint32_t n_rows, n_seqs, n_table, n_moves;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */

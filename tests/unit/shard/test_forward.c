@@ -3,6 +3,7 @@
 #include "tests/unit/check.h"
 
 #include "comm/comm_sim.h"
+#include "comm/comm_simtime.h"
 #include "kernels/base/half.h"
 #include "shard/shard.h"
 
@@ -233,6 +234,9 @@ static void close_model(struct model *m)
 
 /* ---- what is run ---- */
 
+/* What the ranks exchange through. */
+enum transport { SIM, ONE_HOST, TWO_HOSTS, N_TRANSPORTS };
+
 /* Sequences and the steps that compute them. The logits of every position are wanted, of some only the largest. */
 struct script {
     uint32_t len[N_SEQS];
@@ -241,6 +245,10 @@ struct script {
     uint32_t n_steps;
     struct td_step step[MAX_STEPS];
     bool some_top;
+    enum transport transport;
+    bool is_timed;    /* in virtual time */
+    uint64_t lost_ns; /* in it, when the victim is lost; 0: before a step */
+    bool is_cut;      /* steps with two rows or more go in two parts */
 };
 
 static void begin_step(struct script *s)
@@ -320,6 +328,11 @@ static void steps_mixed(struct script *s)
             room -= n;
             left -= done[q] == s->len[q];
         }
+        if (begun && s->is_cut) {
+            struct td_step *step = &s->step[s->n_steps - 1];
+
+            step->n_first = step->n_rows > 1 ? 1 + rnd() % (step->n_rows - 1) : 0;
+        }
     }
     s->some_top = false;
 }
@@ -384,6 +397,7 @@ struct rank {
     struct td_plan *plan;
     struct td_shard_stats stats;
     uint64_t one_row_bytes; /* sent by the last step of one row */
+    uint64_t end_ns;        /* in virtual time */
 };
 
 static enum td_status open_rank(struct rank *r, struct td_kern **kern, struct td_shard **shard)
@@ -526,6 +540,7 @@ static void *run_rank(void *arg)
     }
     if (shard)
         td_shard_stats(shard, &r->stats);
+    r->end_ns = r->script->is_timed ? td_comm_sim_now(r->world) : 0;
     td_shard_close(shard);
     td_kern_close(kern);
     td_comm_close(r->world);
@@ -544,6 +559,22 @@ static const char *isa_of(uint32_t i)
     return names[i % 3];
 }
 
+static const struct td_comm_simtime_model model_of_links = {
+    .net = {.latency_ns = 1000, .message_ns = 100, .byte_ps = 1000},
+    .host = {.latency_ns = 1000, .message_ns = 100, .byte_ps = 1000}};
+
+static void open_world(enum transport transport, uint32_t n, struct td_comm **comms)
+{
+    static const uint32_t hosts[MAX_RANKS] = {0, 0, 1, 1, 1, 1, 1, 1};
+    struct td_err err;
+
+    if (transport == SIM)
+        assert_int_equal(td_comm_sim_open(n, comms, &err), TD_OK);
+    else
+        assert_int_equal(td_comm_shm_open(n, transport == TWO_HOSTS ? hosts : NULL, comms, &err),
+                         TD_OK);
+}
+
 /* Runs the script on every rank; `ranks` keeps what came of it, with the plans, which the caller frees. */
 static void run_group(const struct shape *shape, const struct model *model,
                       const struct layout *layout, struct script *script, uint32_t first_isa,
@@ -551,9 +582,12 @@ static void run_group(const struct shape *shape, const struct model *model,
                       struct rank *ranks)
 {
     struct td_comm *comms[MAX_RANKS];
-    struct td_err err;
 
-    assert_int_equal(td_comm_sim_open(layout->n, comms, &err), TD_OK);
+    open_world(script->transport, layout->n, comms);
+    if (script->is_timed)
+        assert_int_equal(td_comm_sim_set_model(comms[0], &model_of_links, NULL), TD_OK);
+    if (script->lost_ns && victim < layout->n)
+        td_comm_sim_kill_at(comms[victim], script->lost_ns);
     for (uint32_t i = 0; i < layout->n; i++) {
         ranks[i] = (struct rank){.shape = shape,
                                  .model = model,
@@ -564,7 +598,7 @@ static void run_group(const struct shape *shape, const struct model *model,
                                  .logits = i == 0 ? logits : NULL,
                                  .expected = i == 0 ? expected : NULL,
                                  .overlaps = expected && layout->pp > 1,
-                                 .kill_at = i == victim ? 2 : UINT32_MAX,
+                                 .kill_at = i == victim && !script->lost_ns ? 2 : UINT32_MAX,
                                  .kv = kv};
         assert_int_equal(pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]), 0);
     }
@@ -610,14 +644,15 @@ static void check_bytes(const struct layout *layout, const struct rank *ranks)
     assert_int_equal(held, ranks[0].plan->model_bytes);
 }
 
-static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void **state)
+/* Every layout over the transport against one rank of ref.c, token by token; in every step of several rows, if so asked, two
+ * parts. */
+static void check_layouts(uint64_t first_seed, enum transport transport, bool is_cut)
 {
     static struct script script;
     struct rank ranks[MAX_RANKS];
     char what[160];
 
-    (void)state;
-    seed = 20240501;
+    seed = first_seed;
     print_message("seed %llu\n", (unsigned long long)seed);
     for (uint32_t k = 0; k < N_SHAPES; k++) {
         const struct shape *shape = &SHAPES[k];
@@ -627,6 +662,8 @@ static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void *
 
         open_model(shape, &model);
         make_sequences(&script, shape);
+        script.transport = transport;
+        script.is_cut = is_cut;
         steps_alone(&script);
         run_group(shape, &model, &LAYOUTS[0], &script, 0, kv, want, NULL, UINT32_MAX, ranks);
         if (ranks[0].status)
@@ -641,8 +678,9 @@ static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void *
             steps_mixed(&script);
             memset(got, 0xff, logits_bytes(shape));
             run_group(shape, &model, layout, &script, 1 + l, kv, got, want, UINT32_MAX, ranks);
-            snprintf(what, sizeof what, "shape %u, layout %u (tp %u, pp %u), isa from %s", k, l,
-                     layout->tp, layout->pp, isa_of(1 + l));
+            snprintf(what, sizeof what,
+                     "transport %u, shape %u, layout %u (tp %u, pp %u), isa from %s", transport, k,
+                     l, layout->tp, layout->pp, isa_of(1 + l));
             for (uint32_t i = 0; i < layout->n; i++)
                 if (ranks[i].status)
                     fail_msg("%s: rank %u: %s", what, i, ranks[i].err.cause);
@@ -655,6 +693,19 @@ static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void *
         free(want);
         free(got);
     }
+}
+
+static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void **state)
+{
+    (void)state;
+    check_layouts(20240501, SIM, false);
+}
+
+static void test_forward_gives_equal_logits_in_two_parts(void **state)
+{
+    (void)state;
+    for (enum transport t = 0; t < N_TRANSPORTS; t++)
+        check_layouts(20240601 + (uint64_t)t, t, true);
 }
 
 static void test_forward_sends_for_one_row_what_the_plan_says(void **state)
@@ -719,6 +770,77 @@ static void test_forward_ends_on_every_rank_when_one_is_lost(void **state)
     drop_steps(&script);
     close_model(&model);
     free(logits);
+}
+
+/* At many moments of a few steps in two parts; most of them lie inside of the sums. */
+static void test_forward_in_two_parts_ends_on_every_rank_when_one_is_lost(void **state)
+{
+    enum { N_MOMENTS = 40 };
+    static struct script script;
+    const struct shape *shape = &SHAPES[0];
+    const struct layout *layout = &LAYOUTS[2];
+    struct rank ranks[MAX_RANKS];
+    struct model model;
+    uint64_t end_ns;
+    uint32_t n_in_sums = 0;
+
+    (void)state;
+    seed = 98;
+    open_model(shape, &model);
+    make_sequences(&script, shape);
+    script.is_timed = script.is_cut = true;
+    steps_mixed(&script);
+    while (script.n_steps > 4)
+        td_step_close(&script.step[--script.n_steps]);
+    run_group(shape, &model, layout, &script, 1, TD_F32, NULL, NULL, UINT32_MAX, ranks);
+    end_ns = ranks[0].end_ns;
+    assert_true(end_ns > N_MOMENTS);
+    free_plans(ranks, layout->n);
+    for (uint32_t k = 1; k < N_MOMENTS; k++) {
+        uint32_t victim = k % layout->n;
+
+        script.lost_ns = end_ns * k / N_MOMENTS;
+        run_group(shape, &model, layout, &script, 1, TD_F32, NULL, NULL, victim, ranks);
+        for (uint32_t i = 0; i < layout->n; i++) {
+            assert_int_equal(ranks[i].status, TD_PEER_LOST);
+            n_in_sums += i != victim && strstr(ranks[i].err.cause, "tree_sum: rank") != NULL;
+        }
+        free_plans(ranks, layout->n);
+    }
+    assert_true(n_in_sums > N_MOMENTS / 2);
+    drop_steps(&script);
+    close_model(&model);
+}
+
+/* Two sums per layer and part. */
+static void test_forward_exchanges_in_two_parts_what_the_step_says(void **state)
+{
+    static struct script script;
+    const struct shape *shape = &SHAPES[1];
+    struct rank ranks[MAX_RANKS];
+    struct model model;
+    uint64_t n_whole;
+
+    (void)state;
+    seed = 11;
+    open_model(shape, &model);
+    make_sequences(&script, shape);
+    begin_step(&script);
+    add_rows(&script, 1, 0, 20);
+    for (uint32_t l = 1; l < 4; l++) {
+        script.step[0].n_first = 0;
+        run_group(shape, &model, &LAYOUTS[l], &script, 1, TD_F16, NULL, NULL, UINT32_MAX, ranks);
+        n_whole = ranks[0].stats.n_exchanges;
+        free_plans(ranks, LAYOUTS[l].n);
+        script.step[0].n_first = 7;
+        run_group(shape, &model, &LAYOUTS[l], &script, 1, TD_F16, NULL, NULL, UINT32_MAX, ranks);
+        for (uint32_t i = 0; i < LAYOUTS[l].n; i++)
+            assert_int_equal(ranks[i].status, TD_OK);
+        assert_int_equal(ranks[0].stats.n_exchanges, n_whole + 2 * shape->n_layers);
+        free_plans(ranks, LAYOUTS[l].n);
+    }
+    drop_steps(&script);
+    close_model(&model);
 }
 
 /* Opens `shape` on one rank; the error that came of it. */
@@ -786,6 +908,10 @@ static void test_forward_refuses_a_bad_step_and_goes_on(void **state)
     assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* no such token */
     assert_non_null(strstr(err.cause, "token 40"));
     step.rows[0].token = 1;
+    step.n_first = 1;
+    assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* nothing behind */
+    assert_non_null(strstr(err.cause, "1 in its first part"));
+    step.n_first = 0;
     step.rows[0].position = BLOCK_TOKENS;
     assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* past its blocks */
     step.rows[0].position = 0;
@@ -821,8 +947,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forward_gives_equal_logits_in_every_layout_batch_and_isa),
+        cmocka_unit_test(test_forward_gives_equal_logits_in_two_parts),
         cmocka_unit_test(test_forward_sends_for_one_row_what_the_plan_says),
         cmocka_unit_test(test_forward_ends_on_every_rank_when_one_is_lost),
+        cmocka_unit_test(test_forward_in_two_parts_ends_on_every_rank_when_one_is_lost),
+        cmocka_unit_test(test_forward_exchanges_in_two_parts_what_the_step_says),
         cmocka_unit_test(test_forward_refuses_heads_wider_than_the_device_has_when_it_opens),
         cmocka_unit_test(test_forward_refuses_a_bad_step_and_goes_on),
     };

@@ -21,7 +21,8 @@ enum {
     AT_N_TABLE = 40,
     AT_N_TOP = 44,
     AT_N_MOVES = 48,
-    HEAD = 52
+    AT_N_FIRST = 52,
+    HEAD = 56
 };
 
 static uint64_t dice_state;
@@ -55,6 +56,7 @@ static void fill(struct td_step *step)
     assert_true(td_step_add_move(step, TD_MOVE_DOWN, 3, 8));
     assert_true(td_step_add_move(step, TD_MOVE_OUT, 1, 3));
     step->n_submits_seen = 12;
+    step->n_first = 3;
 }
 
 static void assert_same(const struct td_step *a, const struct td_step *b)
@@ -63,6 +65,7 @@ static void assert_same(const struct td_step *a, const struct td_step *b)
     assert_true(a->number == b->number && a->hash == b->hash &&
                 a->n_submits_seen == b->n_submits_seen);
     assert_int_equal(a->n_top, b->n_top);
+    assert_int_equal(a->n_first, b->n_first);
     assert_int_equal(a->n_rows, b->n_rows);
     assert_int_equal(a->n_seqs, b->n_seqs);
     assert_int_equal(a->n_table, b->n_table);
@@ -181,10 +184,11 @@ static void test_step_survives_encode_and_decode(void **state)
 
 static void test_step_encoding_is_little_endian_on_any_host(void **state)
 {
-    static const uint8_t expected[] = {
-        0x02, 0x54, 0x44, 0x53, 1, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 12, 0,
-        0,    0,    0,    0,    0, 0, 4, 0, 0,    0,    2,    0,    0,    0,    5,    0,    0,  0,
-        0,    0,    0,    0,    2, 0, 0, 0, 100,  0,    0,    0,    16,   0,    0,    0};
+    static const uint8_t expected[] = {0x03, 0x54, 0x44, 0x53, 1,  0, 0, 0, 0x88, 0x77, 0x66, 0x55,
+                                       0x44, 0x33, 0x22, 0x11, 12, 0, 0, 0, 0,    0,    0,    0,
+                                       4,    0,    0,    0,    2,  0, 0, 0, 5,    0,    0,    0,
+                                       0,    0,    0,    0,    2,  0, 0, 0, 3,    0,    0,    0,
+                                       100,  0,    0,    0,    16, 0, 0, 0};
     struct td_step step;
     uint8_t *bytes;
     size_t n;
@@ -212,11 +216,13 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_KIND, TD_STEP_IDLE,
          "kind 2 has 4 rows, 2 sequences, 5 blocks, 2 moves and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},
-        {AT_N_ROWS, 3, "expected 176 for 3 rows"},
+        {AT_N_ROWS, 3, "expected 180 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
         {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "2049 moves, at most 2048"},
-        {AT_N_MOVES, 1, "expected 180 for 4 rows"},
+        {AT_N_MOVES, 1, "expected 184 for 4 rows"},
+        {AT_N_FIRST, 4, "4 rows has 4 in its first part, expected fewer"},
+        {AT_N_FIRST, UINT32_MAX, "4 rows has 4294967295 in its first part, expected fewer"},
         {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
         {MOVE + 12, 4, "move 1 is of kind 4, expected 1 to 3"},
         {AT_N_TOP, TD_TOP_MAX + 1, "the 65 largest logits, expected at most 64"},

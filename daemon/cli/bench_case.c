@@ -3,7 +3,11 @@
 
 #include <stdlib.h>
 
-enum { WARM_UP_STEPS = 4 };
+enum {
+    WARM_UP_STEPS = 4,
+    MOST_TRIALS =
+        TD_OVERLAPCHOICE_WARM_UPS + TD_OVERLAPCHOICE_TRIALS /* a prompt is a step or more */
+};
 
 /* A sequence: its run of b->blocks. */
 struct sequence {
@@ -56,14 +60,22 @@ static enum td_status run_step(struct td_bench *b)
     return s;
 }
 
+/* Most rows of a prompt in one step. */
+static uint32_t chunk_of(const struct td_bench *b)
+{
+    uint32_t most = b->spmd->node.plan->max_batched_tokens;
+
+    return b->opts->prefill_chunk && (uint64_t)b->opts->prefill_chunk < most
+               ? (uint32_t)b->opts->prefill_chunk
+               : most;
+}
+
 /* Positions 0 .. n - 1 of a sequence, in chunks of what a step may hold. */
 static enum td_status run_prompt(struct td_bench *b, struct sequence seq, uint32_t n)
 {
-    uint32_t chunk = b->spmd->node.plan->max_batched_tokens;
+    uint32_t chunk = chunk_of(b);
     enum td_status s = TD_OK;
 
-    if (b->opts->prefill_chunk && (uint64_t)b->opts->prefill_chunk < chunk)
-        chunk = (uint32_t)b->opts->prefill_chunk;
     for (uint32_t i = 0; !s && i < n; i += chunk) {
         uint32_t rows = n - i < chunk ? n - i : chunk;
 
@@ -181,6 +193,24 @@ enum td_status td_bench_run_load(struct td_bench *b, double *pack, double *first
     return s;
 }
 
+/* Prompts until rank 0 has found out whether their steps are computed in two parts. */
+static enum td_status settle(struct td_bench *b, struct sequence seq)
+{
+    const struct td_node *node = &b->spmd->node;
+    uint32_t chunk = chunk_of(b), rows = b->n_prompt < chunk ? b->n_prompt : chunk;
+    enum td_status s = TD_OK;
+
+    for (uint32_t i = 0; !s && i < MOST_TRIALS; i++) {
+        bool tries = td_overlapchoice_tries(&node->overlap, rows);
+
+        s = td_comm_bcast(b->spmd->world, 0, &tries, sizeof tries, b->err);
+        if (!s && !tries)
+            break;
+        s = s ? s : run_prompt(b, seq, b->n_prompt);
+    }
+    return s;
+}
+
 enum td_status td_bench_fill(struct td_bench *b)
 {
     uint32_t warm = b->n_gen < WARM_UP_STEPS ? b->n_gen : WARM_UP_STEPS;
@@ -190,6 +220,8 @@ enum td_status td_bench_fill(struct td_bench *b)
 
     if (decodes || prefills)
         s = run_prompt(b, one, b->n_prompt);
+    if (!s && prefills)
+        s = settle(b, one);
     if (!s && decodes)
         s = run_tokens(b, one, b->n_prompt, warm);
     if (!s && b->result[TD_BENCH_DEPTH].asked) {

@@ -262,6 +262,7 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     add_text(a, "--transport", td_options_word(o, &o->transport));
     add_text(a, "--sum-algorithm", td_options_word(o, &o->sum_algorithm));
     add_text(a, "--exchange-dtype", td_options_word(o, &o->exchange_dtype));
+    add_text(a, "--overlap", td_options_word(o, &o->overlap));
     if (!o->verbose)
         add_text(a, "--log-level", "error");
     add_text(a, "--json", NULL);

@@ -25,6 +25,7 @@ static const char *const sum_algorithms[] = {
     "auto",  "one-shot",         "two-shot",       "doubling", "leaders",
     "lanes", "leaders-doubling", "lanes-doubling", "measure",  NULL};
 static const char *const exchange_dtypes[] = {"f32", "bf16", "q8_0", NULL};
+static const char *const overlaps[] = {"auto", "on", "off", NULL};
 static const char *const layouts[] = {"tp", "pp", "tpxpp", "all", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
@@ -92,6 +93,12 @@ static const struct td_option table[] = {
      .help =
          "what sums are on their way between hosts; f32 is exact, with the others answers depend "
          "on the layout"},
+    {"overlap", NULL, NULL, TD_OPTION_ENUM, AT(overlap), GROUP | SCALE | TD_FOR_WORKER,
+     .values = overlaps, .preset = "auto",
+     .help = "compute a step in two halves, so that the sums of one travel while the other is "
+             "computed, with the same bits; auto: where ranks exchange messages, for steps of 64 "
+             "rows and more, as was faster when both ways were tried; on: every step of two rows "
+             "and more"},
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa),
      GROUP | SCALE | TD_FOR_WORKER | TD_FOR_DOCTOR, .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},

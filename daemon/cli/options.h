@@ -131,6 +131,7 @@ struct td_options {
     int transport;                              /* enum td_option_transport */
     int sum_algorithm;                          /* enum td_sum_algorithm; one more: measure */
     int exchange_dtype;                         /* enum td_exchange_dtype */
+    int overlap;                                /* enum td_overlap_mode */
     int cpu_isa;                                /* enum td_option_isa */
     int64_t threads;                            /* per rank; 0: cores of the host / its ranks */
     uint64_t memory_bytes;                      /* cap per rank; 0: the machine's */

@@ -209,6 +209,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           td_options_word(o, &o->exchange_dtype),
                           "--sum-algorithm",
                           td_options_word(o, &o->sum_algorithm),
+                          "--overlap",
+                          td_options_word(o, &o->overlap),
                           NULL, /* what only some groups have */
                           NULL,
                           NULL,

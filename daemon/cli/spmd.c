@@ -31,6 +31,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
                                    .isa = td_options_word(opts, &opts->cpu_isa),
                                    .sums = sums_of(opts),
                                    .exchange = (enum td_exchange_dtype)opts->exchange_dtype,
+                                   .overlap = (enum td_overlap_mode)opts->overlap,
                                    .memory_bytes = opts->memory_bytes};
 }
 

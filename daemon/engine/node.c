@@ -35,6 +35,8 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
     td_log_debug("cores rank=%u choice=\"%s\"", td_comm_rank(node->world), text);
     kern.n_threads = node->cores.n_threads;
     kern.seats = node->cores.seated ? node->cores.seats : NULL;
+    for (uint32_t i = 0; node->cores.seated && i < node->cores.n_threads; i++)
+        CPU_SET(node->cores.seats[i].cpu, &node->sum_cpus);
     /* Ranks spin only where every thread has a core of its own. */
     node->owns_cores = node->cores.owned;
     kern.spin_ns = node->spin_ns = node->cores.owned ? 2000000 : 0;
@@ -229,6 +231,26 @@ static enum td_status choose_sums(struct td_node *node, struct td_err *err)
     return s;
 }
 
+/* Which steps rank 0 cuts in two. */
+static void open_overlap(struct td_node *node)
+{
+    bool leads = td_comm_rank(node->world) == 0;
+
+    td_overlapchoice_init(&node->overlap, leads ? node->params.overlap : TD_OVERLAP_OFF,
+                          node->plan->tp > 1, strcmp(td_shard_transport(node->shard), "shm") != 0);
+}
+
+/* The layers of a step took this rank `ns`. */
+static void learn_overlap(struct td_node *node, const struct td_step *step, uint64_t ns)
+{
+    const struct td_overlapchoice_class *c =
+        td_overlapchoice_learn(&node->overlap, step->n_rows, step->n_first, ns);
+
+    if (c)
+        td_log_debug("overlap rows=%u choice=%s whole=%.1fus cut=%.1fus per row", step->n_rows,
+                     c->cuts ? "on" : "off", (double)c->whole_ps * 1e-6, (double)c->cut_ps * 1e-6);
+}
+
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
                             const char *offload_dir, const char *draft_path, struct td_err *err)
 {
@@ -236,6 +258,7 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
                                     .model = node->model,
                                     .kern = node->kern,
                                     .world = node->world,
+                                    .sum_cpus = node->cores.seated ? &node->sum_cpus : NULL,
                                     .offload_dir = offload_dir,
                                     .progress = node->params.progress,
                                     .user = node->params.user};
@@ -280,6 +303,8 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
     }
     s = s ? s : td_shard_open(&shard, &node->shard, err);
     s = s ? s : choose_sums(node, err);
+    if (!s)
+        open_overlap(node);
     if (!s && draft_path && td_comm_rank(node->world) == 0)
         s = load_draft(node, draft_path, err);
     return td_node_agree(node->world, s, err);
@@ -435,8 +460,12 @@ static enum td_status run_step(struct td_node *node, const struct td_step *step,
     uint64_t start = begin_run(node);
     enum td_status s = move_blocks(node, step, err);
 
-    if (!s && step->n_rows)
+    if (!s && step->n_rows) {
+        uint64_t moved = td_clock_now_ns();
+
         s = td_shard_step(node->shard, step, result, err);
+        learn_overlap(node, step, td_clock_now_ns() - moved);
+    }
     result->is_complete = true;
     result->number = step->number;
     s = s ? s : join_moves(node, result, err);
@@ -473,8 +502,12 @@ static enum td_status begin_turn(struct td_node *node, const struct td_step *ste
     enum td_status s = TD_OK;
 
     if (step->kind == TD_STEP_RUN) {
+        uint64_t moved;
+
         s = move_blocks(node, step, err);
+        moved = td_clock_now_ns();
         s = s ? s : td_shard_front(node->shard, step, err);
+        learn_overlap(node, step, td_clock_now_ns() - moved);
     }
     node->run_ns += td_clock_now_ns() - start;
     return s;
@@ -543,6 +576,7 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step,
     enum td_status s = TD_OK;
 
     *result = (struct td_step_result){0};
+    step->n_first = td_overlapchoice_first_rows(&node->overlap, step->n_rows);
     if (bytes > node->wire_bytes - sizeof bytes)
         return td_err_set(err, TD_TOO_LARGE, "a step of %llu bytes: expected at most %zu",
                           (unsigned long long)bytes, node->wire_bytes - sizeof bytes);

@@ -6,6 +6,7 @@
 
 #include "comm/comm.h"
 #include "daemon/engine/draftmodel.h"
+#include "daemon/engine/overlapchoice.h"
 #include "daemon/engine/sumchoice.h"
 #include "kernels/cpu/cores.h"
 #include "kernels/kern.h"
@@ -34,7 +35,8 @@ struct td_node_params {
     const char *isa;    /* as td_kern_cpu_params has it */
     struct td_sumchoice_params sums;
     enum td_exchange_dtype exchange;
-    uint64_t memory_bytes; /* cap; 0: the machine's share */
+    enum td_overlap_mode overlap; /* rank 0's counts */
+    uint64_t memory_bytes;        /* cap; 0: the machine's share */
     td_weights_progress_fn *progress;
     void *user;
 };
@@ -64,7 +66,10 @@ struct td_node {
     struct td_node_facts facts;
     bool owns_cores; /* every thread has a core of its own: spinning harms nobody */
     struct td_cores_share cores;
-    uint64_t spin_ns; /* how long the device's threads spin on after a step */
+    cpu_set_t
+        sum_cpus; /* for exchanges beside the device's threads: theirs, where they have seats */
+    struct td_overlapchoice overlap; /* rank 0: which steps are computed in two parts */
+    uint64_t spin_ns;                /* how long the device's threads spin on after a step */
     struct td_node_params params;
     struct td_step step;                /* follower's */
     struct td_move_result *moves;       /* [pp] of the steps under way, by number */
@@ -108,7 +113,7 @@ void td_node_close(struct td_node *node);
 /* `status` of this rank becomes the group's: if any rank failed, all get that rank's error. */
 enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err);
 
-/* Rank 0: sends the step to all and runs it, or, in a pipeline, its first part. Where *result says that a step is complete, it is of
+/* Rank 0: says whether the step is computed in two parts, sends it to all and runs it, or, in a pipeline, its first stage. Where *result says that a step is complete, it is of
  * that step; in a pipeline so many turns later as there are other stages, each with a step that begins or with TD_STEP_FLUSH. */
 enum td_status td_node_lead(struct td_node *node, struct td_step *step,
                             struct td_step_result *result, struct td_err *err);

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Neighbouring rows of a step that go through the layers together: all, or those before or after the step's cut. */
+/* Neighbouring rows of a step that go through the layers together: all, or those of one part. */
 struct rows {
     uint32_t n;
     float *x, *sum;   /* [n x d_model] */
@@ -22,8 +22,8 @@ struct pass {
     const struct td_step *step;
     uint32_t n;                /* rows */
     uint32_t n_logits, n_tops; /* that want their logits, and the largest of them */
-    struct rows rows[2];
-    uint32_t n_parts;          /* of the step: 1 or 2 */
+    struct rows rows[TD_STEP_MAX_PARTS];
+    uint32_t n_parts;          /* of the step */
     struct td_sumthread *sums; /* that brings sums together meanwhile; NULL: they are waited for */
     struct td_err *err;
 };
@@ -46,10 +46,10 @@ static enum td_status prepare_rows(struct pass *p)
     if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
         return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows,
                           plan->max_batched_tokens);
-    if (step->n_first && step->n_first >= step->n_rows)
+    if (td_step_n_parts(step->n_rows, step->part_rows) == UINT32_MAX)
         return td_err_set(p->err, TD_INVALID,
-                          "a step of %u rows with %u in its first part: expected fewer",
-                          step->n_rows, step->n_first);
+                          "a step of %u rows cut after every %u: expected 2 to %d parts",
+                          step->n_rows, step->part_rows, TD_STEP_MAX_PARTS);
     p->n_logits = td_step_n_want(step, TD_WANT_LOGITS);
     p->n_tops = td_step_n_want(step, TD_WANT_TOP);
     if (p->n_logits + p->n_tops > plan->max_num_seqs)
@@ -337,24 +337,25 @@ static struct rows rows_from(const struct pass *p, uint32_t first, uint32_t n)
         .kv = {s->rows.position + first, s->rows.first_block + first, p->step->table}};
 }
 
-/* A step in two parts needs ranks to exchange with; without a thread for that, each sum is waited for, in the same order. */
+/* A step in parts needs ranks to exchange with; without a thread for that, each sum is waited for, in the same order. */
 static void cut_rows(struct pass *p)
 {
     struct td_shard *s = p->s;
-    uint32_t n_first = s->p.plan->tp > 1 ? p->step->n_first : 0;
+    uint32_t each = s->p.plan->tp > 1 ? p->step->part_rows : 0;
 
-    p->n_parts = n_first ? 2 : 1;
-    p->rows[0] = rows_from(p, 0, n_first ? n_first : p->n);
-    if (!n_first)
+    p->n_parts = td_step_n_parts(p->n, each);
+    each = each ? each : p->n;
+    for (uint32_t k = 0; k < p->n_parts; k++)
+        p->rows[k] = rows_from(p, k * each, k + 1 < p->n_parts ? each : p->n - k * each);
+    if (p->n_parts == 1)
         return;
-    p->rows[1] = rows_from(p, n_first, p->n - n_first);
     if (!s->sums)
         (void)td_sumthread_open(s->tp, s->p.sum_cpus, &s->sums, NULL);
     p->sums = s->sums;
 }
 
-/* In two parts, the first one goes before the second in every layer: rows of the same sequence attend to its keys and values of
- * that layer, and the sums of all ranks come in one order. */
+/* Parts go one after the other in every layer: rows of the same sequence attend to keys and values of that layer that came with an
+ * earlier part, and the sums of all ranks come in one order. */
 static enum td_status layers(struct pass *p)
 {
     struct td_shard *s = p->s;

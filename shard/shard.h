@@ -22,7 +22,7 @@ struct td_shard_params {
     const struct td_plan *plan;        /* borrows until close; equal on all ranks */
     struct td_kern *kern;              /* borrows */
     struct td_comm *world;             /* borrows; its rank is the plan's rank */
-    /* Hardware threads for the exchanges of a step in two parts, borrows until close; NULL: those of the compute thread. */
+    /* Hardware threads for the exchanges of a step in parts, borrows until close; NULL: those of the compute thread. */
     const cpu_set_t *sum_cpus;
     const char *offload_dir;          /* borrows; NULL where the plan has no slots in a file */
     td_weights_progress_fn *progress; /* may be NULL */
@@ -36,8 +36,8 @@ void td_shard_close(struct td_shard *shard); /* NULL is legal */
 
 /* Runs one TD_STEP_RUN step on every rank, from its beginning to its end. *result is rank 0's, borrowed until the next step; no
  * logits elsewhere. At most max_num_seqs rows may want something. Not while other steps are in the pipeline.
- * With tensor parallelism a step with n_first is computed in two parts, each layer's first part before its second, whose sums
- * travel on a thread of their own meanwhile; its bits are the same. */
+ * With tensor parallelism a step with part_rows is computed in parts, which take turns in every layer; while others are computed the
+ * sums of one travel on a thread of their own. Its bits are the same. */
 enum td_status td_shard_step(struct td_shard *shard, const struct td_step *step,
                              struct td_step_result *result, struct td_err *err);
 

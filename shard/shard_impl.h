@@ -5,7 +5,7 @@
 #include "comm/sumthread.h"
 #include "shard/shard.h"
 
-/* Buffers of one step; n is at most max_batched_tokens. All in one allocation. A step in two parts uses x, sum, angles, parts and
+/* Buffers of one step; n is at most max_batched_tokens. All in one allocation. A step in parts uses x, sum, angles, parts and
  * all_parts one behind the other, each part of the step as if it had buffers of that many rows, and the others by turns. */
 struct td_shard_buffers {
     float *x;         /* [n x d_model] residual stream */
@@ -44,7 +44,7 @@ struct td_shard {
     uint32_t rank;
     const struct td_plan_rank *me;
     struct td_comm *tp;        /* ranks of this stage; data */
-    struct td_sumthread *sums; /* of `tp`; NULL before the first step in two parts */
+    struct td_sumthread *sums; /* of `tp`; NULL before the first step in parts */
     struct td_comm *pipe;      /* all ranks; rows between stages; NULL for one stage */
     struct td_weights weights;
     struct td_kv kv;

@@ -6,7 +6,7 @@
 
 /* The encoded form, all fields little-endian:
  *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
- *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves   52 u32 n_first
+ *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves   52 u32 part_rows
  * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows}, n_table
  * block ids and n_moves moves {kind, from, to}, u32 each. */
 enum { HEAD_BYTES = 56, ROW_BYTES = 16, SEQ_BYTES = 16, BLOCK_BYTES = 4, MOVE_BYTES = 12 };
@@ -79,7 +79,7 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->hash = 0;
     step->n_submits_seen = 0;
     step->n_top = 0;
-    step->n_first = 0;
+    step->part_rows = 0;
     step->n_rows = 0;
     step->n_seqs = 0;
     step->n_table = 0;
@@ -143,6 +143,15 @@ bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t fro
     return true;
 }
 
+uint32_t td_step_n_parts(uint32_t n_rows, uint32_t part_rows)
+{
+    if (part_rows == 0)
+        return 1;
+    return part_rows < n_rows && (n_rows - 1) / part_rows < TD_STEP_MAX_PARTS
+               ? (n_rows - 1) / part_rows + 1
+               : UINT32_MAX;
+}
+
 uint32_t td_step_n_want(const struct td_step *step, enum td_want want)
 {
     uint32_t n = 0;
@@ -182,7 +191,7 @@ void td_step_encode(struct td_step *step, void *out)
     put32(&at, step->n_table);
     put32(&at, step->n_top);
     put32(&at, step->n_moves);
-    put32(&at, step->n_first);
+    put32(&at, step->part_rows);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         put32(&at, step->rows[i].token);
         put32(&at, step->rows[i].position);
@@ -216,7 +225,7 @@ struct head {
     uint32_t n_seqs;
     uint32_t n_table;
     uint32_t n_moves;
-    uint32_t n_first;
+    uint32_t part_rows;
 };
 
 static enum td_status check_cap(const char *what, uint32_t n, uint32_t cap, struct td_err *err)
@@ -246,7 +255,7 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_table = get32(in + 40),
                        .n_top = get32(in + 44),
                        .n_moves = get32(in + 48),
-                       .n_first = get32(in + 52)};
+                       .part_rows = get32(in + 52)};
     if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_FLUSH)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
                           TD_STEP_RUN, TD_STEP_FLUSH);
@@ -275,10 +284,10 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
             "step of kind %u has %u rows, %u sequences, %u blocks, %u moves and n_top "
             "%u, expected none",
             h->kind, h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_top);
-    if (h->n_first && h->n_first >= h->n_rows)
+    if (td_step_n_parts(h->n_rows, h->part_rows) == UINT32_MAX)
         return td_err_set(err, TD_PEER_PROTOCOL,
-                          "step of %u rows has %u in its first part, expected fewer", h->n_rows,
-                          h->n_first);
+                          "step of %u rows is cut after every %u, expected 2 to %d parts",
+                          h->n_rows, h->part_rows, TD_STEP_MAX_PARTS);
     return TD_OK;
 }
 
@@ -379,7 +388,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     step->n_seqs = h.n_seqs;
     step->n_table = h.n_table;
     step->n_moves = h.n_moves;
-    step->n_first = h.n_first;
+    step->part_rows = h.part_rows;
     for (uint32_t i = 0; i < h.n_rows; i++, rows += ROW_BYTES)
         step->rows[i] = (struct td_step_row){.token = get32(rows),
                                              .position = get32(rows + 4),

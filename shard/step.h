@@ -37,7 +37,7 @@ enum td_move_kind {
     TD_MOVE_IN,
     TD_MOVE_DOWN /* slot to slot */
 };
-enum { TD_STEP_MAX_MOVES = 2048 };
+enum { TD_STEP_MAX_MOVES = 2048, TD_STEP_MAX_PARTS = 4 };
 
 struct td_step_move {
     uint32_t kind; /* enum td_move_kind */
@@ -55,8 +55,9 @@ struct td_step {
     uint64_t
         n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
     uint32_t n_top; /* for TD_WANT_TOP: 1 to TD_TOP_MAX; 0 without such rows */
-    /* Rows of the first of two parts, where the sums of one part travel while the other is computed; below n_rows. 0: in one. */
-    uint32_t n_first;
+    /* Rows of each part but the last, which has the rest, where a step is computed in several so that the sums of some travel while
+     * others are computed; 2 to TD_STEP_MAX_PARTS come of it. 0: in one. */
+    uint32_t part_rows;
     uint32_t n_rows, n_seqs, n_table, n_moves;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */
@@ -82,6 +83,8 @@ bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, en
 bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t n_top);
 /* False when there are TD_STEP_MAX_MOVES already. */
 bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to);
+/* How many parts a step of n_rows has; UINT32_MAX where part_rows is none that such a step may have. */
+uint32_t td_step_n_parts(uint32_t n_rows, uint32_t part_rows);
 uint32_t td_step_n_want(const struct td_step *step, enum td_want want); /* rows that want it */
 
 /* What became of a step's moves, on all ranks together. */

@@ -5,8 +5,7 @@
 
 enum {
     WARM_UP_STEPS = 4,
-    MOST_TRIALS =
-        TD_OVERLAPCHOICE_WARM_UPS + TD_OVERLAPCHOICE_TRIALS /* a prompt is a step or more */
+    MOST_TRIALS = TD_OVERLAPCHOICE_MOST_STEPS /* a prompt is a step or more */
 };
 
 /* A sequence: its run of b->blocks. */
@@ -193,7 +192,7 @@ enum td_status td_bench_run_load(struct td_bench *b, double *pack, double *first
     return s;
 }
 
-/* Prompts until rank 0 has found out whether their steps are computed in two parts. */
+/* Prompts until rank 0 has found out into how many parts their steps are cut. */
 static enum td_status settle(struct td_bench *b, struct sequence seq)
 {
     const struct td_node *node = &b->spmd->node;

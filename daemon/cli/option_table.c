@@ -95,10 +95,9 @@ static const struct td_option table[] = {
          "on the layout"},
     {"overlap", NULL, NULL, TD_OPTION_ENUM, AT(overlap), GROUP | SCALE | TD_FOR_WORKER,
      .values = overlaps, .preset = "auto",
-     .help = "compute a step in two halves, so that the sums of one travel while the other is "
+     .help = "compute a step in two or four parts, so that the sums of one travel while others are "
              "computed, with the same bits; auto: where ranks exchange messages, for steps of 64 "
-             "rows and more, as was faster when both ways were tried; on: every step of two rows "
-             "and more"},
+             "rows and more, as was fastest when tried; on: every step of two rows and more"},
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa),
      GROUP | SCALE | TD_FOR_WORKER | TD_FOR_DOCTOR, .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},

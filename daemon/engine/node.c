@@ -231,7 +231,7 @@ static enum td_status choose_sums(struct td_node *node, struct td_err *err)
     return s;
 }
 
-/* Which steps rank 0 cuts in two. */
+/* Which steps rank 0 cuts into parts. */
 static void open_overlap(struct td_node *node)
 {
     bool leads = td_comm_rank(node->world) == 0;
@@ -244,11 +244,19 @@ static void open_overlap(struct td_node *node)
 static void learn_overlap(struct td_node *node, const struct td_step *step, uint64_t ns)
 {
     const struct td_overlapchoice_class *c =
-        td_overlapchoice_learn(&node->overlap, step->n_rows, step->n_first, ns);
+        td_overlapchoice_learn(&node->overlap, step->n_rows, ns);
+    char line[160] = "";
+    size_t at = 0;
 
-    if (c)
-        td_log_debug("overlap rows=%u choice=%s whole=%.1fus cut=%.1fus per row", step->n_rows,
-                     c->cuts ? "on" : "off", (double)c->whole_ps * 1e-6, (double)c->cut_ps * 1e-6);
+    if (!c)
+        return;
+    for (uint32_t w = 0; w < TD_N_OVERLAP_WAYS && at < sizeof line; w++)
+        if (c->typical_ps[w])
+            at += (size_t)snprintf(line + at, sizeof line - at, " %s=%.1fus",
+                                   td_overlapchoice_name((enum td_overlap_way)w),
+                                   (double)c->typical_ps[w] * 1e-6);
+    td_log_debug("overlap rows=%u choice=%s%s per row", step->n_rows,
+                 td_overlapchoice_name(c->best), line);
 }
 
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
@@ -576,7 +584,7 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step,
     enum td_status s = TD_OK;
 
     *result = (struct td_step_result){0};
-    step->n_first = td_overlapchoice_first_rows(&node->overlap, step->n_rows);
+    step->part_rows = td_overlapchoice_part_rows(&node->overlap, step->n_rows);
     if (bytes > node->wire_bytes - sizeof bytes)
         return td_err_set(err, TD_TOO_LARGE, "a step of %llu bytes: expected at most %zu",
                           (unsigned long long)bytes, node->wire_bytes - sizeof bytes);

@@ -68,7 +68,7 @@ struct td_node {
     struct td_cores_share cores;
     cpu_set_t
         sum_cpus; /* for exchanges beside the device's threads: theirs, where they have seats */
-    struct td_overlapchoice overlap; /* rank 0: which steps are computed in two parts */
+    struct td_overlapchoice overlap; /* rank 0: into how many parts steps are cut */
     uint64_t spin_ns;                /* how long the device's threads spin on after a step */
     struct td_node_params params;
     struct td_step step;                /* follower's */
@@ -113,7 +113,7 @@ void td_node_close(struct td_node *node);
 /* `status` of this rank becomes the group's: if any rank failed, all get that rank's error. */
 enum td_status td_node_agree(struct td_comm *world, enum td_status status, struct td_err *err);
 
-/* Rank 0: says whether the step is computed in two parts, sends it to all and runs it, or, in a pipeline, its first stage. Where *result says that a step is complete, it is of
+/* Rank 0: says into how many parts the step is cut, sends it to all and runs it, or, in a pipeline, its first stage. Where *result says that a step is complete, it is of
  * that step; in a pipeline so many turns later as there are other stages, each with a step that begins or with TD_STEP_FLUSH. */
 enum td_status td_node_lead(struct td_node *node, struct td_step *step,
                             struct td_step_result *result, struct td_err *err);

@@ -27,7 +27,9 @@ static void check_step(const struct td_step *step)
     }
     FUZZ_CHECK(row == step->n_rows);
     FUZZ_CHECK(td_step_n_want(step, TD_WANT_LOGITS) <= step->n_rows);
-    FUZZ_CHECK(step->n_first == 0 || step->n_first < step->n_rows);
+    FUZZ_CHECK(step->part_rows == 0 ||
+               (step->part_rows < step->n_rows &&
+                (uint64_t)step->part_rows * TD_STEP_MAX_PARTS >= step->n_rows));
     FUZZ_CHECK(step->n_top <= TD_TOP_MAX);
     FUZZ_CHECK(td_step_n_want(step, TD_WANT_TOP) == 0 || step->n_top > 0);
 }

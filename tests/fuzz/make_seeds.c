@@ -226,7 +226,7 @@ static void steps(void)
     need(td_step_add_row(&step, 9, 0, TD_WANT_LOGITS), "a row");
     need(td_step_add_top_row(&step, 9, 1, 40), "a row");
     save_step("run", &step);
-    step.n_first = 2;
+    step.part_rows = 2;
     save_step("cut", &step);
     td_step_reset(&step, TD_STEP_STOP, 8);
     save_step("stop", &step);

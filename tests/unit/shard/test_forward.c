@@ -248,7 +248,7 @@ struct script {
     enum transport transport;
     bool is_timed;    /* in virtual time */
     uint64_t lost_ns; /* in it, when the victim is lost; 0: before a step */
-    bool is_cut;      /* steps with two rows or more go in two parts */
+    bool is_cut;      /* steps with two rows or more go in two to four parts */
 };
 
 static void begin_step(struct script *s)
@@ -331,7 +331,9 @@ static void steps_mixed(struct script *s)
         if (begun && s->is_cut) {
             struct td_step *step = &s->step[s->n_steps - 1];
 
-            step->n_first = step->n_rows > 1 ? 1 + rnd() % (step->n_rows - 1) : 0;
+            step->part_rows = step->n_rows > 1 ? (step->n_rows + 3) / 4 +
+                                                     rnd() % (step->n_rows - (step->n_rows + 3) / 4)
+                                               : 0;
         }
     }
     s->some_top = false;
@@ -644,7 +646,7 @@ static void check_bytes(const struct layout *layout, const struct rank *ranks)
     assert_int_equal(held, ranks[0].plan->model_bytes);
 }
 
-/* Every layout over the transport against one rank of ref.c, token by token; in every step of several rows, if so asked, two
+/* Every layout over the transport against one rank of ref.c, token by token; in every step of several rows, if so asked, two to four
  * parts. */
 static void check_layouts(uint64_t first_seed, enum transport transport, bool is_cut)
 {
@@ -701,7 +703,7 @@ static void test_forward_gives_equal_logits_in_every_layout_batch_and_isa(void *
     check_layouts(20240501, SIM, false);
 }
 
-static void test_forward_gives_equal_logits_in_two_parts(void **state)
+static void test_forward_gives_equal_logits_in_parts(void **state)
 {
     (void)state;
     for (enum transport t = 0; t < N_TRANSPORTS; t++)
@@ -772,8 +774,8 @@ static void test_forward_ends_on_every_rank_when_one_is_lost(void **state)
     free(logits);
 }
 
-/* At many moments of a few steps in two parts; most of them lie inside of the sums. */
-static void test_forward_in_two_parts_ends_on_every_rank_when_one_is_lost(void **state)
+/* At many moments of a few steps in parts; most of them lie inside of the sums. */
+static void test_forward_in_parts_ends_on_every_rank_when_one_is_lost(void **state)
 {
     enum { N_MOMENTS = 40 };
     static struct script script;
@@ -813,7 +815,7 @@ static void test_forward_in_two_parts_ends_on_every_rank_when_one_is_lost(void *
 }
 
 /* Two sums per layer and part. */
-static void test_forward_exchanges_in_two_parts_what_the_step_says(void **state)
+static void test_forward_exchanges_in_parts_what_the_step_says(void **state)
 {
     static struct script script;
     const struct shape *shape = &SHAPES[1];
@@ -828,15 +830,15 @@ static void test_forward_exchanges_in_two_parts_what_the_step_says(void **state)
     begin_step(&script);
     add_rows(&script, 1, 0, 20);
     for (uint32_t l = 1; l < 4; l++) {
-        script.step[0].n_first = 0;
+        script.step[0].part_rows = 0;
         run_group(shape, &model, &LAYOUTS[l], &script, 1, TD_F16, NULL, NULL, UINT32_MAX, ranks);
         n_whole = ranks[0].stats.n_exchanges;
         free_plans(ranks, LAYOUTS[l].n);
-        script.step[0].n_first = 7;
+        script.step[0].part_rows = 7;
         run_group(shape, &model, &LAYOUTS[l], &script, 1, TD_F16, NULL, NULL, UINT32_MAX, ranks);
         for (uint32_t i = 0; i < LAYOUTS[l].n; i++)
             assert_int_equal(ranks[i].status, TD_OK);
-        assert_int_equal(ranks[0].stats.n_exchanges, n_whole + 2 * shape->n_layers);
+        assert_int_equal(ranks[0].stats.n_exchanges, n_whole + 2 * 2 * shape->n_layers);
         free_plans(ranks, LAYOUTS[l].n);
     }
     drop_steps(&script);
@@ -908,10 +910,10 @@ static void test_forward_refuses_a_bad_step_and_goes_on(void **state)
     assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* no such token */
     assert_non_null(strstr(err.cause, "token 40"));
     step.rows[0].token = 1;
-    step.n_first = 1;
+    step.part_rows = 1;
     assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* nothing behind */
-    assert_non_null(strstr(err.cause, "1 in its first part"));
-    step.n_first = 0;
+    assert_non_null(strstr(err.cause, "cut after every 1"));
+    step.part_rows = 0;
     step.rows[0].position = BLOCK_TOKENS;
     assert_int_equal(td_shard_step(shard, &step, &result, &err), TD_INVALID); /* past its blocks */
     step.rows[0].position = 0;
@@ -947,11 +949,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forward_gives_equal_logits_in_every_layout_batch_and_isa),
-        cmocka_unit_test(test_forward_gives_equal_logits_in_two_parts),
+        cmocka_unit_test(test_forward_gives_equal_logits_in_parts),
         cmocka_unit_test(test_forward_sends_for_one_row_what_the_plan_says),
         cmocka_unit_test(test_forward_ends_on_every_rank_when_one_is_lost),
-        cmocka_unit_test(test_forward_in_two_parts_ends_on_every_rank_when_one_is_lost),
-        cmocka_unit_test(test_forward_exchanges_in_two_parts_what_the_step_says),
+        cmocka_unit_test(test_forward_in_parts_ends_on_every_rank_when_one_is_lost),
+        cmocka_unit_test(test_forward_exchanges_in_parts_what_the_step_says),
         cmocka_unit_test(test_forward_refuses_heads_wider_than_the_device_has_when_it_opens),
         cmocka_unit_test(test_forward_refuses_a_bad_step_and_goes_on),
     };

@@ -21,7 +21,7 @@ enum {
     AT_N_TABLE = 40,
     AT_N_TOP = 44,
     AT_N_MOVES = 48,
-    AT_N_FIRST = 52,
+    AT_PART_ROWS = 52,
     HEAD = 56
 };
 
@@ -56,7 +56,7 @@ static void fill(struct td_step *step)
     assert_true(td_step_add_move(step, TD_MOVE_DOWN, 3, 8));
     assert_true(td_step_add_move(step, TD_MOVE_OUT, 1, 3));
     step->n_submits_seen = 12;
-    step->n_first = 3;
+    step->part_rows = 3;
 }
 
 static void assert_same(const struct td_step *a, const struct td_step *b)
@@ -65,7 +65,7 @@ static void assert_same(const struct td_step *a, const struct td_step *b)
     assert_true(a->number == b->number && a->hash == b->hash &&
                 a->n_submits_seen == b->n_submits_seen);
     assert_int_equal(a->n_top, b->n_top);
-    assert_int_equal(a->n_first, b->n_first);
+    assert_int_equal(a->part_rows, b->part_rows);
     assert_int_equal(a->n_rows, b->n_rows);
     assert_int_equal(a->n_seqs, b->n_seqs);
     assert_int_equal(a->n_table, b->n_table);
@@ -153,6 +153,25 @@ static void test_step_add_refuses_past_the_caps(void **state)
     td_step_close(&step);
 }
 
+/* Every cut of steps that are short enough to list the parts one by one. */
+static void test_step_has_as_many_parts_as_its_rows_fill(void **state)
+{
+    (void)state;
+    for (uint32_t rows = 0; rows < 40; rows++) {
+        assert_int_equal(td_step_n_parts(rows, 0), 1);
+        for (uint32_t each = 1; each < 45; each++) {
+            uint32_t n = 0;
+
+            for (uint32_t left = rows; left; left -= left < each ? left : each)
+                n++;
+            assert_int_equal(td_step_n_parts(rows, each),
+                             n >= 2 && n <= TD_STEP_MAX_PARTS ? n : UINT32_MAX);
+        }
+    }
+    assert_int_equal(td_step_n_parts(UINT32_MAX, 1u << 30), 4);
+    assert_int_equal(td_step_n_parts(UINT32_MAX, (1u << 30) - 1), UINT32_MAX);
+}
+
 static void test_step_survives_encode_and_decode(void **state)
 {
     struct td_step a;
@@ -221,8 +240,8 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
         {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "2049 moves, at most 2048"},
         {AT_N_MOVES, 1, "expected 184 for 4 rows"},
-        {AT_N_FIRST, 4, "4 rows has 4 in its first part, expected fewer"},
-        {AT_N_FIRST, UINT32_MAX, "4 rows has 4294967295 in its first part, expected fewer"},
+        {AT_PART_ROWS, 4, "4 rows is cut after every 4, expected 2 to 4 parts"},
+        {AT_PART_ROWS, UINT32_MAX, "4 rows is cut after every 4294967295"},
         {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
         {MOVE + 12, 4, "move 1 is of kind 4, expected 1 to 3"},
         {AT_N_TOP, TD_TOP_MAX + 1, "the 65 largest logits, expected at most 64"},
@@ -439,6 +458,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_step_adds_sequences_and_rows_in_order),
         cmocka_unit_test(test_step_add_refuses_past_the_caps),
+        cmocka_unit_test(test_step_has_as_many_parts_as_its_rows_fill),
         cmocka_unit_test(test_step_survives_encode_and_decode),
         cmocka_unit_test(test_step_encoding_is_little_endian_on_any_host),
         cmocka_unit_test(test_step_decode_names_what_is_wrong),

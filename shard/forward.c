@@ -4,6 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+_Static_assert((int)TD_STEP_MAX_PARTS <= (int)TD_SUMTHREAD_DEPTH,
+               "a sum of each part is under way");
+
 /* Neighbouring rows of a step that go through the layers together: all, or those of one part. */
 struct rows {
     uint32_t n;

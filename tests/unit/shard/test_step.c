@@ -406,6 +406,7 @@ static void assert_sound(const struct td_step *step)
     }
     assert_int_equal(row, step->n_rows);
     assert_true(step->n_top <= TD_TOP_MAX);
+    assert_true(td_step_n_parts(step->n_rows, step->part_rows) <= TD_STEP_MAX_PARTS);
 }
 
 /* Words replaced at random with small and extreme values, hash made right: refused, or sound. */

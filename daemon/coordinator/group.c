@@ -22,7 +22,9 @@ static enum td_status send_to(struct td_coord *c, struct member *m,
     message->cookie = m->cookie;
     s = m->stream ? td_rpc_pack(&message->base, &c->packed, err)
                   : td_err_set(err, TD_PEER_LOST, "rank %u is not attached", m->public.rank);
-    return s ? s : td_grpc_stream_send(m->stream, td_bytes_str(&c->packed), err);
+    s = s ? s : td_grpc_stream_send(m->stream, td_bytes_str(&c->packed), err);
+    /* Its stream is about to end: nobody has cancelled what was to be sent. */
+    return s == TD_CANCELLED ? td_err_set(err, TD_PEER_LOST, "rank %u is lost", m->public.rank) : s;
 }
 
 #define MESSAGE(name)                                                                              \

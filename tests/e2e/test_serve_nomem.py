@@ -91,6 +91,16 @@ def ask(s, kind):
         return 0, True
 
 
+def answers(s):
+    """Whether a request gets the answer that it must have."""
+    try:
+        r = s.post("/v1/completions", {"model": NAME, "prompt": PROMPT, "max_tokens": 8, "temperature": 0}, 20)
+    except (OSError, http.client.HTTPException):
+        return False
+    assert r.status == 503 or r.json()["choices"][0]["text"] == s.expected
+    return r.status == 200
+
+
 KINDS = [whole, streamed, looked_at("/v1/models"), looked_at("/metrics"), looked_at("/status")]
 
 
@@ -103,7 +113,8 @@ def test_the_server_goes_on_when_an_allocation_fails(faulty, kind, n):
     assert kind(s) == (200, True)
     total = s.seen() - before
     assert total > 5
-    places = sorted({*range(1, 13), *range(13, total + 10, max(1, total // 40))}) if n == 1 else range(1, total + 10, 1 + total // 12)
+    first, step = (13, max(1, total // 40)) if n == 1 else (1, 1 + total // 12)
+    places = sorted({*range(1, first), *range(first, total + 10, step)})
     statuses = {}
     fired = 0
     for k in places:
@@ -115,8 +126,8 @@ def test_the_server_goes_on_when_an_allocation_fails(faulty, kind, n):
         assert status in (0, 200, 429, 500, 503), f"allocation {k} of {total}: {status}"
         statuses[status] = statuses.get(status, 0) + 1
         # Where a message of the control stream is lost, so is the group, which comes back.
-        s.wait_ready(30)
+        if n > 1 or status != 200:
+            wait_until(lambda: f"an answer; the log:\n{s.log()[-3000:]}", lambda: answers(s), 30, 0.1)
     assert fired >= len(places) // 2, statuses
-    assert s.complete(PROMPT, max_tokens=8, temperature=0)["text"] == s.expected
-    assert s.p.pid == pid and not re.search(r"Assertion|abort", s.log())
+    assert answers(s) and s.p.pid == pid and not re.search(r"Assertion|abort", s.log())
     wait_until("nothing is left open", lambda: s.group()["n_open"] == 0)

@@ -10,6 +10,9 @@
 #include <string.h>
 
 static const uint64_t LEAVE_LIMIT_NS = 5000000000u;
+/* Of one exchange inside a step. Far beyond what a step takes anywhere: it ends ranks whose peer died under a launcher that leaves
+ * them alone. */
+static const uint64_t OP_LIMIT_NS = 600000000000u;
 static const double GIB = 1 << 30;
 
 static void show_load(size_t done, size_t total, void *user)
@@ -164,6 +167,8 @@ enum td_status td_spmd_load(struct td_spmd *s, const struct td_options *opts, st
     if (!st && opts->speculative_model)
         st = reserve_draft(s, opts, &w.params, err);
     st = st ? st : td_node_load(&s->node, &w.params, NULL, opts->speculative_model, err);
+    if (!st)
+        td_shard_set_deadline(s->node.shard, OP_LIMIT_NS);
     s->pack_ns = td_clock_now_ns() - start;
     close_wish(&w);
     return st;

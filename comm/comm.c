@@ -23,6 +23,8 @@ enum td_status td_comm_world_init(struct td_comm_world *world,
     world->n_groups = 0;
     world->spin_ns = 0;
     atomic_init(&world->failed, TD_OK);
+    atomic_init(&world->op_now, NULL);
+    atomic_init(&world->n_begun, 0);
     if (!world->hosts || !world->local) {
         td_comm_world_deinit(world);
         return td_err_set(err, TD_NO_MEMORY, "no memory for a world of %u ranks", size);
@@ -178,6 +180,14 @@ void td_comm_stats(const struct td_comm *comm, struct td_comm_stats *out)
     *out = comm->stats;
     out->wait_ns = comm->world->transport->now_ns ? comm->inside
                                                   : td_ticks_ns(&comm->ticks_base, comm->inside);
+}
+
+void td_comm_look_at(const struct td_comm *comm, struct td_comm_at *out)
+{
+    const struct td_comm_world *world = comm->world;
+
+    out->op = atomic_load_explicit(&world->op_now, memory_order_relaxed);
+    out->n_begun = atomic_load_explicit(&world->n_begun, memory_order_relaxed);
 }
 
 void td_comm_stats_reset(struct td_comm *comm)
@@ -348,6 +358,10 @@ static enum td_status begin(struct td_comm *comm, const char *op, struct td_err 
     comm->op = op;
     if (atomic_load(&comm->world->failed) != TD_OK)
         return td_comm_report_failed(comm, err);
+    atomic_store_explicit(&comm->world->op_now, op, memory_order_relaxed);
+    atomic_store_explicit(&comm->world->n_begun,
+                          atomic_load_explicit(&comm->world->n_begun, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
     comm->start = now(comm);
     comm->deadline_ns = 0;
     if (comm->world->transport->now_ns)
@@ -360,6 +374,7 @@ static enum td_status finish(struct td_comm *comm, enum td_status status)
 {
     comm->stats.n_ops++;
     comm->inside += now(comm) - comm->start;
+    atomic_store_explicit(&comm->world->op_now, NULL, memory_order_relaxed);
     if (status != TD_OK) {
         td_comm_world_fail(comm->world, status);
         if (comm->world->shm)

@@ -54,6 +54,13 @@ uint32_t td_comm_size(const struct td_comm *comm);
 const char *td_comm_transport(const struct td_comm *comm);
 void td_comm_stats(const struct td_comm *comm, struct td_comm_stats *out);
 void td_comm_stats_reset(struct td_comm *comm);
+/* What a rank is at, as another thread sees it while the owner goes on. */
+struct td_comm_at {
+    const char *op;   /* "tree_sum", the operation it is in, static; NULL: in none */
+    uint64_t n_begun; /* operations so far, of all groups of this world */
+};
+/* Any thread; not after the close of `comm`. */
+void td_comm_look_at(const struct td_comm *comm, struct td_comm_at *out);
 /* How long one operation may wait for its peers; 0 means no limit. Default 0. */
 void td_comm_set_deadline(struct td_comm *comm, uint64_t op_limit_ns);
 /* How long a wait spins before it yields the core at every look, and a moment later sleeps until it is woken. 0 for ranks that

@@ -62,6 +62,9 @@ struct td_comm_world {
     uint32_t n_groups;     /* open ones */
     uint64_t spin_ns;      /* first value for its groups */
     atomic_int failed;     /* enum td_status; TD_OK while usable. Set once, by any thread */
+    /* For td_comm_look_at; written by the owner thread. */
+    _Atomic(const char *) op_now;
+    atomic_uint_fast64_t n_begun;
 };
 
 struct td_comm {

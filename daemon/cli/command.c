@@ -4,6 +4,7 @@
 
 #include "daemon/cli/help.h"
 #include "daemon/cli/version.h"
+#include "daemon/coordinator/keeper.h"
 #include "daemon/log.h"
 
 #include <stdio.h>
@@ -137,6 +138,8 @@ static int run_word(int argc, char **argv)
     } else if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) {
         td_version_print(stdout);
         return TD_EXIT_OK;
+    } else if (strcmp(word, TD_KEEPER_WORD) == 0 && argc == 3) { /* of a launch, not for people */
+        return td_keeper_run(argv[2]) ? TD_EXIT_OK : TD_EXIT_USAGE;
     } else if (strcmp(word, "--help-markdown") == 0) {
         td_help_markdown(stdout);
         return TD_EXIT_OK;

@@ -150,6 +150,13 @@ static const struct td_option table[] = {
      .help =
          "longest time from a request to the end of its answer, whatever its own timeout; 0: no "
          "limit"},
+    {"heartbeat-timeout", NULL, NULL, TD_OPTION_FLOAT, AT(heartbeat_timeout), TD_FOR_SERVE,
+     .metavar = "SECONDS", .low = 0.4, .high = 86400, .preset = "1",
+     .help = "silence after which a rank counts as lost and its group is relaunched; a rank whose "
+             "coordinator is silent for twice as long ends itself"},
+    {"state-dir", NULL, NULL, TD_OPTION_STRING, AT(state_dir), TD_FOR_SERVE, .metavar = "PATH",
+     .preset_note = "$XDG_STATE_HOME/tensord, or ~/.local/state/tensord",
+     .help = "folder of what outlives the server: reports on lost groups, the last 16 of them"},
     {"speculative-tokens", NULL, NULL, TD_OPTION_INT, AT(speculative_tokens),
      TD_FOR_SERVE | TD_FOR_GENERATE, .metavar = "N", .min = 0, .max = 15,
      .preset_note = "0; with --speculative-model 4",

@@ -147,6 +147,8 @@ struct td_options {
     int64_t max_concurrency_per_key;       /* 0: no limit */
     int64_t max_tokens_per_minute_per_key; /* 0: no limit */
     double request_timeout;                /* seconds; 0: none */
+    double heartbeat_timeout;              /* seconds */
+    const char *state_dir;                 /* NULL: chosen */
     int64_t max_step_stretch;
     int64_t speculative_tokens;
     const char *speculative_model; /* path of a draft model */

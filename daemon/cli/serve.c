@@ -9,6 +9,7 @@
 #include "daemon/cli/manager.h"
 #include "daemon/cli/rank.h"
 #include "daemon/cli/spmd.h"
+#include "daemon/cli/statedir.h"
 #include "daemon/coordinator/cluster_service.h"
 #include "daemon/coordinator/coord_metrics.h"
 #include "daemon/coordinator/drain_service.h"
@@ -54,6 +55,7 @@ struct server {
     char model[4096], draft[4096],
         offload_dir[4096]; /* absolute, since workers may run elsewhere */
     char ssl_ca[4096], ssl_cert[4096], ssl_key[4096]; /* the same, of the workers' TLS */
+    char state_dir[480];                              /* "": there is none */
     struct td_route_table *routes;
     struct td_grpc_serve_table *rpc; /* public */
     struct td_grpc_serve_table
@@ -188,8 +190,11 @@ static void on_launch_end(const struct td_launch_end *end, void *user)
     td_launch_describe(end, TD_PEER_LOST, &err);
     td_launch_close(s->launch);
     s->launch = NULL;
-    if (!s->stopping)
-        td_coord_launch_ended(s->coord, &err);
+    if (s->stopping)
+        return;
+    if (end->by_itself && end->term_signal)
+        td_coord_launcher_fell(s->coord, &err);
+    td_coord_launch_ended(s->coord, &err);
 }
 
 static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_ranks,
@@ -226,6 +231,7 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                                  .coordinator = s->dial_address,
                                  .cluster_key = {s->dial.key, s->dial.key_bytes},
                                  .generation = generation,
+                                 .keeper = "/proc/self/exe",
                                  .worker_args = args};
 
     while (args[n_args])
@@ -424,6 +430,8 @@ static enum td_status open_coord(struct server *s, struct td_err *err)
                                 .max_draft_tokens = (uint32_t)o->speculative_tokens,
                                 .max_stretch_percent = (uint32_t)o->max_step_stretch,
                                 .op_limit_ns = 60000000000u,
+                                .dead_ns = (uint64_t)(o->heartbeat_timeout * 1e9),
+                                .state_dir = s->state_dir[0] ? s->state_dir : NULL,
                                 .on_failed = on_group_failed,
                                 .user = s};
     struct td_spec any = {.dtype = TD_F16};
@@ -516,6 +524,19 @@ static void message_limits(const struct td_options *o, struct td_grpc_limits *li
     limits->max_streams = 1024;
 }
 
+/* Without one that was asked for, a server without a place for reports still serves. */
+static enum td_status open_state_dir(struct server *s, struct td_err *err)
+{
+    enum td_status st =
+        td_statedir_open(s->opts->state_dir, s->state_dir, sizeof s->state_dir, err);
+
+    if (st && !s->opts->state_dir) {
+        td_log_warn("no folder for reports error=\"%s\"", err->cause);
+        return TD_OK;
+    }
+    return st;
+}
+
 static enum td_status open_server(struct server *s, struct td_err *err)
 {
     const struct td_options *o = s->opts;
@@ -530,6 +551,7 @@ static enum td_status open_server(struct server *s, struct td_err *err)
     connection_limits(o, &conn);
     message_limits(o, &limits);
     raise_file_limit(conn.max_connections);
+    st = st ? st : open_state_dir(s, err);
     st = st ? st : choose_control_host(s, err);
     st = st ? st : td_metrics_open(&s->metrics, err);
     st = st ? st : td_credentials_count(&s->credentials, s->metrics, err);

@@ -1,7 +1,9 @@
 /* `tensord worker`: one rank of a group, started by mpirun (by hand, by Slurm or by serve), that dials in to a coordinator. */
 #include "daemon/cli/command.h"
 #include "daemon/cli/rank.h"
+#include "daemon/coordinator/launch.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/random.h>
@@ -14,6 +16,21 @@ static enum td_status read_dial(const struct td_options *opts, struct td_rank_di
     snprintf(dial->host, sizeof dial->host, "%s", opts->coordinator.host);
     dial->port = opts->coordinator.port;
     return opts->cluster_key_file ? td_rank_read_key(opts->cluster_key_file, dial, err) : TD_OK;
+}
+
+/* The compute thread may hang in MPI, and may hold stderr's lock: nothing of it is waited for or unwound, and a pipe that
+ * nobody reads takes no last words. */
+static void leave(const struct td_comm *world, const struct td_err *err)
+{
+    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
+    char why[600], text[700];
+    int n = snprintf(text, sizeof text, "tensord worker: rank %u: %s\n",
+                     world ? td_comm_rank(world) : 0, td_err_format(err, why, sizeof why));
+
+    if (poll(&out, 1, 0) == 1 && (out.revents & POLLOUT) &&
+        write(STDERR_FILENO, text, (size_t)n) < 0)
+        n = 0; /* the exit status tells it as well */
+    _exit(TD_EXIT_FAILURE);
 }
 
 /* A group that nobody numbered draws a number, so that the ranks of two jobs that dial in at once are told apart. */
@@ -36,6 +53,7 @@ int td_cmd_worker(const struct td_options *opts)
     enum td_status s = td_rank_open_world(&world, &err);
 
     signal(SIGPIPE, SIG_IGN);
+    td_launch_join();
     if (!s) {
         s = td_comm_rank(world) == 0 ? read_dial(opts, &dial, &err) : TD_OK;
         s = td_rank_share_dial(world, s, &dial, &err);
@@ -47,15 +65,8 @@ int td_cmd_worker(const struct td_options *opts)
         if (!s)
             uv_loop_close(&loop);
     }
-    if (s) {
-        char text[600];
-
-        /* The compute thread may hang in MPI: nothing of it is waited for or unwound. */
-        fprintf(stderr, "tensord worker: rank %u: %s\n", world ? td_comm_rank(world) : 0,
-                td_err_format(&err, text, sizeof text));
-        fflush(NULL);
-        _exit(TD_EXIT_FAILURE);
-    }
+    if (s)
+        leave(world, &err);
     td_comm_close(world);
     return TD_EXIT_OK;
 }

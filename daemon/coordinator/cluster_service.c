@@ -190,7 +190,7 @@ static void on_status(void *user, struct td_grpc_stream *s, struct td_str messag
         m.groups = groups;
         m.n_requests = st.n_requests;
         m.n_requests_failed = st.n_failed;
-        m.ready = td_coord_ready(service->coord);
+        m.ready = td_coord_is_well(service->coord);
         m.drain = st.drain.is_on ? fill_drain(&st, &drain) : NULL;
         answer(s, TD_OK, &m.base, &err);
     }

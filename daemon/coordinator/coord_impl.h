@@ -9,10 +9,13 @@
 #include "daemon/coordinator/coordinator.h"
 #include "daemon/coordinator/deadlines.h"
 #include "daemon/coordinator/endrate.h"
+#include "daemon/coordinator/flight.h"
 #include "daemon/coordinator/group.h"
 #include "daemon/coordinator/hosts.h"
 #include "daemon/coordinator/quota.h"
+#include "daemon/coordinator/stepwatch.h"
 #include "daemon/engine/ending.h"
+#include "daemon/engine/vigil.h"
 #include "daemon/engine/wire.h"
 
 enum { JOB_BUCKETS = 1024, MAX_READY_SUBSCRIBERS = 64, MAX_DRAIN_WAITERS = 16 };
@@ -49,6 +52,26 @@ struct member {
     struct td_grpc_stream *stream; /* NULL: not attached */
     uint64_t cookie;
     uint32_t generation; /* of its job, as it says */
+    struct td_vigil_peer peer;
+    struct td_stepwatch steps;
+};
+
+/* The stream of a rank that was told to die. */
+struct parting {
+    struct td_grpc_stream *stream; /* NULL: it has ended */
+    uint64_t cookie;
+    uint32_t rank;
+};
+
+/* How the present group ends, or the last one did. */
+struct td_farewell {
+    struct td_flight *flight; /* owned; NULL: nothing to report yet */
+    struct parting *partings; /* [n_partings] owned */
+    uint32_t n_partings;
+    uint64_t until_ns; /* their last words are waited for */
+    bool is_open;      /* some may still come */
+    bool stop_due;     /* then the launcher ends what is left */
+    bool is_due;       /* the report is to be written */
 };
 
 struct load_work;
@@ -82,7 +105,11 @@ struct td_coord {
     bool
         is_recovering; /* a group was ready, was lost, and another is to come: requests wait for it */
     bool stopping;
-    uint64_t last_tick_ns;
+    struct td_vigil vigil; /* over the ranks that are attached */
+    uint64_t last_ping_ns;
+    uint64_t fence_ns; /* no relaunch before: ranks out of reach end themselves until then */
+    bool suspects;     /* a rank has missed its beats */
+    struct td_farewell farewell;
 
     struct td_hosts *hosts;      /* NULL: no hostfile */
     uint32_t n_ranks;            /* of the present group */
@@ -151,6 +178,8 @@ void td_replay_forget(struct td_job *j); /* its end */
 /* group.c */
 enum td_status td_group_send_submit(struct td_coord *c, const struct td_request *r,
                                     struct td_err *err);
+enum td_status td_group_send(struct td_coord *c, struct member *m,
+                             td_wire_coordinator_message *message, struct td_err *err);
 void td_group_send_cancel(struct td_coord *c, uint64_t request_id);
 void td_group_send_pause(struct td_coord *c, uint64_t request_id);
 void td_group_send_resume(struct td_coord *c, uint64_t request_id);
@@ -164,8 +193,36 @@ enum td_status td_group_size(struct td_coord *c, uint32_t n, struct td_err *err)
 void td_group_lose(struct td_coord *c, const struct td_err *err);
 /* Launches the next generation: on the hosts that are left, with fewer ranks when there is no place for all. */
 enum td_status td_group_launch(struct td_coord *c, struct td_err *err);
+/* The rank that was lost first: its host may have to stand aside. `silent`: nothing of it was heard any more. */
+void td_group_blame(struct td_coord *c, const struct member *m, bool silent);
 /* Tells every worker to leave in order. */
 void td_group_shutdown(struct td_coord *c, const char *reason);
+
+/* groupwatch.c */
+/* Each tick: pings go out, silence is judged. */
+void td_group_watch(struct td_coord *c, uint64_t now_ns);
+/* What a heartbeat says of the rank's steps. May end the group. */
+void td_group_watch_steps(struct td_coord *c, struct member *m,
+                          const Tensord__Worker__V1__Heartbeat *h);
+
+/* farewell.c */
+/* The group is lost for `err`: its ranks are told to die, and their streams are no members' any more. */
+void td_farewell_begin(struct td_coord *c, const struct td_err *err);
+/* In the place of the launcher's stop: as soon as the ranks' last words are there, or their time is up. */
+void td_farewell_stop(struct td_coord *c);
+void td_farewell_tick(struct td_coord *c, uint64_t now_ns);
+void td_farewell_launch_ended(struct td_coord *c);
+/* Waits for nothing any more, writes what is due and frees. */
+void td_farewell_finish(struct td_coord *c);
+/* For the report, whenever it is noticed. */
+void td_farewell_blame(struct td_coord *c, uint32_t rank);
+void td_farewell_vanished(struct td_coord *c, uint32_t rank);
+void td_farewell_failed(struct td_coord *c, uint32_t rank, const Tensord__Worker__V1__Failed *m);
+void td_farewell_record(struct td_coord *c, uint32_t rank, const Tensord__Worker__V1__Flight *m);
+/* True when the stream is of a rank that was told to die. */
+bool td_farewell_message(struct td_coord *c, const struct td_grpc_stream *s,
+                         const td_wire_worker_message *message);
+void td_farewell_closed(struct td_coord *c, const struct td_grpc_stream *s);
 
 /* drain.c */
 void td_drain_tick(struct td_coord *c, uint64_t now_ns);

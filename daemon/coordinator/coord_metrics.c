@@ -114,7 +114,7 @@ static void refresh(void *user)
     double v[N_VALUES] = {0};
 
     td_coord_status(m->c, &s);
-    v[READY] = td_coord_ready(m->c);
+    v[READY] = td_coord_is_well(m->c);
     v[RANKS] = s.n_ranks;
     v[RUNNING] = s.n_running;
     v[WAITING] = s.n_waiting;

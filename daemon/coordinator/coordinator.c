@@ -37,6 +37,11 @@ bool td_coord_accepts(const struct td_coord *c)
     return td_coord_ready(c) || (c->is_recovering && !c->drain.is_on && !c->stopping);
 }
 
+bool td_coord_is_well(const struct td_coord *c)
+{
+    return td_coord_ready(c) && !c->suspects;
+}
+
 void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)
 {
     if (c->n_on_ready < MAX_READY_SUBSCRIBERS) {
@@ -48,7 +53,7 @@ void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)
 void td_coord_set_state(struct td_coord *c, enum td_group_state state)
 {
     c->state = state;
-    if (td_coord_ready(c) == c->told_ready)
+    if (td_coord_is_well(c) == c->told_ready)
         return;
     c->told_ready = !c->told_ready;
     for (uint32_t i = 0; i < c->n_on_ready; i++)
@@ -303,7 +308,7 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
     if (!c)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the coordinator");
     c->p = *params;
-    c->p.dead_ns = params->dead_ns ? params->dead_ns : 1500000000u;
+    c->p.dead_ns = params->dead_ns ? params->dead_ns : 1000000000u;
     c->p.launch_limit_ns = params->launch_limit_ns ? params->launch_limit_ns : 60000000000u;
     c->start_ns = uv_hrtime();
     td_quota_init(&c->quota,
@@ -331,7 +336,7 @@ enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
     uv_timer_init(c->p.loop, &c->timer);
     c->timer.data = c;
     c->timer_open = true;
-    c->last_tick_ns = uv_hrtime();
+    td_vigil_init(&c->vigil, c->p.dead_ns, uv_hrtime());
     uv_timer_start(&c->timer, on_tick, TICK_MS, TICK_MS);
     c->load_start_ns = uv_hrtime();
     if (!c->p.launcher.start)
@@ -354,6 +359,7 @@ void td_coord_stop(struct td_coord *c)
     td_coord_load_finished(c, &err);
     td_drain_stop(c);
     td_coord_set_state(c, TD_GROUP_NONE);
+    td_farewell_finish(c);
     td_group_shutdown(c, "the server is stopping");
     if (deaf && c->launched && c->p.launcher.stop)
         c->p.launcher.stop(c->p.launcher.user);
@@ -366,6 +372,7 @@ void td_coord_close(struct td_coord *c)
 {
     if (!c)
         return;
+    td_farewell_finish(c);
     td_compute_load_free(c->load);
     free(c->plan);
     free(c->members);

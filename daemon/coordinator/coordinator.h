@@ -217,6 +217,8 @@ struct td_coord_status {
 };
 void td_coord_status(struct td_coord *c, struct td_coord_status *out);
 bool td_coord_ready(const struct td_coord *c); /* all ranks ready and not draining */
+/* Ready, and every rank was heard of lately: what health checks are told. A rank that is late for a moment costs no request. */
+bool td_coord_is_well(const struct td_coord *c);
 /* Takes requests: ready, or a group that was ready was lost and the next one is on its way, for which they wait. */
 bool td_coord_accepts(const struct td_coord *c);
 /* Whether the coordinator does in time what it has to: false names what is overdue. For who watches over the process. */
@@ -224,7 +226,7 @@ bool td_coord_is_sound(const struct td_coord *c, uint64_t now_ns, struct td_err 
 uv_loop_t *td_coord_loop(struct td_coord *c);
 struct td_metrics *td_coord_metrics(struct td_coord *c);
 
-/* Called whenever readiness changes (health watchers). One subscriber list; `user` identifies it. */
+/* Called whenever td_coord_is_well changes (health watchers). One subscriber list; `user` identifies it. */
 typedef void td_coord_ready_fn(bool ready, void *user);
 void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user);
 

@@ -27,6 +27,12 @@ static enum td_status send_to(struct td_coord *c, struct member *m,
     return s == TD_CANCELLED ? td_err_set(err, TD_PEER_LOST, "rank %u is lost", m->public.rank) : s;
 }
 
+enum td_status td_group_send(struct td_coord *c, struct member *m,
+                             td_wire_coordinator_message *message, struct td_err *err)
+{
+    return send_to(c, m, message, err);
+}
+
 #define MESSAGE(name)                                                                              \
     td_wire_coordinator_message name = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT
 
@@ -151,8 +157,8 @@ static void forget_members(struct td_coord *c)
         c->members[i].public.rank = i;
 }
 
-/* The host of the rank that was lost first. That a process ended there tells something only while its group had done nothing yet. */
-static void blame(struct td_coord *c, const struct member *m, bool silent)
+/* That a process ended there tells something only while its group had done nothing yet. */
+void td_group_blame(struct td_coord *c, const struct member *m, bool silent)
 {
     bool has_run = c->was_ready && (c->has_stepped || !c->first);
 
@@ -201,12 +207,14 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
                  td_err_format(err, text, sizeof text));
     has_run = c->was_ready && (c->has_stepped || !c->first);
     c->is_recovering = c->is_recovering || c->was_ready;
-    c->was_ready = c->has_stepped = false;
+    c->was_ready = c->has_stepped = c->suspects = false;
     c->n_running = c->n_waiting = c->kv_blocks_used = c->kv_blocks_idle = 0;
     c->kv_blocks_memory = c->kv_blocks_file = 0;
     td_coord_set_state(c, TD_GROUP_LOST);
     /* A request that kills its group does not use up the launches. */
     c->n_failures = td_replay_lost(c) || has_run ? 0 : c->n_failures + 1;
+    if (!is_final)
+        td_farewell_begin(c, &c->last_error);
     forget_members(c);
     if (drop_model(c, &c->last_error)) {
         is_final = false;
@@ -218,23 +226,20 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
         td_coord_set_state(c, TD_GROUP_FAILED);
         td_job_fail_all(c, &told);
         td_coord_load_finished(c, &c->last_error);
-        if (c->p.launcher.stop && c->launched)
-            c->p.launcher.stop(c->p.launcher.user);
+        td_farewell_stop(c);
         if (c->p.on_failed)
             c->p.on_failed(&c->last_error, c->p.user);
         return;
     }
-    if (c->p.launcher.start) {
-        if (c->launched)
-            c->p.launcher.stop(c->p.launcher.user); /* the relaunch is due when it has ended */
-        else
-            c->relaunch_at_ns = uv_hrtime() + back_off(c) + 1;
-    }
+    td_farewell_stop(c); /* the relaunch is due when the launcher has ended */
+    if (c->p.launcher.start && !c->launched)
+        c->relaunch_at_ns = uv_hrtime() + back_off(c) + 1;
 }
 
 void td_coord_launch_ended(struct td_coord *c, const struct td_err *err)
 {
     c->launched = false;
+    td_farewell_launch_ended(c);
     if (c->state != TD_GROUP_LOST && c->state != TD_GROUP_FAILED && c->state != TD_GROUP_NONE)
         td_group_lose(c, err);
     else if (c->state == TD_GROUP_LOST && c->p.launcher.start)
@@ -301,14 +306,9 @@ static uint64_t since(uint64_t now, uint64_t then)
 
 void td_group_tick(struct td_coord *c, uint64_t now)
 {
-    bool was_away = since(now, c->last_tick_ns) > c->p.dead_ns / 2;
     struct td_err err;
 
-    /* When this process was stopped or starved itself, heartbeats lie unread: nobody is silent yet. */
-    for (uint32_t i = 0; was_away && i < c->n_ranks; i++)
-        c->members[i].public.heartbeat_ns = now;
-    c->last_tick_ns = now;
-    if (c->relaunch_at_ns && now >= c->relaunch_at_ns)
+    if (c->relaunch_at_ns && now >= c->relaunch_at_ns && now >= c->fence_ns)
         relaunch(c);
     if (c->state == TD_GROUP_LAUNCHING && c->launched && !td_group_all_attached(c) &&
         since(now, c->load_start_ns) > c->p.launch_limit_ns) {
@@ -317,18 +317,7 @@ void td_group_tick(struct td_coord *c, uint64_t now)
                    (unsigned long long)(c->p.launch_limit_ns / SECOND));
         td_group_lose(c, &err);
     }
-    for (uint32_t i = 0; i < c->n_ranks; i++) {
-        const struct member *m = &c->members[i];
-
-        if (m->stream && since(now, m->public.heartbeat_ns) > c->p.dead_ns) {
-            td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i,
-                       m->public.host,
-                       (unsigned long long)((now - m->public.heartbeat_ns) / 1000000u));
-            blame(c, m, true);
-            td_group_lose(c, &err);
-            return;
-        }
-    }
+    td_group_watch(c, now);
 }
 
 /* ---- registration ---- */
@@ -413,6 +402,7 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
     snprintf(m->public.numerics, sizeof m->public.numerics, "%s",
              r->n_numerics_classes ? r->numerics_classes[0] : "");
     td_grpc_stream_set_user(stream, m);
+    td_vigil_heard(&c->vigil, &m->peer);
     td_log_debug("worker registered rank=%u host=%s pid=%lld", r->world_rank, m->public.host,
                  (long long)r->pid);
     if (c->state == TD_GROUP_LOST || c->state == TD_GROUP_NONE) {
@@ -540,6 +530,7 @@ void td_group_plan_and_load(struct td_coord *c)
 static void on_ready(struct td_coord *c, struct member *m, const Tensord__Worker__V1__Ready *r)
 {
     m->public.loaded = true;
+    m->steps = (struct td_stepwatch){.n_marks = 0}; /* those of the model before are over */
     m->public.weight_bytes = r->weight_bytes;
     m->public.kv_bytes = r->kv_bytes;
     m->public.resident_bytes = r->resident_bytes;
@@ -566,8 +557,10 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     m->public.step_ns = h->step_ns;
     m->public.gap_ns = h->gap_ns;
     m->public.n_gaps = h->n_gaps;
-    if (m->public.rank != 0)
+    if (m->public.rank != 0) {
+        td_group_watch_steps(c, m, h);
         return;
+    }
     c->n_running = h->n_running;
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
@@ -578,6 +571,7 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     c->kv_failed_reads = h->kv_failed_reads;
     c->draft_tokens = h->draft_tokens;
     c->right_drafts = h->right_drafts;
+    td_group_watch_steps(c, m, h);
 }
 
 static void on_tokens(struct td_coord *c, const Tensord__Worker__V1__Tokens *t)
@@ -610,6 +604,7 @@ static void on_member_message(struct td_coord *c, struct member *m,
     struct td_err err;
 
     m->public.heartbeat_ns = uv_hrtime();
+    td_vigil_heard(&c->vigil, &m->peer);
     switch (message->body_case) {
     case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_LOAD_PROGRESS:
         m->public.load_done_bytes = message->load_progress->done_bytes;
@@ -629,7 +624,11 @@ static void on_member_message(struct td_coord *c, struct member *m,
                    m->public.rank, m->public.host,
                    (int)(message->failed->text.len < 240 ? message->failed->text.len : 240),
                    (const char *)message->failed->text.data);
+        td_farewell_failed(c, m->public.rank, message->failed);
         td_group_lose(c, &err);
+        break;
+    case TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_FLIGHT:
+        td_farewell_record(c, m->public.rank, message->flight);
         break;
     default:
         break;
@@ -651,6 +650,10 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
         return;
     }
     message = (const td_wire_worker_message *)(const void *)raw;
+    if (td_farewell_message(c, s, message)) {
+        td_rpc_free(raw);
+        return;
+    }
     if (message->body_case == TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_REGISTER && !m) {
         on_register(c, s, message);
     } else if (!m || message->cookie != m->cookie) {
@@ -676,6 +679,7 @@ static void on_close(void *user, struct td_grpc_stream *s, enum td_grpc_code cod
     struct td_err err;
 
     (void)code;
+    td_farewell_closed(c, s);
     if (!m || m->stream != s)
         return;
     m->stream = NULL;
@@ -685,7 +689,8 @@ static void on_close(void *user, struct td_grpc_stream *s, enum td_grpc_code cod
         return;
     td_err_set(&err, TD_PEER_LOST, "rank %u on %s (process %lld) closed its control stream",
                m->public.rank, m->public.host, (long long)m->public.pid);
-    blame(c, m, false);
+    td_group_blame(c, m, false);
+    td_farewell_vanished(c, m->public.rank);
     td_group_lose(c, &err);
 }
 

@@ -39,8 +39,10 @@ struct td_coord_params {
     uint32_t max_draft_tokens;    /* that a step may guess ahead for one sequence; 0: none */
     uint32_t max_stretch_percent; /* of a step by prompts beside running answers; 0: no limit */
     uint64_t op_limit_ns;         /* of one exchange */
-    uint64_t dead_ns;             /* silence after which a rank counts as lost; 0: 1.5 s */
-    uint64_t launch_limit_ns;     /* from launch to all registered; 0: 60 s */
+    uint64_t
+        dead_ns; /* silence after which a rank counts as lost; 0: 1 s. A rank's lease is twice that */
+    const char *state_dir;    /* borrows; for reports on lost groups; NULL: only the log tells */
+    uint64_t launch_limit_ns; /* from launch to all registered; 0: 60 s */
     struct td_group_launcher launcher;
     /* The group is given up for good: before it was ever ready, or after too many failures. NULL is legal. */
     void (*on_failed)(const struct td_err *err, void *user);
@@ -55,6 +57,8 @@ void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *tabl
                             const struct td_auth *cluster_key);
 /* Launches the first group, or waits for one to dial in. */
 enum td_status td_coord_start(struct td_coord *c, struct td_err *err);
+/* From the launcher, before td_coord_launch_ended: its group ended because the launcher itself was killed, as `err` says. */
+void td_coord_launcher_fell(struct td_coord *c, const struct td_err *err);
 /* From the launcher: its group has ended; `err` says how, with the last lines it printed. */
 void td_coord_launch_ended(struct td_coord *c, const struct td_err *err);
 /* Ends all jobs and tells the workers to leave. The launcher stops them otherwise. */

@@ -27,7 +27,7 @@ enum { N_ENTRIES = 3 };
 static void fill_entries(const struct td_health_service *service,
                          struct td_rpc_health_entry entries[N_ENTRIES])
 {
-    bool ready = td_coord_ready(service->coord);
+    bool ready = td_coord_is_well(service->coord);
     entries[0] = (struct td_rpc_health_entry){TD_STR(""), ready};
     entries[1] = (struct td_rpc_health_entry){
         td_str_from(td_rpc_service_name(TD_RPC_SERVICE_INFERENCE)), ready};

@@ -1,5 +1,6 @@
 #include "daemon/coordinator/launch.h"
 
+#include "daemon/coordinator/keeper.h"
 #include "daemon/coordinator/launch_argv.h"
 #include "daemon/coordinator/launch_end.h"
 #include "daemon/log.h"
@@ -49,7 +50,8 @@ struct td_launch {
     struct td_launch_argv argv;
     char *key; /* the line for stdin */
     char dir[256];
-    int lock; /* on it; -1: none */
+    int lock;                 /* on it; -1: none */
+    struct td_keeper *keeper; /* NULL: none */
     int n_handles;
     int pid;
     bool exited, stopped, closing, ended;
@@ -103,6 +105,8 @@ static void on_cleaned(uv_work_t *work, int status)
 {
     struct td_launch *l = work->data;
     (void)status;
+    td_keeper_close(l->keeper);
+    l->keeper = NULL;
     join_lines(l);
     l->end.lines = l->joined;
     l->end.stopped = l->stopped;
@@ -167,6 +171,7 @@ static void on_child_exit(uv_process_t *process, int64_t exit_status, int term_s
     l->exited = true;
     l->end.exit_status = exit_status;
     l->end.term_signal = term_signal;
+    l->end.by_itself = !l->stopped;
     td_log_debug("mpirun ended generation=%u exit=%d signal=%d", l->generation, (int)exit_status,
                  term_signal);
     if (!l->closing) {
@@ -355,6 +360,15 @@ static enum td_status copy_key(struct td_launch *l, struct td_str key, struct td
     return TD_OK;
 }
 
+/* Without one a launch still runs: what a killed coordinator leaves is then removed by the next one. */
+static void start_keeper(struct td_launch *l, const char *program)
+{
+    struct td_err err;
+    if (program != NULL && td_keeper_start(l->loop, program, l->dir, &l->keeper, &err) != TD_OK) {
+        td_log_warn("a launch has no keeper error=\"%s\"", err.cause);
+    }
+}
+
 enum td_status td_launch_start(const struct td_launch_params *params, td_launch_end_fn *on_end,
                                void *user, struct td_launch **launch, struct td_err *err)
 {
@@ -388,6 +402,7 @@ enum td_status td_launch_start(const struct td_launch_params *params, td_launch_
     }
     l->on_end = on_end;
     l->user = user;
+    start_keeper(l, params->keeper);
     td_log_write(params->command != NULL ? TD_LOG_DEBUG : TD_LOG_INFO,
                  "group launched generation=%u ranks=%u mpirun_pid=%d dir=%s", params->generation,
                  params->n_ranks, l->pid, l->dir);

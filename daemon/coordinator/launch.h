@@ -3,7 +3,8 @@
  * Loop thread only; knows no group, no plan and no control stream.
  *
  * libuv cannot set PR_SET_PDEATHSIG on the child, so mpirun is not killed with us. The ranks end themselves when the
- * control stream to the coordinator closes (engine/worker.h), and mpirun ends with its last rank. */
+ * control stream to the coordinator closes (engine/worker.h), and mpirun ends with its last rank; a keeper (keeper.h) ends
+ * what does not, a rank that was stopped for instance, and removes the directory. */
 #ifndef TD_DAEMON_COORDINATOR_LAUNCH_H
 #define TD_DAEMON_COORDINATOR_LAUNCH_H
 
@@ -41,6 +42,8 @@ struct td_launch_params {
     td_launch_output_fn *on_output;
     /* Words before mpirun that run it elsewhere on this host, the first a file's path; ends with NULL; may be NULL. */
     const char *const *prefix;
+    /* This program, for a process that clears up should this one be killed (td_keeper_run); NULL: none. */
+    const char *keeper;
     const char *tmp_base; /* where the fresh directory is made; NULL: chosen */
     uint16_t port_base;   /* 0: TD_LAUNCH_PORT_BASE */
 };
@@ -49,7 +52,8 @@ struct td_launch_params {
 struct td_launch_end {
     int64_t exit_status; /* of mpirun */
     int term_signal;     /* that killed mpirun; 0: none */
-    bool stopped;        /* td_launch_stop or _close came first */
+    bool stopped;        /* td_launch_stop or _close was called */
+    bool by_itself;      /* but mpirun was gone before */
     const char *lines;   /* what it printed last, joined by "; "; "" when nothing */
 };
 /* Called once from the loop, when mpirun is gone, its ranks on this host are gone and its directory is removed. */
@@ -67,6 +71,9 @@ enum td_status td_launch_start(const struct td_launch_params *params, td_launch_
 void td_launch_stop(struct td_launch *l);
 /* Frees; before the end it stops first, and on_end is not called any more. Legal inside on_end; NULL is legal. */
 void td_launch_close(struct td_launch *l);
+/* For a rank: holds the launch's directory on this host for its life, and removes what dead launches left beside it, which on a
+ * host without a coordinator nobody else does. Blocks for some milliseconds. */
+void td_launch_join(void);
 int td_launch_pid(const struct td_launch *l); /* of mpirun */
 
 /* "mpirun was killed by signal 9 (Killed): <lines>" as an error of `status`. Returns it. */

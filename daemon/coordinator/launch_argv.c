@@ -17,7 +17,7 @@
 
 extern char **environ;
 
-enum { MAX_ARGS = 128, MAX_DIR_BASE = 48, SWEEP_AGE_S = 60 };
+enum { MAX_ARGS = 128, MAX_DIR_BASE = 48 };
 
 /* ---- The directory ---- */
 
@@ -32,7 +32,7 @@ static bool try_dir(const char *base, char *dir, size_t dir_bytes, int *lock)
     if (*lock >= 0) {
         flock(*lock, LOCK_EX | LOCK_NB);
     }
-    td_launch_end_sweep(base, SWEEP_AGE_S);
+    td_launch_end_sweep(base, TD_LAUNCH_SWEEP_AGE_S);
     return true;
 }
 

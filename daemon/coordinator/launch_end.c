@@ -1,5 +1,6 @@
 #include "daemon/coordinator/launch_end.h"
 
+#include "daemon/coordinator/launch.h"
 #include "daemon/coordinator/launch_argv.h"
 #include "daemon/log.h"
 
@@ -112,11 +113,43 @@ void td_launch_end_remove(const char *dir)
     td_log_warn("a launch's directory cannot be removed dir=%s error=\"%s\"", dir, strerror(errno));
 }
 
+static bool is_named_so(const char *name)
+{
+    return strncmp(name, TD_LAUNCH_DIR_NAME, strlen(TD_LAUNCH_DIR_NAME)) == 0 &&
+           strlen(name) == strlen(TD_LAUNCH_DIR_NAME) + 6;
+}
+
+bool td_launch_end_is_ours(const char *dir)
+{
+    const char *slash = strrchr(dir, '/');
+    struct stat st;
+
+    return dir[0] == '/' && slash != NULL && is_named_so(slash + 1) && lstat(dir, &st) == 0 &&
+           S_ISDIR(st.st_mode) && st.st_uid == geteuid();
+}
+
 static bool is_stale(int fd, int min_age_s)
 {
     struct stat st;
     return fstat(fd, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
            time(NULL) - st.st_ctime >= min_age_s && flock(fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+/* On a host that has no coordinator nobody else holds the directory. */
+void td_launch_join(void)
+{
+    const char *dir = getenv("OMPI_MCA_orte_tmpdir_base");
+    char base[256];
+
+    if (dir == NULL || strlen(dir) >= sizeof(base) || !td_launch_end_is_ours(dir)) {
+        return;
+    }
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)flock(fd, LOCK_SH | LOCK_NB); /* the coordinator's own host: it holds it */
+    }
+    snprintf(base, sizeof(base), "%.*s", (int)(strrchr(dir, '/') - dir), dir);
+    td_launch_end_sweep(base, TD_LAUNCH_SWEEP_AGE_S);
 }
 
 void td_launch_end_sweep(const char *base, int min_age_s)
@@ -129,8 +162,7 @@ void td_launch_end_sweep(const char *base, int min_age_s)
         char path[512];
         char mark[544];
         pid_t pid;
-        if (strncmp(e->d_name, TD_LAUNCH_DIR_NAME, strlen(TD_LAUNCH_DIR_NAME)) != 0 ||
-            strlen(e->d_name) != strlen(TD_LAUNCH_DIR_NAME) + 6 ||
+        if (!is_named_so(e->d_name) ||
             (size_t)snprintf(path, sizeof(path), "%s/%s", base, e->d_name) >= sizeof(path)) {
             continue;
         }

@@ -45,7 +45,7 @@ static void handle_readyz(struct td_http_request *req, void *user)
     struct td_coord_status status;
     struct td_bytes body = {0};
     uint32_t n_loaded = 0;
-    bool ready = td_coord_ready(service->coord);
+    bool ready = td_coord_is_well(service->coord);
     td_coord_status(service->coord, &status);
     for (uint32_t i = 0; i < status.n_ranks; i++) {
         n_loaded +=

@@ -18,13 +18,15 @@ static bool refuse(struct td_err *err, const char *what, uint64_t due_ns, uint64
 bool td_coord_is_sound(const struct td_coord *c, uint64_t now_ns, struct td_err *err)
 {
     const struct drain *d = &c->drain;
+    uint64_t due_ns = c->relaunch_at_ns > c->fence_ns ? c->relaunch_at_ns : c->fence_ns;
 
     if (c->stopping || !c->timer_open)
         return true;
-    if (is_late(c->last_tick_ns, now_ns))
-        return refuse(err, "the coordinator's last look at its group was", c->last_tick_ns, now_ns);
-    if (c->relaunch_at_ns && is_late(c->relaunch_at_ns, now_ns))
-        return refuse(err, "a new group was due", c->relaunch_at_ns, now_ns);
+    if (is_late(c->vigil.last_look_ns, now_ns))
+        return refuse(err, "the coordinator's last look at its group was", c->vigil.last_look_ns,
+                      now_ns);
+    if (c->relaunch_at_ns && is_late(due_ns, now_ns))
+        return refuse(err, "a new group was due", due_ns, now_ns);
     if (d->is_on && !d->is_over && is_late(d->until_ns, now_ns))
         return refuse(err, "the end of the drain was due", d->until_ns, now_ns);
     return true;

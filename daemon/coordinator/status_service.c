@@ -131,7 +131,7 @@ enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *
 
     td_coord_status(coord, &st);
     s = s ? s : number(out, "uptime_ns", uv_hrtime() - st.start_ns);
-    s = s ? s : td_bytes_appendf(out, ",\"ready\":%s", td_coord_ready(coord) ? "true" : "false");
+    s = s ? s : td_bytes_appendf(out, ",\"ready\":%s", td_coord_is_well(coord) ? "true" : "false");
     s = s ? s : number(out, "n_requests", st.n_requests);
     s = s ? s : number(out, "n_requests_failed", st.n_failed);
     for (int i = 0; i < TD_N_REFUSALS; i++)

@@ -1,6 +1,7 @@
 #include "daemon/engine/compute.h"
 
 #include "daemon/engine/preflight.h"
+#include "daemon/engine/steplimit.h"
 #include "daemon/text/tokenizer.h"
 #include "kernels/base/clock.h"
 
@@ -13,6 +14,9 @@ enum {
     PROGRESS_BYTES = 4 << 20, /* between two reports of loading */
     REST_NS = 100 * 1000000   /* longest sleep without a look around */
 };
+
+/* Planning a step, drawing from its logits: what rank 0 does between two of them, at most. */
+static const uint64_t BETWEEN_LIMIT_NS = 60000000000u;
 
 /* A ring that grows; guarded by the owner's mutex. */
 struct queue {
@@ -33,6 +37,7 @@ struct td_compute {
     pthread_mutex_t gauge_lock;
     struct td_compute_gauges gauges;
     struct td_node_facts facts; /* a copy, for the other thread */
+    struct td_recorder recorder;
 
     /* Compute thread only. */
     struct td_node node;
@@ -42,6 +47,7 @@ struct td_compute {
     struct td_compute_load *load; /* being served */
     struct td_compute_load *next; /* to be served after it */
     uint64_t n_submits;           /* rank 0: taken in; others: heard of */
+    struct td_steplimit limit;    /* rank 0 */
     uint64_t reported_bytes;
     bool stop, exit;
     struct td_err err;
@@ -266,13 +272,21 @@ static void obey_all(struct td_compute *c, bool wait)
     pthread_mutex_unlock(&c->lock);
 }
 
+/* A step without rows. */
 static enum td_status lead_kind(struct td_compute *c, enum td_step_kind kind)
 {
+    const struct td_steplimit_shape no_rows = {0};
     struct td_step_result none;
+    uint64_t start = td_clock_now_ns();
+    enum td_status s;
 
     td_step_reset(&c->step, kind, td_engine_take_number(c->engine));
     c->step.n_submits_seen = c->n_submits;
-    return td_node_lead(&c->node, &c->step, &none, &c->err);
+    c->node.step_limit_ns = td_steplimit_begin(&c->limit, &no_rows);
+    s = td_node_lead(&c->node, &c->step, &none, &c->err);
+    if (!s)
+        td_steplimit_learn(&c->limit, &no_rows, td_clock_now_ns() - start);
+    return s;
 }
 
 /* After the last step ranks stay in touch for a moment, so that a request that follows at once finds them awake. */
@@ -304,7 +318,9 @@ static enum td_status rest(struct td_compute *c, uint64_t *told)
     }
     td_node_rest(&c->node);
     refresh_gauges(c);
+    td_recorder_rest(&c->recorder);
     obey_all(c, true);
+    td_recorder_await(&c->recorder);
     return TD_OK;
 }
 
@@ -315,7 +331,9 @@ static enum td_status serve_lead(struct td_compute *c)
     uint32_t n_under_way = 0;
     enum td_status s = TD_OK;
 
+    td_recorder_await(&c->recorder);
     while (!s) {
+        struct td_steplimit_shape shape;
         struct td_step_result result;
         uint64_t start, step_ns;
         bool begins;
@@ -332,9 +350,16 @@ static enum td_status serve_lead(struct td_compute *c)
             td_step_reset(&c->step, TD_STEP_FLUSH, td_engine_take_number(c->engine));
         n_under_way += begins;
         told = UINT64_MAX;
+        shape = (struct td_steplimit_shape){.n_rows = c->step.n_rows,
+                                            .n_seqs = c->step.n_seqs,
+                                            .n_table = c->step.n_table,
+                                            .n_moves = c->step.n_moves};
+        c->node.step_limit_ns = td_steplimit_begin(&c->limit, &shape);
         start = td_clock_now_ns();
         s = td_node_lead(&c->node, &c->step, &result, &c->err);
         step_ns = td_clock_now_ns() - start;
+        if (!s)
+            td_steplimit_learn(&c->limit, &shape, step_ns);
         if (!s && result.is_complete) {
             s = td_engine_complete_step(c->engine, result.number, &result, step_ns, &c->err);
             n_under_way--;
@@ -363,6 +388,7 @@ static enum td_status serve_follow(struct td_compute *c)
 {
     enum td_status s;
 
+    td_recorder_await(&c->recorder);
     for (;;) {
         s = td_node_follow(&c->node, &c->err);
         if (s)
@@ -371,8 +397,11 @@ static enum td_status serve_follow(struct td_compute *c)
         obey_all(c, false);
         if (c->node.step.kind == TD_STEP_STOP)
             return TD_OK;
-        if (c->node.step.kind == TD_STEP_IDLE)
-            rest_until_called(c);
+        if (c->node.step.kind != TD_STEP_IDLE)
+            continue;
+        td_recorder_rest(&c->recorder);
+        rest_until_called(c);
+        td_recorder_await(&c->recorder);
     }
 }
 
@@ -425,6 +454,15 @@ static enum td_status open_engine(struct td_compute *c)
     return td_step_open(&c->step, rows, seqs, table, &c->err);
 }
 
+static uint64_t largest_weights(const struct td_plan *plan)
+{
+    uint64_t most = 0;
+
+    for (uint32_t r = 0; r < plan->n_ranks; r++)
+        most = plan->rank[r].weight_bytes > most ? plan->rank[r].weight_bytes : most;
+    return most;
+}
+
 /* Loads what c->load says, serves it until told to stop, frees it. */
 static enum td_status load_and_serve(struct td_compute *c)
 {
@@ -449,6 +487,8 @@ static enum td_status load_and_serve(struct td_compute *c)
         return s;
     td_shard_set_deadline(c->node.shard, load->op_limit_ns);
     c->n_submits = 0;
+    td_recorder_reset(&c->recorder, is_lead ? BETWEEN_LIMIT_NS : 0);
+    td_steplimit_init(&c->limit, largest_weights(c->node.plan), c->node.plan->pp);
     publish(c, td_clock_now_ns() - start);
     refresh_gauges(c);
     tell_kind(c, TD_COMPUTE_LOADED);
@@ -471,6 +511,8 @@ static void unload(struct td_compute *c, enum td_status status)
     td_compute_load_free(c->load);
     c->load = NULL;
     td_node_unload(&c->node);
+    if (!status)
+        td_recorder_rest(&c->recorder);
     publish(c, 0);
 }
 
@@ -479,6 +521,8 @@ static void *compute_main(void *arg)
     struct td_compute *c = arg;
     enum td_status s;
 
+    pthread_setname_np(pthread_self(), "compute");
+    c->node_params.recorder = &c->recorder;
     c->node_params.progress = on_progress;
     c->node_params.user = c;
     s = td_node_open(&c->node, c->world, &c->node_params, &c->err);
@@ -571,6 +615,16 @@ void td_compute_gauges(const struct td_compute *c, struct td_compute_gauges *out
     pthread_mutex_lock(lock);
     *out = c->gauges;
     pthread_mutex_unlock(lock);
+}
+
+bool td_compute_is_called(const struct td_compute *c)
+{
+    return atomic_load_explicit(&c->has_commands, memory_order_acquire);
+}
+
+const struct td_recorder *td_compute_recorder(const struct td_compute *c)
+{
+    return &c->recorder;
 }
 
 void td_compute_facts(const struct td_compute *c, struct td_node_facts *out)

@@ -94,6 +94,10 @@ enum td_status td_compute_post(struct td_compute *c, const struct td_compute_com
 /* The next event in order; false when there is none. Loop thread. */
 bool td_compute_take(struct td_compute *c, struct td_compute_event *event);
 void td_compute_gauges(const struct td_compute *c, struct td_compute_gauges *out);
+/* Whether a command was posted that the thread has not taken yet. Never waits for it. Any thread. */
+bool td_compute_is_called(const struct td_compute *c);
+/* What the thread is at and its last steps; never waits for it. Any thread. */
+const struct td_recorder *td_compute_recorder(const struct td_compute *c);
 /* Valid from TD_COMPUTE_DEVICE, with the model's hash from TD_COMPUTE_LOADED. Any thread. */
 void td_compute_facts(const struct td_compute *c, struct td_node_facts *out);
 /* Ends every wait inside the group's operations. Any thread. */

@@ -340,7 +340,7 @@ void td_node_unload(struct td_node *node)
     node->model = NULL;
     td_checkpoint_close(node->ck);
     node->ck = NULL;
-    node->n_steps = node->n_complete = 0;
+    node->n_steps = node->n_complete = node->recorded_wait_ns = 0;
     node->run_ns = node->gap_ns = node->n_gaps = node->n_failed_moves = 0;
     td_node_rest(node);
 }
@@ -564,6 +564,38 @@ static enum td_status receive_step(struct td_node *node, struct td_comm *comm, s
     return s;
 }
 
+static void record_begin(struct td_node *node, const struct td_step *step)
+{
+    const struct td_recorder_step record = {
+        .number = step->number, .kind = step->kind, .n_rows = step->n_rows, .n_seqs = step->n_seqs};
+
+    if (node->params.recorder)
+        td_recorder_begin(node->params.recorder, &record, node->step_limit_ns);
+}
+
+/* From here on all ranks do the same exchanges. */
+static void record_told(struct td_node *node, const struct td_step *step)
+{
+    struct td_comm_at at;
+
+    if (!node->params.recorder)
+        return;
+    td_comm_look_at(node->world, &at);
+    td_recorder_told(node->params.recorder, step->hash, at.n_begun);
+}
+
+static void record_end(struct td_node *node, enum td_status status)
+{
+    struct td_shard_stats stats;
+
+    if (!node->params.recorder)
+        return;
+    td_shard_stats(node->shard, &stats);
+    td_recorder_end(node->params.recorder, (uint32_t)status,
+                    stats.wait_ns - node->recorded_wait_ns);
+    node->recorded_wait_ns = stats.wait_ns;
+}
+
 /* The end of a turn. */
 static enum td_status count_step(struct td_node *node, const struct td_step_result *result,
                                  enum td_status status)
@@ -573,6 +605,7 @@ static enum td_status count_step(struct td_node *node, const struct td_step_resu
         node->n_complete = result->number + 1;
     if (!status)
         __atomic_add_fetch(&node->n_steps, 1, __ATOMIC_RELAXED);
+    record_end(node, status);
     return status;
 }
 
@@ -592,12 +625,15 @@ enum td_status td_node_lead(struct td_node *node, struct td_step *step,
         memcpy(node->wire, &bytes, sizeof bytes);
         td_step_encode(step, (uint8_t *)node->wire + sizeof bytes);
     }
+    record_begin(node, step);
     /* The other stages are busy until this one has computed its part: they are told then. */
     if (is_pipeline)
         s = send_step(node, node->stage, err);
     if (!s && is_pipeline && is_turn(step))
         s = begin_turn(node, step, err);
     s = s ? s : send_step(node, node->world, err);
+    if (!s)
+        record_told(node, step);
     if (!is_turn(step))
         td_node_rest(node);
     else if (!s)
@@ -636,12 +672,16 @@ enum td_status td_node_follow(struct td_node *node, struct td_err *err)
 
     if (is_first) {
         s = receive_step(node, node->stage, err);
+        if (!s)
+            record_begin(node, &node->step);
         if (!s && is_turn(&node->step))
             s = begin_turn(node, &node->step, err);
     }
     s = s ? s : receive_step(node, node->world, err);
     if (s)
         return s;
+    record_begin(node, &node->step);
+    record_told(node, &node->step);
     if (!is_turn(&node->step))
         td_node_rest(node);
     else if (!is_pipeline)

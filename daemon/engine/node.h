@@ -7,6 +7,7 @@
 #include "comm/comm.h"
 #include "daemon/engine/draftmodel.h"
 #include "daemon/engine/overlapchoice.h"
+#include "daemon/engine/recorder.h"
 #include "daemon/engine/sumchoice.h"
 #include "kernels/cpu/cores.h"
 #include "kernels/kern.h"
@@ -37,6 +38,7 @@ struct td_node_params {
     enum td_exchange_dtype exchange;
     enum td_overlap_mode overlap; /* rank 0's counts */
     uint64_t memory_bytes;        /* cap; 0: the machine's share */
+    struct td_recorder *recorder; /* borrows; of steps; NULL: none */
     td_weights_progress_fn *progress;
     void *user;
 };
@@ -81,6 +83,9 @@ struct td_node {
     bool is_complete;     /* a step was, in the last turn */
     uint64_t n_complete;  /* number of the last complete step, and 1 */
     uint64_t step_end_ns; /* of the last step that was run; 0: the group rested since */
+    uint64_t
+        step_limit_ns; /* rank 0, for the record: how long the next one may take; 0: for ever */
+    uint64_t recorded_wait_ns; /* inside exchanges until the last record */
     /* Since load: */
     uint64_t run_ns; /* inside steps */
     uint64_t gap_ns,

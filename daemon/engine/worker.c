@@ -1,8 +1,12 @@
 #include "daemon/engine/worker.h"
 
 #include "daemon/api/tls.h"
+#include "daemon/engine/steplimit.h"
+#include "daemon/engine/vigil.h"
 #include "daemon/engine/wire.h"
+#include "daemon/engine/wireflight.h"
 #include "daemon/log.h"
+#include "kernels/base/clock.h"
 #include "proto/grpc.h"
 #include "proto/rpc.h"
 
@@ -13,12 +17,15 @@
 #include <unistd.h>
 
 enum {
-    HEARTBEAT_MS = 100,
     RETRY_MS = 200,
     READ_BYTES = 65536,
     PLAIN_BYTES = 16384,
-    MAX_EVENTS = 256
+    MAX_EVENTS = 256,
+    LAST_WORDS_MS = 20
 };
+
+/* Until the coordinator grants one of its own. */
+static const uint64_t FIRST_LEASE_NS = 10000000000u;
 
 struct td_worker {
     struct td_worker_params p;
@@ -44,6 +51,11 @@ struct td_worker {
     uint64_t cookie;
     uint32_t group_id, model_id;
     bool device_ready, registered, leaving;
+    struct td_vigil vigil; /* over the coordinator, while there is a lease */
+    struct td_vigil_peer coordinator;
+    struct td_whereabouts_watch watch; /* over the compute thread */
+    uint64_t
+        called_from_ns; /* awake time since which it rests although it is called; 0: it does not */
     struct td_arena arena; /* one message */
     struct td_bytes packed;
     struct td_compute_load *assigned;
@@ -203,6 +215,8 @@ static void register_now(struct td_worker *w)
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_REGISTER;
     m.register_ = &r;
     w->registered = true;
+    td_vigil_init(&w->vigil, FIRST_LEASE_NS, uv_hrtime());
+    td_vigil_heard(&w->vigil, &w->coordinator);
     send_message(w, &m);
 }
 
@@ -260,11 +274,51 @@ static void tell_progress(struct td_worker *w, const struct td_compute_event *e)
     send_message(w, &m);
 }
 
+/* What the compute thread is at. One that is called and rests on hangs. */
+static bool look(struct td_worker *w, struct td_whereabouts *at)
+{
+    uint64_t awake_ns = w->vigil.awake_ns;
+
+    if (!td_whereabouts_look(&w->watch, td_compute_recorder(w->compute), w->p.world, awake_ns, at))
+        return false;
+    if (at->stage != TD_RECORDER_REST || !td_compute_is_called(w->compute)) {
+        w->called_from_ns = 0;
+        return true;
+    }
+    if (!w->called_from_ns)
+        w->called_from_ns = awake_ns;
+    at->elapsed_ns = awake_ns - w->called_from_ns;
+    at->limit_ns = TD_STEPLIMIT_LEAST_NS;
+    return true;
+}
+
+/* What the recorder has, whatever the compute thread does. Without memory, or when the thread is in the way, it is left out. */
+static void tell_flight(struct td_worker *w)
+{
+    const struct td_recorder *recorder = td_compute_recorder(w->compute);
+    struct td_recorder_step *steps = malloc(TD_RECORDER_STEPS * sizeof *steps);
+    struct td_whereabouts at;
+    MESSAGE(m);
+
+    td_vigil_look(&w->vigil, uv_hrtime());
+    if (steps && td_whereabouts_look(&w->watch, recorder, w->p.world, w->vigil.awake_ns, &at)) {
+        uint32_t n = td_recorder_steps(recorder, steps, TD_RECORDER_STEPS);
+
+        m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_FLIGHT;
+        m.flight = td_wireflight_make(&at, td_clock_now_ns(), steps, n, &w->arena);
+        if (m.flight)
+            send_message(w, &m);
+    }
+    free(steps);
+}
+
+/* The record goes first: Failed is the last that the coordinator reads. */
 static void tell_failed(struct td_worker *w, const struct td_err *err)
 {
     Tensord__Worker__V1__Failed failed = TENSORD__WORKER__V1__FAILED__INIT;
     MESSAGE(m);
 
+    tell_flight(w);
     failed.status = (uint32_t)err->status;
     failed.text = td_rpc_data(td_str_from(err->cause));
     failed.context = td_rpc_data(td_str_from(err->context));
@@ -366,6 +420,11 @@ static void notify(void *user)
 static void tell_heartbeat(struct td_worker *w)
 {
     Tensord__Worker__V1__Heartbeat h = TENSORD__WORKER__V1__HEARTBEAT__INIT;
+    const struct td_recorder *recorder = td_compute_recorder(w->compute);
+    Tensord__Worker__V1__StepMark marks[TD_RECORDER_MARKS], *list[TD_RECORDER_MARKS];
+    struct td_recorder_mark read[TD_RECORDER_MARKS];
+    Tensord__Worker__V1__Whereabouts where;
+    struct td_whereabouts at;
     struct td_compute_gauges g;
     MESSAGE(m);
 
@@ -390,16 +449,40 @@ static void tell_heartbeat(struct td_worker *w)
     h.n_gaps = g.n_gaps;
     h.prompt_tokens = g.prompt_tokens;
     h.generated_tokens = g.generated_tokens;
+    if (look(w, &at)) {
+        td_wireflight_at_make(&at, &where);
+        h.at = &where;
+    }
+    h.n_marks = td_recorder_marks(recorder, read);
+    h.marks = list;
+    for (size_t i = 0; i < h.n_marks; i++) {
+        marks[i] = (Tensord__Worker__V1__StepMark)TENSORD__WORKER__V1__STEP_MARK__INIT;
+        marks[i].number = read[i].number;
+        marks[i].hash = read[i].hash;
+        list[i] = &marks[i];
+    }
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_HEARTBEAT;
     m.heartbeat = &h;
     send_message(w, &m);
+}
+
+/* A rank whose coordinator is silent may have been replaced: it ends, whatever its compute thread does. */
+static bool is_lease_over(struct td_worker *w)
+{
+    td_vigil_look(&w->vigil, uv_hrtime());
+    if (td_vigil_judge(&w->vigil, &w->coordinator) != TD_VIGIL_DEAD)
+        return false;
+    w->end_status = td_err_set(
+        &w->end_err, TD_PEER_LOST, "the coordinator at %s has been silent for %llu ms", w->target,
+        (unsigned long long)(td_vigil_silence_ns(&w->vigil, &w->coordinator) / 1000000u));
+    return true;
 }
 
 static void on_heartbeat(uv_timer_t *timer)
 {
     struct td_worker *w = timer->data;
 
-    if (w->leaving) {
+    if (w->leaving || is_lease_over(w)) {
         finish(w, w->end_status, &w->end_err);
         return;
     }
@@ -434,6 +517,30 @@ static void on_submit(struct td_worker *w, const Tensord__Worker__V1__Submit *m)
     }
     free(r);
     give_up(w, &err);
+}
+
+static void on_ping(struct td_worker *w, const Tensord__Worker__V1__Ping *m)
+{
+    if (m->lease_ns == w->vigil.dead_ns || m->lease_ns == 0)
+        return;
+    td_vigil_limit(&w->vigil, m->lease_ns);
+}
+
+/* The group is given up: this process ends at once, with its last words on the way. */
+static void on_die(struct td_worker *w, const Tensord__Worker__V1__Shutdown *m)
+{
+    struct td_err err;
+
+    if (w->leaving)
+        return;
+    tell_flight(w);
+    td_err_set(&err, TD_CANCELLED, "the coordinator at %s gave the group up: %.200s", w->target,
+               m->reason);
+    give_up(w, &err);
+    if (w->stream)
+        td_grpc_stream_half_close(w->stream);
+    pump(w);
+    uv_timer_start(&w->timer, on_heartbeat, LAST_WORDS_MS, LAST_WORDS_MS);
 }
 
 static void on_assign(struct td_worker *w, const td_wire_coordinator_message *m)
@@ -473,8 +580,13 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
         return;
     }
     m = (td_wire_coordinator_message *)(void *)raw;
-    if (m->cookie == w->cookie) /* else meant for another life */
+    if (m->cookie == w->cookie) { /* else meant for another life */
+        if (w->coordinator.is_watched)
+            td_vigil_heard(&w->vigil, &w->coordinator);
         switch (m->body_case) {
+        case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_PING:
+            on_ping(w, m->ping);
+            break;
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_ASSIGN:
             on_assign(w, m);
             break;
@@ -507,11 +619,18 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
             post(w, (struct td_compute_command){.verb = TD_COMPUTE_UNLOAD});
             break;
         case TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_SHUTDOWN:
+            if (m->shutdown->die) {
+                on_die(w, m->shutdown);
+                break;
+            }
+            w->coordinator.is_watched =
+                false; /* it may be gone before this rank has left in order */
             post(w, (struct td_compute_command){.verb = TD_COMPUTE_EXIT});
             break;
         default:
             break;
         }
+    }
     td_rpc_free(raw);
 }
 
@@ -630,7 +749,7 @@ static void on_connect(uv_connect_t *req, int status)
         finish(w, err.status, &err);
         return;
     }
-    uv_timer_start(&w->timer, on_heartbeat, HEARTBEAT_MS, HEARTBEAT_MS);
+    uv_timer_start(&w->timer, on_heartbeat, TD_VIGIL_BEAT_MS, TD_VIGIL_BEAT_MS);
     register_now(w);
     pump(w);
 }

@@ -1,6 +1,7 @@
 /* A worker's loop side: one connection to the coordinator, over which it registers, is told what to load, and reports. It
  * computes nothing; the compute thread does (compute.h). Loop thread only.
- * When the coordinator is gone, the worker ends itself: nothing of an old group may outlive it. */
+ * When the coordinator is gone, or silent for longer than the lease that it grants with every ping, the worker ends itself:
+ * nothing of an old group may outlive it. */
 #ifndef TD_DAEMON_ENGINE_WORKER_H
 #define TD_DAEMON_ENGINE_WORKER_H
 

@@ -116,7 +116,7 @@ class Process:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="tensord-test-"))
         self.seen_shm = set()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TENSORD_")}
-        environment.update(ENV, TD_TEST_TAG=self.tag, **(env or {}))
+        environment.update(ENV, TD_TEST_TAG=self.tag, XDG_STATE_HOME=str(self.dir / "state"), **(env or {}))
         with open(self.dir / "out", "wb") as out, open(self.dir / "err", "wb") as err:
             self.p = subprocess.Popen(
                 [str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment

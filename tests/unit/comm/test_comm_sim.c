@@ -406,6 +406,41 @@ static void test_comm_large_sum_over_three_ranks_takes_two_rounds(void **state)
     assert_int_equal(td_comm_tree_sum_rounds(3, most + 1), 2);
 }
 
+/* Rank 1 waits for rank 0, which sends only when it has seen that from its own thread. */
+static void see_the_wait(struct comm_check *k, void *shared)
+{
+    struct td_comm *const *comms = shared;
+    struct td_comm_at at = {NULL, 0};
+    uint64_t end_ns = td_clock_now_ns() + 10000000000u;
+    struct td_err err;
+    int word = 5;
+
+    if (td_comm_rank(k->comm) == 1) {
+        check_ok(k, td_comm_recv(k->comm, 0, &word, sizeof word, &err), &err);
+        return;
+    }
+    while (!at.op && td_clock_now_ns() < end_ns)
+        td_comm_look_at(comms[1], &at);
+    if (!at.op || strcmp(at.op, "recv") != 0 || at.n_begun != 1)
+        check_fail(k, at.op ? at.op : "rank 1 is in no operation, expected its first, recv",
+                   (size_t)at.n_begun, 1);
+    check_ok(k, td_comm_send(k->comm, 1, &word, sizeof word, &err), &err);
+}
+
+static void test_comm_shows_another_thread_what_a_rank_waits_in(void **state)
+{
+    struct td_comm *comms[2];
+    struct td_comm_at at;
+    struct td_err err;
+
+    (void)state;
+    assert_int_equal(td_comm_sim_open(2, comms, &err), TD_OK);
+    td_comm_look_at(comms[0], &at);
+    assert_null(at.op);
+    assert_int_equal(at.n_begun, 0);
+    run_ends(2, comms, 1, false, see_the_wait, comms, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -419,6 +454,7 @@ int main(void)
         cmocka_unit_test(test_comm_sim_different_operations_do_not_mix),
         cmocka_unit_test(test_comm_sim_a_killed_rank_is_lost_to_every_operation),
         cmocka_unit_test(test_comm_sim_a_rank_that_left_is_lost),
+        cmocka_unit_test(test_comm_shows_another_thread_what_a_rank_waits_in),
         cmocka_unit_test(test_comm_sim_the_deadline_ends_every_operation),
         cmocka_unit_test(test_comm_sim_abort_from_another_thread_ends_a_wait),
         cmocka_unit_test(test_comm_sim_what_was_sent_before_the_kill_arrives),

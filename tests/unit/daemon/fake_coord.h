@@ -262,6 +262,11 @@ bool td_coord_ready(const struct td_coord *c)
     return c->ready;
 }
 
+bool td_coord_is_well(const struct td_coord *c)
+{
+    return c->ready;
+}
+
 uv_loop_t *td_coord_loop(struct td_coord *c)
 {
     return c->loop;

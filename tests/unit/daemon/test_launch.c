@@ -1,5 +1,6 @@
 #include "../check.h"
 
+#include "daemon/coordinator/keeper.h"
 #include "daemon/coordinator/launch.h"
 #include "daemon/coordinator/launch_end.h"
 #include "daemon/log.h"
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* A launch of a shell script in the place of a worker; the script sees its arguments as $1 ... */
@@ -367,6 +369,83 @@ static void test_launch_removes_what_dead_coordinators_left(void **state)
     assert_int_equal(rmdir(used), 0);
 }
 
+static void test_launch_rank_holds_its_directory_against_sweeps(void **state)
+{
+    struct fixture *f = *state;
+    char dir[128];
+    snprintf(dir, sizeof(dir), "%s/tensord-abcdef", f->tmp);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    setenv("OMPI_MCA_orte_tmpdir_base", dir, 1);
+    pid_t rank = fork();
+    if (rank == 0) { /* until it is killed */
+        td_launch_join();
+        kill(getpid(), SIGSTOP);
+        _exit(0);
+    }
+    unsetenv("OMPI_MCA_orte_tmpdir_base");
+    int status;
+    assert_int_equal(waitpid(rank, &status, WUNTRACED), rank);
+    td_launch_end_sweep(f->tmp, 0);
+    assert_int_equal(access(dir, F_OK), 0);
+    kill(rank, SIGKILL);
+    assert_int_equal(waitpid(rank, &status, 0), rank);
+    td_launch_end_sweep(f->tmp, 0);
+    assert_int_not_equal(access(dir, F_OK), 0);
+}
+
+/* The keeper's own side, in a child that stands for it; the coordinator's death is the end of the pipe. */
+static void test_launch_keeper_clears_up_after_its_coordinator(void **state)
+{
+    struct fixture *f = *state;
+    char dir[128], file[160], mark[192];
+    int ends[2], status;
+    snprintf(dir, sizeof(dir), "%s/tensord-abcdef", f->tmp);
+    snprintf(file, sizeof(file), "%s/vader_segment", dir);
+    snprintf(mark, sizeof(mark), "TD_LAUNCH_DIR=%s", dir);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    write_file(file, "x", 0600);
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    pid_t rank = fork(); /* one that does not end by itself */
+    if (rank == 0) {
+        char *const env[] = {mark, NULL};
+        execle("/bin/sleep", "sleep", "60", (char *)NULL, env);
+        _exit(1);
+    }
+    pid_t keeper = fork();
+    if (keeper == 0) {
+        dup2(ends[0], STDIN_FILENO);
+        close(ends[1]);
+        _exit(td_keeper_run(dir) ? 0 : 1);
+    }
+    close(ends[0]);
+    assert_int_equal(write(ends[1], "x", 1), 1); /* no end: it sleeps on */
+    usleep(50000);
+    assert_int_equal(waitpid(keeper, &status, WNOHANG), 0);
+    assert_int_equal(access(file, F_OK), 0);
+    close(ends[1]);
+    assert_int_equal(waitpid(rank, &status, 0), rank);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    assert_int_equal(waitpid(keeper, &status, 0), keeper);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_int_not_equal(access(dir, F_OK), 0);
+}
+
+static void test_launch_keeper_touches_nothing_else(void **state)
+{
+    struct fixture *f = *state;
+    char dir[128], link[128];
+    snprintf(dir, sizeof(dir), "%s/somebodys", f->tmp);
+    snprintf(link, sizeof(link), "%s/tensord-linked", f->tmp);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    assert_int_equal(symlink(dir, link), 0);
+    assert_false(td_keeper_run(dir));
+    assert_false(td_keeper_run(link));
+    assert_false(td_keeper_run("tensord-abcdef"));
+    assert_false(td_keeper_run(""));
+    assert_int_equal(unlink(link), 0);
+    assert_int_equal(rmdir(dir), 0);
+}
+
 static void test_launch_leaves_choices_that_the_user_made(void **state)
 {
     struct fixture *f = *state;
@@ -516,6 +595,9 @@ int main(void)
         TEST(test_launch_closed_early_cleans_up_and_is_silent),
         TEST(test_launch_kills_what_outlives_mpirun),
         TEST(test_launch_removes_what_dead_coordinators_left),
+        TEST(test_launch_rank_holds_its_directory_against_sweeps),
+        TEST(test_launch_keeper_clears_up_after_its_coordinator),
+        TEST(test_launch_keeper_touches_nothing_else),
         TEST(test_launch_leaves_choices_that_the_user_made),
         TEST(test_launch_runs_a_command_and_hands_on_its_output),
         TEST(test_launch_puts_the_prefix_before_mpirun),

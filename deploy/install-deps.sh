@@ -30,6 +30,7 @@ build_packages=(
     libxxhash-dev                    # hashes of models and steps
     libhwloc-dev                     # cores and memory of the host
     libedit-dev                      # line editing of chat
+    libsqlite3-dev                   # journal
     libcmocka-dev                    # unit tests, which a plain build builds too
     curl ca-certificates             # quick start
 )

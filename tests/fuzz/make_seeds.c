@@ -1,16 +1,19 @@
 /* make_seeds FOLDER: writes the seeds that no text file can hold, FOLDER/<target>/<name>, with the project's own encoders
  * where there are some. */
 #include "daemon/engine/wire.h"
+#include "daemon/journal/journaldb.h"
 #include "proto/grpc.h"
 #include "proto/rpc.h"
 #include "shard/gguf.h"
 #include "shard/step.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static const char *folder;
 
@@ -397,6 +400,102 @@ static void wire(void)
     td_arena_deinit(&arena);
 }
 
+/* ---- the journal ---- */
+
+static void save_chosen(const char *name, char choice, const struct td_bytes *body)
+{
+    struct td_bytes b = {0};
+
+    append(&b, &choice, 1);
+    append(&b, body->data, body->len);
+    save("fuzz_journal", name, &b);
+    td_bytes_deinit(&b);
+}
+
+static void journal_batches(void)
+{
+    const uint32_t ids[] = {7, 8};
+    const struct td_str details[] = {TD_STR("a"), TD_STR("bc")};
+    const struct td_batch batch = {.part = 2,
+                                   .n = 2,
+                                   .ids = ids,
+                                   .detail = details,
+                                   .has_end = true,
+                                   .end = {.finish = TD_FINISH_STOP, .n_tokens = 2}};
+    struct td_bytes packed = {0}, framed = {0};
+    char len;
+
+    need(td_batch_encode(&batch, &packed, NULL) == TD_OK, "a batch");
+    len = (char)packed.len;
+    append(&framed, &len, 1);
+    append(&framed, packed.data, packed.len);
+    save_chosen("batches", 1, &framed);
+    td_bytes_deinit(&framed);
+    td_bytes_deinit(&packed);
+}
+
+/* A database file with one request; what is in its log is moved into it first. */
+static void journal_file(const struct td_journaldb_accept *accept)
+{
+    char path[4096], chunk[4096];
+    const struct td_journaldb_params params = {path, false};
+    enum td_journaldb_verdict verdict;
+    struct td_bytes earlier = {0}, file = {0};
+    struct td_journaldb *db;
+    struct td_err err = {0};
+    ssize_t n;
+    int fd;
+
+    snprintf(path, sizeof path, "%s/journal.tmp", folder);
+    unlink(path);
+    need(td_journaldb_open(&params, &db, &err) == TD_OK, err.cause);
+    need(td_journaldb_accept(db, accept, &verdict, &earlier, &err) == TD_OK, err.cause);
+    need(td_journaldb_checkpoint(db, true, &err) == TD_OK, err.cause);
+    td_journaldb_close(db);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    while ((n = read(fd, chunk, sizeof chunk)) > 0)
+        append(&file, chunk, (size_t)n);
+    close(fd);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/journal.tmp-wal", folder);
+    unlink(path);
+    save_chosen("file", 2, &file);
+    td_bytes_deinit(&file);
+    td_bytes_deinit(&earlier);
+}
+
+static void journal(void)
+{
+    uint32_t prompt[] = {1, 2, 3};
+    struct td_request r;
+    struct td_record record = {.id = TD_STR("cmpl-1"),
+                               .owner = 9,
+                               .idempotency = TD_STR("again"),
+                               .model_hash = TD_STR("0123456789abcdef0123456789abcdef"),
+                               .api = TD_RECORD_COMPLETIONS,
+                               .prompts = &r,
+                               .n_prompts = 1,
+                               .n_choices = 2,
+                               .service = TD_STR("blob"),
+                               .accepted_ms = 1790000000000};
+    struct td_bytes packed = {0};
+
+    td_request_init(&r);
+    r.prompt = prompt;
+    r.n_prompt = 3;
+    need(td_record_encode(&record, &packed, NULL) == TD_OK, "a record");
+    save_chosen("record", 0, &packed);
+    journal_file(&(struct td_journaldb_accept){.number = 1,
+                                               .id = record.id,
+                                               .idempotency = record.idempotency,
+                                               .owner = record.owner,
+                                               .body_hash = record.body_hash,
+                                               .n_parts = 2,
+                                               .record = td_bytes_str(&packed)});
+    td_bytes_deinit(&packed);
+    journal_batches();
+}
+
 int main(int argc, char **argv)
 {
     need(argc == 2, "usage: make_seeds FOLDER");
@@ -411,5 +510,6 @@ int main(int argc, char **argv)
     grpc("slow", "/t.T/W");
     http();
     wire();
+    journal();
     return 0;
 }

@@ -82,11 +82,25 @@ enum td_status td_journal_metrics(struct td_journal *j, struct td_metrics *metri
 
 /* ---- life ---- */
 
+/* Before the thread runs: where nothing can be written, the journal begins down. */
+static enum td_status without_a_disk(struct td_journal *j, enum td_status st,
+                                     const struct td_err *err)
+{
+    char text[600];
+
+    j->state.is_up = j->db != NULL;
+    if (st != TD_IO)
+        return st;
+    td_log_error("journal down, requests are accepted without it error=\"%s\"",
+                 td_err_format(err, text, sizeof text));
+    return TD_OK;
+}
+
 enum td_status td_journal_open(const struct td_journal_params *params, struct td_journal **out,
                                struct td_err *err)
 {
     struct td_journal *j = calloc(1, sizeof *j);
-    char text[600];
+    struct td_err local;
     enum td_status st;
 
     if (!j || !(j->path = strdup(params->path))) {
@@ -102,15 +116,13 @@ enum td_status td_journal_open(const struct td_journal_params *params, struct td
     j->lock_fd = -1;
     uv_mutex_init(&j->lock);
     uv_cond_init(&j->changed);
-    st = td_journal_open_db(j, err);
-    if (st == TD_IO)
-        td_log_error("journal down, requests are accepted without it error=\"%s\"",
-                     td_err_format(err, text, sizeof text));
-    if (st && st != TD_IO) {
+    st = without_a_disk(j, td_journal_open_db(j, &local), &local);
+    if (st) {
+        if (err)
+            *err = local;
         td_journal_close(j);
         return st;
     }
-    j->state.is_up = j->db != NULL;
     *out = j;
     return TD_OK;
 }
@@ -119,14 +131,21 @@ enum td_status td_journal_restore(struct td_journal *j, bool ended, td_journal_v
                                   void *user, struct td_err *err)
 {
     uint32_t n_damaged = 0;
+    struct td_err damage, local;
     enum td_status st;
 
     if (!j->db)
         return TD_OK;
-    st = td_journaldb_each(j->db, ended, td_journal_now_ms(), visit, user, &n_damaged, err);
+    st = td_journaldb_each(j->db, ended, td_journal_now_ms(), visit, user, &n_damaged, &damage);
     if (n_damaged)
         td_log_error("journal has damaged requests, which are left out path=\"%s\" n=%u", j->path,
                      n_damaged);
+    if (st == TD_CORRUPT) /* found only now; what was visited is in use, and is not kept any more */
+        st = without_a_disk(j, td_journal_begin_anew(j, &damage, &local), &local);
+    else
+        local = damage;
+    if (st && err)
+        *err = local;
     return st;
 }
 

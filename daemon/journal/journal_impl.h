@@ -66,6 +66,9 @@ void td_journal_append_op(struct td_journal_ops *ops, struct td_journal_op *op);
 /* journal_thread.c */
 /* Opens or opens again, moving a damaged file aside. TD_IO: nothing can be written now. */
 enum td_status td_journal_open_db(struct td_journal *j, struct td_err *err);
+/* A damaged file makes way for a new one. `damage` says what was seen. TD_IO and what td_journaldb_open says. */
+enum td_status td_journal_begin_anew(struct td_journal *j, const struct td_err *damage,
+                                     struct td_err *err);
 /* Unix time in milliseconds. */
 int64_t td_journal_now_ms(void);
 void td_journal_main(void *journal);

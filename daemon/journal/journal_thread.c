@@ -42,13 +42,15 @@ static enum td_status open_file(struct td_journal *j, bool was_ours, struct td_e
     return TD_OK;
 }
 
-/* A damaged file makes way for a new one. `damage` says what was seen. */
-static enum td_status begin_anew(struct td_journal *j, const struct td_err *damage,
-                                 struct td_err *err)
+enum td_status td_journal_begin_anew(struct td_journal *j, const struct td_err *damage,
+                                     struct td_err *err)
 {
     char aside[4200], text[600];
-    enum td_status st = td_journaldb_set_aside(j->path, aside, sizeof aside, err);
+    enum td_status st;
 
+    td_journaldb_close(j->db);
+    j->db = NULL;
+    st = td_journaldb_set_aside(j->path, aside, sizeof aside, err);
     if (st)
         return st;
     td_log_error("journal damaged and moved aside, what it held is lost to this server to=\"%s\" "
@@ -70,7 +72,7 @@ enum td_status td_journal_open_db(struct td_journal *j, struct td_err *err)
     }
     st = open_file(j, was_ours, &damage);
     if (st == TD_CORRUPT)
-        return begin_anew(j, &damage, err);
+        return td_journal_begin_anew(j, &damage, err);
     if (st && err)
         *err = damage;
     return st;
@@ -244,10 +246,8 @@ static void write_work(struct td_journal *j, struct td_journal_op *ops)
         return;
     st = write_all(j, ops, &err);
     if (st == TD_CORRUPT) {
-        td_journaldb_close(j->db);
-        j->db = NULL;
         damage = err;
-        st = begin_anew(j, &damage, &err);
+        st = td_journal_begin_anew(j, &damage, &err);
         st = st ? st : write_all(j, ops, &err);
     }
     st = st ? st : make_room(j, &err);

@@ -13,18 +13,21 @@ enum { MAX_ROW_BYTES = TD_RECORD_MAX_BYTES + (1 << 20), HEADER_BYTES = 100, APPL
 
 /* The schema, statement by statement, as SQLite keeps it: a file whose schema reads otherwise is not used. Rows carry the
  * XXH3-64 of their bytes, with the request's number as its seed. */
-static const char *const SCHEMA[] = {
-    "CREATE TABLE request(number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner "
-    "INTEGER NOT NULL, idempotency BLOB, body_hash BLOB NOT NULL, n_open INTEGER NOT NULL, "
-    "expires INTEGER, record BLOB NOT NULL, checksum INTEGER NOT NULL)",
-    "CREATE UNIQUE INDEX request_by_idempotency ON request(owner, idempotency) WHERE idempotency "
-    "IS "
-    "NOT NULL",
-    "CREATE INDEX request_by_expiry ON request(expires, number) WHERE expires IS NOT NULL",
-    "CREATE TABLE batch(row INTEGER PRIMARY KEY, request INTEGER NOT NULL, body BLOB NOT NULL, "
-    "checksum INTEGER NOT NULL)",
-    "CREATE INDEX batch_by_request ON batch(request)",
-};
+#define REQUEST_TABLE                                                                              \
+    "CREATE TABLE request(number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, "     \
+    "owner INTEGER NOT NULL, idempotency BLOB, body_hash BLOB NOT NULL, n_open INTEGER NOT NULL, " \
+    "expires INTEGER, record BLOB NOT NULL, checksum INTEGER NOT NULL)"
+#define IDEMPOTENCY_INDEX                                                                          \
+    "CREATE UNIQUE INDEX request_by_idempotency ON request(owner, idempotency) WHERE idempotency " \
+    "IS NOT NULL"
+#define EXPIRY_INDEX                                                                               \
+    "CREATE INDEX request_by_expiry ON request(expires, number) WHERE expires IS NOT NULL"
+#define BATCH_TABLE                                                                                \
+    "CREATE TABLE batch(row INTEGER PRIMARY KEY, request INTEGER NOT NULL, body BLOB NOT NULL, "   \
+    "checksum INTEGER NOT NULL)"
+#define BATCH_INDEX "CREATE INDEX batch_by_request ON batch(request)"
+static const char *const SCHEMA[] = {REQUEST_TABLE, IDEMPOTENCY_INDEX, EXPIRY_INDEX, BATCH_TABLE,
+                                     BATCH_INDEX};
 enum { N_SCHEMA = sizeof SCHEMA / sizeof SCHEMA[0] };
 
 #define EXPIRED                                                                                    \

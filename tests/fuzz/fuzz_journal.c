@@ -1,4 +1,5 @@
-/* What the journal reads back, as the first byte chooses: a record, a batch behind a record, or a whole database file. */
+/* What the journal reads back, as the first byte chooses: a record, batches behind a record, a database file with some bytes
+ * changed, or any file. */
 #include "tests/fuzz/fuzz.h"
 
 #include "daemon/journal/journaldb.h"
@@ -68,27 +69,36 @@ static void check_stored(struct td_stored *s, void *user)
     ++*n;
 }
 
-/* Batches, each behind its length, into a request of four parts. */
-static void read_batches(struct td_str bytes)
+/* A record of four parts. */
+static void pack_record(struct td_bytes *packed)
 {
-    uint32_t ids[] = {1, 2, 3}, n = 0;
+    uint32_t ids[] = {1, 2, 3};
     struct td_request prompts[2];
     struct td_record r = {.id = TD_STR("cmpl-1"),
+                          .idempotency = TD_STR("again"),
                           .model_hash = TD_STR("0123456789abcdef0123456789abcdef"),
                           .api = TD_RECORD_CHAT,
                           .prompts = prompts,
                           .n_prompts = 2,
                           .n_choices = 2};
-    struct td_bytes packed = {0};
-    struct td_stored stored;
-    struct td_err err = {0};
 
     for (int i = 0; i < 2; i++) {
         td_request_init(&prompts[i]);
         prompts[i].prompt = ids;
         prompts[i].n_prompt = 3;
     }
-    FUZZ_CHECK(td_record_encode(&r, &packed, &err) == TD_OK);
+    FUZZ_CHECK(td_record_encode(&r, packed, NULL) == TD_OK);
+}
+
+/* Batches, each behind its length. */
+static void read_batches(struct td_str bytes)
+{
+    struct td_bytes packed = {0};
+    struct td_stored stored;
+    struct td_err err = {0};
+    uint32_t n = 0;
+
+    pack_record(&packed);
     FUZZ_CHECK(td_stored_init(&stored, 1, td_bytes_str(&packed), &err) == TD_OK);
     while (bytes.len > 0) {
         size_t len = (unsigned char)bytes.ptr[0];
@@ -121,6 +131,7 @@ static void use(const char *path, struct td_journaldb *db)
     uint64_t next, bytes;
     const struct td_journaldb_params params = {path, true};
     const uint8_t hash[TD_RECORD_BODY_HASH_BYTES] = {0};
+    enum td_status st;
 
     fuzz_check_err(td_journaldb_each(db, false, 0, check_stored, &n, &n_damaged, &err), &err);
     fuzz_check_err(td_journaldb_each(db, true, 0, check_stored, &n, &n_damaged, &err), &err);
@@ -137,8 +148,9 @@ static void use(const char *path, struct td_journaldb *db)
     }
     td_bytes_deinit(&earlier);
     td_journaldb_close(db);
-    FUZZ_CHECK(td_journaldb_open(&params, &db, &err) == TD_OK || err.status == TD_CORRUPT);
-    if (err.status != TD_CORRUPT)
+    st = td_journaldb_open(&params, &db, &err);
+    FUZZ_CHECK(st == TD_OK || st == TD_CORRUPT);
+    if (!st)
         td_journaldb_close(db);
 }
 
@@ -169,17 +181,80 @@ static void read_file(struct td_str bytes)
     FUZZ_CHECK(rmdir(dir) == 0);
 }
 
+/* A journal with one request and a batch of it; the same every time. */
+static void make_file(struct td_bytes *file)
+{
+    static const uint32_t ids[] = {7, 8};
+    static const struct td_batch batch = {.part = 2, .n = 2, .ids = ids};
+    static const uint8_t hash[TD_RECORD_BODY_HASH_BYTES];
+    char dir[] = "/tmp/fuzz-journal-XXXXXX", path[64], chunk[4096];
+    const struct td_journaldb_params params = {path, false};
+    enum td_journaldb_verdict verdict;
+    struct td_bytes record = {0}, earlier = {0}, packed = {0};
+    struct td_journaldb *db;
+    ssize_t n;
+    int fd;
+
+    FUZZ_CHECK(mkdtemp(dir) != NULL);
+    snprintf(path, sizeof path, "%s/j", dir);
+    pack_record(&record);
+    FUZZ_CHECK(td_batch_encode(&batch, &packed, NULL) == TD_OK);
+    FUZZ_CHECK(td_journaldb_open(&params, &db, NULL) == TD_OK);
+    const struct td_journaldb_accept a = {.number = 1,
+                                          .id = TD_STR("cmpl-1"),
+                                          .idempotency = TD_STR("again"),
+                                          .body_hash = hash,
+                                          .n_parts = 4,
+                                          .record = td_bytes_str(&record)};
+    FUZZ_CHECK(td_journaldb_accept(db, &a, &verdict, &earlier, NULL) == TD_OK);
+    FUZZ_CHECK(td_journaldb_append(db, 1, td_bytes_str(&packed), NULL) == TD_OK);
+    FUZZ_CHECK(td_journaldb_checkpoint(db, true, NULL) == TD_OK);
+    td_journaldb_close(db);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    while ((n = read(fd, chunk, sizeof chunk)) > 0)
+        FUZZ_CHECK(td_bytes_append(file, chunk, (size_t)n) == TD_OK);
+    close(fd);
+    unlink(path);
+    strcat(path, "-wal");
+    unlink(path);
+    FUZZ_CHECK(rmdir(dir) == 0);
+    td_bytes_deinit(&earlier);
+    td_bytes_deinit(&packed);
+    td_bytes_deinit(&record);
+}
+
+/* Four bytes for a change: where, and what is turned there. */
+static void read_changed_file(struct td_str changes)
+{
+    static struct td_bytes whole; /* kept: made once */
+    struct td_bytes file = {0};
+
+    if (!whole.len)
+        make_file(&whole);
+    FUZZ_CHECK(td_bytes_append_str(&file, td_bytes_str(&whole)) == TD_OK);
+    for (size_t i = 0; i + 4 <= changes.len; i += 4) {
+        const unsigned char *c = (const unsigned char *)changes.ptr + i;
+
+        file.data[((size_t)c[0] << 16 | (size_t)c[1] << 8 | c[2]) % file.len] ^= (char)c[3];
+    }
+    read_file(td_bytes_str(&file));
+    td_bytes_deinit(&file);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     uint8_t choice;
     struct td_str rest = fuzz_split(data, size, &choice);
 
-    switch (choice % 3) {
+    switch (choice % 4) {
     case 0:
         read_record(rest);
         break;
     case 1:
         read_batches(rest);
+        break;
+    case 2:
+        read_changed_file(rest);
         break;
     default:
         read_file(rest);

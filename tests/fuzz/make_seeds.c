@@ -1,19 +1,18 @@
 /* make_seeds FOLDER: writes the seeds that no text file can hold, FOLDER/<target>/<name>, with the project's own encoders
  * where there are some. */
 #include "daemon/engine/wire.h"
-#include "daemon/journal/journaldb.h"
+#include "daemon/journal/batch.h"
+#include "daemon/journal/record.h"
 #include "proto/grpc.h"
 #include "proto/rpc.h"
 #include "shard/gguf.h"
 #include "shard/step.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static const char *folder;
 
@@ -434,36 +433,6 @@ static void journal_batches(void)
     td_bytes_deinit(&packed);
 }
 
-/* A database file with one request; what is in its log is moved into it first. */
-static void journal_file(const struct td_journaldb_accept *accept)
-{
-    char path[4096], chunk[4096];
-    const struct td_journaldb_params params = {path, false};
-    enum td_journaldb_verdict verdict;
-    struct td_bytes earlier = {0}, file = {0};
-    struct td_journaldb *db;
-    struct td_err err = {0};
-    ssize_t n;
-    int fd;
-
-    snprintf(path, sizeof path, "%s/journal.tmp", folder);
-    unlink(path);
-    need(td_journaldb_open(&params, &db, &err) == TD_OK, err.cause);
-    need(td_journaldb_accept(db, accept, &verdict, &earlier, &err) == TD_OK, err.cause);
-    need(td_journaldb_checkpoint(db, true, &err) == TD_OK, err.cause);
-    td_journaldb_close(db);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    while ((n = read(fd, chunk, sizeof chunk)) > 0)
-        append(&file, chunk, (size_t)n);
-    close(fd);
-    unlink(path);
-    snprintf(path, sizeof path, "%s/journal.tmp-wal", folder);
-    unlink(path);
-    save_chosen("file", 2, &file);
-    td_bytes_deinit(&file);
-    td_bytes_deinit(&earlier);
-}
-
 static void journal(void)
 {
     uint32_t prompt[] = {1, 2, 3};
@@ -485,13 +454,9 @@ static void journal(void)
     r.n_prompt = 3;
     need(td_record_encode(&record, &packed, NULL) == TD_OK, "a record");
     save_chosen("record", 0, &packed);
-    journal_file(&(struct td_journaldb_accept){.number = 1,
-                                               .id = record.id,
-                                               .idempotency = record.idempotency,
-                                               .owner = record.owner,
-                                               .body_hash = record.body_hash,
-                                               .n_parts = 2,
-                                               .record = td_bytes_str(&packed)});
+    td_bytes_clear(&packed);
+    append(&packed, "\0\0\x2c\0\0\x10\x20\1", 8); /* no change, and one in the second page */
+    save_chosen("changes", 2, &packed);
     td_bytes_deinit(&packed);
     journal_batches();
 }

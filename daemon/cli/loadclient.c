@@ -39,6 +39,7 @@ struct conn {
     bool is_old;   /* has served a request: the server may have closed it meanwhile */
     bool is_heard; /* a byte of this answer has come */
     bool is_writing, is_dead;
+    bool is_ended; /* the server sends nothing more */
 
     struct td_loadrecord *record; /* NULL: idle or closing */
     td_loadclient_done_fn *done;
@@ -105,7 +106,8 @@ static void finish(struct conn *k)
 {
     struct td_loadclient *c = k->client;
     struct td_loadrecord *record = k->record;
-    bool keep = k->is_complete && !k->is_writing && llhttp_should_keep_alive(&k->parser);
+    bool keep =
+        k->is_complete && !k->is_writing && !k->is_ended && llhttp_should_keep_alive(&k->parser);
 
     record->end_ns = td_clock_now_ns();
     take_out(&c->busy, k);
@@ -322,6 +324,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         return;
     }
     k->is_heard |= n > 0;
+    k->is_ended |= n < 0;
     code = n > 0 ? llhttp_execute(&k->parser, buf->base, (size_t)n) : llhttp_finish(&k->parser);
     k->record->http_status = llhttp_get_status_code(&k->parser);
     if (k->record->end != TD_LOADRECORD_OK)

@@ -1,0 +1,356 @@
+"""The faults. Each strikes a cluster once and undoes what it did; what must follow is the same for all: every accepted request is
+told what it would have been told.
+
+`expects`: "loss": the group is given up, which must be noticed; "nothing": it must not be; "either".
+"""
+
+import concurrent.futures
+import http.client
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+from ask import Ask
+from cluster import is_stopped, signal_of
+from serving import TENSORD, Process, tensord, wait_until
+
+LOST = r"^group lost"
+
+
+class NotHere(Exception):
+    """The fault cannot be made here; why, beginning with its kind (tests/README.md)."""
+
+
+def names_of(server):
+    return [f"{pid} {' '.join(argv[:4])}" for pid, argv in server.processes().items()]
+
+
+def has_option(name):
+    return f"--{name}" in tensord("serve", "--help").stdout.decode()
+
+
+class Fault:
+    name = ""
+    moments = ()
+    expects = "nothing"
+    needs = "local"  # the cluster that it strikes: "local", "hosts" or "journal"
+    said = LOST  # the log line that shows that it was noticed
+    slow_moments = ()  # left out of the short form
+    notice_s = 8  # a loss that was not noticed by then never will be
+
+    def __init__(self, cluster, rng):
+        self.cluster, self.rng = cluster, rng
+
+    @classmethod
+    def check(cls):
+        """Raises NotHere."""
+
+    def choose(self):
+        """Before the moment: picks the victim; the live line shows what this returns."""
+        return ""
+
+    def strike(self):
+        """Signals, cuts or breaks; returns when it is done."""
+
+    def undo(self):
+        """While the requests still run, once it was noticed or was given time."""
+
+    def finish(self):
+        """When the requests have ended; raises AssertionError for what must not be."""
+
+
+class RankFault(Fault):
+    """One rank, chosen beforehand so that the strike itself takes no time."""
+
+    expects = "loss"
+    moments = ("idle", "loading", "prefill", "decode", "streaming", "draining")
+
+    def choose(self):
+        self.rank = self.rng.randrange(self.cluster.ranks)
+        self.pid = self.cluster.pid_of(self.rank)
+        return f"rank {self.rank}"
+
+    def again(self, pids):
+        """The victim among the ranks of a group that is being launched: no rank number is known yet."""
+        self.pid = self.rng.choice(pids)
+
+
+class Kill(RankFault):
+    """SIGKILL to one rank, or to mpirun."""
+
+    name = "kill"
+
+    def choose(self):
+        said = super().choose()
+        if self.rng.random() < 0.15 and not self.cluster.hosts:
+            self.pid, said = self.cluster.mpirun(), "mpirun"
+        return said
+
+    def strike(self):
+        signal_of(self.pid, signal.SIGKILL)
+
+
+class Stop(RankFault):
+    """SIGSTOP to one rank, which is never continued: the coordinator must give it up and end it."""
+
+    name = "stop"
+    slow_moments = ("loading",)  # a rank that is stopped before it has registered is known only by the limit of a launch
+    notice_s = 90
+
+    def strike(self):
+        signal_of(self.pid, signal.SIGSTOP)
+
+    def finish(self):
+        end = time.monotonic() + 5
+        while is_stopped(self.pid) and time.monotonic() < end:
+            time.sleep(0.02)
+        if is_stopped(self.pid):
+            signal_of(self.pid, signal.SIGKILL)
+            raise AssertionError(f"the stopped rank (process {self.pid}) was left behind")
+
+
+class Blink(RankFault):
+    """SIGSTOP to one rank, and SIGCONT after less time than it takes to be given up."""
+
+    name = "blink"
+    expects = "nothing"
+    moments = ("idle", "prefill", "decode", "streaming")
+
+    def strike(self):
+        signal_of(self.pid, signal.SIGSTOP)
+
+    def undo(self):
+        time.sleep(self.rng.uniform(0.05, 0.4))
+        signal_of(self.pid, signal.SIGCONT)
+
+
+class OutOfMemory(RankFault):
+    """The address space of one rank may not grow any more: every allocation that needs the kernel fails."""
+
+    name = "oom"
+    expects = "either"
+    moments = ("idle", "prefill", "decode", "streaming")
+
+    def strike(self):
+        pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[0])
+        size = pages * resource.getpagesize()
+        self.before = resource.prlimit(self.pid, resource.RLIMIT_AS, (size, resource.prlimit(self.pid, resource.RLIMIT_AS)[1]))
+
+    def finish(self):
+        try:
+            resource.prlimit(self.pid, resource.RLIMIT_AS, self.before)
+        except ProcessLookupError:
+            pass
+
+
+class StrangeWorkers(Fault):
+    """Workers that do not belong dial in; they are refused and nobody else notices."""
+
+    moments = ("idle", "decode", "streaming")
+
+    def start(self, key_file, *args):
+        argv = ["mpirun", "-n", self.cluster.ranks, TENSORD, "worker", "--coordinator", self.cluster.server.address,
+                "--threads", 1, "--cluster-key-file", key_file, *args]
+        self.group = Process(argv)
+
+    def finish(self):
+        try:
+            status = self.group.wait_exit(30)
+            wait_until(lambda: f"left: {self.group.processes()}", lambda: not self.group.processes(), 5)
+            log = self.group.log()
+        finally:
+            self.group.kill()
+        if status == 0 or not re.search(self.reason, log):
+            raise AssertionError(f"expected workers that end with '{self.reason}', got status {status}: {log[-500:]}")
+
+
+class WrongKey(StrangeWorkers):
+    """A group with another cluster key."""
+
+    name = "wrong-key"
+    said = r"wrong one|Unauthenticated|UNAUTHENTICATED"
+    reason = r"key"
+
+    def strike(self):
+        self.folder = tempfile.mkdtemp(prefix="tensord-fault-")
+        path = pathlib.Path(self.folder, "key")
+        path.write_text("no-key-of-this-cluster\n")
+        self.start(path)
+
+    def finish(self):
+        try:
+            super().finish()
+        finally:
+            shutil.rmtree(self.folder)
+
+
+class Duplicate(StrangeWorkers):
+    """A second group with the right key, beside the one that is there."""
+
+    name = "duplicate"
+    said = r"already here|of generation|was launched"
+    reason = r"already here|generation|launched"
+
+    def strike(self):
+        self.start(self.cluster.key_file)
+
+
+class SlowClient(Fault):
+    """Clients that ask for much and take nothing for a while; they too are told everything in the end."""
+
+    name = "slow-client"
+    moments = ("idle", "prefill", "decode", "streaming")
+    n_slow = 6
+    mix = None  # the run's Mix, given by suite.py
+
+    def strike(self):
+        specs = self.mix.pick(self.rng, self.n_slow, ("stream",))
+        pauses = [self.rng.uniform(0.1, 1.0) for _ in specs]
+        self.asks = [Ask(self.cluster.server, self.cluster.rpc, self.cluster.channel, s, pause_s=p, may_retry=True)
+                     for s, p in zip(specs, pauses)]
+        for a in self.asks:
+            a.start()
+
+
+class Flood(Fault):
+    """Hundreds of connections at once: silent ones, rubbish, half requests, and requests beyond what may wait, which are refused in
+    order."""
+
+    name = "flood"
+    moments = ("idle", "prefill", "decode", "streaming")
+    n_sockets, n_requests = 150, 60
+
+    def strike(self):
+        self.sockets = []
+        for i in range(self.n_sockets):
+            s = socket.socket()
+            self.sockets.append(s)
+            s.settimeout(5)
+            try:
+                s.connect(("127.0.0.1", self.cluster.server.port))
+                s.send((b"", random.Random(i).randbytes(300), b"POST /v1/completions HTTP/1.1\r\nContent-Le", b"PRI * HTTP/2.0\r\n")[i % 4])
+            except OSError:
+                pass  # cut off already, as rubbish may be
+        body = {"prompt": "flood", "max_tokens": 4, "n": 8, "ignore_eos": True}
+
+        def one(_):
+            try:
+                r = self.cluster.server.post("/v1/completions", body, 60)
+                return r.status, r.headers.get("retry-after"), r.body[:200]
+            except (OSError, http.client.HTTPException) as e:
+                return 0, None, repr(e)
+
+        self.pool = concurrent.futures.ThreadPoolExecutor(20)
+        self.answers = [self.pool.submit(one, i) for i in range(self.n_requests)]
+
+    def finish(self):
+        answers = [a.result(90) for a in self.answers]
+        self.pool.shutdown()
+        for s in self.sockets:
+            s.close()
+        for status, retry_after, body in answers:
+            if status not in (200, 429, 503) or (status != 200 and not retry_after):
+                raise AssertionError(f"a request of the flood got {status} with Retry-After {retry_after}: {body}")
+
+
+class CoordinatorKill(Fault):
+    """SIGKILL to the coordinator. Its ranks and mpirun must go by themselves and leave nothing; it is started again on the same port.
+    Without a journal the open requests end with it; that is counted as "cut", not as lost."""
+
+    name = "coordinator"
+    expects = "loss"
+    moments = ("idle", "loading", "decode", "streaming", "draining")
+
+    def strike(self):
+        self.server = self.cluster.server
+        self.server.note_shm()
+        self.folders = set(re.findall(r" dir=(\S+)", self.server.log())) | self.server.seen_shm
+        os.kill(self.server.p.pid, signal.SIGKILL)
+        self.server.p.wait(10)
+
+    def undo(self):
+        """What the dead one left goes by itself, and its folders at the latest when the next one starts."""
+        try:
+            wait_until(lambda: f"the dead coordinator's processes are gone: {names_of(self.server)}", lambda: not self.server.processes(), 10)
+        finally:
+            self.cluster.restart(self.server.port)
+        left = [f for f in self.folders if os.path.exists(f)]
+        if left:
+            raise AssertionError(f"the dead coordinator's ranks left {left}")
+
+
+class HostFault(Fault):
+    """Of one of a lab's hosts that have a rank."""
+
+    needs = "hosts"
+
+    def choose(self):
+        self.host = self.cluster.hosts.of_rank(self.rng.randrange(self.cluster.ranks))
+        return self.host
+
+
+class Cut(HostFault):
+    """A host's cable is pulled, or packets vanish on it; it is healed once the loss was noticed."""
+
+    name = "cut"
+    expects = "loss"
+    moments = ("idle", "loading", "prefill", "decode", "streaming")
+
+    def choose(self):
+        self.verb = self.rng.choice(("cut", "blackhole"))
+        return f"{self.verb} {super().choose()}"
+
+    def strike(self):
+        self.cluster.hosts.lab(self.verb, self.host)
+
+    def undo(self):
+        self.cluster.hosts.lab("heal", self.host)
+
+
+class Flap(HostFault):
+    """A host's cable is pulled and put back before anybody is given up."""
+
+    name = "flap"
+    expects = "nothing"
+    moments = ("idle", "prefill", "decode", "streaming")
+
+    def strike(self):
+        self.cluster.hosts.lab("cut", self.host)
+
+    def undo(self):
+        time.sleep(self.rng.uniform(0.0, 0.3))
+        self.cluster.hosts.lab("heal", self.host)
+
+
+class Delay(HostFault):
+    """Every link takes ten times as long for a while, then as before."""
+
+    name = "delay"
+    base_us = 200
+    moments = ("idle", "prefill", "decode", "streaming")
+
+    def choose(self):
+        self.cluster.hosts.lab("shape", f"delay={self.base_us}us")
+        return f"{self.base_us} us to {10 * self.base_us} us"
+
+    def strike(self):
+        self.cluster.hosts.lab("shape", f"delay={10 * self.base_us}us")
+
+    def undo(self):
+        time.sleep(self.rng.uniform(0.2, 0.8))
+        self.cluster.hosts.lab("shape", f"delay={self.base_us}us")
+
+    def finish(self):
+        self.cluster.hosts.lab("shape", "off")
+
+
+ALL = {f.name: f for f in (Kill, Stop, Blink, OutOfMemory, WrongKey, Duplicate, SlowClient, Flood, CoordinatorKill, Cut, Flap, Delay)}
+__all__ = ["ALL", "Fault", "NotHere", "RankFault", "subprocess"]

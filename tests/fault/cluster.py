@@ -132,8 +132,12 @@ class Cluster:
 
     def pid_of(self, rank):
         """Of a rank that is there, as this process sees it."""
-        pid = self.group()["ranks"][rank]["pid"]
-        return self.hosts.outside(rank, pid) if self.hosts else pid
+        r = self.group()["ranks"][rank]
+        return self.hosts.outside(r["host"], r["pid"]) if self.hosts else r["pid"]
+
+    def n_ranks(self):
+        """Now: on hosts there may be fewer than were asked for, while some of them stand aside."""
+        return len(self.group()["ranks"])
 
     def mpirun(self):
         return next(p for p, a in self.server.processes().items() if os.path.basename(a[0]) == "mpirun")
@@ -168,12 +172,13 @@ class Cluster:
                 g = self.group()
             except (OSError, ValueError, http.client.HTTPException):
                 return False
-            return (g["state"] == "ready" and self.server.is_ready() and len(g["ranks"]) == self.ranks
+            n = len(g["ranks"])
+            return (g["state"] == "ready" and self.server.is_ready() and (n == self.ranks or n and self.hosts)
                     and not any(g[k] for k in ("n_open", "n_running", "n_waiting")))
 
         wait_until(lambda: f"settled:\n{self.log.tail()}", is_settled, SETTLE_S, 0.01)
         if self.hosts:
-            wait_until(lambda: f"ranks of lost groups are gone: {self.hosts.workers()}", lambda: len(self.hosts.workers()) == self.ranks, 8)
+            wait_until(lambda: f"ranks of lost groups are gone: {self.hosts.workers()}", lambda: len(self.hosts.workers()) == self.n_ranks(), 8)
             return
         pids = {r["pid"] for r in self.group()["ranks"]}
         wait_until(lambda: f"ranks of lost groups are gone: {set(self.server.ranks()) - pids}",
@@ -189,7 +194,7 @@ class Cluster:
         """Ends a drain: the model is unloaded and loaded again, once the group that holds it is there."""
         path = self.group()["model_path"]
         wait_until(lambda: f"the group is whole:\n{self.log.tail()}",
-                   lambda: self.group()["state"] in ("ready", "draining") and len(self.group()["ranks"]) == self.ranks, SETTLE_S)
+                   lambda: self.group()["state"] in ("ready", "draining") and self.n_ranks() > 0, SETTLE_S)
         self.rpc.call(self.channel, "Cluster/UnloadModel")
         self.rpc.call(self.channel, "Cluster/LoadModel", model_path=path, timeout=60)
         self.settle()

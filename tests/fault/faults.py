@@ -74,7 +74,7 @@ class RankFault(Fault):
     moments = ("idle", "loading", "prefill", "decode", "streaming", "draining")
 
     def choose(self):
-        self.rank = self.rng.randrange(self.cluster.ranks)
+        self.rank = self.rng.randrange(self.cluster.n_ranks())
         self.pid = self.cluster.pid_of(self.rank)
         return f"rank {self.rank}"
 
@@ -293,7 +293,7 @@ class HostFault(Fault):
     needs = "hosts"
 
     def choose(self):
-        self.host = self.cluster.hosts.of_rank(self.rng.randrange(self.cluster.ranks))
+        self.host = self.rng.choice(self.cluster.group()["ranks"])["host"]
         return self.host
 
 

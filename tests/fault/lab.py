@@ -17,18 +17,16 @@ __all__ = ["Hosts", "lab_of", "run_on_h0", "why_not"]
 
 
 class Hosts:
-    """Of the lab `name` with h0 and a host for each rank. Only from h0."""
+    """Of the lab `name`: h0, and n_hosts that may have ranks, the last of which is spare. Only from h0."""
 
-    def __init__(self, name, n_ranks):
+    def __init__(self, name, n_hosts):
         self.lab = Lab(name)
-        self.n_ranks = n_ranks
+        self.names = [f"h{i + 1}" for i in range(n_hosts)]
+        self.n_ranks = n_hosts - 1
         self.before = set()  # ranks that were there before the last loss
         self.folder = tempfile.TemporaryDirectory(prefix="tensord-fault-")
         self.hostfile = pathlib.Path(self.folder.name, "hosts")
-        self.hostfile.write_text(self.lab("hostfile", ",".join(self.of_rank(r) for r in range(n_ranks))))
-
-    def of_rank(self, rank):
-        return f"h{rank + 1}"
+        self.hostfile.write_text(self.lab("hostfile", ",".join(self.names)))
 
     def network(self, pid):
         try:
@@ -39,9 +37,9 @@ class Hosts:
     def holder(self, host):
         return pathlib.Path(f"/run/tensord-netlab/{self.lab.name}/{host}.pid").read_text().strip()
 
-    def workers(self, ranks=None):
-        """{pid here: pid on its host} of the ranks' processes on the hosts of these ranks; of all without."""
-        networks = {self.network(self.holder(self.of_rank(r))) for r in (range(self.n_ranks) if ranks is None else ranks)}
+    def workers(self, names=None):
+        """{pid here: pid on its host} of the ranks' processes on these hosts; on all without."""
+        networks = {self.network(self.holder(h)) for h in names or self.names}
         found = {}
         for entry in os.listdir("/proc"):
             if entry.isdigit() and argv_of(entry)[1:2] == ["worker"] and self.network(entry) in networks:
@@ -50,9 +48,9 @@ class Hosts:
                     found[int(entry)] = int(inner[0])
         return found
 
-    def outside(self, rank, pid):
-        """The process `pid` of a rank's host, as it is called here."""
-        return next(here for here, there in self.workers([rank]).items() if there == pid)
+    def outside(self, host, pid):
+        """The process that a host calls `pid`, as it is called here."""
+        return next(here for here, there in self.workers([host]).items() if there == pid)
 
     def close(self):
         self.folder.cleanup()

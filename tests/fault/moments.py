@@ -127,7 +127,7 @@ class Loading(Streaming):
 
     def reach(self):
         super().reach()
-        victim = self.cluster.pid_of(self.rng.randrange(self.cluster.ranks))
+        victim = self.cluster.pid_of(self.rng.randrange(self.cluster.n_ranks()))
         if self.cluster.hosts:
             self.cluster.hosts.before = set(self.cluster.hosts.workers())
         self.first_at = time.time()

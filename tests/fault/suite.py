@@ -83,9 +83,9 @@ def make_plan(seed, n, only, kinds, n_layouts, is_short):
 
 
 class Run:
-    def __init__(self, args):
-        self.args = args
-        self.outcomes, self.skipped = [], {}
+    def __init__(self, args, n_faults):
+        self.args, self.n_faults = args, n_faults
+        self.outcomes = []
         self.golden = Server("-n", 1, "--threads", 1, "--max-num-seqs", 8)
         self.golden.wait_ready()
         self.rpc = Rpc()
@@ -235,10 +235,10 @@ class Run:
             print(f"        again: {self.again(item)}", flush=True)
 
     def again(self, item):
-        n = self.args.faults
-        words = ["tests/fault/run.sh", "--seed", self.args.seed, "--faults", n, "--index", item.index]
+        words = ["tests/fault/run.sh", "--seed", self.args.seed, "--faults", self.n_faults, "--index", item.index]
         words += ["--only", self.args.only] if self.args.only else []
-        words += ["--only-hosts", "--hosts", self.args.hosts] if self.args.in_lab else ["--short"] if self.args.short else []
+        words += ["--short"] if self.args.short else []
+        words += ["--only-hosts", "--hosts", self.args.hosts] if self.args.in_lab else ["--no-hosts"]
         return " ".join(map(str, words))
 
     # ---- all of them ----
@@ -291,7 +291,7 @@ def arguments():
     p.add_argument("--report", metavar="FILE.md", help="write the table there")
     p.add_argument("--no-hosts", action="store_true", help="leave out what needs a lab of hosts (root)")
     p.add_argument("--only-hosts", action="store_true", help="only that")
-    p.add_argument("--hosts", type=int, default=2, help="hosts with a rank each in that lab (2)")
+    p.add_argument("--hosts", type=int, default=3, help="hosts of that lab besides the coordinator's, one of them spare (3)")
     p.add_argument("--in-lab", metavar="NAME", help=argparse.SUPPRESS)
     p.add_argument("--results", help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -303,9 +303,9 @@ def arguments():
 
 def run_plan(args, kinds, n_faults, n_layouts, hosts=None):
     """The outcomes of a plan of its own."""
-    run = Run(args)
+    run = Run(args, n_faults)
     try:
-        plan = make_plan(args.seed, n_faults, args.only, kinds, n_layouts)
+        plan = make_plan(args.seed, n_faults, args.only, kinds, n_layouts, args.short)
         run.all([i for i in plan if args.index in (None, i.index)], hosts)
     finally:
         run.close()
@@ -348,6 +348,7 @@ def on_hosts(args, n_faults):
         words = [__file__, "--in-lab", name, "--hosts", args.hosts, "--results", results.name, "--seed", args.seed, "--faults", n_faults,
                  "--streams", args.streams]
         words += ["--only", args.only] if args.only else []
+        words += ["--short"] if args.short else []
         words += ["--index", args.index] if args.index is not None else []
         status = labs.run_on_h0(name, words)
         text = results.read().decode()

@@ -253,10 +253,21 @@ class Ask(threading.Thread):
         self.took()
 
 
+def written(answer):
+    return json.dumps(answer, sort_keys=True).encode()
+
+
 def bytes_different(golden, answer):
     """At how many bytes two answers differ, written out; what one is longer counts too."""
-    a, b = (json.dumps(x, sort_keys=True).encode() for x in (golden, answer))
+    a, b = written(golden), written(answer)
     return 0 if a == b else max(1, sum(x != y for x, y in zip(a, b)) + abs(len(a) - len(b)))
+
+
+def excerpts(golden, answer):
+    """Both as they are written around the first byte at which they differ."""
+    a, b = written(golden), written(answer)
+    at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return tuple(x[max(0, at - 60) : at + 60].decode(errors="replace") for x in (a, b))
 
 
 def is_beginning(golden, told):

@@ -4,11 +4,10 @@ import datetime
 import http.client
 import os
 import re
-import signal
 import threading
 import time
 
-from serving import DialIn, Rpc, Server, channel_to, read_proc, wait_until
+from serving import Rpc, Server, channel_to, read_proc, wait_until
 
 LINE = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z (\w+) (.*)$")
 SETTLE_S = 40
@@ -212,6 +211,3 @@ def signal_of(pid, number):
 def is_stopped(pid):
     fields = read_proc(pid, "stat").rpartition(b")")[2].split()
     return fields[:1] == [b"T"]
-
-
-__all__ = ["DialIn", "Cluster", "Log", "Watch", "is_stopped", "signal_of", "signal"]

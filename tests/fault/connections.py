@@ -14,11 +14,14 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
-from faults import has_option  # noqa: E402
-from serving import NAME, Server, read_proc, wait_until  # noqa: E402
+from serving import NAME, Server, read_proc, tensord, wait_until  # noqa: E402
 
 PER_CONNECTION_BYTES = 16384
 SPARE = 300  # descriptors for everything else
+
+
+def has_option(name):
+    return f"--{name}" in tensord("serve", "--help").stdout.decode()
 
 
 def rss_bytes(pid):

@@ -14,7 +14,6 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 
@@ -23,10 +22,6 @@ from cluster import is_stopped, signal_of
 from serving import TENSORD, Process, tensord, wait_until
 
 LOST = r"^group lost"
-
-
-class NotHere(Exception):
-    """The fault cannot be made here; why, beginning with its kind (tests/README.md)."""
 
 
 def names_of(server):
@@ -41,17 +36,13 @@ class Fault:
     name = ""
     moments = ()
     expects = "nothing"
-    needs = "local"  # the cluster that it strikes: "local", "hosts" or "journal"
+    needs = "local"  # where the ranks must be: "local", or on "hosts" of a lab
     said = LOST  # the log line that shows that it was noticed
     slow_moments = ()  # left out of the short form
     notice_s = 8  # a loss that was not noticed by then never will be
 
     def __init__(self, cluster, rng):
         self.cluster, self.rng = cluster, rng
-
-    @classmethod
-    def check(cls):
-        """Raises NotHere."""
 
     def choose(self):
         """Before the moment: picks the victim; the live line shows what this returns."""
@@ -353,4 +344,3 @@ class Delay(HostFault):
 
 
 ALL = {f.name: f for f in (Kill, Stop, Blink, OutOfMemory, WrongKey, Duplicate, SlowClient, Flood, CoordinatorKill, Cut, Flap, Delay)}
-__all__ = ["ALL", "Fault", "NotHere", "RankFault", "subprocess"]

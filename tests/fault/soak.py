@@ -15,7 +15,7 @@ import suite
 from faults import ALL
 from report import table_of
 from serving import read_proc
-from suite import LAYOUTS, Item, Run, kinds_here
+from suite import LAYOUTS, Item, Run
 
 KINDS = [k for k, f in ALL.items() if f.needs == "local" and k != "coordinator"]
 
@@ -67,14 +67,13 @@ def main():
         args.seed = random.SystemRandom().randrange(10**6)
     args.faults, args.only, args.in_lab, args.short = 0, None, None, False
     print(f"seed {args.seed}", flush=True)
-    kinds = kinds_here(None, KINDS)
     rng = random.Random(f"soak {args.seed}")
     run, samples = Run(args, 0), []
     try:
         run.make_cluster(0, None)
         end, index = time.monotonic() + 60 * args.minutes, 0
         while time.monotonic() < end:
-            kind = rng.choices(kinds, [suite.WEIGHTS[k] for k in kinds])[0]
+            kind = rng.choices(KINDS, [suite.WEIGHTS[k] for k in KINDS])[0]
             # A drain by signal would end the process that is watched.
             moment = rng.choice([m for m in ALL[kind].moments if m != "draining"])
             run.one(Item(index, kind, moment, 0))

@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 import faults  # noqa: E402
 import lab as labs  # noqa: E402
 import moments  # noqa: E402
-from ask import LIMIT_S, bytes_different, is_beginning  # noqa: E402
+from ask import LIMIT_S, bytes_different, excerpts, is_beginning  # noqa: E402
 from cluster import Cluster, Watch  # noqa: E402
 from mix import Mix  # noqa: E402
 from report import Outcome, line_of, table_of  # noqa: E402
@@ -151,7 +151,7 @@ class Run:
         return None
 
     def follow(self, o, fault, moment, watch, struck_at):
-        is_coordinator = item_is_coordinator(fault)
+        is_coordinator = fault.name == "coordinator"
         if not is_coordinator:
             o.detected_s = self.notice(fault, watch, struck_at)
             if fault.expects == "loss" and o.detected_s is None:
@@ -201,8 +201,8 @@ class Run:
             n = bytes_different(golden, ask.answer)
             o.bytes_different += n
             if n:
-                o.problems.append(f"'{ask.spec.name}' differs by {n} bytes:\n  golden {json.dumps(golden)[:600]}\n"
-                                  f"  told   {json.dumps(ask.answer)[:600]}\n  asked  {ask.spec.body}")
+                expected, told = excerpts(golden, ask.answer)
+                o.problems.append(f"'{ask.spec.name}' differs by {n} bytes, first at:\n  golden {expected}\n  told   {told}\n  asked  {ask.spec.body}")
             return
         if may_be_cut:
             o.n_cut += 1
@@ -276,10 +276,6 @@ class Run:
         self.stop_cluster()
 
 
-def item_is_coordinator(fault):
-    return fault.name == "coordinator"
-
-
 def arguments():
     p = argparse.ArgumentParser(prog="tests/fault/run.sh", description="Faults against running requests; see tests/fault/README.md.")
     p.add_argument("--short", action="store_true", help="about 50 faults, two layouts: for CI")
@@ -312,25 +308,16 @@ def run_plan(args, kinds, n_faults, n_layouts, hosts=None):
     return run.outcomes
 
 
-def kinds_here(only, names):
-    """Of these kinds of faults those that are asked for and can be made here; the others are named."""
-    kinds = []
-    for k in names:
-        if only and only.partition(":")[0] != k:
-            continue
-        try:
-            faults.ALL[k].check()
-            kinds.append(k)
-        except faults.NotHere as e:
-            print(f"skipped: {k}: {e}", flush=True)
-    return kinds
+def kinds_of(only, names):
+    """Of these kinds of faults those that are asked for."""
+    return [k for k in names if not only or only.partition(":")[0] == k]
 
 
 def in_lab(args):
     """On h0 of a lab: faults of hosts and of their ranks; the outcomes go into a file."""
     hosts = labs.Hosts(args.in_lab, args.hosts)
     try:
-        outcomes = run_plan(args, kinds_here(args.only, ON_HOSTS), args.faults, 1, hosts)
+        outcomes = run_plan(args, kinds_of(args.only, ON_HOSTS), args.faults, 1, hosts)
     finally:
         hosts.close()
     pathlib.Path(args.results).write_text(json.dumps([dataclasses.asdict(o) for o in outcomes]))
@@ -365,12 +352,14 @@ def main():
         return in_lab(args)
     began = time.monotonic()
     print(f"seed {args.seed}", flush=True)
-    kinds = [] if args.only_hosts else kinds_here(args.only, [k for k, f in faults.ALL.items() if f.needs != "hosts"])
-    n_on_hosts = 0 if args.no_hosts else args.faults if args.only_hosts else args.faults // 8
+    kinds = [] if args.only_hosts else kinds_of(args.only, [k for k, f in faults.ALL.items() if f.needs != "hosts"])
+    n_on_hosts = 0 if args.no_hosts else args.faults if args.only_hosts or not kinds else args.faults // 8
+    if not kinds and (not n_on_hosts or not kinds_of(args.only, ON_HOSTS)):
+        raise SystemExit(f"suite.py: no fault is called '{args.only}': expected one of {', '.join(faults.ALL)}")
     outcomes = []
     if kinds:
         outcomes += run_plan(args, kinds, args.faults - n_on_hosts, 2 if args.short else len(LAYOUTS))
-    if n_on_hosts:
+    if n_on_hosts and kinds_of(args.only, ON_HOSTS):
         outcomes += on_hosts(args, n_on_hosts)
     print(f"\nseed {args.seed}, {len(outcomes)} faults in {time.monotonic() - began:.0f} s\n")
     table = table_of(outcomes)

@@ -1,7 +1,8 @@
 """The faults. Each strikes a cluster once and undoes what it did; what must follow is the same for all: every accepted request is
 told what it would have been told.
 
-`expects`: "loss": the group is given up, which must be noticed; "nothing": it must not be; "either".
+`expects`: "loss": the group is given up, which must be noticed; "refusal": it is kept, and something else must be noticed;
+"nothing": it is kept; "either": it may be given up.
 """
 
 import concurrent.futures
@@ -143,8 +144,9 @@ class OutOfMemory(RankFault):
 
 
 class StrangeWorkers(Fault):
-    """Workers that do not belong dial in; they are refused and nobody else notices."""
+    """Workers that do not belong dial in; they are refused, which the log tells, and nobody else notices."""
 
+    expects = "refusal"
     moments = ("idle", "decode", "streaming")
 
     def start(self, key_file, *args):
@@ -184,14 +186,18 @@ class WrongKey(StrangeWorkers):
 
 
 class Duplicate(StrangeWorkers):
-    """A second group with the right key, beside the one that is there."""
+    """A second group with the right key, beside the one that is there: of its generation, or of none."""
 
     name = "duplicate"
-    said = r"already here|of generation|was launched"
-    reason = r"already here|generation|launched"
+    said = r"^worker refused"
+
+    def choose(self):
+        self.generation = self.cluster.group()["generation"] if self.rng.random() < 0.5 else None
+        self.reason = r"already here" if self.generation else r"belongs to generation"
+        return f"of generation {self.generation}" if self.generation else "of another generation"
 
     def strike(self):
-        self.start(self.cluster.key_file)
+        self.start(self.cluster.key_file, *(("--generation", self.generation) if self.generation else ()))
 
 
 class SlowClient(Fault):

@@ -122,7 +122,7 @@ class Run:
             said = "a rank of the new group"
         watch = Watch(self.cluster.server, fault.notice_s) if item.moment not in ("loading", "draining") else None
         struck_at = time.time()
-        if watch and fault.expects != "nothing":
+        if watch and fault.expects in ("loss", "either"):
             watch.start()
         fault.strike()
         moment.after_strike()
@@ -139,7 +139,7 @@ class Run:
 
     def notice(self, fault, watch, struck_at):
         """Seconds from the strike until the server showed that it knew; None."""
-        end = time.monotonic() + (fault.notice_s if fault.expects == "loss" else 0.3)
+        end = time.monotonic() + (fault.notice_s if fault.expects in ("loss", "refusal") else 0.3)
         while time.monotonic() < end:
             line = self.cluster.log.first(fault.said, struck_at)
             times = [t for t in (watch.red_at if watch else None, line[0] if line else None) if t]
@@ -154,7 +154,7 @@ class Run:
         is_coordinator = fault.name == "coordinator"
         if not is_coordinator:
             o.detected_s = self.notice(fault, watch, struck_at)
-            if fault.expects == "loss" and o.detected_s is None:
+            if fault.expects in ("loss", "refusal") and o.detected_s is None:
                 o.problems.append(f"not noticed within {fault.notice_s} s")
         try:
             fault.undo()
@@ -165,11 +165,11 @@ class Run:
             watch.is_over = True
         for ask in moment.asks + getattr(fault, "asks", []):
             self.judge(o, ask, struck_at, may_be_cut=is_coordinator)
-        if not is_coordinator and fault.expects != "nothing":
+        if not is_coordinator and fault.expects in ("loss", "either"):
             ready = self.cluster.ready_again(struck_at)
             news = [t for a in moment.asks for t in a.times if ready and t >= ready]
             o.resumed_s = min(news) - struck_at if news else None
-        if fault.expects == "nothing" and self.cluster.log.first(faults.LOST, struck_at):
+        if fault.expects in ("nothing", "refusal") and self.cluster.log.first(faults.LOST, struck_at):
             o.problems.append("the group was given up: " + self.cluster.log.first(faults.LOST, struck_at)[1].string)
         self.finish(o, fault, moment)
 

@@ -5,7 +5,7 @@ set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
-all_stages=(deps build lint unit e2e asan clang fuzz)
+all_stages=(deps build lint unit e2e fault asan clang fuzz)
 
 usage() {
     cat <<TEXT
@@ -17,6 +17,7 @@ Without a stage all of them run, in this order: ${all_stages[*]}
   lint    format, layers and the other checks of tests/lint
   unit    cmocka tests
   e2e     pytest: the program and real clients
+  fault   the short form of tests/fault: each fault is a check
   asan    the cmocka tests, and hundreds of streams at once, under AddressSanitizer and UndefinedBehaviorSanitizer (build/asan)
   clang   a build with Clang, warnings are errors (build/clang)
   fuzz    every target of tests/fuzz for two seconds, from its seeds (build/fuzz)
@@ -266,6 +267,30 @@ run_pytest() {
 
 stage_e2e() {
     run_pytest e2e tests/e2e
+}
+
+# Every line of a fault is one check; a line that begins otherwise is no fault. The same faults each time.
+stage_fault() {
+    local log=$logs/fault.log status line n_lines=0 n_failed=0
+    if ! make_venv >"$logs/venv.log" 2>&1; then
+        fail "the environment of tests/requirements.txt" "$logs/venv.log"
+        return
+    fi
+    tests/fault/run.sh --short --seed 1 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    while IFS= read -r line; do
+        if [[ $line =~ ^skipped:\ ([^:]+):\ (.*)$ ]]; then
+            skip "tests/fault, ${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
+        elif [[ $line =~ ^\ *[0-9]+\ \ [a-z-]+\ .*\ whole ]]; then
+            n_lines=$((n_lines + 1))
+            [[ $line != *FAILED* ]] || n_failed=$((n_failed + 1))
+        fi
+    done <"$log"
+    passed=$((passed + n_lines - n_failed))
+    failed=$((failed + n_failed))
+    if [ "$n_lines" -eq 0 ] || { [ "$status" -ne 0 ] && [ "$n_failed" -eq 0 ]; }; then
+        fail "tests/fault/run.sh ended with status $status after $n_lines faults" "$log"
+    fi
 }
 
 start=$SECONDS

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from serving import Server, needs_model
-from test_serve_faults import PROMPT, SLOW, break_group, check_broken
+from test_serve_faults import PROMPT, SLOW, ask_all, break_group, check_broken
 
 pytest_plugins = ["serving"]
 
@@ -74,6 +74,7 @@ def test_a_rank_lost_in_the_middle_is_noticed_and_the_group_relaunched(how):
     with Server("-n", 2, *SLOW, "--transport", "mpi", "--overlap", "on") as s:
         s.wait_ready()
         s.expected = s.complete(PROMPT, max_tokens=32, temperature=0)
+        s.golden = ask_all(s)
         before = s.group()
         check_broken(s, *break_group(s, lambda: os.kill(before["ranks"][1]["pid"], how)), before)
         s.stop()

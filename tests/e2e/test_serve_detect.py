@@ -98,6 +98,9 @@ def frozen(pid):
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_stopped_rank_is_suspected_then_lost_and_named(group, rank, busy):
     pid = pid_of(group, rank)
+    if not busy:  # a heartbeat says so, and the ranks rest right after
+        wait_until("nothing runs", lambda: group.group()["n_running"] == 0, 10)
+        time.sleep(0.5)
     seen = len(group.log())
     with streaming(group) if busy else contextlib.nullcontext():
         report = break_and_read(group, lambda: os.kill(pid, signal.SIGSTOP))

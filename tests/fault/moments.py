@@ -9,6 +9,7 @@ import time
 import grpc
 from ask import Ask
 from cluster import signal_of
+from mix import BEST
 
 NAMES = ("idle", "loading", "prefill", "decode", "streaming", "draining")
 REACH_S = 20
@@ -90,8 +91,11 @@ class Running(Moment):
     hows = ()
     n_extra = 0
 
+    def pick(self):
+        return self.mix.pick(self.rng, self.n - self.n_extra, self.hows) + self.mix.pick(self.rng, self.n_extra, ("stream",))
+
     def reach(self):
-        specs = self.mix.pick(self.rng, self.n - self.n_extra, self.hows) + self.mix.pick(self.rng, self.n_extra, ("stream",))
+        specs = self.pick()
         asks = self.ask(specs[:-1])
         is_slow = self.may_pause and specs[-1].how == "stream" and self.rng.random() < 0.3
         asks += self.ask(specs[-1:], pause_s=self.rng.uniform(0.1, 0.5) if is_slow else 0.0)
@@ -149,8 +153,13 @@ class Draining(Streaming):
 
     name = "draining"
 
+    def pick(self):
+        """Of those the ones that show when they were accepted: the best of several is told at its end."""
+        return [s for s in super().pick() if f" {BEST} " not in s.name]
+
     def reach(self):
         super().reach()
+        wait_for(lambda: all(a.n_events or a.result for a in self.asks), "all are accepted")
         self.n_starts = self.cluster.n_starts
         self.by_signal = self.rng.random() < 0.3
         self.said += ", drained by " + ("SIGTERM" if self.by_signal else "Cluster/Drain")

@@ -5,11 +5,13 @@ The program is $TENSORD_BIN, else $TD_BUILD/tensord, else build/tensord. Every r
 import json
 import os
 import pathlib
+import signal
 import subprocess
 
 import pytest
 
 pytest.register_assert_rewrite("serving")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by what is started here too
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

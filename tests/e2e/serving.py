@@ -71,7 +71,7 @@ def wait_until(what, check, timeout=15.0, every=0.02):
 
 def free_port():
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind(("", 0))  # free at every address
         return s.getsockname()[1]
 
 

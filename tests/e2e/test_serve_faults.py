@@ -22,15 +22,15 @@ SLOW = ("--cpu-isa", "ref", "--threads", 1)
 
 
 # One request per kind of state that must be rebuilt when another group goes on with it.
-SOME = {**LONG, "max_tokens": 160}
+SOME = {**LONG, "max_tokens": 64}
 MIXED = [
     SOME,
     {**SOME, "temperature": 0.9, "seed": 7, "top_p": 0.95, "logprobs": 3},
     {**SOME, "temperature": 1.1, "seed": 8, "mirostat_mode": 2, "mirostat_tau": 4},
     {**SOME, "temperature": 0.8, "seed": 9, "dry_multiplier": 0.8, "repetition_penalty": 1.2, "frequency_penalty": 0.5},
     {**SOME, "temperature": 0.7, "seed": 10, "n": 2},
-    {**SOME, "temperature": 1.2, "seed": 11, "stop": [" zebra crossing", "\n\n\n\n"], "min_tokens": 100},
-    {**SOME, "prompt": PROMPT * 60, "echo": True},
+    {**SOME, "temperature": 1.2, "seed": 11, "stop": [" zebra crossing", "\n\n\n\n"], "min_tokens": 40},
+    {**SOME, "prompt": PROMPT * 20, "echo": True},
     {**SOME, "prompt": [PROMPT, "The sky is", "A dog"], "temperature": 0.6, "seed": 12, "min_p": 0.05, "logit_bias": {"20": -3}},
 ]
 

@@ -62,9 +62,6 @@ static void tick_conn(struct td_conn *c, uint64_t now)
 /* glibc keeps what was freed; a crowd that has gone leaves no memory with us. */
 static void give_memory_back(struct td_conn_pool *pool)
 {
-    if (pool->n_conns > pool->n_since_trim) {
-        pool->n_since_trim = pool->n_conns;
-    }
     if (pool->n_since_trim >= TRIM_CONNECTIONS && pool->n_conns <= pool->n_since_trim / 4) {
         pool->n_since_trim = pool->n_conns;
         malloc_trim(0);
@@ -280,6 +277,9 @@ enum td_status td_conn_accept(struct td_conn_pool *pool, const struct td_conn_se
     }
     pool->first = c;
     pool->n_conns++;
+    if (pool->n_conns > pool->n_since_trim) {
+        pool->n_since_trim = pool->n_conns;
+    }
     pool->n_capped += !service->is_uncapped;
     if (pool->n_conns == 1) {
         uv_timer_start(&pool->timer, on_tick, pool->tick_ms, pool->tick_ms);

@@ -5,7 +5,8 @@
 #include "shard/step.h"
 #include "tests/unit/check.h"
 
-enum { TRIES = 1 + TD_OVERLAPCHOICE_TRIALS, NONE = UINT32_MAX };
+enum { TRIES = 1 + TD_OVERLAPCHOICE_TRIALS };
+#define NONE UINT32_MAX
 
 /* Steps of n_rows, ns[parts - 1] ns per row in so many parts, growing by `growth` ns per row and step; the step `bad` takes ten
  * times as long. */

@@ -44,6 +44,11 @@ bool td_conn_draining(const struct td_conn *c)
     return c->config.max_connections == 0; /* never */
 }
 
+bool td_conn_is_local(const struct td_conn *c)
+{
+    return !c->closing;
+}
+
 const char *td_conn_remote(const struct td_conn *c)
 {
     return c->closing ? "" : "127.0.0.1:1";

@@ -24,8 +24,8 @@ struct td_job {
     struct td_coord *c;
     struct td_job *next_in_bucket;
     struct td_job *prev, *next; /* all jobs, oldest first */
-    struct td_request
-        request; /* owned; its `emitted` grows with what is told, so that it can be sent again at any time */
+    /* Owned; its `emitted` grows with what is told, so that it can be sent again at any time. */
+    struct td_request request;
     struct td_served *served; /* retained */
     struct td_ending ending;  /* cuts the text as rank 0 does */
     struct td_bytes text;     /* shown with the event at hand */
@@ -102,8 +102,8 @@ struct td_coord {
     uint64_t relaunch_at_ns;                     /* 0: none due */
     bool launched;               /* a launcher's group is alive or not yet seen to have ended */
     bool was_ready, has_stepped; /* this generation */
-    bool
-        is_recovering; /* a group was ready, was lost, and another is to come: requests wait for it */
+    /* A group was ready, was lost, and another is to come: requests wait for it. */
+    bool is_recovering;
     bool stopping;
     struct td_vigil vigil; /* over the ranks that are attached */
     uint64_t last_ping_ns;

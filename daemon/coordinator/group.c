@@ -548,19 +548,9 @@ static void on_ready(struct td_coord *c, struct member *m, const Tensord__Worker
     td_replay_turn(c);
 }
 
-static void on_heartbeat(struct td_coord *c, struct member *m,
-                         const Tensord__Worker__V1__Heartbeat *h)
+/* What only rank 0 knows. */
+static void note_gauges(struct td_coord *c, const Tensord__Worker__V1__Heartbeat *h)
 {
-    m->public.exchanged_bytes = h->exchanged_bytes;
-    m->public.n_steps = h->n_steps;
-    m->public.wait_ns = h->wait_ns;
-    m->public.step_ns = h->step_ns;
-    m->public.gap_ns = h->gap_ns;
-    m->public.n_gaps = h->n_gaps;
-    if (m->public.rank != 0) {
-        td_group_watch_steps(c, m, h);
-        return;
-    }
     c->n_running = h->n_running;
     c->n_waiting = h->n_waiting;
     c->kv_blocks_used = h->kv_blocks_used;
@@ -571,6 +561,19 @@ static void on_heartbeat(struct td_coord *c, struct member *m,
     c->kv_failed_reads = h->kv_failed_reads;
     c->draft_tokens = h->draft_tokens;
     c->right_drafts = h->right_drafts;
+}
+
+static void on_heartbeat(struct td_coord *c, struct member *m,
+                         const Tensord__Worker__V1__Heartbeat *h)
+{
+    m->public.exchanged_bytes = h->exchanged_bytes;
+    m->public.n_steps = h->n_steps;
+    m->public.wait_ns = h->wait_ns;
+    m->public.step_ns = h->step_ns;
+    m->public.gap_ns = h->gap_ns;
+    m->public.n_gaps = h->n_gaps;
+    if (m->public.rank == 0)
+        note_gauges(c, h);
     td_group_watch_steps(c, m, h);
 }
 

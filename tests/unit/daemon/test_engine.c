@@ -1,9 +1,10 @@
 /* The engine over a simulated model: the test keeps a KV cache of tokens, writes each row through its block table,
  * reads each sequence back through it and hashes what it reads into logits. Content that was lost or overwritten, a
  * wrong table or a wrong position gives other ids than the same request alone. */
+#include "tests/unit/daemon/letters.h"
+
 #include "daemon/engine/engine.h"
 #include "daemon/engine/sched.h"
-#include "daemon/text/tokenizer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -992,35 +993,11 @@ static void test_engine_cancel_ends_waiting_running_and_in_flight_requests(void 
     close_world(w);
 }
 
-/* Token v is written as one letter, EOS as a special token. */
-static char letter(uint32_t id)
-{
-    return "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[id];
-}
-
-static struct td_tokenizer *open_letters(void)
-{
-    struct td_bytes json = {0};
-    struct td_tokenizer *tok = NULL;
-    struct td_err err = {0};
-
-    td_bytes_appendf(&json, "{\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
-    for (uint32_t i = 0; i < N_VOCAB; i++)
-        if (i != EOS)
-            td_bytes_appendf(&json, "\"%c\":%u%s", letter(i), i, i + 1 < N_VOCAB ? "," : "}},");
-    td_bytes_appendf(&json, "\"added_tokens\":[{\"id\":%d,\"content\":\"</s>\",\"special\":true}]}",
-                     EOS);
-    if (td_tokenizer_open_json(td_bytes_str(&json), (struct td_str){NULL, 0}, &tok, &err))
-        fail_msg("%s", err.cause);
-    td_bytes_deinit(&json);
-    return tok;
-}
-
 static void test_engine_ends_at_a_stop_string_across_tokens(void **state)
 {
     struct world *w = &world;
     struct td_engine_params p = small_engine();
-    struct td_tokenizer *tok = open_letters();
+    struct td_tokenizer *tok = open_letters(N_VOCAB, EOS);
 
     (void)state;
     p.tokenizer = tok;
@@ -1220,7 +1197,7 @@ static void test_engine_allocates_nothing_between_first_and_last_token(void **st
     struct world *w = &world;
     struct td_engine_params p = small_engine();
     struct td_engine_stats stats;
-    struct td_tokenizer *tok = open_letters();
+    struct td_tokenizer *tok = open_letters(N_VOCAB, EOS);
     size_t before;
 
     (void)state;

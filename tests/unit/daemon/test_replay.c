@@ -1,9 +1,8 @@
 /* A sequence that goes on elsewhere: rebuilt behind every one of its tokens from ids alone (and mirostat's number), it ends exactly as
  * the one that was never interrupted. The model is a hash of the ids, so nothing but the engine decides. */
-#include "tests/unit/check.h"
+#include "tests/unit/daemon/letters.h"
 
 #include "daemon/engine/engine.h"
-#include "daemon/text/tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -51,30 +50,6 @@ static void toy_logits(const uint32_t *ids, uint32_t n, float logits[N_VOCAB])
         z *= 0x94d049bb133111ebu;
         logits[v] = (float)(z >> 40) * 0x1p-24f * 5;
     }
-}
-
-/* "a" to "Z" and digits: one letter for each id but the end token, which writes nothing. */
-static char letter(uint32_t id)
-{
-    return "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"[id];
-}
-
-static struct td_tokenizer *open_letters(void)
-{
-    struct td_bytes json = {0};
-    struct td_tokenizer *tok = NULL;
-    struct td_err err = {0};
-
-    td_bytes_appendf(&json, "{\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
-    for (uint32_t i = 0; i < N_VOCAB; i++)
-        if (i != EOS)
-            td_bytes_appendf(&json, "\"%c\":%u%s", letter(i), i, i + 1 < N_VOCAB ? "," : "}},");
-    td_bytes_appendf(&json, "\"added_tokens\":[{\"id\":%d,\"content\":\"</s>\",\"special\":true}]}",
-                     EOS);
-    if (td_tokenizer_open_json(td_bytes_str(&json), (struct td_str){NULL, 0}, &tok, &err))
-        fail_msg("%s", err.cause);
-    td_bytes_deinit(&json);
-    return tok;
 }
 
 /* Runs `r` to its end in an engine of its own, behind what it has emitted; the story gets what is told from there on. */
@@ -217,7 +192,7 @@ static void test_replay_rebuilds_every_sampler(void **state)
 
 static void test_replay_rebuilds_what_ends_a_sequence(void **state)
 {
-    struct td_tokenizer *tok = open_letters();
+    struct td_tokenizer *tok = open_letters(N_VOCAB, EOS);
     struct td_request r;
     struct story whole = {0};
 

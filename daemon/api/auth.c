@@ -232,6 +232,36 @@ uint32_t td_auth_which(const struct td_auth *auth, struct td_str authorization,
     return which_key(auth, key_of(authorization, x_api_key));
 }
 
+/* Of the name where there is one, as the number is; else of the key's digest. */
+uint64_t td_auth_owner(const struct td_auth *auth, uint32_t number)
+{
+    unsigned char text[16 + TD_AUTH_MAX_NAME_BYTES + TD_AUTH_DIGEST_BYTES] = "tensord owner ";
+    unsigned char digest[TD_AUTH_DIGEST_BYTES];
+    size_t n = strlen((char *)text);
+    uint64_t owner;
+    if (auth == NULL || number == 0 || number > auth->n_keys || !auth->key[number - 1].is_live) {
+        return 0;
+    }
+    const struct td_auth_key *key = &auth->key[number - 1];
+    text[n++] = key->is_named ? 'n' : 'k';
+    const void *what = key->is_named ? (const void *)key->name : key->digest;
+    const size_t n_bytes = key->is_named ? strlen(key->name) : sizeof(key->digest);
+    memcpy(text + n, what, n_bytes);
+    SHA256(text, n + n_bytes, digest);
+    memcpy(&owner, digest, sizeof(owner));
+    return owner > 0 ? owner : 1;
+}
+
+uint32_t td_auth_of_owner(const struct td_auth *auth, uint64_t owner)
+{
+    for (uint32_t i = 1; auth != NULL && owner != 0 && i <= auth->n_keys; i++) {
+        if (td_auth_owner(auth, i) == owner) {
+            return i;
+        }
+    }
+    return 0;
+}
+
 const char *td_auth_name(const struct td_auth *auth, uint32_t number)
 {
     return auth != NULL && number > 0 && number <= auth->n_keys ? auth->key[number - 1].name : "";

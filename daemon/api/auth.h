@@ -65,6 +65,11 @@ bool td_auth_check(const struct td_auth *auth, struct td_str authorization,
 /* The number of the key; 0: none of them, or the set is empty. */
 uint32_t td_auth_which(const struct td_auth *auth, struct td_str authorization,
                        struct td_str x_api_key);
+/* A number that stands for that key where it is kept beside what it asked for: the same in every process that has the key, and no
+ * help in finding it. 0: there is no such number, or the key was removed. */
+uint64_t td_auth_owner(const struct td_auth *auth, uint32_t number);
+/* The number whose key has that owner; 0: none has. */
+uint32_t td_auth_of_owner(const struct td_auth *auth, uint64_t owner);
 /* The name of a number that td_auth_which gave; "" for 0. */
 const char *td_auth_name(const struct td_auth *auth, uint32_t number);
 

@@ -12,9 +12,18 @@ void td_sse_begin(struct td_http_request *req, td_http_notify_fn on_drain, void 
 
 enum td_status td_sse_event(struct td_http_request *req, struct td_str data)
 {
+    return td_sse_event_with_id(req, TD_STR(""), data);
+}
+
+enum td_status td_sse_event_with_id(struct td_http_request *req, struct td_str id,
+                                    struct td_str data)
+{
     struct td_bytes text = {0};
-    enum td_status status = td_bytes_reserve(&text, data.len + 16);
+    enum td_status status = td_bytes_reserve(&text, id.len + data.len + 16);
     size_t start = 0;
+    if (status == TD_OK && id.len > 0) {
+        status = td_bytes_appendf(&text, "id: %.*s\n", (int)id.len, id.ptr);
+    }
     while (status == TD_OK) {
         size_t end = start;
         while (end < data.len && data.ptr[end] != '\n' && data.ptr[end] != '\r') {

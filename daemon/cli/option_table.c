@@ -156,7 +156,18 @@ static const struct td_option table[] = {
              "coordinator is silent for twice as long ends itself"},
     {"state-dir", NULL, NULL, TD_OPTION_STRING, AT(state_dir), TD_FOR_SERVE, .metavar = "PATH",
      .preset_note = "$XDG_STATE_HOME/tensord, or ~/.local/state/tensord",
-     .help = "folder of what outlives the server: reports on lost groups, the last 16 of them"},
+     .help =
+         "folder of what outlives the server: its journal, and reports on lost groups, the last 16 "
+         "of them"},
+    {"journal", NULL, NULL, TD_OPTION_STRING, AT(journal), TD_FOR_SERVE, .metavar = "PATH",
+     .preset_note = "journal-PORT.db in --state-dir; none where --port is 0",
+     .help = "file of accepted requests with what became of them, so that they go on after the "
+             "server was killed and started again"},
+    {"no-journal", NULL, NULL, TD_OPTION_FLAG, AT(no_journal), TD_FOR_SERVE,
+     .help = "keep no journal: requests end with the process"},
+    {"journal-retention", NULL, NULL, TD_OPTION_FLOAT, AT(journal_retention), TD_FOR_SERVE,
+     .metavar = "SECONDS", .low = 0, .high = 31536000, .preset = "3600",
+     .help = "how long the answer of an ended request is kept for a client that comes back"},
     {"speculative-tokens", NULL, NULL, TD_OPTION_INT, AT(speculative_tokens),
      TD_FOR_SERVE | TD_FOR_GENERATE, .metavar = "N", .min = 0, .max = 15,
      .preset_note = "0; with --speculative-model 4",

@@ -149,6 +149,9 @@ struct td_options {
     double request_timeout;                /* seconds; 0: none */
     double heartbeat_timeout;              /* seconds */
     const char *state_dir;                 /* NULL: chosen */
+    const char *journal;                   /* NULL: chosen */
+    bool no_journal;
+    double journal_retention; /* seconds */
     int64_t max_step_stretch;
     int64_t speculative_tokens;
     const char *speculative_model; /* path of a draft model */

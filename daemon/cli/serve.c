@@ -20,6 +20,7 @@
 #include "daemon/coordinator/launch.h"
 #include "daemon/coordinator/openai_service.h"
 #include "daemon/coordinator/status_service.h"
+#include "daemon/journal/journal.h"
 #include "daemon/log.h"
 
 #include <signal.h>
@@ -63,6 +64,7 @@ struct server {
     struct td_conn_pool *pool;
     struct td_listener *listener, *control;
     struct td_metrics *metrics;
+    struct td_journal *journal; /* NULL: none is kept */
     struct td_coord *coord;
     struct td_coord_metrics *coord_metrics;
     struct td_launch *launch;
@@ -98,6 +100,7 @@ static void stop(struct server *s, int exit_status)
     s->stop_ns = uv_hrtime();
     td_manager_stopping(&s->manager, (uint64_t)STOP_LIMIT_MS * 1000000u);
     td_coord_stop(s->coord);
+    td_journal_stop(s->journal);
     td_health_service_stop(s->health);
     td_listener_close(s->listener);
     td_listener_close(s->control);
@@ -537,6 +540,34 @@ static enum td_status open_state_dir(struct server *s, struct td_err *err)
     return st;
 }
 
+/* Without one that was named, a server without a place for a journal still serves; where another process has it, neither does. */
+static enum td_status open_journal(struct server *s, struct td_err *err)
+{
+    const struct td_options *o = s->opts;
+    struct td_journal_params p = {.loop = &s->loop,
+                                  .path = o->journal,
+                                  .retention_ms = (uint64_t)(o->journal_retention * 1e3)};
+    char path[520];
+    enum td_status st;
+
+    if (o->journal && o->no_journal)
+        return td_err_set(err, TD_INVALID, "--journal and --no-journal: expected one of them");
+    if (o->no_journal || (!o->journal && (o->port == 0 || !s->state_dir[0]))) {
+        td_log_info("no journal: requests end with this process");
+        return TD_OK;
+    }
+    snprintf(path, sizeof path, "%s/journal-%lld.db", s->state_dir, (long long)o->port);
+    p.path = o->journal ? o->journal : path;
+    st = td_journal_open(&p, &s->journal, err);
+    st = st ? st : td_journal_metrics(s->journal, s->metrics, err);
+    if (st)
+        return st;
+    td_coord_keep_in(s->coord, s->journal);
+    st = td_openai_service_restore(s->openai,
+                                   err); /* what was open when the process before this one ended */
+    return st ? st : td_journal_start(s->journal, err);
+}
+
 static enum td_status open_server(struct server *s, struct td_err *err)
 {
     const struct td_options *o = s->opts;
@@ -562,7 +593,8 @@ static enum td_status open_server(struct server *s, struct td_err *err)
         st = td_grpc_serve_table_open(&limits, &s->control_rpc, err);
     st = st ? st : open_services(s, err);
     st = st ? st : td_conn_pool_open(&s->loop, &conn, &s->pool, err);
-    return st ? st : open_listeners(s, err);
+    st = st ? st : open_listeners(s, err);
+    return st ? st : open_journal(s, err);
 }
 
 static bool heeds(const struct server *s, int number)
@@ -596,6 +628,7 @@ static void close_server(struct server *s)
     td_health_service_close(s->health);
     td_coord_metrics_close(s->coord_metrics);
     td_coord_close(s->coord);
+    td_journal_close(s->journal);
     td_grpc_serve_table_close(s->control_rpc);
     td_grpc_serve_table_close(s->rpc);
     td_route_table_close(s->routes);

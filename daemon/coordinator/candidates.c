@@ -43,21 +43,24 @@ static enum td_status submit_one(struct td_coord *coord, const struct td_coord_s
         one.request->prompt_logprobs = -1;
     }
     one.admitted = what->admitted || n > 1;
+    one.part = what->part + i;
     one.user = list[i].user;
     enum td_status status = td_coord_submit(coord, &one, &list[i].job, err);
     td_request_deinit(&copy);
     return status;
 }
 
-enum td_status td_candidates_submit(struct td_coord *coord, const struct td_coord_submit *what,
-                                    struct td_candidate *list, uint32_t n, uint32_t n_wanted,
-                                    struct td_err *err)
+void td_candidates_prepare(struct td_request *request, uint32_t n, uint32_t n_wanted)
 {
-    struct td_sampling *sampling = &what->request->sampling;
-    enum td_status status = TD_OK;
-    if (n > n_wanted && sampling->n_logprobs < 0) {
-        sampling->n_logprobs = 0;
+    if (n > n_wanted && request->sampling.n_logprobs < 0) {
+        request->sampling.n_logprobs = 0;
     }
+}
+
+enum td_status td_candidates_submit(struct td_coord *coord, const struct td_coord_submit *what,
+                                    struct td_candidate *list, uint32_t n, struct td_err *err)
+{
+    enum td_status status = TD_OK;
     if (n > 1 && !what->admitted) {
         status = admit(coord, what, n, err);
     }
@@ -85,6 +88,17 @@ void td_candidates_cancel(struct td_candidate *list, size_t n)
         list[i].job = NULL;
         if (job != NULL) {
             td_job_cancel(job);
+        }
+    }
+}
+
+void td_candidates_give_up(struct td_candidate *list, size_t n, const struct td_err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct td_job *job = list[i].job;
+        list[i].job = NULL;
+        if (job != NULL) {
+            td_job_give_up(job, err);
         }
     }
 }

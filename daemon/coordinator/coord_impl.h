@@ -44,6 +44,8 @@ struct td_job {
     uint32_t key;
     struct td_deadline deadline;
     uint64_t accepted_ns, first_ns;
+    uint64_t number; /* in the journal; 0: not kept */
+    uint32_t part;
 };
 
 /* A worker's place in the group. */
@@ -91,6 +93,7 @@ struct drain {
 
 struct td_coord {
     struct td_coord_params p;
+    struct td_journal *journal; /* borrows; NULL: none is kept */
     uv_timer_t timer;
     bool timer_open;
     uint64_t start_ns;
@@ -105,6 +108,7 @@ struct td_coord {
     /* A group was ready, was lost, and another is to come: requests wait for it. */
     bool is_recovering;
     bool stopping;
+    bool is_leaving;       /* the process ends: what it fails now goes on after its next start */
     struct td_vigil vigil; /* over the ranks that are attached */
     uint64_t last_ping_ns;
     uint64_t fence_ns; /* no relaunch before: ranks out of reach end themselves until then */
@@ -132,6 +136,7 @@ struct td_coord {
     struct td_quota quota;
     struct td_endrate endrate;
     struct td_deadlines deadlines;
+    struct td_bytes detail; /* of a token, for the journal */
     uint64_t n_refused[TD_N_REFUSALS], n_deadlines;
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks_memory, kv_blocks_file;
     uint64_t kv_blocks_read, kv_failed_reads;

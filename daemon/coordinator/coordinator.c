@@ -22,6 +22,16 @@ uv_loop_t *td_coord_loop(struct td_coord *c)
     return c->p.loop;
 }
 
+struct td_journal *td_coord_journal(struct td_coord *c)
+{
+    return c->journal;
+}
+
+void td_coord_keep_in(struct td_coord *c, struct td_journal *journal)
+{
+    c->journal = journal;
+}
+
 struct td_metrics *td_coord_metrics(struct td_coord *c)
 {
     return c->p.metrics;
@@ -352,7 +362,7 @@ void td_coord_stop(struct td_coord *c)
     struct td_err err;
 
     td_err_set(&err, TD_UNAVAILABLE, "the server is stopping");
-    c->stopping = true;
+    c->stopping = c->is_leaving = true;
     c->drain.n_cancelled += c->n_open;
     td_job_fail_all(c, &err);
     c->relaunch_at_ns = 0;
@@ -379,6 +389,7 @@ void td_coord_close(struct td_coord *c)
     free(c->published);
     td_served_release(c->served);
     td_bytes_deinit(&c->packed);
+    td_bytes_deinit(&c->detail);
     td_hosts_close(c->hosts);
     td_arena_deinit(&c->arena);
     td_deadlines_deinit(&c->deadlines);

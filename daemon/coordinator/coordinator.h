@@ -20,6 +20,8 @@
 
 struct td_coord;
 struct td_job;
+struct td_journal;
+struct td_stored_part;
 
 /* ---- The model that is served ---- */
 
@@ -117,6 +119,8 @@ struct td_coord_submit {
     uint32_t key;               /* as in td_coord_ask */
     bool admitted;              /* td_coord_admit has just accepted it, maybe with others */
     uint64_t deadline_ns;       /* uv_hrtime at which it must have ended; 0: none of its own */
+    uint64_t number;            /* what becomes of it is kept in the journal under it; 0: nowhere */
+    uint32_t part;              /* of that number */
     td_job_event_fn *on_event;
     void *user;
 };
@@ -126,8 +130,20 @@ struct td_coord_submit {
  * too when the server failed before the first token. */
 enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit *what,
                                struct td_job **job, struct td_err *err);
-/* The asker went away: no further event; the sequence is freed at the next step. */
+/* A part of a request that was accepted before, by this process or by one before it: no limit asks whether it may begin.
+ * `what->request` holds the tokens that `part` has (td_resume_request) and is taken on success. Tells them again, in order, from
+ * inside the call, as they were told first; then either its end, and *job is NULL, or the job goes on behind them. TD_CORRUPT,
+ * TD_NO_MEMORY, and what td_coord_submit says of a model and a deadline that are gone; some tokens may have been told then. */
+enum td_status td_coord_restore(struct td_coord *c, const struct td_coord_submit *what,
+                                const struct td_stored_part *part, struct td_job **job,
+                                struct td_err *err);
+/* Where accepted requests are kept; NULL: nowhere. */
+struct td_journal *td_coord_journal(struct td_coord *c);
+/* The asker went away, or is another from now on: no further event; the sequence is freed at the next step. The journal is told
+ * nothing. */
 void td_job_cancel(struct td_job *job);
+/* The same of one that ends with an error of somebody else's: the journal keeps that as its end. */
+void td_job_give_up(struct td_job *job, const struct td_err *err);
 /* What may lie of an answer that its asker does not take, until it is paused. */
 enum { TD_COORD_SLOW_BYTES = 1024, TD_COORD_SLOW_TOKENS = 64 };
 /* The asker takes nothing more for now, or goes on: while paused, its sequence holds no place in the steps. */

@@ -88,6 +88,7 @@ void td_drain_tick(struct td_coord *c, uint64_t now_ns)
                    "the server %s, and the request did not end within %.4g s%s",
                    d->is_last ? "is stopping" : "drains", (double)d->limit_ns * 1e-9,
                    d->is_last ? " (at most --drain-timeout)" : "");
+        c->is_leaving |= d->is_last;
         d->n_cancelled += td_job_cancel_all(c, &err);
     }
     if (c->n_open > 0)

@@ -223,6 +223,7 @@ void td_group_lose(struct td_coord *c, const struct td_err *err)
     if (is_final || c->n_failures >= 5) {
         td_err_set(&told, TD_UNAVAILABLE, "the group of workers was lost: %.250s", err->cause);
         c->is_recovering = false;
+        c->is_leaving = c->p.on_failed != NULL;
         td_coord_set_state(c, TD_GROUP_FAILED);
         td_job_fail_all(c, &told);
         td_coord_load_finished(c, &c->last_error);

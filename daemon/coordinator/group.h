@@ -52,6 +52,8 @@ struct td_coord_params {
 /* Opens the model (reads headers and the tokenizer: blocks). */
 enum td_status td_coord_open(const struct td_coord_params *params, struct td_coord **c,
                              struct td_err *err);
+/* Accepted requests are kept there (borrows); before td_coord_start. */
+void td_coord_keep_in(struct td_coord *c, struct td_journal *journal);
 /* Serves the workers' control stream on `table`. */
 void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *table,
                             const struct td_auth *cluster_key);

@@ -159,8 +159,9 @@ void td_inference_generate_begin(struct td_inference_call *call)
             .on_event = on_event};
         /* Who has another key, or names another salt, does not learn what was asked. */
         r.cache_salt = td_request_salt(what.key, td_rpc_str(m->cache_salt));
+        td_candidates_prepare(&r, call->best_of, call->n);
         status = td_candidates_submit(call->service->coord, &what, call->candidates, call->best_of,
-                                      call->n, &err);
+                                      &err);
     }
     if (status != TD_OK) {
         td_request_deinit(&r);

@@ -1,6 +1,7 @@
 #include "daemon/coordinator/openai_call.h"
 
 #include "daemon/api/sse.h"
+#include "daemon/journal/journal.h"
 #include "daemon/log.h"
 
 #include <stdlib.h>
@@ -9,20 +10,10 @@
 
 enum { POOL_BODY_BYTES = 64 * 1024 }; /* a longer body is parsed on the pool */
 
-static void random_words(uint64_t *words, size_t n)
-{
-    if (uv_random(NULL, NULL, words, n * sizeof(*words), 0, NULL) != 0) {
-        words[0] ^= uv_hrtime(); /* a system without a source: still different each time */
-    }
-}
-
 /* ---- The end ---- */
 
-static void free_when_over(struct td_openai_call *call)
+void td_openai_call_reset(struct td_openai_call *call)
 {
-    if (call->http != NULL || call->pending) {
-        return;
-    }
     for (size_t i = 0; i < call->n_parts; i++) {
         td_ids_deinit(&call->parts[i].ids);
         td_bytes_deinit(&call->parts[i].text);
@@ -30,6 +21,10 @@ static void free_when_over(struct td_openai_call *call)
         free(call->parts[i].tokens.item);
         free(call->parts[i].prompt_tokens.item);
     }
+    for (size_t i = 0; call->requests != NULL && i < call->n_prompts; i++) {
+        td_request_deinit(&call->requests[i]);
+    }
+    free(call->requests);
     free(call->parts);
     free(call->candidates);
     free(call->messages);
@@ -38,6 +33,34 @@ static void free_when_over(struct td_openai_call *call)
     }
     td_bytes_deinit(&call->body);
     td_served_release(call->served);
+    call->requests = NULL;
+    call->parts = NULL;
+    call->candidates = NULL;
+    call->messages = NULL;
+    call->served = NULL;
+    call->parsed = false;
+    call->n_parts = call->n_prompts = call->n_encoded = 0;
+}
+
+static bool has_jobs(const struct td_openai_call *call)
+{
+    for (size_t i = 0; i < call->n_parts; i++) {
+        if (call->candidates[i].job != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void td_openai_call_free_when_over(struct td_openai_call *call)
+{
+    if (call->http != NULL || call->pending || call->retelling || has_jobs(call)) {
+        return;
+    }
+    td_openai_resume_unlink(call);
+    td_openai_call_reset(call);
+    td_bytes_deinit(&call->idempotency);
+    td_bytes_deinit(&call->after);
     free(call);
 }
 
@@ -50,9 +73,26 @@ static enum td_service_outcome outcome_of(const struct td_openai_error *e)
                                    : TD_SERVICE_INVALID;
 }
 
+/* Once, whoever sees its end first. */
 static void count_end(struct td_openai_call *call, enum td_service_outcome outcome)
 {
-    td_service_metrics_end(&call->endpoint->metrics, call->start_ns, outcome);
+    if (!call->counted) {
+        td_service_metrics_end(&call->endpoint->metrics, call->start_ns, outcome);
+    }
+    call->counted = true;
+}
+
+/* Nobody takes what comes: it is not kept here, and nothing waits for a reader. */
+static void detach(struct td_openai_call *call)
+{
+    for (size_t i = 0; i < call->n_parts; i++) {
+        struct td_openai_part *part = &call->parts[i];
+        td_bytes_deinit(&part->text);
+        part->tokens.n = 0;
+        if (part->candidate->job != NULL) {
+            td_job_pause(part->candidate->job, false);
+        }
+    }
 }
 
 static void on_client_gone(struct td_http_request *http, void *user)
@@ -60,34 +100,55 @@ static void on_client_gone(struct td_http_request *http, void *user)
     struct td_openai_call *call = user;
     (void)http;
     call->http = NULL;
-    td_candidates_cancel(call->candidates, call->n_parts);
-    if (!call->failed) { /* else its end was counted already */
+    if (call->is_repeatable && call->number != 0) {
+        detach(call);
+    } else {
+        td_candidates_cancel(call->candidates, call->n_parts);
+        td_journal_drop(td_coord_journal(call->endpoint->coord), call->number);
         count_end(call, TD_SERVICE_CANCELLED);
     }
-    free_when_over(call);
+    td_openai_call_free_when_over(call);
+}
+
+void td_openai_call_supersede(struct td_openai_call *call)
+{
+    struct td_err err = {0};
+    td_candidates_cancel(call->candidates, call->n_parts);
+    td_openai_resume_unlink(call);
+    call->number = 0;
+    td_err_set(&err, TD_CANCELLED, "another connection took this request over");
+    td_openai_call_fail(call, &err);
+    td_openai_call_free_when_over(call);
+}
+
+/* An answer names its request. */
+static void tell_id(struct td_openai_call *call)
+{
+    td_http_set_header(call->http, "X-Request-Id", call->id);
 }
 
 /* Ends the request with call->error: as a whole answer, or as the stream's last event. */
 static void fail(struct td_openai_call *call)
 {
-    td_candidates_cancel(call->candidates, call->n_parts);
-    if (call->http == NULL) {
-        return; /* counted when the client went */
-    }
     count_end(call, outcome_of(&call->error));
+    if (call->http == NULL) {
+        return;
+    }
     if (call->streaming) {
         call->failed = true;
         if (!td_openai_reply_pump(call)) {
             return;
         }
     } else {
+        tell_id(call);
         td_http_respond_error(call->http, &call->error);
     }
     call->http = NULL;
 }
 
-static void fail_with(struct td_openai_call *call, const struct td_err *err)
+void td_openai_call_fail(struct td_openai_call *call, const struct td_err *err)
 {
+    td_candidates_give_up(call->candidates, call->n_parts, err);
     td_openai_error_from(err, &call->error);
     if (err->status == TD_TOO_LARGE) {
         call->error.code = "context_length_exceeded";
@@ -105,7 +166,12 @@ static void fail_with(struct td_openai_call *call, const struct td_err *err)
     fail(call);
 }
 
-/* ---- From ids to jobs ---- */
+void td_openai_call_refuse(struct td_openai_call *call)
+{
+    fail(call);
+}
+
+/* ---- From jobs to the client ---- */
 
 /* Who does not take what is there gets nothing new until it does: others use its place in the steps. */
 static void hold_back(struct td_openai_call *call)
@@ -124,50 +190,89 @@ static void hold_back(struct td_openai_call *call)
     }
 }
 
-static void on_event(struct td_job *job, const struct td_job_event *event, void *user)
+static bool is_whole(const struct td_openai_call *call)
 {
-    struct td_openai_part *part = user;
-    struct td_openai_call *call = part->call;
-    struct td_err err = {0};
-    (void)job;
-    td_candidates_event(part->candidate, event);
-    td_service_metrics_event(&call->endpoint->metrics, &part->times, event);
-    enum td_status status = td_openai_reply_take(part, event);
-    if (status != TD_OK) {
-        /* The job is in the middle of this call and must not be cancelled here: closing the connection does it. */
-        if (part->candidate->job != NULL) {
-            td_http_stream_abort(call->http);
-            return;
+    for (size_t i = 0; i < call->n_parts; i++) {
+        if (call->parts[i].finish == TD_FINISH_NONE) {
+            return false;
         }
-        td_err_set(&err, status, "no memory for an answer");
-        fail_with(call, &err);
-    } else if (event->finish == TD_FINISH_ERROR) {
-        fail_with(call, event->error);
-    } else if (event->finish == TD_FINISH_CANCELLED) {
-        td_err_set(&err, TD_UNAVAILABLE, "the server ended the request");
-        fail_with(call, &err);
-    } else if (call->streaming) {
+    }
+    return true;
+}
+
+/* Writes what is there. */
+static void tell(struct td_openai_call *call)
+{
+    struct td_err err = {0};
+    if (call->streaming) {
         if (td_openai_reply_pump(call)) {
             count_end(call, TD_SERVICE_OK);
             call->http = NULL;
         } else {
             hold_back(call);
         }
-    } else {
-        for (size_t i = 0; i < call->n_parts; i++) {
-            if (call->parts[i].finish == TD_FINISH_NONE) {
-                return;
-            }
-        }
+    } else if (is_whole(call)) {
+        tell_id(call);
         if (td_openai_reply_respond(call) == TD_OK) {
             count_end(call, TD_SERVICE_OK);
             call->http = NULL;
         } else {
             td_err_set(&err, TD_NO_MEMORY, "no memory for an answer");
-            fail_with(call, &err);
+            td_openai_call_fail(call, &err);
         }
     }
-    free_when_over(call);
+}
+
+/* Nobody is there: the journal has it. */
+static void pass_over(struct td_openai_part *part, const struct td_job_event *event)
+{
+    if (event->finish != TD_FINISH_NONE) {
+        part->finish = event->finish;
+    }
+    if (is_whole(part->call)) {
+        count_end(part->call, TD_SERVICE_OK);
+    }
+}
+
+static void take(struct td_openai_part *part, const struct td_job_event *event)
+{
+    struct td_openai_call *call = part->call;
+    struct td_err err = {0};
+    enum td_status status = td_openai_reply_take(part, event);
+    if (status != TD_OK) {
+        td_err_set(&err, status, "no memory for an answer");
+    } else if (event->finish == TD_FINISH_ERROR) {
+        err = *event->error;
+    } else if (event->finish == TD_FINISH_CANCELLED) {
+        td_err_set(&err, TD_UNAVAILABLE, "the server ended the request");
+    }
+    if (call->retelling) {
+        call->retold_err = call->retold_err.status != TD_OK ? call->retold_err : err;
+    } else if (status != TD_OK && part->candidate->job != NULL) {
+        /* The job is in the middle of this call and must not be cancelled here: closing the connection does it. */
+        td_http_stream_abort(call->http);
+    } else if (err.status != TD_OK) {
+        td_openai_call_fail(call, &err);
+    } else {
+        tell(call);
+    }
+}
+
+void td_openai_call_on_event(struct td_job *job, const struct td_job_event *event, void *user)
+{
+    struct td_openai_part *part = user;
+    struct td_openai_call *call = part->call;
+    (void)job;
+    td_candidates_event(part->candidate, event);
+    if (!call->retelling) {
+        td_service_metrics_event(&call->endpoint->metrics, &part->times, event);
+    }
+    if (call->http == NULL && event->finish != TD_FINISH_ERROR) {
+        pass_over(part, event);
+    } else {
+        take(part, event);
+    }
+    td_openai_call_free_when_over(call);
 }
 
 static void on_drain(struct td_http_request *http, void *user)
@@ -175,86 +280,28 @@ static void on_drain(struct td_http_request *http, void *user)
     struct td_openai_call *call = user;
     (void)http;
     if (td_openai_reply_pump(call)) {
-        if (!call->failed) {
-            count_end(call, TD_SERVICE_OK);
-        }
+        count_end(call, TD_SERVICE_OK); /* unless it failed, which was counted then */
         call->http = NULL;
-        free_when_over(call);
+        td_openai_call_free_when_over(call);
     } else {
         hold_back(call);
     }
+}
+
+void td_openai_call_answer(struct td_openai_call *call)
+{
+    td_openai_limits_tell(call);
+    if (call->streaming) {
+        tell_id(call);
+        td_sse_begin(call->http, on_drain, call);
+    }
+    tell(call); /* of a new stream the role chunks */
 }
 
 /* The first candidate of a prompt. */
 static struct td_openai_part *first_of(struct td_openai_call *call, size_t prompt)
 {
     return &call->parts[prompt * call->request.best_of];
-}
-
-/* All candidates of a prompt. */
-static enum td_status submit(struct td_openai_call *call, size_t prompt, struct td_err *err)
-{
-    const struct td_openai_request *q = &call->request;
-    struct td_openai_part *first = first_of(call, prompt);
-    struct td_request r;
-    if ((q->echo || q->prompt_logprobs >= 0) &&
-        td_ids_append_n(&first->prompt, first->ids.data, first->ids.len) != TD_OK) {
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt of %zu ids", first->ids.len);
-    }
-    td_request_init(&r);
-    r.prompt = first->ids.data;
-    r.n_prompt = (uint32_t)first->ids.len;
-    first->ids = (struct td_ids){0};
-    /* Who has another key, or names another salt, does not learn what was asked. */
-    r.cache_salt = td_request_salt(call->key, q->cache_salt);
-    enum td_status status = td_openai_request_fill(q, 0, &r, err);
-    if (status == TD_OK) {
-        status = td_request_break_at(&r, call->served->breakers,
-                                     q->has_dry_breakers ? q->dry_breakers : NULL,
-                                     q->n_dry_breakers, err);
-    }
-    if (!q->has_seed) {
-        random_words(&r.sampling.seed, 1);
-    }
-    if (status == TD_OK) {
-        const struct td_coord_submit what = {.served = call->served,
-                                             .request = &r,
-                                             .key = call->key,
-                                             .admitted = true,
-                                             .deadline_ns = td_openai_limits_deadline_ns(call),
-                                             .on_event = on_event};
-        status = td_candidates_submit(call->endpoint->coord, &what, first->candidate, q->best_of,
-                                      q->n, err);
-    }
-    if (status != TD_OK) {
-        td_request_deinit(&r);
-        if (call->n_prompts > 1) {
-            td_err_context(err, "prompt %zu of %zu", prompt + 1, call->n_prompts);
-        }
-    }
-    return status;
-}
-
-static void submit_all(struct td_openai_call *call)
-{
-    struct td_err err = {0};
-    if (td_openai_limits_admit(call, &err) != TD_OK) {
-        td_openai_limits_tell(call);
-        fail_with(call, &err);
-        return;
-    }
-    for (size_t i = 0; i < call->n_prompts; i++) {
-        if (submit(call, i, &err) != TD_OK) {
-            fail_with(call, &err);
-            return;
-        }
-    }
-    td_openai_limits_tell(call);
-    if (call->request.stream) {
-        call->streaming = true;
-        td_sse_begin(call->http, on_drain, call);
-        td_openai_reply_pump(call); /* the role chunks; nothing can be at its end yet */
-    }
 }
 
 /* ---- From text to ids ---- */
@@ -272,10 +319,10 @@ static void on_encoded(enum td_status status, struct td_ids *ids, const struct t
             *ids = (struct td_ids){0};
             encode_rest(call);
         } else {
-            fail_with(call, err);
+            td_openai_call_fail(call, err);
         }
     }
-    free_when_over(call);
+    td_openai_call_free_when_over(call);
 }
 
 static enum td_status encode_next(struct td_openai_call *call, struct td_err *err)
@@ -308,14 +355,14 @@ static void encode_rest(struct td_openai_call *call)
     struct td_err err = {0};
     while (call->n_encoded < call->n_prompts) {
         if (encode_next(call, &err) != TD_OK) {
-            fail_with(call, &err);
+            td_openai_call_fail(call, &err);
             return;
         }
         if (call->pending) {
             return;
         }
     }
-    submit_all(call);
+    td_openai_submit(call);
 }
 
 /* The templates know the roles of the models; "developer" is OpenAI's newer word for "system". */
@@ -340,7 +387,7 @@ static enum td_status copy_messages(struct td_openai_call *call, struct td_err *
     return TD_OK;
 }
 
-static enum td_status make_parts(struct td_openai_call *call, struct td_err *err)
+enum td_status td_openai_call_make_parts(struct td_openai_call *call, struct td_err *err)
 {
     const struct td_openai_request *request = &call->request;
     size_t n_prompts = request->kind == TD_OPENAI_CHAT ? 1 : request->n_prompts;
@@ -385,26 +432,28 @@ static void go_on(struct td_openai_call *call)
     if (status == TD_OK) {
         call->served = served;
         td_served_retain(served);
-        status = make_parts(call, &err);
+        status = td_openai_call_make_parts(call, &err);
     }
     if (status != TD_OK) {
-        fail_with(call, &err);
+        td_openai_call_fail(call, &err);
         return;
     }
     encode_rest(call);
 }
 
-static void parse(struct td_openai_call *call, struct td_str body)
+enum td_status td_openai_call_parse(struct td_openai_call *call, struct td_str body)
 {
-    call->parsed = td_openai_request_parse(call->endpoint->kind, body,
-                                           call->has_defaults ? &call->defaults : NULL,
-                                           &call->request, &call->error) == TD_OK;
+    enum td_status status = td_openai_request_parse(call->endpoint->kind, body,
+                                                    call->has_defaults ? &call->defaults : NULL,
+                                                    &call->request, &call->error);
+    call->parsed = status == TD_OK;
+    return status;
 }
 
 static void parse_on_pool(uv_work_t *work)
 {
     struct td_openai_call *call = work->data;
-    parse(call, td_bytes_str(&call->body));
+    td_openai_call_parse(call, td_bytes_str(&call->body));
 }
 
 static void on_parsed(uv_work_t *work, int status)
@@ -412,51 +461,86 @@ static void on_parsed(uv_work_t *work, int status)
     struct td_openai_call *call = work->data;
     (void)status;
     call->pending = false;
-    td_bytes_deinit(&call->body);
     if (call->http != NULL) {
         go_on(call);
     }
-    free_when_over(call);
+    td_openai_call_free_when_over(call);
 }
 
-void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_request *http)
+struct td_openai_call *td_openai_call_new(struct td_openai_endpoint *endpoint,
+                                          struct td_http_request *http)
 {
     struct td_openai_call *call = calloc(1, sizeof(*call));
     struct td_served *served = NULL;
     uint64_t words[2] = {0, 0};
-    if (call == NULL) {
+    if (call == NULL && http != NULL) {
         struct td_openai_error e;
         td_openai_error_from(&(struct td_err){.status = TD_NO_MEMORY}, &e);
         td_service_metrics_end(&endpoint->metrics, uv_hrtime(), TD_SERVICE_FAILED);
         td_http_respond_error(http, &e);
-        return;
+    }
+    if (call == NULL) {
+        return NULL;
     }
     call->endpoint = endpoint;
     call->http = http;
-    call->key = td_http_key(http);
     call->start_ns = uv_hrtime();
     call->created = (int64_t)time(NULL);
-    random_words(words, 2);
+    td_openai_random(words, 2);
     td_openai_id(endpoint->kind, words[0], words[1], call->id);
-    td_http_set_header(http, "X-Request-Id", call->id);
-    td_http_on_close(http, on_client_gone, call);
+    if (http != NULL) {
+        call->key = td_http_key(http);
+        td_http_on_close(http, on_client_gone, call);
+    }
     /* The sampling defaults are the served model's, whatever name the body holds: there is one model. */
     if (td_coord_find_model(endpoint->coord, TD_STR(""), &served, NULL) == TD_OK) {
         call->defaults = served->defaults;
         call->has_defaults = true;
     }
-    if (td_http_body(http).len > POOL_BODY_BYTES) {
+    return call;
+}
+
+/* What a client says that may come back for its answer. */
+static enum td_status read_headers(struct td_openai_call *call)
+{
+    struct td_str key = td_http_header(call->http, "Idempotency-Key");
+    if (key.len > TD_RECORD_MAX_IDEMPOTENCY_BYTES) {
+        return td_openai_error_set(&call->error, 400, "invalid_request_error", NULL,
+                                   "Idempotency-Key",
+                                   "The Idempotency-Key header has %zu bytes, expected at most %d.",
+                                   key.len, TD_RECORD_MAX_IDEMPOTENCY_BYTES);
+    }
+    call->is_repeatable = key.len > 0;
+    if (td_bytes_append_str(&call->idempotency, key) != TD_OK ||
+        td_bytes_append_str(&call->after, td_http_header(call->http, "Last-Event-ID")) != TD_OK) {
+        td_openai_error_from(&(struct td_err){.status = TD_NO_MEMORY}, &call->error);
+        return TD_NO_MEMORY;
+    }
+    return TD_OK;
+}
+
+void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_request *http)
+{
+    struct td_openai_call *call = td_openai_call_new(endpoint, http);
+    if (call == NULL) {
+        return;
+    }
+    bool is_long = td_http_body(http).len > POOL_BODY_BYTES;
+    if (is_long || td_coord_journal(endpoint->coord) != NULL) {
         td_http_take_body(http, &call->body);
+    }
+    if (read_headers(call) != TD_OK) {
+        fail(call);
+    } else {
         call->work.data = call;
-        call->pending = uv_queue_work(td_coord_loop(endpoint->coord), &call->work, parse_on_pool,
-                                      on_parsed) == 0;
+        call->pending = is_long && uv_queue_work(td_coord_loop(endpoint->coord), &call->work,
+                                                 parse_on_pool, on_parsed) == 0;
         if (call->pending) {
             return;
         }
-        parse(call, td_bytes_str(&call->body));
-    } else {
-        parse(call, td_http_body(http));
+        td_openai_call_parse(call,
+                             call->body.len > 0 ? td_bytes_str(&call->body) : td_http_body(http));
+        go_on(call);
     }
-    go_on(call);
-    free_when_over(call);
+    td_openai_call_free_when_over(call);
 }

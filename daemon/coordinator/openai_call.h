@@ -8,13 +8,23 @@
 #include "daemon/coordinator/candidates.h"
 #include "daemon/coordinator/service_metrics.h"
 
+struct td_auth;
 struct td_openai_call;
+struct td_openai_service;
 
 /* What the requests of one endpoint share; outlives them. */
 struct td_openai_endpoint {
+    struct td_openai_service *service;
     struct td_coord *coord;
     enum td_openai_kind kind;
     struct td_service_metrics metrics;
+};
+
+struct td_openai_service {
+    struct td_coord *coord;
+    const struct td_auth *auth; /* NULL: open */
+    struct td_openai_endpoint chat, completion;
+    struct td_openai_call *kept; /* those whose end the journal waits for */
 };
 
 struct td_openai_token {
@@ -40,11 +50,14 @@ struct td_openai_part {
     struct td_openai_tokens tokens; /* only with logprobs */
     bool echoed;                    /* the prompt stands in front of text and tokens */
     bool role_sent, finish_sent;
+    uint32_t n_taken; /* output tokens whose text came */
+    uint32_t n_sent;  /* of them, written to the client */
+    uint32_t n_known; /* of them, a client that came back has had them: they are not written */
     enum td_finish finish;
     uint32_t n_prompt, n_cached, n_output; /* at the end */
 
     /* What all candidates show of their prompt lies with the first, which alone computes it. */
-    struct td_ids ids;                     /* the prompt, until it is submitted */
+    struct td_ids ids;                     /* the prompt, until its request is made */
     struct td_ids prompt;                  /* kept where the answer shows it */
     struct td_openai_tokens prompt_tokens; /* with their log probabilities, the first without */
     bool has_begun;                        /* the answer: the prompt is whole */
@@ -53,14 +66,15 @@ struct td_openai_part {
 struct td_openai_call {
     struct td_openai_endpoint *endpoint;
     struct td_http_request *http; /* NULL: answered, or the client is gone */
-    bool pending;                 /* text work is under way: its end frees the call if need be */
-    bool streaming, failed;
+    bool pending; /* text work or the journal is under way: its end frees the call if need be */
+    bool streaming, failed, counted;
+    bool usage_sent;
     uint32_t key; /* which API key it brought, from 1; 0: the server is open */
     uint64_t start_ns;
     char id[TD_OPENAI_ID_BYTES];
     int64_t created;
     uv_work_t work;
-    struct td_bytes body;        /* while it is parsed on the pool */
+    struct td_bytes body;        /* while it is parsed on the pool, and until it is kept */
     struct td_sampling defaults; /* the model's */
     bool has_defaults, parsed;
     struct td_openai_request request; /* parsed */
@@ -71,14 +85,69 @@ struct td_openai_call {
         *parts; /* owned, [n_parts]: the candidates of the first prompt, of the second, ... */
     struct td_candidate *candidates; /* owned, [n_parts], in the same order */
     size_t n_parts, n_prompts, n_encoded;
+    struct td_request *requests; /* owned, [n_prompts]: made, and not submitted yet */
+
+    /* ---- what is in the journal ---- */
+    uint64_t number;    /* 0: it is not, or has ended there */
+    bool has_ids;       /* the events of its stream have ids by which a client may come back */
+    bool is_repeatable; /* its client named an idempotency key: it outlives the connection */
+    bool retelling;     /* what comes was told before */
+    bool searched;      /* it was looked for twice */
+    struct td_err retold_err; /* with which it ended then; TD_OK: it did not */
+    struct td_bytes idempotency;
+    struct td_bytes after; /* the id of the last event that the client has; empty: it has nothing */
+    struct td_openai_call *next_kept, **at_kept;
 };
 
 /* Takes the request over. */
 void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_request *http);
+/* One without anything in it. NULL without memory; `http` (NULL: there is none) was answered then. */
+struct td_openai_call *td_openai_call_new(struct td_openai_endpoint *endpoint,
+                                          struct td_http_request *http);
+/* The parts of a request that was parsed, for the model in call->served. */
+enum td_status td_openai_call_make_parts(struct td_openai_call *call, struct td_err *err);
+enum td_status td_openai_call_parse(struct td_openai_call *call, struct td_str body);
+/* Everything that came of its body is let go. */
+void td_openai_call_reset(struct td_openai_call *call);
+/* Ends it with an error: as a whole answer, or as the stream's last event. What is open of it ends with that too. */
+void td_openai_call_fail(struct td_openai_call *call, const struct td_err *err);
+/* Answers with call->error; nothing was begun. */
+void td_openai_call_refuse(struct td_openai_call *call);
+/* Parts were begun: the answer begins, where it is a stream, and is written as far as it is there. */
+void td_openai_call_answer(struct td_openai_call *call);
+/* The client is another from now on, or none: nothing that runs for it is left, and the journal is told nothing. */
+void td_openai_call_supersede(struct td_openai_call *call);
+void td_openai_call_free_when_over(struct td_openai_call *call);
+/* For td_coord_submit and td_coord_restore; `user` is the part. */
+void td_openai_call_on_event(struct td_job *job, const struct td_job_event *event, void *user);
+
+/* ---- openai_submit.c: from ids to jobs, through the journal ---- */
+
+void td_openai_random(uint64_t *words, size_t n);
+/* The ids of all prompts are there. */
+void td_openai_submit(struct td_openai_call *call);
+
+/* ---- openai_resume.c: requests of before ---- */
+
+/* The request by that id, if it is of this call's key, becomes this one. */
+void td_openai_resume_find(struct td_openai_call *call, struct td_str id);
+/* GET /v1/requests/{id}/stream; `service` is the td_openai_service. */
+void td_openai_resume_handle(struct td_http_request *http, void *service);
+/* Its number in the journal is known: it can be found from now on. */
+void td_openai_resume_link(struct td_openai_call *call);
+void td_openai_resume_unlink(struct td_openai_call *call); /* legal for one that is not linked */
+
+/* ---- openai_position.c: how far a client has come ---- */
+
+/* The id of an event: for each part how many tokens' text was written, and whether its end was. Replaces `out`. TD_NO_MEMORY. */
+enum td_status td_openai_position_write(const struct td_openai_call *call, struct td_bytes *out);
+/* What such an id says becomes the state of the parts, before anything is written. TD_INVALID: it is of no such request. */
+enum td_status td_openai_position_read(struct td_openai_call *call, struct td_str id,
+                                       struct td_err *err);
 
 /* ---- openai_limits.c: what the server allows ---- */
 
-/* Whether all parts may begin; their ids are there. On a refusal Retry-After is set. */
+/* Whether all parts may begin; their requests are made. On a refusal Retry-After is set. */
 enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err *err);
 /* The x-ratelimit-* headers of a server that limits its keys; before the answer begins. */
 void td_openai_limits_tell(struct td_openai_call *call);

@@ -12,14 +12,7 @@ enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err
     uint32_t retry_after_s = 0;
     enum td_status status = TD_OK;
     for (size_t i = 0; i < call->n_prompts && status == TD_OK; i++) {
-        const struct td_ids *ids = &call->parts[i * q->best_of].ids;
-        struct td_request r;
-        td_request_init(&r);
-        r.prompt = ids->data; /* borrowed: not deinitialised */
-        r.n_prompt = (uint32_t)ids->len;
-        r.max_tokens = q->has_max_tokens ? q->max_tokens : 0;
-        r.max_tokens += q->has_max_tokens && q->max_tokens == 0; /* drawn, but not shown */
-        status = td_candidates_count(call->served, &r, q->best_of, &ask, err);
+        status = td_candidates_count(call->served, &call->requests[i], q->best_of, &ask, err);
         if (status != TD_OK && call->n_prompts > 1) {
             td_err_context(err, "prompt %zu of %zu", i + 1, call->n_prompts);
         }

@@ -70,6 +70,15 @@ static enum td_status take_token(struct td_openai_part *part, const struct td_jo
     return status;
 }
 
+/* What its client has had is not told again, nor the prompt in front of it. */
+static void pass_over_known(struct td_openai_part *part)
+{
+    td_bytes_clear(&part->text);
+    part->tokens.n = 0;
+    part->echoed = true;
+    part->n_sent = part->n_taken;
+}
+
 enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td_job_event *event)
 {
     const struct td_openai_request *request = &part->call->request;
@@ -88,7 +97,13 @@ enum td_status td_openai_reply_take(struct td_openai_part *part, const struct td
         part->n_cached = event->n_cached;
         part->n_output = has_none ? 0 : event->n_output;
     }
-    return status == TD_OK && !has_none ? take_token(part, event) : status;
+    if (status == TD_OK && !has_none) {
+        status = take_token(part, event);
+    }
+    if (status == TD_OK && event->has_token && ++part->n_taken <= part->n_known) {
+        pass_over_known(part);
+    }
+    return status;
 }
 
 /* ---- The prompt in front of the answer ---- */
@@ -295,16 +310,21 @@ enum td_status td_openai_reply_respond(struct td_openai_call *call)
 
 /* ---- The stream ---- */
 
-/* TD_OK: queued. Anything else: not now, or never again. */
+/* The state of the call is that after the event. TD_OK: queued. Anything else: not now, or never again. */
 static enum td_status send_event(struct td_openai_call *call, enum td_status written,
                                  struct td_bytes *body)
 {
+    struct td_bytes id = {0};
     enum td_status status = written;
+    if (status == TD_OK && call->has_ids && !call->failed) {
+        status = td_openai_position_write(call, &id);
+    }
     if (status == TD_OK) {
-        status = td_sse_event(call->http, td_bytes_str(body));
+        status = td_sse_event_with_id(call->http, td_bytes_str(&id), td_bytes_str(body));
     } else {
         td_http_stream_abort(call->http); /* without memory an event would be lost silently */
     }
+    td_bytes_deinit(&id);
     td_bytes_deinit(body);
     return status;
 }
@@ -319,6 +339,7 @@ static enum td_status send_role(struct td_openai_part *part)
     }
     enum td_status status =
         td_openai_chunk_role_write(&reply, part->index, call->request.include_usage, &body);
+    part->role_sent = true;
     status = send_event(call, status, &body);
     part->role_sent = status == TD_OK;
     return status;
@@ -333,6 +354,7 @@ static enum td_status send_chunk(struct td_openai_part *part, enum td_finish fin
         .index = part->index, .text = td_bytes_str(&part->text), .finish = finish};
     struct logprobs lp = {NULL, NULL};
     struct td_bytes body = {0};
+    const uint32_t n_before = part->n_sent;
     enum td_status status = TD_OK;
     if (part->tokens.n > 0 && (status = logprobs_init(&lp, part, &part->tokens)) == TD_OK) {
         choice.has_logprobs = true;
@@ -342,11 +364,16 @@ static enum td_status send_chunk(struct td_openai_part *part, enum td_finish fin
     if (status == TD_OK) {
         status = td_openai_chunk_write(&reply, &choice, call->request.include_usage, &body);
     }
+    part->n_sent = part->n_taken;
+    part->finish_sent = finish != TD_FINISH_NONE;
     status = send_event(call, status, &body);
     logprobs_deinit(&lp);
     if (status == TD_OK) {
         td_bytes_clear(&part->text);
         part->tokens.n = 0;
+    } else {
+        part->n_sent = n_before;
+        part->finish_sent = false;
     }
     return status;
 }
@@ -355,7 +382,8 @@ static enum td_status pump_part(struct td_openai_part *part)
 {
     bool is_over = part->finish == TD_FINISH_STOP || part->finish == TD_FINISH_LENGTH;
     enum td_status status = send_role(part);
-    if (status != TD_OK || !may_show(part) || (part->text.len == 0 && !is_over)) {
+    if (status != TD_OK || part->finish_sent || !may_show(part) ||
+        (part->text.len == 0 && !is_over)) {
         return status;
     }
     status = echo(part);
@@ -366,9 +394,8 @@ static enum td_status pump_part(struct td_openai_part *part)
     if (part->text.len > 0) {
         status = send_chunk(part, TD_FINISH_NONE);
     }
-    if (status == TD_OK && !part->finish_sent && is_over) {
+    if (status == TD_OK && is_over) {
         status = send_chunk(part, part->finish);
-        part->finish_sent = status == TD_OK;
     }
     return status;
 }
@@ -385,8 +412,14 @@ static enum td_status send_usage(struct td_openai_call *call)
     const struct td_openai_reply reply = reply_of(call);
     const struct td_openai_usage usage = usage_of(call);
     struct td_bytes body = {0};
+    if (call->usage_sent) {
+        return TD_OK;
+    }
     enum td_status status = td_openai_chunk_usage_write(&reply, &usage, &body);
-    return send_event(call, status, &body);
+    call->usage_sent = true;
+    status = send_event(call, status, &body);
+    call->usage_sent = status == TD_OK;
+    return status;
 }
 
 bool td_openai_reply_pump(struct td_openai_call *call)
@@ -396,7 +429,8 @@ bool td_openai_reply_pump(struct td_openai_call *call)
         if (pump_part(&call->parts[i]) != TD_OK) {
             return false; /* on_drain or on_close follows */
         }
-        all_sent &= call->parts[i].finish_sent;
+        /* A client that came back may have had an end that is computed again. */
+        all_sent &= call->parts[i].finish_sent && call->parts[i].finish != TD_FINISH_NONE;
     }
     if (call->failed) {
         if (send_error(call) != TD_OK) {

@@ -5,12 +5,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-struct td_openai_service {
-    struct td_coord *coord;
-    struct td_openai_endpoint chat;
-    struct td_openai_endpoint completion;
-};
-
 /* ---- The probes ---- */
 
 static void respond_json(struct td_http_request *req, int http_status, enum td_status written,
@@ -137,9 +131,11 @@ enum td_status td_openai_service_open(const struct td_openai_service_params *par
         return td_err_set(err, TD_NO_MEMORY, "no memory for the OpenAI service");
     }
     s->coord = params->coord;
-    s->chat = (struct td_openai_endpoint){.coord = params->coord, .kind = TD_OPENAI_CHAT};
-    s->completion =
-        (struct td_openai_endpoint){.coord = params->coord, .kind = TD_OPENAI_COMPLETION};
+    s->auth = params->auth;
+    s->chat =
+        (struct td_openai_endpoint){.service = s, .coord = params->coord, .kind = TD_OPENAI_CHAT};
+    s->completion = (struct td_openai_endpoint){
+        .service = s, .coord = params->coord, .kind = TD_OPENAI_COMPLETION};
     const struct td_route routes[] = {
         {"GET", "/", NULL, TD_AUTH_CLIENT, handle_root, s},
         {"GET", "/healthz", NULL, TD_AUTH_CLIENT, handle_healthz, s},
@@ -150,6 +146,7 @@ enum td_status td_openai_service_open(const struct td_openai_service_params *par
         {"POST", "/v1/chat/completions", params->auth, TD_AUTH_CLIENT, handle_generation, &s->chat},
         {"POST", "/v1/completions", params->auth, TD_AUTH_CLIENT, handle_generation,
          &s->completion},
+        {"GET", "/v1/requests/*", params->auth, TD_AUTH_CLIENT, td_openai_resume_handle, s},
     };
     struct td_metrics *metrics = td_coord_metrics(params->coord);
     enum td_status status =

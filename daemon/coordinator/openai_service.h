@@ -19,6 +19,9 @@ struct td_openai_service_params {
 /* Adds the routes and registers the metrics (td_coord_metrics). TD_INVALID when one is there already. */
 enum td_status td_openai_service_open(const struct td_openai_service_params *params,
                                       struct td_openai_service **service, struct td_err *err);
+/* The requests that were open when the process before this one ended go on, without a client until it comes back. Before
+ * td_journal_start. td_journal_restore's errors. */
+enum td_status td_openai_service_restore(struct td_openai_service *service, struct td_err *err);
 /* After the last connection was closed (td_conn_pool_close's done). NULL is legal. */
 void td_openai_service_close(struct td_openai_service *service);
 

@@ -136,7 +136,12 @@ uint64_t td_request_salt(uint32_t key, struct td_str text)
 {
     uint64_t hash = text.len > 0 ? XXH3_64bits_withSeed(text.ptr, text.len, key) : 0;
 
-    return (uint64_t)key << 56 | hash >> 8;
+    return td_request_salt_for(key, hash >> 8);
+}
+
+uint64_t td_request_salt_for(uint32_t key, uint64_t salt)
+{
+    return (uint64_t)key << 56 | (salt & UINT64_MAX >> 8);
 }
 
 static enum td_status validate_stops(const struct td_request *r, uint32_t n_vocab,

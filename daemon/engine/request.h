@@ -75,6 +75,8 @@ enum td_status td_request_break_at(struct td_request *r, const struct td_breaker
  * in the upper bits alone, so no text makes one key's requests share anything with another's; below it stands the text by
  * XXH3-64. */
 uint64_t td_request_salt(uint32_t key, struct td_str text);
+/* The same salt for another number of the key: numbers do not outlive the process, keys do. */
+uint64_t td_request_salt_for(uint32_t key, uint64_t salt);
 /* Ranges and the context: prompt not empty, ids < n_vocab, n_prompt + 1 <= max_model_len; lowers max_tokens to what
  * fits. A replay (n_emitted > 0) must fit whole, since its end may not move. TD_INVALID or TD_TOO_LARGE naming the parameter. */
 enum td_status td_request_validate(struct td_request *r, uint32_t n_vocab, uint32_t max_model_len,

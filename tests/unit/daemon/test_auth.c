@@ -176,6 +176,38 @@ static void test_auth_operators_calls_are_for_operators(void **state)
     assert_int_equal(td_auth_admit(&keys, TD_AUTH_OPERATOR, true, none, none, &n), TD_AUTH_NO_KEY);
 }
 
+static void test_auth_owners_are_the_same_in_every_process(void **state)
+{
+    static struct td_auth one;
+    static struct td_auth two;
+    static struct td_auth three;
+    (void)state;
+    memset(&one, 0, sizeof(one));
+    memset(&two, 0, sizeof(two));
+    memset(&three, 0, sizeof(three));
+    add_line(&one, "ann:sk-a", TD_AUTH_CLIENT, NULL);
+    add_line(&one, "sk-b", TD_AUTH_CLIENT, NULL);
+    add_line(&two, "sk-c", TD_AUTH_CLIENT, NULL);
+    add_line(&two, "sk-b", TD_AUTH_CLIENT, NULL);
+    add_line(&two, "ann:sk-new", TD_AUTH_CLIENT, NULL);
+    uint64_t ann = td_auth_owner(&one, 1);
+    uint64_t b = td_auth_owner(&one, 2);
+    assert_true(ann != 0 && b != 0 && ann != b);
+    assert_int_equal(td_auth_of_owner(&one, ann), 1);
+    assert_int_equal(td_auth_of_owner(&two, ann), 3); /* by its name, whatever the key is */
+    assert_int_equal(td_auth_of_owner(&two, b), 2);   /* by the key, which has no name */
+    add_line(&three, "b:sk-b", TD_AUTH_CLIENT, NULL);
+    assert_int_equal(td_auth_of_owner(&three, b), 0); /* a name makes it another's */
+    assert_int_equal(td_auth_owner(&one, 0), 0);
+    assert_int_equal(td_auth_owner(&one, 3), 0);
+    assert_int_equal(td_auth_owner(NULL, 1), 0);
+    assert_int_equal(td_auth_of_owner(&one, 0), 0);
+    assert_int_equal(td_auth_of_owner(NULL, ann), 0);
+    assert_int_equal(td_auth_replace(&one, &three, NULL), TD_OK);
+    assert_int_equal(td_auth_owner(&one, 1), 0); /* removed */
+    assert_int_equal(td_auth_of_owner(&one, ann), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -185,6 +217,7 @@ int main(void)
         cmocka_unit_test(test_auth_takes_names_and_says_what_is_wrong_without_the_key),
         cmocka_unit_test(test_auth_numbers_outlive_a_reload_and_are_given_to_nobody_else),
         cmocka_unit_test(test_auth_operators_calls_are_for_operators),
+        cmocka_unit_test(test_auth_owners_are_the_same_in_every_process),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

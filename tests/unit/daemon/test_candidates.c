@@ -44,7 +44,8 @@ static enum td_status submit(struct td_request *r, struct td_candidate *list, ui
     for (uint32_t i = 0; i < n; i++) {
         list[i] = (struct td_candidate){.user = &list[i]};
     }
-    return td_candidates_submit(coord, &what, list, n, n_wanted, err);
+    td_candidates_prepare(r, n, n_wanted);
+    return td_candidates_submit(coord, &what, list, n, err);
 }
 
 static void test_candidates_are_copies_that_differ_by_their_number(void **state)

@@ -23,7 +23,7 @@ static void handle_events(struct td_http_request *req, void *user)
     (void)user;
     td_sse_begin(req, NULL, NULL);
     td_sse_event(req, TD_STR("{\"a\":1}"));
-    td_sse_event(req, TD_STR("two\nlines\r\nthree\rfour"));
+    td_sse_event_with_id(req, TD_STR("12.7f"), TD_STR("two\nlines\r\nthree\rfour"));
     td_sse_event(req, TD_STR(""));
     td_sse_done(req);
 }
@@ -106,7 +106,7 @@ static void test_sse_frames_events_and_ends_with_done(void **state)
     assert_non_null(strstr(r, "\r\nCache-Control: no-cache\r\n"));
     assert_string_equal(strstr(r, "\r\n\r\n") + 4,
                         "data: {\"a\":1}\n\n"
-                        "data: two\ndata: lines\ndata: three\ndata: four\n\n"
+                        "id: 12.7f\ndata: two\ndata: lines\ndata: three\ndata: four\n\n"
                         "data: \n\n"
                         "data: [DONE]\n\n");
 }

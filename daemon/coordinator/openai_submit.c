@@ -211,9 +211,11 @@ void td_openai_submit(struct td_openai_call *call)
         if (call->pending) {
             return;
         }
-        char text[512]; /* larger than the journal takes, or no memory for it */
-        td_log_warn("request not kept id=%s error=\"%s\"", call->id,
-                    td_err_format(&err, text, sizeof(text)));
+        if (status != TD_UNAVAILABLE) { /* which the journal's own lines tell */
+            char text[512];
+            td_log_warn("request not kept id=%s error=\"%s\"", call->id,
+                        td_err_format(&err, text, sizeof(text)));
+        }
     }
     td_bytes_deinit(&call->body);
     begin(call);

@@ -4,10 +4,18 @@
 #include "daemon/journal/journallock.h"
 #include "daemon/log.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { DEFAULT_PENDING_BYTES = 64 << 20, DEFAULT_RETRY_MS = 3000, BATCH_EVENTS = 256 };
+enum {
+    DEFAULT_PENDING_BYTES = 64 << 20,
+    DEFAULT_RETRY_MS = 3000,
+    DEFAULT_PATIENCE_MS = 2000,
+    PATIENCE_STEPS = 8, /* how often one looks meanwhile */
+    BATCH_EVENTS = 256
+};
 static const uint64_t DEFAULT_MAX_BYTES = (uint64_t)1 << 30;
 
 void td_journal_append_op(struct td_journal_ops *ops, struct td_journal_op *op)
@@ -53,7 +61,7 @@ static void tell_metrics(struct td_journal *j)
     if (!j->metric[0])
         return;
     td_journal_state(j, &s);
-    td_metrics_set(j->metric[0], s.is_up);
+    td_metrics_set(j->metric[0], s.is_up && !j->is_stuck);
     td_metrics_set(j->metric[1], (double)s.bytes);
     td_metrics_add(j->metric[2], (double)(s.n_kept - told->n_kept));
     td_metrics_add(j->metric[3], (double)(s.n_not_kept - told->n_not_kept));
@@ -113,6 +121,7 @@ enum td_status td_journal_open(const struct td_journal_params *params, struct td
     j->p.max_pending_bytes =
         params->max_pending_bytes ? params->max_pending_bytes : DEFAULT_PENDING_BYTES;
     j->p.retry_ms = params->retry_ms ? params->retry_ms : DEFAULT_RETRY_MS;
+    j->p.patience_ms = params->patience_ms ? params->patience_ms : DEFAULT_PATIENCE_MS;
     j->lock_fd = -1;
     uv_mutex_init(&j->lock);
     uv_cond_init(&j->changed);
@@ -149,6 +158,71 @@ enum td_status td_journal_restore(struct td_journal *j, bool ended, td_journal_v
     return st;
 }
 
+/* ---- who waits for an answer ---- */
+
+static void wait_for(struct td_journal *j, struct td_journal_op *op)
+{
+    uint64_t every_ms = j->p.patience_ms / PATIENCE_STEPS + 1;
+
+    op->begin_ns = uv_hrtime();
+    op->older = j->newest;
+    *(j->newest ? &j->newest->newer : &j->oldest) = op;
+    j->newest = op;
+    if (j->has_timer && !uv_is_active((uv_handle_t *)&j->timer))
+        uv_timer_start(&j->timer, j->timer.timer_cb, every_ms, every_ms);
+}
+
+static void wait_no_more(struct td_journal *j, struct td_journal_op *op)
+{
+    *(op->older ? &op->older->newer : &j->oldest) = op->newer;
+    *(op->newer ? &op->newer->older : &j->newest) = op->older;
+    op->older = op->newer = NULL;
+    if (!j->oldest && j->has_timer)
+        uv_timer_stop(&j->timer);
+}
+
+/* Answers in the place of the thread, which has it still. */
+static void give_up(struct td_journal *j, struct td_journal_op *op)
+{
+    const struct td_journal_answer answer = {.verdict = TD_JOURNAL_NOT_KEPT};
+    struct td_stored nothing = {0};
+    struct td_err err;
+
+    wait_no_more(j, op);
+    op->is_given_up = true;
+    if (op->on_accept) {
+        op->on_accept(&answer, op->user);
+    } else {
+        td_err_set(&err, TD_UNAVAILABLE, "the journal does not answer at present");
+        op->on_find(TD_UNAVAILABLE, &nothing, &err, op->user);
+    }
+}
+
+static void set_stuck(struct td_journal *j, bool is_stuck)
+{
+    if (j->is_stuck == is_stuck)
+        return;
+    j->is_stuck = is_stuck;
+    if (is_stuck)
+        td_log_error("journal stuck, its disk has not answered for %.4g s, requests are accepted "
+                     "without it path=\"%s\"",
+                     j->p.patience_ms * 1e-3, j->path);
+    else
+        td_log_warn("journal answers again path=\"%s\"", j->path);
+    tell_metrics(j);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    struct td_journal *j = timer->data;
+    uint64_t limit = (uint64_t)j->p.patience_ms * 1000000u, now = uv_hrtime();
+
+    while (j->oldest && now - j->oldest->begin_ns >= limit) {
+        set_stuck(j, true);
+        give_up(j, j->oldest);
+    }
+}
+
 /* Calls back for everything that the thread is done with. */
 static void deliver(struct td_journal *j)
 {
@@ -158,13 +232,20 @@ static void deliver(struct td_journal *j)
     op = j->done.first;
     j->done = (struct td_journal_ops){0};
     uv_mutex_unlock(&j->lock);
+    if (op)
+        set_stuck(j, false);
     tell_metrics(j);
     for (; op; op = next) {
         next = op->next;
-        if (op->on_accept)
-            op->on_accept(&op->answer, op->user);
-        else
-            op->on_find(op->status, &op->stored, &op->err, op->user);
+        if (op->is_given_up) { /* what was begun without it is not to go on after a restart */
+            td_journal_drop(j, op->answer.number);
+        } else {
+            wait_no_more(j, op);
+            if (op->on_accept)
+                op->on_accept(&op->answer, op->user);
+            else
+                op->on_find(op->status, &op->stored, &op->err, op->user);
+        }
         free_op(op);
     }
 }
@@ -180,10 +261,27 @@ enum td_status td_journal_start(struct td_journal *j, struct td_err *err)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the journal's wake-up");
     j->async.data = j;
     j->has_async = true;
+    uv_timer_init(j->p.loop, &j->timer);
+    j->timer.data = j;
+    j->timer.timer_cb = on_timer;
+    j->has_timer = true;
     if (uv_thread_create(&j->thread, td_journal_main, j))
         return td_err_set(err, TD_NO_MEMORY, "the system gave no thread for the journal");
     j->has_thread = true;
     return TD_OK;
+}
+
+/* False: it hangs in the disk, and is left to the end of the process. */
+static bool join(struct td_journal *j)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += j->p.patience_ms / 1000;
+    until.tv_nsec += (long)(j->p.patience_ms % 1000) * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return pthread_timedjoin_np(j->thread, NULL, &until) == 0;
 }
 
 void td_journal_stop(struct td_journal *j)
@@ -194,20 +292,29 @@ void td_journal_stop(struct td_journal *j)
     j->stopping = true;
     uv_cond_signal(&j->changed);
     uv_mutex_unlock(&j->lock);
-    if (j->has_thread)
-        uv_thread_join(&j->thread);
+    if (j->has_thread && !join(j)) {
+        uv_mutex_lock(&j->lock);
+        j->is_left = true;
+        uv_mutex_unlock(&j->lock);
+    }
     j->has_thread = false;
-    do /* who is called back may ask again, and is told at once */
+    if (j->is_left) {
+        set_stuck(j, true);
+        while (j->oldest)
+            give_up(j, j->oldest);
+    }
+    if (!j->is_left)
         deliver(j);
-    while (j->done.first);
     if (j->has_async)
         uv_close((uv_handle_t *)&j->async, NULL);
-    j->has_async = false;
+    if (j->has_timer)
+        uv_close((uv_handle_t *)&j->timer, NULL);
+    j->has_async = j->has_timer = false;
 }
 
 void td_journal_close(struct td_journal *j)
 {
-    if (!j)
+    if (!j || j->is_left)
         return;
     td_journaldb_close(j->db);
     td_journallock_close(j->lock_fd);
@@ -222,6 +329,31 @@ void td_journal_close(struct td_journal *j)
 }
 
 /* ---- accepts and finds ---- */
+
+static size_t pending(const struct td_journal *j)
+{
+    return j->todo.bytes + j->events.bytes.len;
+}
+
+/* Whether so many bytes more may wait for the thread. */
+static bool takes(struct td_journal *j, size_t n_bytes)
+{
+    bool fits;
+
+    uv_mutex_lock(&j->lock);
+    fits = !j->stopping && !j->is_stuck && pending(j) + n_bytes <= j->p.max_pending_bytes;
+    uv_mutex_unlock(&j->lock);
+    return fits;
+}
+
+static void hand_over(struct td_journal *j, struct td_journal_op *op)
+{
+    wait_for(j, op);
+    uv_mutex_lock(&j->lock);
+    td_journal_append_op(&j->todo, op);
+    uv_cond_signal(&j->changed);
+    uv_mutex_unlock(&j->lock);
+}
 
 static struct td_journal_op *new_op(struct td_str id, struct td_str idempotency,
                                     struct td_str record)
@@ -243,21 +375,22 @@ static struct td_journal_op *new_op(struct td_str id, struct td_str idempotency,
     return op;
 }
 
-static size_t pending(const struct td_journal *j)
-{
-    return j->todo.bytes + j->events.bytes.len;
-}
-
 enum td_status td_journal_accept(struct td_journal *j, const struct td_record *record,
                                  td_journal_accept_fn *done, void *user, struct td_err *err)
 {
     struct td_bytes bytes = {0};
     struct td_journal_op *op;
-    bool is_too_much;
     enum td_status st = td_record_encode(record, &bytes, err);
 
     if (st)
         return st;
+    if (!takes(j, bytes.len)) {
+        uv_mutex_lock(&j->lock);
+        j->state.n_not_kept++;
+        uv_mutex_unlock(&j->lock);
+        td_bytes_deinit(&bytes);
+        return td_err_set(err, TD_UNAVAILABLE, "the journal takes nothing at present");
+    }
     op = new_op(record->id, record->idempotency, td_bytes_str(&bytes));
     td_bytes_deinit(&bytes);
     if (!op)
@@ -268,14 +401,7 @@ enum td_status td_journal_accept(struct td_journal *j, const struct td_record *r
     op->on_accept = done;
     op->user = user;
     op->answer.verdict = TD_JOURNAL_NOT_KEPT;
-    uv_mutex_lock(&j->lock);
-    is_too_much = j->stopping || pending(j) + op->text.len > j->p.max_pending_bytes;
-    j->state.n_not_kept += is_too_much;
-    td_journal_append_op(is_too_much ? &j->done : &j->todo, op);
-    uv_cond_signal(&j->changed);
-    uv_mutex_unlock(&j->lock);
-    if (is_too_much)
-        uv_async_send(&j->async);
+    hand_over(j, op);
     return TD_OK;
 }
 
@@ -283,18 +409,17 @@ enum td_status td_journal_find(struct td_journal *j, uint64_t owner, struct td_s
                                struct td_str idempotency, td_journal_find_fn *done, void *user,
                                struct td_err *err)
 {
-    struct td_journal_op *op = new_op(id, idempotency, TD_STR(""));
+    struct td_journal_op *op;
 
+    if (!takes(j, 0))
+        return td_err_set(err, TD_UNAVAILABLE, "the journal cannot be read at present");
+    op = new_op(id, idempotency, TD_STR(""));
     if (!op)
         return td_err_set(err, TD_NO_MEMORY, "no memory to look for a request");
     op->owner = owner;
     op->on_find = done;
     op->user = user;
-    op->status = td_err_set(&op->err, TD_UNAVAILABLE, "the journal is closing");
-    uv_mutex_lock(&j->lock);
-    td_journal_append_op(j->stopping ? &j->done : &j->todo, op);
-    uv_cond_signal(&j->changed);
-    uv_mutex_unlock(&j->lock);
+    hand_over(j, op);
     return TD_OK;
 }
 

@@ -23,6 +23,7 @@ struct td_journal_params {
     uint64_t max_bytes;       /* of the file; 0: 1 GiB. Ended requests make way, open ones do not */
     size_t max_pending_bytes; /* not written yet; 0: 64 MiB */
     uint32_t retry_ms;        /* between attempts while nothing can be written; 0: 3000 */
+    uint32_t patience_ms;     /* that a disk has for an answer, else it goes on without; 0: 2000 */
 };
 
 /* Recovers the file; blocks while it reads all of it. A damaged one is moved aside, with a line in the log, and a new one
@@ -37,14 +38,14 @@ enum td_status td_journal_restore(struct td_journal *j, bool ended, td_journal_v
                                   void *user, struct td_err *err);
 /* Begins the thread. TD_NO_MEMORY. */
 enum td_status td_journal_start(struct td_journal *j, struct td_err *err);
-/* Writes what is pending and ends the thread; may block for as long as that takes. Outstanding callbacks run inside. */
+/* Writes what is pending and ends the thread; may block, for patience_ms at most. Outstanding callbacks run inside. */
 void td_journal_stop(struct td_journal *j);
 /* After the loop has run once more. NULL is legal. */
 void td_journal_close(struct td_journal *j);
 
 enum td_journal_verdict {
     TD_JOURNAL_KEPT = 0, /* on disk: it survives whatever happens now */
-    TD_JOURNAL_NOT_KEPT, /* the journal is down or full: go on without */
+    TD_JOURNAL_NOT_KEPT, /* the journal is down, full or stuck: go on without */
     TD_JOURNAL_REPEATED, /* its owner used the idempotency key before, for the same body */
     TD_JOURNAL_CONFLICT  /* and for another body */
 };
@@ -55,7 +56,8 @@ struct td_journal_answer {
 };
 typedef void td_journal_accept_fn(const struct td_journal_answer *answer, void *user);
 /* Keeps a request. `done` is called once, from the loop, when it is durable or is known not to be. `record` is borrowed for
- * the call. td_record_encode's errors: then `done` is not called. */
+ * the call. td_record_encode's errors, and TD_UNAVAILABLE when too much waits to be written, the disk is stuck, or the journal
+ * was stopped: then `done` is not called. */
 enum td_status td_journal_accept(struct td_journal *j, const struct td_record *record,
                                  td_journal_accept_fn *done, void *user, struct td_err *err);
 
@@ -71,7 +73,7 @@ void td_journal_drop(struct td_journal *j, uint64_t number);
 
 /* Reads one request by its public id or by an idempotency key (the other is empty), of that owner alone, with everything that
  * was said of it before this call. `done` is called once, from the loop; it may take `stored` (and zero it). Its status:
- * TD_NOT_FOUND, TD_UNAVAILABLE while the journal is down, TD_NO_MEMORY. */
+ * TD_NOT_FOUND, TD_UNAVAILABLE while the journal is down or stuck, TD_NO_MEMORY. */
 typedef void td_journal_find_fn(enum td_status status, struct td_stored *stored,
                                 const struct td_err *err, void *user);
 enum td_status td_journal_find(struct td_journal *j, uint64_t owner, struct td_str id,

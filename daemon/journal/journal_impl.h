@@ -25,6 +25,11 @@ struct td_journal_op {
     enum td_status status;   /* of a find */
     struct td_stored stored;
     struct td_err err;
+
+    /* The loop thread's. */
+    struct td_journal_op *older, *newer; /* among those that are waited for */
+    uint64_t begin_ns;
+    bool is_given_up; /* it was answered without the thread */
 };
 
 struct td_journal_ops {
@@ -39,7 +44,10 @@ struct td_journal {
     /* The loop thread's. */
     uv_async_t async;
     uv_thread_t thread;
-    bool has_async, has_thread;
+    uv_timer_t timer; /* runs while somebody waits */
+    bool has_async, has_thread, has_timer;
+    struct td_journal_op *oldest, *newest; /* that are waited for */
+    bool is_stuck; /* the disk does not answer: nobody waits for it until it has answered once */
     struct td_metric *metric[TD_JOURNAL_N_METRICS];
     struct td_journal_state told; /* what the counters were last told */
 
@@ -49,6 +57,7 @@ struct td_journal {
     struct td_eventlog events;
     uint64_t first_event_ns; /* uv_hrtime of the oldest in `events` */
     bool stopping;
+    bool is_left; /* its thread could not be waited for */
     struct td_journal_state state;
 
     /* The journal's thread's (before it runs, the loop's). */

@@ -3,6 +3,7 @@
 #include "daemon/journal/journallock.h"
 #include "daemon/log.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -78,12 +79,19 @@ enum td_status td_journal_open_db(struct td_journal *j, struct td_err *err)
     return st;
 }
 
+/* The lock is held. Who was left alone has no loop any more. */
+static void wake_loop(struct td_journal *j)
+{
+    if (!j->is_left)
+        uv_async_send(&j->async);
+}
+
 static void set_up(struct td_journal *j, bool is_up)
 {
     uv_mutex_lock(&j->lock);
     j->state.is_up = is_up;
+    wake_loop(j);
     uv_mutex_unlock(&j->lock);
-    uv_async_send(&j->async);
 }
 
 static void go_down(struct td_journal *j, const struct td_err *err)
@@ -288,9 +296,9 @@ static void hand_back(struct td_journal *j, struct td_journal_op *ops)
         count(&j->state, op);
         td_journal_append_op(&j->done, op);
     }
-    uv_mutex_unlock(&j->lock);
     if (ops)
-        uv_async_send(&j->async);
+        wake_loop(j);
+    uv_mutex_unlock(&j->lock);
 }
 
 /* Tokens are computed again; ends are not told twice. */
@@ -378,6 +386,7 @@ void td_journal_main(void *journal)
     struct td_err err;
     bool stopping;
 
+    pthread_setname_np(pthread_self(), "journal");
     do {
         stopping = take_work(j, &ops);
         write_work(j, ops);

@@ -4,12 +4,15 @@
 #include "daemon/log.h"
 #include "tests/unit/daemon/journal_check.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 enum { WAIT_MS = 60000 };
@@ -422,14 +425,137 @@ static void test_journal_accepts_without_keeping_when_too_much_is_pending(void *
     assert_int_equal(td_journal_start(b.j, &err), TD_OK);
     journal_make(&q, 1, 0);
     q.record.service = (struct td_str){blob, 300000};
-    assert_int_equal(td_journal_accept(b.j, &q.record, on_answer, &b, &err), TD_OK);
-    assert_int_equal(b.n_answers, 0);
-    turn_until(&b, &b.n_answers, 1);
-    assert_int_equal(b.last.verdict, TD_JOURNAL_NOT_KEPT);
+    assert_int_equal(td_journal_accept(b.j, &q.record, on_answer, &b, &err), TD_UNAVAILABLE);
     journal_free(&q);
     assert_true(accept_one(&b, 1, 2) > 0);
+    assert_int_equal(b.n_answers, 1); /* the one before was never answered */
     close_bench(&b);
     free(blob);
+    journal_rmdir(dir);
+}
+
+/* ---- a disk that hangs ---- */
+
+static sem_t is_hanging, may_go_on;
+static struct td_journal *left_alone;
+
+static void hang(int number)
+{
+    (void)number;
+    sem_post(&is_hanging);
+    while (sem_wait(&may_go_on) != 0) {
+    }
+}
+
+/* The journal's thread stands where it is, as one does whose write never returns, until release_thread. */
+static void hang_thread(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *task;
+    pid_t found = 0;
+
+    while ((task = readdir(tasks)) != NULL) {
+        char path[300], name[32] = "";
+        FILE *f;
+
+        snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+        f = fopen(path, "r");
+        if (f && fgets(name, sizeof name, f) && strcmp(name, "journal\n") == 0)
+            found = (pid_t)atoi(task->d_name);
+        if (f)
+            fclose(f);
+    }
+    closedir(tasks);
+    assert_true(found > 0);
+    sem_init(&is_hanging, 0, 0);
+    sem_init(&may_go_on, 0, 0);
+    signal(SIGUSR2, hang);
+    assert_int_equal(syscall(SYS_tgkill, getpid(), found, SIGUSR2), 0);
+    while (sem_wait(&is_hanging) != 0) {
+    }
+}
+
+static void release_thread(void)
+{
+    sem_post(&may_go_on);
+}
+
+static void open_impatient(struct bench *b, const char *path)
+{
+    struct td_journal_params p = {.path = path, .retention_ms = 3600000, .patience_ms = 200};
+    struct td_err err;
+
+    assert_int_equal(open_journal(b, p, &err), TD_OK);
+    assert_int_equal(td_journal_start(b->j, &err), TD_OK);
+}
+
+static void test_journal_waits_for_no_disk_that_hangs(void **state)
+{
+    char dir[64], path[128], id[64];
+    struct journal_request q;
+    struct td_err err;
+    struct bench b;
+    uint64_t begin;
+
+    (void)state;
+    journal_mkdir(dir);
+    snprintf(path, sizeof path, "%s/j.db", dir);
+    open_impatient(&b, path);
+    assert_true(accept_one(&b, 1, 0) > 0);
+    hang_thread();
+    begin = uv_hrtime();
+    assert_int_equal(accept_one(&b, 1, 2), 0);
+    assert_int_equal(b.last.verdict, TD_JOURNAL_NOT_KEPT);
+    assert_true(uv_hrtime() - begin >= 200000000u);
+    journal_make(&q, 1, 4); /* from now on nobody waits */
+    assert_int_equal(td_journal_accept(b.j, &q.record, on_answer, &b, &err), TD_UNAVAILABLE);
+    assert_int_equal(
+        td_journal_find(b.j, q.record.owner, TD_STR("x"), TD_STR(""), on_found, &b, &err),
+        TD_UNAVAILABLE);
+    journal_free(&q);
+    release_thread();
+    for (int i = 0;
+         i < 1000 && td_journal_find(b.j, 1, TD_STR("x"), TD_STR(""), on_found, &b, &err) != TD_OK;
+         i++) {
+        uv_run(&b.loop, UV_RUN_NOWAIT);
+        usleep(10000);
+    }
+    turn_until(&b, &b.n_found, 1);
+    assert_true(accept_one(&b, 1, 6) > 0);
+    journal_make(&q, 1, 2); /* it went on without: nobody is to begin it again */
+    snprintf(id, sizeof id, "%.*s", (int)q.record.id.len, q.record.id.ptr);
+    find(&b, q.record.owner, id, "");
+    assert_int_equal(b.found, TD_NOT_FOUND);
+    journal_free(&q);
+    close_bench(&b);
+    journal_rmdir(dir);
+}
+
+static void test_journal_stops_while_its_disk_hangs(void **state)
+{
+    char dir[64], path[128];
+    struct journal_request q;
+    struct td_err err;
+    struct bench b;
+
+    (void)state;
+    journal_mkdir(dir);
+    snprintf(path, sizeof path, "%s/j.db", dir);
+    open_impatient(&b, path);
+    assert_true(accept_one(&b, 1, 2) > 0);
+    hang_thread();
+    journal_make(&q, 1, 0);
+    assert_int_equal(td_journal_accept(b.j, &q.record, on_answer, &b, &err), TD_OK);
+    td_journal_stop(b.j);
+    assert_int_equal(b.n_answers, 2); /* who waited is answered */
+    assert_int_equal(b.last.verdict, TD_JOURNAL_NOT_KEPT);
+    journal_free(&q);
+    uv_run(&b.loop, UV_RUN_DEFAULT);
+    td_journal_close(b.j); /* leaves the thread what it uses */
+    assert_int_equal(uv_loop_close(&b.loop), 0);
+    left_alone = b.j; /* reachable, for who looks for leaks */
+    release_thread();
+    usleep(100000); /* it ends by itself */
     journal_rmdir(dir);
 }
 
@@ -758,6 +884,8 @@ int main(void)
         cmocka_unit_test(test_journal_drops_ended_requests_when_their_time_is_over),
         cmocka_unit_test(test_journal_keeps_within_its_size_by_dropping_what_ended),
         cmocka_unit_test(test_journal_accepts_without_keeping_when_too_much_is_pending),
+        cmocka_unit_test(test_journal_waits_for_no_disk_that_hangs),
+        cmocka_unit_test(test_journal_stops_while_its_disk_hangs),
         cmocka_unit_test(test_journal_has_everything_that_it_said_when_it_is_killed_at_any_moment),
         cmocka_unit_test(test_journal_goes_on_without_a_full_disk_and_comes_back),
         cmocka_unit_test(test_journal_goes_on_without_files_that_may_not_grow_and_comes_back),

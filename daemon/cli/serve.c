@@ -34,7 +34,15 @@ enum {
     WATCH_MS = 100,
     STOP_LIMIT_MS = 5000,
     N_SIGNALS = 4,
+    MAX_LAUNCHES = 2, /* one group may be on its way while another still serves */
     OTHER_FILES = 128 /* descriptors beside the connections: listeners, pipes, workers, files */
+};
+
+/* A launch of the group of one generation. */
+struct launch {
+    struct server *server;
+    struct td_launch *launch; /* NULL: none */
+    uint32_t generation;
 };
 
 struct server {
@@ -67,7 +75,7 @@ struct server {
     struct td_journal *journal; /* NULL: none is kept */
     struct td_coord *coord;
     struct td_coord_metrics *coord_metrics;
-    struct td_launch *launch;
+    struct launch launches[MAX_LAUNCHES];
     struct td_openai_service *openai;
     struct td_inference_service *inference;
     struct td_cluster_service *cluster;
@@ -78,6 +86,23 @@ struct server {
     struct td_worker *worker; /* one job: rank 0's own */
     bool worker_ended;
 };
+
+/* ---- launches ---- */
+
+static bool any_launch(const struct server *s)
+{
+    for (int i = 0; i < MAX_LAUNCHES; i++)
+        if (s->launches[i].launch)
+            return true;
+    return false;
+}
+
+static void stop_launches(struct server *s)
+{
+    for (int i = 0; i < MAX_LAUNCHES; i++)
+        if (s->launches[i].launch)
+            td_launch_stop(s->launches[i].launch);
+}
 
 /* ---- stopping ---- */
 
@@ -111,13 +136,13 @@ static void stop(struct server *s, int exit_status)
 static void watch_stop(struct server *s)
 {
     bool late = uv_hrtime() - s->stop_ns > (uint64_t)STOP_LIMIT_MS * 1000000u;
-    bool workers_gone = !s->launch && (!s->worker || s->worker_ended);
+    bool workers_gone = !any_launch(s) && (!s->worker || s->worker_ended);
 
-    if (s->launch && late)
-        td_launch_stop(s->launch);
+    if (late)
+        stop_launches(s);
     if (!workers_gone && !late)
         return;
-    if (s->launch || (td_conn_pool_count(s->pool) && !late))
+    if (any_launch(s) || (td_conn_pool_count(s->pool) && !late))
         return;
     uv_timer_stop(&s->watch);
     td_conn_pool_close(s->pool, on_pool_closed, s);
@@ -179,25 +204,34 @@ static void on_signal(uv_signal_t *signal, int number)
     }
     td_log_info("stopping at once signal=%d", number); /* the second one */
     stop(s, TD_EXIT_OK);
-    if (s->launch)
-        td_launch_stop(s->launch);
+    stop_launches(s);
 }
 
 /* ---- the group's processes ---- */
 
 static void on_launch_end(const struct td_launch_end *end, void *user)
 {
-    struct server *s = user;
+    struct launch *l = user;
+    struct server *s = l->server;
+    uint32_t generation = l->generation;
     struct td_err err;
 
     td_launch_describe(end, TD_PEER_LOST, &err);
-    td_launch_close(s->launch);
-    s->launch = NULL;
+    td_launch_close(l->launch);
+    *l = (struct launch){.launch = NULL};
     if (s->stopping)
         return;
     if (end->by_itself && end->term_signal)
-        td_coord_launcher_fell(s->coord, &err);
-    td_coord_launch_ended(s->coord, &err);
+        td_coord_launcher_fell(s->coord, generation, &err);
+    td_coord_launch_ended(s->coord, generation, &err);
+}
+
+static struct launch *free_launch(struct server *s)
+{
+    for (int i = 0; i < MAX_LAUNCHES; i++)
+        if (!s->launches[i].launch)
+            return &s->launches[i];
+    return NULL;
 }
 
 static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_ranks,
@@ -206,6 +240,7 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
     struct server *s = user;
     const struct td_options *o = s->opts;
     char threads[32], memory[32];
+    struct launch *l = free_launch(s);
     size_t n_args = 0;
     const char *args[] = {"--threads",
                           threads,
@@ -252,15 +287,20 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
     }
     snprintf(threads, sizeof threads, "%lld", (long long)o->threads);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)o->memory_bytes);
-    return td_launch_start(&p, on_launch_end, s, &s->launch, err);
+    if (!l)
+        return td_err_set(err, TD_BUSY, "%d launches have not ended: expected no more",
+                          MAX_LAUNCHES);
+    *l = (struct launch){.server = s, .generation = generation};
+    return td_launch_start(&p, on_launch_end, l, &l->launch, err);
 }
 
-static void launch_stop(void *user)
+static void launch_stop(void *user, uint32_t generation)
 {
     struct server *s = user;
 
-    if (s->launch)
-        td_launch_stop(s->launch);
+    for (int i = 0; i < MAX_LAUNCHES; i++)
+        if (s->launches[i].launch && s->launches[i].generation == generation)
+            td_launch_stop(s->launches[i].launch);
 }
 
 static void on_worker_end(enum td_status status, const struct td_err *err, void *user)

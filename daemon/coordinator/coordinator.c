@@ -39,7 +39,7 @@ struct td_metrics *td_coord_metrics(struct td_coord *c)
 
 bool td_coord_ready(const struct td_coord *c)
 {
-    return c->state == TD_GROUP_READY && !c->drain.is_on;
+    return c->current->state == TD_GROUP_READY && !c->drain.is_on;
 }
 
 bool td_coord_accepts(const struct td_coord *c)
@@ -49,7 +49,7 @@ bool td_coord_accepts(const struct td_coord *c)
 
 bool td_coord_is_well(const struct td_coord *c)
 {
-    return td_coord_ready(c) && !c->suspects;
+    return td_coord_ready(c) && !c->current->suspects;
 }
 
 void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)
@@ -60,9 +60,11 @@ void td_coord_on_ready(struct td_coord *c, td_coord_ready_fn *fn, void *user)
     }
 }
 
-void td_coord_set_state(struct td_coord *c, enum td_group_state state)
+void td_coord_set_state(struct group *g, enum td_group_state state)
 {
-    c->state = state;
+    struct td_coord *c = g->c;
+
+    g->state = state;
     if (td_coord_is_well(c) == c->told_ready)
         return;
     c->told_ready = !c->told_ready;
@@ -103,29 +105,31 @@ static struct td_coord_drain_status drain_status(const struct td_coord *c)
 
 void td_coord_status(struct td_coord *c, struct td_coord_status *out)
 {
-    for (uint32_t i = 0; i < c->n_ranks; i++)
-        c->published[i] = c->members[i].public;
+    const struct group *g = c->current;
+
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        g->published[i] = g->members[i].public;
     *out = (struct td_coord_status){
-        .state = c->drain.is_on && c->state == TD_GROUP_READY ? TD_GROUP_DRAINING : c->state,
+        .state = c->drain.is_on && g->state == TD_GROUP_READY ? TD_GROUP_DRAINING : g->state,
         .drain = drain_status(c),
-        .generation = c->generation,
+        .generation = g->generation,
         .n_restarts = c->n_restarts,
-        .n_ranks = c->n_ranks,
-        .members = c->published,
-        .plan = c->load ? c->plan : NULL,
+        .n_ranks = g->n_ranks,
+        .members = g->published,
+        .plan = g->load ? g->plan : NULL,
         .served = c->served,
-        .n_running = c->n_running < c->n_open ? c->n_running : c->n_open,
-        .n_waiting = c->n_waiting,
+        .n_running = g->n_running < c->n_open ? g->n_running : c->n_open,
+        .n_waiting = g->n_waiting,
         .n_open = c->n_open,
-        .kv_blocks_used = c->kv_blocks_used,
-        .kv_blocks_idle = c->kv_blocks_idle,
-        .kv_blocks_memory = c->kv_blocks_memory,
-        .kv_blocks_file = c->kv_blocks_file,
-        .kv_blocks_read = c->kv_blocks_read,
-        .kv_failed_reads = c->kv_failed_reads,
+        .kv_blocks_used = g->kv_blocks_used,
+        .kv_blocks_idle = g->kv_blocks_idle,
+        .kv_blocks_memory = g->kv_blocks_memory,
+        .kv_blocks_file = g->kv_blocks_file,
+        .kv_blocks_read = g->kv_blocks_read,
+        .kv_failed_reads = g->kv_failed_reads,
         .prompt_tokens = c->prompt_tokens,
-        .draft_tokens = c->draft_tokens,
-        .right_drafts = c->right_drafts,
+        .draft_tokens = g->draft_tokens,
+        .right_drafts = g->right_drafts,
         .cached_tokens = c->cached_tokens,
         .generated_tokens = c->generated_tokens,
         .n_requests = c->n_requests,
@@ -142,6 +146,7 @@ enum td_status td_coord_plan(struct td_coord *c, const char *path, uint32_t n_ra
                              const struct td_plan_params *wish, struct td_bytes *text,
                              struct td_bytes *json, struct td_err *err)
 {
+    const struct group *g = c->current;
     struct td_checkpoint *ck = NULL;
     struct td_plan_model *model = calloc(1, sizeof *model);
     struct td_plan *plan = calloc(1, sizeof *plan);
@@ -149,16 +154,16 @@ enum td_status td_coord_plan(struct td_coord *c, const char *path, uint32_t n_ra
     uint64_t memory[TD_PLAN_MAX_RANKS] = {0};
     enum td_status s = TD_OK;
 
-    p.n_ranks = n_ranks ? n_ranks : p.tp ? p.tp * (p.pp ? p.pp : 1) : c->n_ranks ? c->n_ranks : 1;
+    p.n_ranks = n_ranks ? n_ranks : p.tp ? p.tp * (p.pp ? p.pp : 1) : g->n_ranks ? g->n_ranks : 1;
     if (!model || !plan)
         s = td_err_set(err, TD_NO_MEMORY, "no memory to plan");
     if (!s && !(path && path[0]) && !c->served)
         s = td_err_set(err, TD_INVALID, "model_path is empty and no model is loaded");
     s = s ? s : td_checkpoint_open(path && path[0] ? path : c->served->path, &ck, err);
     s = s ? s : td_plan_model_read(ck, model, err);
-    if (!s && !p.memory_bytes && p.n_ranks == c->n_ranks) {
-        for (uint32_t i = 0; i < c->n_ranks; i++)
-            memory[i] = c->members[i].public.memory_bytes;
+    if (!s && !p.memory_bytes && p.n_ranks == g->n_ranks) {
+        for (uint32_t i = 0; i < g->n_ranks; i++)
+            memory[i] = g->members[i].public.memory_bytes;
         p.memory_bytes = memory;
     }
     if (p.n_ranks != c->p.wish.n_ranks)
@@ -179,8 +184,8 @@ void td_coord_load_finished(struct td_coord *c, const struct td_err *err)
     c->load_done = NULL;
     c->load_work = NULL;
     if (done)
-        done(err ? err->status : TD_OK, err, uv_hrtime() - c->load_start_ns, c->generation,
-             c->load_user);
+        done(err ? err->status : TD_OK, err, uv_hrtime() - c->current->load_start_ns,
+             c->current->generation, c->load_user);
 }
 
 /* Opening a model reads files, so it happens on the pool. */
@@ -219,8 +224,8 @@ static void load_opened(uv_work_t *work, int status)
         c->load_work = NULL;
         c->served = l->served;
         td_drain_forget(c);
-        if (td_group_all_attached(c))
-            td_group_plan_and_load(c);
+        if (td_group_all_attached(c->current))
+            td_group_plan_and_load(c->current);
     }
     free(l->path);
     free(l->name);
@@ -267,32 +272,33 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load,
     c->load_done = done;
     c->load_user = user;
     c->load_work = l;
-    c->load_start_ns = uv_hrtime();
+    c->current->load_start_ns = uv_hrtime();
     uv_queue_work(c->p.loop, &l->work, load_run, load_opened);
 }
 
 void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done_fn *done,
                            void *user)
 {
+    struct group *g = c->current;
     struct td_served *served;
     struct td_err err, gone;
     uint32_t n;
 
-    if (td_coord_find_model(c, name, &served, &err) || c->state != TD_GROUP_READY) {
-        if (c->served && c->state != TD_GROUP_READY)
-            td_err_set(&err, TD_UNAVAILABLE, "the group is %s", td_group_state_name(c->state));
+    if (td_coord_find_model(c, name, &served, &err) || g->state != TD_GROUP_READY) {
+        if (c->served && g->state != TD_GROUP_READY)
+            td_err_set(&err, TD_UNAVAILABLE, "the group is %s", td_group_state_name(g->state));
         done(err.status, &err, 0, 0, user);
         return;
     }
     td_err_set(&gone, TD_UNAVAILABLE, "the model was unloaded");
     n = td_job_cancel_all(c, &gone);
     c->is_recovering = false;
-    td_group_send_all_drain(c);
-    td_compute_load_free(c->load);
-    c->load = NULL;
+    td_group_send_all_drain(g);
+    td_compute_load_free(g->load);
+    g->load = NULL;
     c->served = NULL;
     td_served_release(served);
-    td_coord_set_state(c, TD_GROUP_LAUNCHING); /* workers are here and wait for a model */
+    td_coord_set_state(g, TD_GROUP_LAUNCHING); /* workers are here and wait for a model */
     done(TD_OK, NULL, n, 0, user);
 }
 
@@ -303,7 +309,7 @@ static void on_tick(uv_timer_t *timer)
     struct td_coord *c = timer->data;
     uint64_t now = uv_hrtime();
 
-    td_group_tick(c, now);
+    td_group_tick(c->current, now);
     td_replay_turn(c);
     td_job_expire(c, now);
     td_drain_tick(c, now);
@@ -326,13 +332,14 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
                                             params->limits.tokens_per_minute_per_key},
                   c->start_ns);
     td_arena_init(&c->arena, 0, 0);
-    if (params->model)
+    s = td_group_open(c, &c->current, err);
+    if (!s && params->model)
         s = td_served_open(params->model, params->names, params->n_names, params->draft_path,
                            params->verify, &c->served, err);
     if (!s && params->hostfile && params->launcher.start)
         s = td_hosts_open(params->hostfile, &c->hosts, err);
     if (!s && params->n_ranks)
-        s = td_group_size(c, params->n_ranks, err);
+        s = td_group_size(c->current, params->n_ranks, err);
     if (s) {
         td_coord_close(c);
         return s;
@@ -343,22 +350,25 @@ enum td_status td_coord_open(const struct td_coord_params *params, struct td_coo
 
 enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
 {
+    struct group *g = c->current;
+
     uv_timer_init(c->p.loop, &c->timer);
     c->timer.data = c;
     c->timer_open = true;
-    td_vigil_init(&c->vigil, c->p.dead_ns, uv_hrtime());
+    td_vigil_init(&g->vigil, c->p.dead_ns, uv_hrtime());
     uv_timer_start(&c->timer, on_tick, TICK_MS, TICK_MS);
-    c->load_start_ns = uv_hrtime();
+    g->load_start_ns = uv_hrtime();
     if (!c->p.launcher.start)
         return TD_OK;
-    c->state = TD_GROUP_LAUNCHING;
-    return td_group_launch(c, err);
+    g->state = TD_GROUP_LAUNCHING;
+    return td_group_launch(g, err);
 }
 
 void td_coord_stop(struct td_coord *c)
 {
+    struct group *g = c->current;
     /* Ranks that start or load hear nothing yet. */
-    bool deaf = c->state == TD_GROUP_LOADING || !td_group_all_attached(c);
+    bool deaf = g->state == TD_GROUP_LOADING || !td_group_all_attached(g);
     struct td_err err;
 
     td_err_set(&err, TD_UNAVAILABLE, "the server is stopping");
@@ -368,11 +378,11 @@ void td_coord_stop(struct td_coord *c)
     c->relaunch_at_ns = 0;
     td_coord_load_finished(c, &err);
     td_drain_stop(c);
-    td_coord_set_state(c, TD_GROUP_NONE);
-    td_farewell_finish(c);
-    td_group_shutdown(c, "the server is stopping");
-    if (deaf && c->launched && c->p.launcher.stop)
-        c->p.launcher.stop(c->p.launcher.user);
+    td_coord_set_state(g, TD_GROUP_NONE);
+    td_farewell_finish(g);
+    td_group_shutdown(g, "the server is stopping");
+    if (deaf && g->launched && c->p.launcher.stop)
+        c->p.launcher.stop(c->p.launcher.user, g->generation);
     if (c->timer_open)
         uv_close((uv_handle_t *)&c->timer, NULL);
     c->timer_open = false;
@@ -382,11 +392,7 @@ void td_coord_close(struct td_coord *c)
 {
     if (!c)
         return;
-    td_farewell_finish(c);
-    td_compute_load_free(c->load);
-    free(c->plan);
-    free(c->members);
-    free(c->published);
+    td_group_close(c->current);
     td_served_release(c->served);
     td_bytes_deinit(&c->packed);
     td_bytes_deinit(&c->detail);

@@ -47,7 +47,7 @@ static void begin(struct td_coord *c, uint64_t timeout_ns, bool is_last, td_coor
         d->waiter[d->n_waiters].done = done;
         d->waiter[d->n_waiters++].user = user;
     }
-    td_coord_set_state(c, c->state); /* tells that it is not ready any more */
+    td_coord_set_state(c->current, c->current->state); /* tells that it is not ready any more */
 }
 
 void td_coord_drain(struct td_coord *c, uint64_t timeout_ns, td_coord_done_fn *done, void *user)
@@ -72,7 +72,7 @@ enum td_status td_coord_drain_cancel(struct td_coord *c, struct td_err *err)
     td_err_set(&why, TD_CANCELLED, "the drain was taken back");
     c->drain.is_on = false;
     tell(c, TD_CANCELLED, &why);
-    td_coord_set_state(c, c->state);
+    td_coord_set_state(c->current, c->current->state);
     return TD_OK;
 }
 

@@ -14,8 +14,8 @@ struct td_group_launcher {
      * every start that succeeded. */
     enum td_status (*start)(void *user, uint32_t generation, uint32_t n_ranks, const char *hostfile,
                             struct td_err *err);
-    /* Ends all of its processes; td_coord_launch_ended follows. */
-    void (*stop)(void *user);
+    /* Ends all processes of that generation; td_coord_launch_ended follows. */
+    void (*stop)(void *user, uint32_t generation);
     void *user;
 };
 
@@ -60,9 +60,9 @@ void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *tabl
 /* Launches the first group, or waits for one to dial in. */
 enum td_status td_coord_start(struct td_coord *c, struct td_err *err);
 /* From the launcher, before td_coord_launch_ended: its group ended because the launcher itself was killed, as `err` says. */
-void td_coord_launcher_fell(struct td_coord *c, const struct td_err *err);
-/* From the launcher: its group has ended; `err` says how, with the last lines it printed. */
-void td_coord_launch_ended(struct td_coord *c, const struct td_err *err);
+void td_coord_launcher_fell(struct td_coord *c, uint32_t generation, const struct td_err *err);
+/* From the launcher: the group of that generation has ended; `err` says how, with the last lines it printed. */
+void td_coord_launch_ended(struct td_coord *c, uint32_t generation, const struct td_err *err);
 /* Ends all jobs and tells the workers to leave. The launcher stops them otherwise. */
 void td_coord_stop(struct td_coord *c);
 /* After the loop has no more events for it (all streams closed). */

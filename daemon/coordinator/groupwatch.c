@@ -9,81 +9,81 @@
 
 /* Twice the time after which a rank counts as lost: a coordinator that was stopped or starved for that long and no longer finds
  * its ranks alive. */
-static uint64_t lease_ns(const struct td_coord *c)
+static uint64_t lease_ns(const struct group *g)
 {
-    return 2 * c->p.dead_ns;
+    return 2 * g->c->p.dead_ns;
 }
 
 /* Renews every rank's lease. */
-static void ping_all(struct td_coord *c, uint64_t now)
+static void ping_all(struct group *g, uint64_t now)
 {
     Tensord__Worker__V1__Ping ping = TENSORD__WORKER__V1__PING__INIT;
 
     ping.timestamp_ns = now;
-    ping.lease_ns = lease_ns(c);
-    for (uint32_t i = 0; i < c->n_ranks; i++) {
+    ping.lease_ns = lease_ns(g);
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
         td_wire_coordinator_message m = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__INIT;
 
         m.body_case = TENSORD__WORKER__V1__COORDINATOR_MESSAGE__BODY_PING;
         m.ping = &ping;
-        if (c->members[i].stream) /* one that cannot be told is lost, and noticed as such */
-            (void)td_group_send(c, &c->members[i], &m, NULL);
+        if (g->members[i].stream) /* one that cannot be told is lost, and noticed as such */
+            (void)td_group_send(g, &g->members[i], &m, NULL);
     }
-    c->last_ping_ns = now;
+    g->last_ping_ns = now;
 }
 
 /* Processes of this host are seen to be gone before a relaunch. A silent rank on another host may still hold its device's memory: it
  * gets the time that its lease needs to run out, with a beat on the way and two looks. */
-static void raise_fence(struct td_coord *c, const struct member *silent)
+static void raise_fence(struct group *g, const struct member *silent)
 {
-    uint64_t left_ns = lease_ns(c) + 3 * TD_VIGIL_BEAT_MS * 1000000u;
-    uint64_t silence_ns = td_vigil_silence_ns(&c->vigil, &silent->peer);
+    uint64_t left_ns = lease_ns(g) + 3 * TD_VIGIL_BEAT_MS * 1000000u;
+    uint64_t silence_ns = td_vigil_silence_ns(&g->vigil, &silent->peer);
     char host[sizeof silent->public.host] = "";
 
     gethostname(host, sizeof host - 1);
     if (strcmp(host, silent->public.host) != 0)
-        c->fence_ns = uv_hrtime() + (left_ns > silence_ns ? left_ns - silence_ns : 0);
+        g->c->fence_ns = uv_hrtime() + (left_ns > silence_ns ? left_ns - silence_ns : 0);
 }
 
 /* Suspicion turns readiness red at once; silence beyond the limit is the group's end. */
-static void watch_silence(struct td_coord *c)
+static void watch_silence(struct group *g)
 {
     bool suspects = false;
     struct td_err err;
 
-    for (uint32_t i = 0; i < c->n_ranks; i++) {
-        const struct member *m = &c->members[i];
-        enum td_vigil_verdict verdict = td_vigil_judge(&c->vigil, &m->peer);
-        uint64_t silence_ms = td_vigil_silence_ns(&c->vigil, &m->peer) / 1000000u;
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        const struct member *m = &g->members[i];
+        enum td_vigil_verdict verdict = td_vigil_judge(&g->vigil, &m->peer);
+        uint64_t silence_ms = td_vigil_silence_ns(&g->vigil, &m->peer) / 1000000u;
 
         if (!m->stream || verdict == TD_VIGIL_WELL)
             continue;
         if (verdict == TD_VIGIL_DEAD) {
             td_err_set(&err, TD_PEER_LOST, "rank %u on %s has been silent for %llu ms", i,
                        m->public.host, (unsigned long long)silence_ms);
-            raise_fence(c, m);
-            td_group_blame(c, m, true);
-            td_group_lose(c, &err);
+            raise_fence(g, m);
+            td_group_blame(m, true);
+            td_group_lose(g, &err);
             return;
         }
-        if (!c->suspects && !suspects)
+        if (!g->suspects && !suspects)
             td_log_warn("rank suspected rank=%u host=%s silent_ms=%llu", i, m->public.host,
                         (unsigned long long)silence_ms);
         suspects = true;
     }
-    if (c->suspects && !suspects)
+    if (g->suspects && !suspects)
         td_log_info("all ranks are heard of again");
-    c->suspects = suspects;
-    td_coord_set_state(c, c->state);
+    g->suspects = suspects;
+    td_coord_set_state(g, g->state);
 }
 
-void td_group_watch(struct td_coord *c, uint64_t now)
+void td_group_watch(struct group *g, uint64_t now)
 {
-    td_vigil_look(&c->vigil, now);
-    td_farewell_tick(c, now);
-    if (now - c->last_ping_ns >= TD_VIGIL_BEAT_MS * 1000000u)
-        ping_all(c, now);
-    watch_silence(c);
+    td_vigil_look(&g->vigil, now);
+    td_farewell_tick(g, now);
+    if (now - g->last_ping_ns >= TD_VIGIL_BEAT_MS * 1000000u)
+        ping_all(g, now);
+    watch_silence(g);
 }
 
 /* ---- steps ---- */
@@ -94,59 +94,59 @@ struct roll {
     bool blamed[TD_PLAN_MAX_RANKS];
 };
 
-static void name_blamed(const struct td_coord *c, const struct roll *roll, char *out, size_t bytes)
+static void name_blamed(const struct group *g, const struct roll *roll, char *out, size_t bytes)
 {
     size_t n = 0;
     uint32_t n_named = 0;
 
     out[0] = '\0';
-    for (uint32_t r = 0; r < c->n_ranks; r++) {
+    for (uint32_t r = 0; r < g->n_ranks; r++) {
         int more;
 
         if (!roll->blamed[r])
             continue;
         more = snprintf(out + n, bytes - n, "%srank %u on %.40s", n_named++ ? ", " : "", r,
-                        c->members[r].public.host);
+                        g->members[r].public.host);
         if (more < 0 || (size_t)more >= bytes - n)
             return;
         n += (size_t)more;
     }
 }
 
-static void blame(struct td_coord *c, const struct roll *roll)
+static void blame(struct group *g, const struct roll *roll)
 {
-    for (uint32_t r = 0; r < c->n_ranks; r++)
+    for (uint32_t r = 0; r < g->n_ranks; r++)
         if (roll->blamed[r])
-            td_farewell_blame(c, r);
+            td_farewell_blame(g, r);
 }
 
-static bool is_late(struct td_coord *c, struct roll *roll, struct td_err *err)
+static bool is_late(struct group *g, struct roll *roll, struct td_err *err)
 {
-    const struct td_whereabouts *lead = &c->members[0].steps.at;
+    const struct td_whereabouts *lead = &g->members[0].steps.at;
     char names[160], at[160];
     uint32_t first = 0;
 
-    if (!td_stepwatch_is_late(&c->members[0].steps))
+    if (!td_stepwatch_is_late(&g->members[0].steps))
         return false;
-    td_stepwatch_blame(roll->ranks, c->n_ranks, c->plan && c->plan->pp == 1, roll->blamed);
+    td_stepwatch_blame(roll->ranks, g->n_ranks, g->plan && g->plan->pp == 1, roll->blamed);
     while (!roll->blamed[first])
         first++;
-    name_blamed(c, roll, names, sizeof names);
+    name_blamed(g, roll, names, sizeof names);
     td_err_set(err, TD_PEER_TIMED_OUT, "step %llu did not end within %.3g s: %s stand%s still, %s",
                (unsigned long long)lead->number, (double)lead->limit_ns * 1e-9, names,
                strchr(names, ',') ? "" : "s",
-               td_whereabouts_describe(&c->members[first].steps.at, at, sizeof at));
+               td_whereabouts_describe(&g->members[first].steps.at, at, sizeof at));
     return true;
 }
 
-static bool is_astray(struct td_coord *c, uint32_t rank, struct roll *roll, struct td_err *err)
+static bool is_astray(struct group *g, uint32_t rank, struct roll *roll, struct td_err *err)
 {
     char names[200];
     uint64_t number;
 
-    if (!td_stepwatch_differ(roll->ranks, c->n_ranks, rank, &number, roll->blamed))
+    if (!td_stepwatch_differ(roll->ranks, g->n_ranks, rank, &number, roll->blamed))
         return false;
-    name_blamed(c, roll, names, sizeof names);
+    name_blamed(g, roll, names, sizeof names);
     td_err_set(err, TD_PEER_MISMATCH,
                "ranks ran different steps up to step %llu: rank %u has hash %016llx, rank 0 "
                "%016llx; against most: %s",
@@ -156,9 +156,9 @@ static bool is_astray(struct td_coord *c, uint32_t rank, struct roll *roll, stru
     return true;
 }
 
-void td_group_watch_steps(struct td_coord *c, struct member *m,
-                          const Tensord__Worker__V1__Heartbeat *h)
+void td_group_watch_steps(struct member *m, const Tensord__Worker__V1__Heartbeat *h)
 {
+    struct group *g = m->group;
     struct td_recorder_mark marks[TD_RECORDER_MARKS];
     struct td_whereabouts at;
     struct roll roll = {.blamed = {false}};
@@ -167,12 +167,12 @@ void td_group_watch_steps(struct td_coord *c, struct member *m,
 
     td_wireflight_at_read(h->at, &at);
     td_stepwatch_note(&m->steps, &at, marks, n);
-    if (c->state != TD_GROUP_READY)
+    if (g->state != TD_GROUP_READY)
         return;
-    for (uint32_t r = 0; r < c->n_ranks; r++)
-        roll.ranks[r] = &c->members[r].steps;
-    if (m->public.rank == 0 ? is_late(c, &roll, &err) : is_astray(c, m->public.rank, &roll, &err)) {
-        blame(c, &roll);
-        td_group_lose(c, &err);
+    for (uint32_t r = 0; r < g->n_ranks; r++)
+        roll.ranks[r] = &g->members[r].steps;
+    if (m->public.rank == 0 ? is_late(g, &roll, &err) : is_astray(g, m->public.rank, &roll, &err)) {
+        blame(g, &roll);
+        td_group_lose(g, &err);
     }
 }

@@ -245,7 +245,7 @@ void td_job_cancel(struct td_job *j)
 {
     struct td_coord *c = j->c;
 
-    td_group_send_cancel(c, j->request.id);
+    td_group_send_cancel(j->group, j->request.id);
     forget(j, n_used(j));
     c->n_finished++;
     free_job(j);
@@ -262,10 +262,10 @@ void td_job_pause(struct td_job *j, bool paused)
     if (paused == j->paused)
         return;
     j->paused = paused;
-    if (j->is_sent && !j->is_held && paused)
-        td_group_send_pause(j->c, j->request.id);
-    else if (j->is_sent && !j->is_held)
-        td_group_send_resume(j->c, j->request.id);
+    if (j->group && !j->is_held && paused)
+        td_group_send_pause(j->group, j->request.id);
+    else if (j->group && !j->is_held)
+        td_group_send_resume(j->group, j->request.id);
     td_replay_paused(j);
 }
 
@@ -327,14 +327,15 @@ static void take_first(struct td_job *j, const struct td_token_event *event)
     c->cached_tokens += event->cached_tokens;
 }
 
-void td_job_token(struct td_coord *c, const struct td_token_event *event)
+void td_job_token(struct group *g, const struct td_token_event *event)
 {
+    struct td_coord *c = g->c;
     struct td_job *j = find(c, event->request_id);
     struct td_job_event out;
     struct td_err err;
     enum td_status s = TD_OK;
 
-    if (!j ||
+    if (!j || j->group != g ||
         (event->has_token && event->index != j->request.n_emitted)) /* cancelled, or told before */
         return;
     if (event->is_prompt && event->index <= j->n_prompt_told) /* by a group that was lost */
@@ -355,7 +356,7 @@ void td_job_token(struct td_coord *c, const struct td_token_event *event)
         td_replay_token(j);
     if (s) {
         td_err_set(&err, s, "the text of token %u could not be kept", event->index);
-        td_group_send_cancel(c, j->request.id);
+        td_group_send_cancel(j->group, j->request.id);
         out = (struct td_job_event){
             .index = event->index, .text = TD_STR(""), .finish = TD_FINISH_ERROR, .error = &err};
     }
@@ -481,7 +482,7 @@ void td_job_expire(struct td_coord *c, uint64_t now_ns)
         td_err_set(&err, TD_TIMED_OUT,
                    "the request's time was up after %.1f s, with %u tokens generated",
                    (double)(now_ns - j->accepted_ns) * 1e-9, j->request.n_emitted);
-        td_group_send_cancel(c, j->request.id);
+        td_group_send_cancel(j->group, j->request.id);
         end(j, &event);
     }
 }
@@ -491,7 +492,7 @@ uint32_t td_job_cancel_all(struct td_coord *c, const struct td_err *err)
     uint32_t n = c->n_open;
 
     for (struct td_job *j = c->first; j; j = j->next)
-        td_group_send_cancel(c, j->request.id);
+        td_group_send_cancel(j->group, j->request.id);
     td_job_fail_all(c, err);
     return n;
 }

@@ -18,12 +18,13 @@ static bool is_suspect(const struct td_job *j)
 enum td_status td_replay_send(struct td_job *j, struct td_err *err)
 {
     struct td_coord *c = j->c;
+    struct group *g = c->current;
     enum td_status s;
 
-    if (c->state != TD_GROUP_READY)
+    if (g->state != TD_GROUP_READY)
         return TD_OK;
-    s = td_request_validate(&j->request, j->served->spec->n_vocab, c->plan->max_model_len, err);
-    s = s ? s : td_group_send_submit(c, &j->request, err);
+    s = td_request_validate(&j->request, j->served->spec->n_vocab, g->plan->max_model_len, err);
+    s = s ? s : td_group_send_submit(g, &j->request, err);
     if (s == TD_PEER_LOST || s == TD_CANCELLED ||
         s == TD_BUSY) { /* rank 0 is gone or takes nothing */
         c->replay_settled = false;
@@ -31,11 +32,11 @@ enum td_status td_replay_send(struct td_job *j, struct td_err *err)
     }
     if (s)
         return s;
-    j->is_sent = true;
+    j->group = g;
     j->is_held = false;
     j->sent_output = j->request.n_emitted;
     if (j->paused)
-        td_group_send_pause(c, j->request.id);
+        td_group_send_pause(g, j->request.id);
     return TD_OK;
 }
 
@@ -56,9 +57,9 @@ static void hold(struct td_job *j, bool held)
     if (j->paused)
         return;
     if (held)
-        td_group_send_pause(j->c, j->request.id);
+        td_group_send_pause(j->group, j->request.id);
     else
-        td_group_send_resume(j->c, j->request.id);
+        td_group_send_resume(j->group, j->request.id);
 }
 
 /* The oldest suspect whose reader takes something: a paused one holds no place in the steps. */
@@ -72,15 +73,15 @@ static struct td_job *next_suspect(const struct td_coord *c)
 
 void td_replay_turn(struct td_coord *c)
 {
-    if (c->state != TD_GROUP_READY || c->replay_settled)
+    if (c->current->state != TD_GROUP_READY || c->replay_settled)
         return;
     if (!c->alone)
         c->alone = next_suspect(c);
     if (c->alone) {
         for (struct td_job *j = c->first; j; j = j->next)
-            if (j->is_sent && j != c->alone)
+            if (j->group && j != c->alone)
                 hold(j, true);
-        if (!c->alone->is_sent)
+        if (!c->alone->group)
             send_again(c->alone); /* it may be gone afterwards */
         else
             hold(c->alone, false);
@@ -89,7 +90,7 @@ void td_replay_turn(struct td_coord *c)
     c->replay_settled = true;
     for (struct td_job *j = c->first, *next; j; j = next) {
         next = j->next;
-        if (j->is_sent)
+        if (j->group)
             hold(j, false);
         else
             send_again(j);
@@ -124,17 +125,18 @@ static void died(struct td_job *j)
 
 /* Which jobs may have been in the step at which the group died: all that it gave a token, and of the others as many as there were
  * places left, in the order of the queue. Those that certainly were not have no death in a row. */
-static void count_deaths(struct td_coord *c)
+static void count_deaths(struct group *g)
 {
-    uint32_t places = c->plan->max_num_seqs + QUEUE_DISORDER;
+    struct td_coord *c = g->c;
+    uint32_t places = g->plan->max_num_seqs + QUEUE_DISORDER;
 
     for (struct td_job *j = c->first; j; j = j->next)
-        if (j->is_sent && j->request.n_emitted > j->sent_output)
+        if (j->group && j->request.n_emitted > j->sent_output)
             places -= places > 0;
     for (struct td_job *j = c->first; j; j = j->next) {
-        bool has_run = j->is_sent && j->request.n_emitted > j->sent_output;
+        bool has_run = j->group && j->request.n_emitted > j->sent_output;
 
-        if (has_run || (j->is_sent && !j->paused && !j->is_held && places > 0)) {
+        if (has_run || (j->group && !j->paused && !j->is_held && places > 0)) {
             places -= !has_run;
             died(j);
         } else if (!is_suspect(j)) {
@@ -143,10 +145,11 @@ static void count_deaths(struct td_coord *c)
     }
 }
 
-bool td_replay_lost(struct td_coord *c)
+bool td_replay_lost(struct group *g)
 {
+    struct td_coord *c = g->c;
     struct td_job *j = c->alone;
-    bool was_alone = j && j->is_sent;
+    bool was_alone = j && j->group;
     struct td_err err;
 
     if (was_alone) {
@@ -160,12 +163,14 @@ bool td_replay_lost(struct td_coord *c)
                          j->n_deaths);
             td_job_fail(j, &err);
         }
-    } else if (c->plan) {
-        count_deaths(c);
+    } else if (g->plan) {
+        count_deaths(g);
     }
     c->alone = NULL;
     c->replay_settled = false;
-    for (j = c->first; j; j = j->next)
-        j->is_sent = j->is_held = false;
+    for (j = c->first; j; j = j->next) {
+        j->group = NULL;
+        j->is_held = false;
+    }
     return was_alone;
 }

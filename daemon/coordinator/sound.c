@@ -22,9 +22,9 @@ bool td_coord_is_sound(const struct td_coord *c, uint64_t now_ns, struct td_err 
 
     if (c->stopping || !c->timer_open)
         return true;
-    if (is_late(c->vigil.last_look_ns, now_ns))
-        return refuse(err, "the coordinator's last look at its group was", c->vigil.last_look_ns,
-                      now_ns);
+    if (is_late(c->current->vigil.last_look_ns, now_ns))
+        return refuse(err, "the coordinator's last look at its group was",
+                      c->current->vigil.last_look_ns, now_ns);
     if (c->relaunch_at_ns && is_late(due_ns, now_ns))
         return refuse(err, "a new group was due", due_ns, now_ns);
     if (d->is_on && !d->is_over && is_late(d->until_ns, now_ns))

@@ -13,6 +13,7 @@
 
 enum td_rpc_id {
     TD_RPC_GENERATE,
+    TD_RPC_RESUME,
     TD_RPC_TOKENIZE,
     TD_RPC_MODEL_INFO,
     TD_RPC_STATUS,

@@ -603,8 +603,9 @@ static enum td_status open_journal(struct server *s, struct td_err *err)
     if (st)
         return st;
     td_coord_keep_in(s->coord, s->journal);
-    st = td_openai_service_restore(s->openai,
-                                   err); /* what was open when the process before this one ended */
+    /* What was open when the process before this one ended goes on. */
+    st = td_openai_service_restore(s->openai, err);
+    st = st ? st : td_inference_service_restore(s->inference, err);
     return st ? st : td_journal_start(s->journal, err);
 }
 

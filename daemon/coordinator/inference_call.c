@@ -1,5 +1,6 @@
 #include "daemon/coordinator/inference_call.h"
 
+#include "daemon/journal/journal.h"
 #include "daemon/text/detok.h"
 
 #include <stdlib.h>
@@ -14,11 +15,13 @@ enum {
 
 /* ---- The end ---- */
 
-static void free_when_over(struct td_inference_call *call)
+void td_inference_call_free_when_over(struct td_inference_call *call)
 {
-    if (call->s != NULL || call->pending) {
+    if (call->s != NULL || call->pending || call->retelling ||
+        td_inference_generate_is_running(call)) {
         return;
     }
+    td_kept_remove(&call->kept);
     td_rpc_free(call->request);
     td_served_release(call->served);
     free(call->messages);
@@ -42,11 +45,16 @@ void td_inference_call_closed(void *user, struct td_grpc_stream *s, enum td_grpc
     struct td_inference_call *call = td_grpc_stream_user(s);
     (void)user;
     call->s = NULL;
+    if (call->is_repeatable && call->number != 0 && td_inference_generate_is_running(call)) {
+        td_inference_generate_detach(call);
+        return;
+    }
     td_inference_generate_stop(call);
+    td_journal_drop(td_coord_journal(call->service->coord), call->ended ? 0 : call->number);
     /* Unless it was counted before. */
     td_inference_generate_count(call,
                                 code == TD_GRPC_DEADLINE_EXCEEDED ? TD_TIMED_OUT : TD_CANCELLED);
-    free_when_over(call);
+    td_inference_call_free_when_over(call);
 }
 
 /* ---- Tokenize's answer ---- */
@@ -103,7 +111,7 @@ static void on_packed(uv_work_t *work, int status)
     (void)status;
     call->pending = false;
     send_tokens(call);
-    free_when_over(call);
+    td_inference_call_free_when_over(call);
 }
 
 static bool run_on_pool(struct td_inference_call *call, uv_work_cb run, uv_after_work_cb done)
@@ -145,7 +153,7 @@ static void on_encoded(enum td_status status, struct td_ids *ids, const struct t
     } else if (call->s != NULL) {
         td_inference_call_fail(call, err);
     }
-    free_when_over(call);
+    td_inference_call_free_when_over(call);
 }
 
 static enum td_status take_ids(struct td_inference_call *call, const Tensord__V1__TokenIds *given,
@@ -288,6 +296,10 @@ static enum td_status unpack(struct td_inference_call *call, struct td_str bytes
 static void go_on(struct td_inference_call *call)
 {
     enum td_status status = call->status;
+    if (status == TD_OK && call->method == TD_RPC_RESUME) {
+        td_inference_resume_begin(call);
+        return;
+    }
     if (status == TD_OK) {
         status = encode(call, &call->err);
     }
@@ -313,7 +325,7 @@ static void on_unpacked(uv_work_t *work, int status)
     if (call->s != NULL) {
         go_on(call);
     }
-    free_when_over(call);
+    td_inference_call_free_when_over(call);
 }
 
 void td_inference_call_message(void *user, struct td_grpc_stream *s, struct td_str message)
@@ -330,25 +342,55 @@ void td_inference_call_message(void *user, struct td_grpc_stream *s, struct td_s
     go_on(call);
 }
 
-static enum td_status open_call(struct td_inference_service *service, struct td_grpc_stream *s,
-                                enum td_rpc_id method, struct td_err *err)
+/* Which of the service's keys the call brought. */
+static uint32_t key_of(const struct td_inference_service *service, struct td_grpc_stream *s)
+{
+    struct td_str authorization = {NULL, 0};
+    struct td_str x_api_key = {NULL, 0};
+    if (service->auth == NULL) {
+        return 0;
+    }
+    td_grpc_stream_metadata(s, "authorization", 0, &authorization);
+    td_grpc_stream_metadata(s, "x-api-key", 0, &x_api_key);
+    return td_auth_which(service->auth, authorization, x_api_key);
+}
+
+struct td_inference_call *td_inference_call_new(struct td_inference_service *service,
+                                                struct td_grpc_stream *s, enum td_rpc_id method)
 {
     struct td_inference_call *call = calloc(1, sizeof(*call));
     if (call == NULL) {
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a call");
+        return NULL;
     }
     call->service = service;
     call->s = s;
     call->method = method;
     call->start_ns = uv_hrtime();
-    td_grpc_stream_set_user(s, call);
-    return TD_OK;
+    if (s != NULL) {
+        call->key = key_of(service, s);
+        td_grpc_stream_set_user(s, call);
+    }
+    return call;
+}
+
+static enum td_status open_call(struct td_inference_service *service, struct td_grpc_stream *s,
+                                enum td_rpc_id method, struct td_err *err)
+{
+    return td_inference_call_new(service, s, method) != NULL
+               ? TD_OK
+               : td_err_set(err, TD_NO_MEMORY, "no memory for a call");
 }
 
 enum td_status td_inference_call_open_generate(void *user, struct td_grpc_stream *s,
                                                struct td_err *err)
 {
     return open_call(user, s, TD_RPC_GENERATE, err);
+}
+
+enum td_status td_inference_call_open_resume(void *user, struct td_grpc_stream *s,
+                                             struct td_err *err)
+{
+    return open_call(user, s, TD_RPC_RESUME, err);
 }
 
 enum td_status td_inference_call_open_tokenize(void *user, struct td_grpc_stream *s,

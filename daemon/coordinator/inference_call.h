@@ -5,6 +5,7 @@
 
 #include "daemon/coordinator/candidates.h"
 #include "daemon/coordinator/inference_service.h"
+#include "daemon/coordinator/kept.h"
 #include "daemon/coordinator/service_metrics.h"
 
 #include "proto/inference.pb-c.h"
@@ -13,6 +14,7 @@ struct td_inference_service {
     struct td_coord *coord;
     const struct td_auth *auth;        /* NULL: open */
     struct td_service_metrics metrics; /* of Generate */
+    struct td_kept *kept;              /* those whose end the journal waits for */
 };
 
 /* One candidate's way to the client. */
@@ -30,11 +32,14 @@ struct td_inference_prompt {
     struct td_sampled token[TD_INFERENCE_PROMPT_TOKENS];
 };
 
+/* "gen-<32 hex>" */
+enum { TD_INFERENCE_ID_BYTES = 40 };
+
 struct td_inference_call {
     struct td_inference_service *service;
-    struct td_grpc_stream *s; /* NULL: the call is over */
+    struct td_grpc_stream *s; /* NULL: the call is over, or its client is gone */
     enum td_rpc_id method;
-    bool pending; /* text work is under way: its end frees the call if need be */
+    bool pending; /* text work or the journal is under way: its end frees the call if need be */
     uv_work_t work;
     struct td_bytes raw; /* the request while it is unpacked on the pool; the reply of Tokenize */
     struct td_err err;
@@ -44,8 +49,9 @@ struct td_inference_call {
     struct td_chat_message *messages; /* owned */
     struct td_ids ids;
     uint64_t start_ns; /* when the call came, uv_hrtime */
+    uint32_t key;      /* which API key it brought, from 1; 0: the service is open */
 
-    /* Generate */
+    /* Generate, and Resume once its request was found */
     uint32_t n, best_of;
     struct td_candidate *candidates; /* owned, [best_of]; NULL: not begun */
     struct td_inference_part *parts; /* owned, [best_of], in the same order */
@@ -61,6 +67,18 @@ struct td_inference_call {
     struct td_bytes packed, addition; /* one event, and what is known of it only when it is sent */
     struct td_bytes
         backlog; /* events that the client did not take yet, as in td_inference_part.held */
+
+    /* ---- what is in the journal ---- */
+    struct td_request made; /* owned; not submitted yet */
+    bool has_made;
+    char id
+        [TD_INFERENCE_ID_BYTES]; /* told with the first event; "" when that was, or it is not kept */
+    uint64_t number;             /* 0: it is not, or has ended there */
+    bool is_repeatable;  /* its client named an idempotency key: it outlives the connection */
+    bool retelling;      /* what comes was told before */
+    bool searched;       /* it was looked for twice */
+    struct td_ids known; /* output tokens that the client has of each choice */
+    struct td_kept kept;
 };
 
 /* The handler's callbacks; `user` is the service. */
@@ -70,8 +88,14 @@ enum td_status td_inference_call_open_tokenize(void *user, struct td_grpc_stream
                                                struct td_err *err);
 void td_inference_call_message(void *user, struct td_grpc_stream *s, struct td_str message);
 void td_inference_call_closed(void *user, struct td_grpc_stream *s, enum td_grpc_code code);
+enum td_status td_inference_call_open_resume(void *user, struct td_grpc_stream *s,
+                                             struct td_err *err);
+/* One without a client. NULL without memory. */
+struct td_inference_call *td_inference_call_new(struct td_inference_service *service,
+                                                struct td_grpc_stream *s, enum td_rpc_id method);
 /* Ends the call with an error. */
 void td_inference_call_fail(struct td_inference_call *call, const struct td_err *err);
+void td_inference_call_free_when_over(struct td_inference_call *call);
 
 /* ---- inference_request.c ---- */
 
@@ -83,11 +107,30 @@ enum td_status td_inference_request_fill(struct td_inference_call *call, struct 
 
 /* The prompt's ids are there. Ends the call on an error. */
 void td_inference_generate_begin(struct td_inference_call *call);
+/* The request that call->request tells, in call->made, and the parts for its answers. */
+enum td_status td_inference_generate_make(struct td_inference_call *call, struct td_err *err);
+/* For td_coord_submit and td_coord_restore; `user` is the part. */
+void td_inference_generate_on_event(struct td_job *job, const struct td_job_event *event,
+                                    void *user);
+/* Writes what is there, and waits for more. */
+void td_inference_generate_tell(struct td_inference_call *call);
+/* Everything that was made of the request. */
+void td_inference_generate_forget(struct td_inference_call *call);
+bool td_inference_generate_is_running(const struct td_inference_call *call);
+/* Its client is gone, and it goes on. */
+void td_inference_generate_detach(struct td_inference_call *call);
 void td_inference_generate_drain(void *user, struct td_grpc_stream *s);
 /* The call is over: cancels what is open. */
 void td_inference_generate_stop(struct td_inference_call *call);
 void td_inference_generate_free(struct td_inference_call *call);
 void td_inference_generate_count(struct td_inference_call *call, enum td_status status);
+
+/* ---- inference_resume.c: requests of before ---- */
+
+/* The request by that id, if it is of this call's key, becomes this one. */
+void td_inference_resume_find(struct td_inference_call *call, struct td_str id);
+/* The request of a Resume is there. */
+void td_inference_resume_begin(struct td_inference_call *call);
 
 /* ---- inference_reply.c: from events to messages ---- */
 

@@ -52,8 +52,10 @@ static enum td_status send_packed(struct td_inference_call *call, uint32_t choic
     more.usage = is_last ? &call->usage : NULL;
     more.n_prompt_ids = call->echo.len;
     more.prompt_ids = call->echo.data;
+    more.id = call->id;
     enum td_status status = td_rpc_pack(&more.base, &call->addition, NULL);
     td_ids_deinit(&call->echo);
+    call->id[0] = '\0';
     if (status == TD_OK) {
         status = td_bytes_append_str(&call->packed, td_bytes_str(&call->addition));
     }
@@ -67,21 +69,29 @@ static enum td_status send_packed(struct td_inference_call *call, uint32_t choic
     return status == TD_OK ? keep(&call->backlog, td_bytes_str(&call->packed)) : status;
 }
 
+/* Whether the client has had that event of the choice, before its connection broke. The last one comes again. */
+static bool is_known(const struct td_inference_call *call, uint32_t choice, uint32_t index,
+                     bool is_end)
+{
+    return choice < call->known.len && index < call->known.data[choice] && !is_end;
+}
+
 /* What was held back of a candidate becomes that of a choice. */
 static enum td_status release(struct td_inference_part *part, uint32_t choice, bool is_last)
 {
     struct td_inference_call *call = part->call;
     struct td_bytes held = part->held;
     enum td_status status = TD_OK;
+    uint32_t index = 0;
     part->held = (struct td_bytes){0};
-    for (size_t at = 0; at < held.len && status == TD_OK;) {
+    for (size_t at = 0; at < held.len && status == TD_OK; index++) {
         uint32_t n;
         memcpy(&n, held.data + at, sizeof(n));
         at += sizeof(n);
         td_bytes_clear(&call->packed);
         status = td_bytes_append(&call->packed, held.data + at, n);
         at += n;
-        if (status == TD_OK) {
+        if (status == TD_OK && !is_known(call, choice, index, at == held.len)) {
             status = send_packed(call, choice, is_last && at == held.len);
         }
     }
@@ -244,7 +254,10 @@ enum td_status td_inference_reply_take(struct td_inference_part *part,
         return status;
     }
     if (!is_compared && call->prompt == NULL) {
-        return send_packed(call, number, call->ended);
+        bool is_end = event->finish != TD_FINISH_NONE;
+        return is_known(call, number, event->index, is_end)
+                   ? TD_OK
+                   : send_packed(call, number, call->ended);
     }
     status = keep(&part->held, td_bytes_str(&call->packed));
     return status == TD_OK && is_compared && call->ended ? release_best(call) : status;

@@ -160,6 +160,10 @@ enum td_status td_inference_request_fill(struct td_inference_call *call, struct 
         return td_err_set(err, TD_INVALID, "cache_salt has %zu bytes, expected at most %d",
                           m->cache_salt.len, TD_REQUEST_MAX_SALT_BYTES);
     }
+    if (m->idempotency_key.len > TD_RECORD_MAX_IDEMPOTENCY_BYTES) {
+        return td_err_set(err, TD_INVALID, "idempotency_key has %zu bytes, expected at most %d",
+                          m->idempotency_key.len, TD_RECORD_MAX_IDEMPOTENCY_BYTES);
+    }
     r->priority = m->priority;
     r->max_tokens = has_max ? m->max_tokens : 0;
     r->min_tokens = m->min_tokens;

@@ -121,6 +121,8 @@ enum td_status td_inference_service_open(struct td_coord *coord, struct td_grpc_
         .on_close = td_inference_call_closed,
     };
     td_grpc_serve_add(table, TD_RPC_GENERATE, &handler);
+    handler.on_call = td_inference_call_open_resume;
+    td_grpc_serve_add(table, TD_RPC_RESUME, &handler);
     handler.on_call = td_inference_call_open_tokenize;
     handler.on_drain = NULL;
     td_grpc_serve_add(table, TD_RPC_TOKENIZE, &handler);

@@ -57,7 +57,7 @@ void td_openai_call_free_when_over(struct td_openai_call *call)
     if (call->http != NULL || call->pending || call->retelling || has_jobs(call)) {
         return;
     }
-    td_openai_resume_unlink(call);
+    td_kept_remove(&call->kept);
     td_openai_call_reset(call);
     td_bytes_deinit(&call->idempotency);
     td_bytes_deinit(&call->after);
@@ -114,7 +114,7 @@ void td_openai_call_supersede(struct td_openai_call *call)
 {
     struct td_err err = {0};
     td_candidates_cancel(call->candidates, call->n_parts);
-    td_openai_resume_unlink(call);
+    td_kept_remove(&call->kept);
     call->number = 0;
     td_err_set(&err, TD_CANCELLED, "another connection took this request over");
     td_openai_call_fail(call, &err);

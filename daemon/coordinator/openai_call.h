@@ -6,6 +6,7 @@
 #include "daemon/api/http1.h"
 #include "daemon/api/openai.h"
 #include "daemon/coordinator/candidates.h"
+#include "daemon/coordinator/kept.h"
 #include "daemon/coordinator/service_metrics.h"
 
 struct td_auth;
@@ -24,7 +25,7 @@ struct td_openai_service {
     struct td_coord *coord;
     const struct td_auth *auth; /* NULL: open */
     struct td_openai_endpoint chat, completion;
-    struct td_openai_call *kept; /* those whose end the journal waits for */
+    struct td_kept *kept; /* those whose end the journal waits for */
 };
 
 struct td_openai_token {
@@ -96,7 +97,7 @@ struct td_openai_call {
     struct td_err retold_err; /* with which it ended then; TD_OK: it did not */
     struct td_bytes idempotency;
     struct td_bytes after; /* the id of the last event that the client has; empty: it has nothing */
-    struct td_openai_call *next_kept, **at_kept;
+    struct td_kept kept;
 };
 
 /* Takes the request over. */
@@ -133,9 +134,6 @@ void td_openai_submit(struct td_openai_call *call);
 void td_openai_resume_find(struct td_openai_call *call, struct td_str id);
 /* GET /v1/requests/{id}/stream; `service` is the td_openai_service. */
 void td_openai_resume_handle(struct td_http_request *http, void *service);
-/* Its number in the journal is known: it can be found from now on. */
-void td_openai_resume_link(struct td_openai_call *call);
-void td_openai_resume_unlink(struct td_openai_call *call); /* legal for one that is not linked */
 
 /* ---- openai_position.c: how far a client has come ---- */
 

@@ -4,60 +4,31 @@
 #include "daemon/coordinator/openai_service.h"
 
 #include "daemon/journal/journal.h"
-#include "daemon/journal/resume.h"
 #include "daemon/log.h"
 
 #include <string.h>
-#include <time.h>
-
-/* ---- Those that are open here ---- */
-
-void td_openai_resume_link(struct td_openai_call *call)
-{
-    struct td_openai_service *service = call->endpoint->service;
-    if (call->number == 0 || call->at_kept != NULL) {
-        return;
-    }
-    call->next_kept = service->kept;
-    if (service->kept != NULL) {
-        service->kept->at_kept = &call->next_kept;
-    }
-    call->at_kept = &service->kept;
-    service->kept = call;
-}
-
-void td_openai_resume_unlink(struct td_openai_call *call)
-{
-    if (call->at_kept == NULL) {
-        return;
-    }
-    *call->at_kept = call->next_kept;
-    if (call->next_kept != NULL) {
-        call->next_kept->at_kept = call->at_kept;
-    }
-    call->at_kept = NULL;
-}
-
-static struct td_openai_call *open_one(const struct td_openai_service *service, uint64_t number)
-{
-    struct td_openai_call *call = service->kept;
-    while (call != NULL && call->number != number) {
-        call = call->next_kept;
-    }
-    return call;
-}
 
 /* ---- From what is stored to a call ---- */
 
-static uint64_t deadline_ns(const struct td_record *record)
+static enum td_status keep_prompt(struct td_openai_call *call, struct td_openai_part *part,
+                                  const struct td_request *prompt)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    int64_t left_ms = record->deadline_ms - (int64_t)now.tv_sec * 1000 - now.tv_nsec / 1000000;
-    if (record->deadline_ms == 0) {
-        return 0;
+    const struct td_openai_request *q = &call->request;
+    if (part->choice > 0 || (!q->echo && q->prompt_logprobs < 0)) {
+        return TD_OK;
     }
-    return left_ms > 0 ? uv_hrtime() + (uint64_t)left_ms * 1000000 : 1;
+    return td_ids_append_n(&part->prompt, prompt->prompt, prompt->n_prompt);
+}
+
+static enum td_status keep_prompts(struct td_openai_call *call, const struct td_record *record,
+                                   struct td_err *err)
+{
+    for (size_t i = 0; i < call->n_parts; i++) {
+        if (keep_prompt(call, &call->parts[i], &record->prompts[i / record->n_choices]) != TD_OK) {
+            return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt");
+        }
+    }
+    return TD_OK;
 }
 
 /* The call becomes the request that it was then, without any answer. */
@@ -70,14 +41,9 @@ static enum td_status rebuild(struct td_openai_call *call, const struct td_recor
     call->endpoint = record->api == TD_RECORD_CHAT ? &service->chat : &service->completion;
     call->created = record->accepted_ms / 1000;
     snprintf(call->id, sizeof(call->id), "%.*s", (int)record->id.len, record->id.ptr);
-    enum td_status status = td_coord_find_model(service->coord, TD_STR(""), &served, err);
+    enum td_status status = td_kept_model(service->coord, record, &served, err);
     if (status != TD_OK) {
         return status;
-    }
-    if (!td_str_eq(record->model_hash, td_str_from(served->hash))) {
-        return td_err_set(err, TD_UNAVAILABLE,
-                          "the request is of another model than '%s', which is served now",
-                          served->names[0]);
     }
     call->served = served;
     td_served_retain(served);
@@ -94,91 +60,31 @@ static enum td_status rebuild(struct td_openai_call *call, const struct td_recor
                             record->n_prompts, record->n_choices, call->n_prompts,
                             call->request.best_of);
     }
-    return status;
-}
-
-static enum td_status keep_prompt(struct td_openai_call *call, struct td_openai_part *part,
-                                  const struct td_request *prompt)
-{
-    const struct td_openai_request *q = &call->request;
-    if (part->choice > 0 || (!q->echo && q->prompt_logprobs < 0)) {
-        return TD_OK;
-    }
-    return td_ids_append_n(&part->prompt, prompt->prompt, prompt->n_prompt);
-}
-
-/* One part is told again, and goes on unless it had ended. */
-static enum td_status restore_part(struct td_openai_call *call, const struct td_stored *stored,
-                                   uint32_t i, struct td_err *err)
-{
-    const struct td_record *record = &stored->record;
-    struct td_request r;
-    if (keep_prompt(call, &call->parts[i], &record->prompts[i / record->n_choices]) != TD_OK) {
-        return td_err_set(err, TD_NO_MEMORY, "no memory for a prompt");
-    }
-    enum td_status status = td_resume_request(stored, i, &r, err);
-    if (status != TD_OK) {
-        return status;
-    }
-    r.cache_salt = td_request_salt_for(call->key, r.cache_salt);
-    const struct td_coord_submit what = {.served = call->served,
-                                         .request = &r,
-                                         .key = call->key,
-                                         .deadline_ns =
-                                             stored->parts[i].has_end ? 0 : deadline_ns(record),
-                                         .number = call->number,
-                                         .part = i,
-                                         .on_event = td_openai_call_on_event,
-                                         .user = &call->parts[i]};
-    status = td_coord_restore(call->endpoint->coord, &what, &stored->parts[i],
-                              &call->candidates[i].job, err);
-    if (status != TD_OK) {
-        td_request_deinit(&r);
-    }
-    return status;
-}
-
-/* Parts that cannot go on have an end all the same. */
-static void end_rest(struct td_openai_call *call, const struct td_stored *stored,
-                     const struct td_err *err)
-{
-    const uint32_t n = td_record_n_parts(&stored->record);
-    char text[TD_BATCH_MAX_ERROR_BYTES];
-    struct td_batch_end end = {.finish = TD_FINISH_ERROR,
-                               .error_status = err->status,
-                               .error_text = td_str_from(td_err_format(err, text, sizeof(text)))};
-    for (uint32_t i = 0; i < n && !stored->is_ended; i++) {
-        bool is_open = i < call->n_parts && call->candidates[i].job != NULL;
-        end.n_tokens = stored->parts[i].output.n;
-        if (!is_open && !stored->parts[i].has_end) {
-            td_journal_end(td_coord_journal(call->endpoint->coord), stored->number, i, &end);
-        }
-    }
-    td_openai_call_fail(call, err);
+    return status == TD_OK ? keep_prompts(call, record, err) : status;
 }
 
 /* Tells again what the journal has, for a call that was rebuilt. False: it has ended with an error. */
 static bool restore(struct td_openai_call *call, const struct td_stored *stored)
 {
+    const struct td_kept_restore how = {.coord = call->endpoint->coord,
+                                        .served = call->served,
+                                        .key = call->key,
+                                        .on_event = td_openai_call_on_event};
     struct td_err err = {0};
-    enum td_status status = TD_OK;
     call->number = stored->is_ended ? 0 : stored->number;
     call->has_ids = true;
     call->is_repeatable = true;
     call->retelling = true;
-    for (uint32_t i = 0; i < call->n_parts && status == TD_OK; i++) {
-        status = restore_part(call, stored, i, &err);
+    if (td_kept_restore(&how, stored, call->candidates, &err) == TD_OK) {
+        err = call->retold_err;
     }
     call->retelling = false;
-    if (status != TD_OK) {
-        end_rest(call, stored, &err);
-    } else if (call->retold_err.status != TD_OK) {
-        td_openai_call_fail(call, &call->retold_err);
-    } else {
-        td_openai_resume_link(call);
-        return true;
+    if (err.status != TD_OK) {
+        td_openai_call_fail(call, &err);
+        return false;
     }
-    return false;
+    td_kept_add(&call->endpoint->service->kept, &call->kept, call->number, call);
+    return true;
 }
 
 /* ---- A client comes back ---- */
@@ -202,7 +108,7 @@ static void search(struct td_openai_call *call, struct td_str id)
 static void adopt(struct td_openai_call *call, struct td_stored *stored)
 {
     struct td_openai_service *service = call->endpoint->service;
-    struct td_openai_call *other = open_one(service, stored->number);
+    struct td_openai_call *other = td_kept_find(service->kept, stored->number);
     struct td_err err = {0};
     bool is_repeated = call->parsed, streaming = !is_repeated || call->request.stream;
     if (other == NULL && !stored->is_ended && !call->searched) {
@@ -317,7 +223,8 @@ static void go_on(struct td_openai_call *call, const struct td_stored *stored)
     if (status != TD_OK) {
         td_log_warn("request cannot go on id=%s error=\"%s\"", call->id,
                     td_err_format(&err, text, sizeof(text)));
-        end_rest(call, stored, &err);
+        td_kept_end(service->coord, stored, &err);
+        td_openai_call_fail(call, &err);
     } else if (restore(call, stored)) {
         td_log_info("request goes on id=%s", call->id);
     }

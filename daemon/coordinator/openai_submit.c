@@ -6,7 +6,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <xxhash.h>
 
 void td_openai_random(uint64_t *words, size_t n)
@@ -114,7 +113,7 @@ static void begin(struct td_openai_call *call)
             return;
         }
     }
-    td_openai_resume_link(call);
+    td_kept_add(&call->endpoint->service->kept, &call->kept, call->number, call);
     if (call->http != NULL) {
         call->streaming = call->request.stream;
         td_openai_call_answer(call);
@@ -158,16 +157,6 @@ static void hash_body(const struct td_openai_call *call, uint8_t out[TD_RECORD_B
     memcpy(out, canonical.digest, TD_RECORD_BODY_HASH_BYTES);
 }
 
-static int64_t deadline_ms(const struct td_openai_call *call)
-{
-    struct timespec now;
-    uint64_t deadline = td_openai_limits_deadline_ns(call);
-    clock_gettime(CLOCK_REALTIME, &now);
-    return deadline > 0 ? (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000 +
-                              ((int64_t)deadline - (int64_t)uv_hrtime()) / 1000000
-                        : 0;
-}
-
 /* What it will be asked for, with all that is left open here decided: where its context ends. */
 static enum td_status keep(struct td_openai_call *call, struct td_err *err)
 {
@@ -182,15 +171,11 @@ static enum td_status keep(struct td_openai_call *call, struct td_err *err)
         .n_choices = call->request.best_of,
         .service = td_bytes_str(&call->body),
         .accepted_ms = call->created * 1000,
-        .deadline_ms = deadline_ms(call)};
-    for (size_t i = 0; i < call->n_prompts; i++) {
-        struct td_request *r = &call->requests[i];
-        r->max_tokens = r->max_tokens > 0 ? r->max_tokens : UINT32_MAX;
-        enum td_status status =
-            td_request_validate(r, UINT32_MAX, call->served->max_model_len, err);
-        if (status != TD_OK) {
-            return status;
-        }
+        .deadline_ms = td_kept_deadline_ms(td_openai_limits_deadline_ns(call))};
+    enum td_status status =
+        td_kept_settle(call->requests, call->n_prompts, call->served->max_model_len, err);
+    if (status != TD_OK) {
+        return status;
     }
     hash_body(call, record.body_hash);
     return td_journal_accept(td_coord_journal(call->endpoint->coord), &record, on_kept, call, err);

@@ -432,7 +432,7 @@ class Rpc:
         service, name = method.split("/")
         m = self.pool.FindServiceByName(f"tensord.v1.{service}").methods_by_name[name]
         kinds = [message_factory.GetMessageClass(t) for t in (m.input_type, m.output_type)]
-        make = channel.unary_stream if name == "Generate" else channel.unary_unary
+        make = channel.unary_stream if name in ("Generate", "Resume") else channel.unary_unary
         run = make(f"/tensord.v1.{method}", kinds[0].SerializeToString, kinds[1].FromString)
         metadata = [("authorization", f"Bearer {key}")] if key else None
         return run(request if request is not None else kinds[0](**fields), timeout=timeout, metadata=metadata)

@@ -11,9 +11,10 @@ import subprocess
 import time
 import uuid
 
+import grpc
 import openai
 import pytest
-from serving import MODEL, NAME, Server, free_port, needs_chat, needs_model, tensord, wait_until
+from serving import MODEL, NAME, Server, channel_to, free_port, needs_chat, needs_model, tensord, wait_until
 from test_serve_faults import MIXED, PROMPT, SLOW, SOME, told
 
 pytest_plugins = ["serving"]
@@ -418,6 +419,162 @@ def test_a_new_key_under_the_old_name_has_the_old_requests(slow, tmp_path):
         s = server.start()
         assert answer_of(x.got + come_back(s, x.id, x.got[-1][0]).read()) == slow.golden[0]
         s.stop()
+
+
+# ---- gRPC ----
+
+
+GENERATE = [
+    {"sampling": {"temperature": 0.9, "n_logprobs": 2}},  # the server draws the seed
+    {"sampling": {"temperature": 0.8, "seed": 5}, "n": 3},
+    {"sampling": {"temperature": 1.0, "seed": 6}, "n": 2, "best_of": 4},
+    {"sampling": {"temperature": 0.0}, "prompt_logprobs": 2, "echo_prompt_ids": True, "keep_special_tokens": True},
+]
+
+
+class Generation:
+    """What a Generate told, over all calls that it took: tokens by choice and index, each once."""
+
+    def __init__(self, rpc):
+        self.rpc, self.id, self.choices, self.prompt, self.prompt_ids, self.usage = rpc, "", {}, [], [], None
+
+    def request(self, fields):
+        fields = {"model": NAME, "text": PROMPT.encode(), "max_tokens": 120, "ignore_eos": True, **fields}
+        return self.rpc.message("GenerateRequest", **{**fields, "sampling": self.rpc.message("Sampling", **fields["sampling"])})
+
+    def read(self, call, n=None):
+        """n events, or all. False: the call broke."""
+        try:
+            for i, e in enumerate(call, 1):
+                self.take(e)
+                if i == n:
+                    return True
+        except grpc.RpcError:
+            return False
+        return True
+
+    def take(self, e):
+        self.id = self.id or e.id
+        self.prompt_ids += e.prompt_ids
+        if e.prompt_logprobs:
+            self.prompt += [(p.position, p.id, p.logprob) for p in e.prompt_logprobs]
+            return
+        assert self.usage is None
+        tokens = self.choices.setdefault(e.choice, [])
+        if e.index == len(tokens) - 1:  # the last one of a choice comes again
+            assert tokens.pop()[-1] == e.finish_reason != 0
+        assert e.index == len(tokens), (e.choice, e.index, len(tokens))
+        tokens.append((e.token_id, e.text, e.logprob, [(t.id, t.logprob) for t in e.top_logprobs], e.finish_reason))
+        if e.HasField("usage"):
+            self.usage = (e.usage.prompt_tokens, e.usage.completion_tokens, e.usage.seed)
+
+    def n_known(self):
+        return [len(self.choices.get(c, [])) for c in range(max(self.choices, default=-1) + 1)]
+
+    def resume(self, channel):
+        return self.rpc.call(channel, "Inference/Resume", self.rpc.message("ResumeRequest", id=self.id, n_known=self.n_known()), timeout=60)
+
+    def told(self):
+        return self.choices, self.prompt, self.prompt_ids, self.usage
+
+
+def whole_of(rpc, channel, fields):
+    g = Generation(rpc)
+    assert g.read(rpc.call(channel, "Inference/Generate", g.request(fields), timeout=60))
+    return g
+
+
+def test_calls_go_on_after_the_coordinator_was_killed(slow, rpc, tmp_path):
+    with Restarted(tmp_path) as server:
+        s = server.start()
+        with channel_to(s) as channel:
+            all_of = [Generation(rpc) for _ in GENERATE]
+            calls = [rpc.call(channel, "Inference/Generate", g.request(f), timeout=60) for g, f in zip(all_of, GENERATE)]
+            for g, c, f in zip(all_of, calls, GENERATE):
+                assert "best_of" in f or g.read(c, 12)
+            wait_until("all run", lambda: s.group()["n_open"] == 9, 5)
+            server.kill()
+            assert not any([g.read(c) for g, c in zip(all_of, calls)])
+        s = server.start()
+        with channel_to(s) as channel, channel_to(slow) as quiet:
+            for g, f in zip(all_of, GENERATE):
+                if not g.id:  # told with the first event, which for the best of several comes at the end
+                    assert "best_of" in f
+                    continue
+                assert g.read(g.resume(channel))
+                seeded = {**f, "sampling": {**f["sampling"], "seed": g.usage[2]}}
+                assert g.told() == whole_of(rpc, quiet, seeded).told(), f
+        wait_until("nothing is open", lambda: s.group()["n_open"] == 0, 20)
+        s.stop()
+
+
+@pytest.mark.parametrize("i", range(len(GENERATE)))
+def test_a_call_is_told_again_from_every_event(slow, rpc, i):
+    with channel_to(slow) as channel:
+        request = {**GENERATE[i], "max_tokens": 20}
+        first = Generation(rpc)
+        events = list(rpc.call(channel, "Inference/Generate", first.request(request), timeout=60))
+        for e in events:
+            first.take(e)
+        for k in range(0, len(events), 3):
+            g = Generation(rpc)
+            for e in events[:k]:
+                g.take(e)
+            if not g.n_known():  # nothing of a token came: then all comes again
+                g = Generation(rpc)
+            g.id = first.id
+            assert g.read(g.resume(channel))
+            assert g.told() == first.told(), k
+
+
+def test_a_call_with_a_key_is_one_call(slow, rpc):
+    with channel_to(slow) as channel:
+        key = uuid.uuid4().bytes
+        fields = {**GENERATE[0], "idempotency_key": key, "max_tokens": 60}
+        g = Generation(rpc)
+        call = rpc.call(channel, "Inference/Generate", g.request(fields), timeout=60)
+        assert g.read(call, 3)
+        call.cancel()
+        again = whole_of(rpc, channel, fields)
+        assert again.id == g.id and again.choices[0][:3] == g.choices[0]
+        wait_until("nothing is open", lambda: slow.group()["n_open"] == 0, 5)
+        assert whole_of(rpc, channel, fields).told() == again.told()
+        other = Generation(rpc)
+        call = rpc.call(channel, "Inference/Generate", other.request({**fields, "max_tokens": 61}), timeout=60)
+        with pytest.raises(grpc.RpcError) as e:
+            next(iter(call))
+        assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "idempotency_key was used before" in e.value.details()
+
+
+def test_a_call_is_taken_over(slow, rpc):
+    with channel_to(slow) as channel:
+        fields = {**GENERATE[1], "max_tokens": 150, "idempotency_key": uuid.uuid4().bytes}
+        g = Generation(rpc)
+        call = rpc.call(channel, "Inference/Generate", g.request(fields), timeout=60)
+        assert g.read(call, 10)
+        assert g.read(g.resume(channel))
+        assert g.told() == whole_of(rpc, channel, {k: v for k, v in fields.items() if k != "idempotency_key"}).told()
+        with pytest.raises(grpc.RpcError) as e:
+            list(call)
+        assert e.value.code() == grpc.StatusCode.CANCELLED and "took this request over" in e.value.details()
+
+
+def test_calls_that_are_not_there(slow, rpc):
+    with channel_to(slow) as channel:
+        first = post(slow, SOME)
+        first.read()
+        for request_id, code in ((first.id, "NOT_FOUND"), ("gen-none", "NOT_FOUND"), ("", "NOT_FOUND")):
+            with pytest.raises(grpc.RpcError) as e:
+                list(rpc.call(channel, "Inference/Resume", rpc.message("ResumeRequest", id=request_id), timeout=10))
+            assert e.value.code().name == code, (request_id, e.value)
+        g = Generation(rpc)
+        call = rpc.call(channel, "Inference/Generate", g.request({**GENERATE[0], "max_tokens": 400}), timeout=60)
+        assert g.read(call, 2)
+        call.cancel()
+        wait_until("it is cancelled", lambda: slow.group()["n_open"] == 0, 5)
+        with pytest.raises(grpc.RpcError) as e:
+            list(g.resume(channel))
+        assert e.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 # ---- the disk ----

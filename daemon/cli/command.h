@@ -22,6 +22,7 @@
     X(inspect, TD_FOR_INSPECT, "print what a checkpoint holds")                                    \
     X(status, TD_FOR_STATUS, "show what a running server does, rank by rank")                      \
     X(drain, TD_FOR_DRAIN, "let a running server finish what is open and take nothing new")        \
+    X(roll, TD_FOR_ROLL, "let a new group take the place of a running server's")                   \
     X(chat, TD_FOR_CHAT, "talk to a running server")
 
 /* Exit statuses of the program. */

@@ -8,7 +8,7 @@ enum {
             TD_FOR_BENCH, /* run the model on a group of ranks */
     LAYOUT = GROUP | TD_FOR_PLAN,
     READERS = LAYOUT | TD_FOR_TOKENIZE | TD_FOR_INSPECT | TD_FOR_QUANTIZE,
-    CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT | TD_FOR_DRAIN,
+    CLIENTS = TD_FOR_STATUS | TD_FOR_CHAT | TD_FOR_DRAIN | TD_FOR_ROLL,
     SAMPLERS = TD_FOR_GENERATE | TD_FOR_CHAT,
     LOAD = TD_FOR_BENCH_SERVE,
     SPEED = TD_FOR_BENCH | TD_FOR_PLAN,
@@ -206,8 +206,8 @@ static const struct td_option table[] = {
      .help = "file with one such key per line, as KEY or NAME:KEY; serve reads it again on SIGHUP"},
     {"admin-key-file", NULL, NULL, TD_OPTION_STRING, AT(admin_key_file), TD_FOR_SERVE,
      .metavar = "PATH", .preset_note = "operators' calls only without any keys, from this host",
-     .help = "file with the keys of operators, in the same form: LoadModel, UnloadModel, Drain and "
-             "Plan are for them alone"},
+     .help = "file with the keys of operators, in the same form: LoadModel, UnloadModel, Drain, "
+             "Replace and Plan are for them alone"},
     {"cluster-key-file", NULL, NULL, TD_OPTION_STRING, AT(cluster_key_file),
      TD_FOR_SERVE | TD_FOR_WORKER, .metavar = "PATH", .preset_note = "one drawn per launch",
      .help = "file with the key that workers show to the coordinator; - reads it from rank 0's "
@@ -265,11 +265,13 @@ static const struct td_option table[] = {
      .metavar = "SECONDS", .low = 0, .high = 86400, .preset = "30",
      .help = "after SIGTERM or SIGINT: how long open requests have before the server ends them; a "
              "second signal ends them at once"},
-    {"timeout", NULL, NULL, TD_OPTION_FLOAT, AT(timeout), TD_FOR_DRAIN, .metavar = "SECONDS",
-     .low = 0, .high = 86400, .preset_note = "no limit",
-     .help = "how long open requests have before the server ends them; 0: no limit"},
-    {"wait", NULL, NULL, TD_OPTION_FLAG, AT(wait), TD_FOR_DRAIN,
-     .help = "show what is open until nothing is; exits with 3 when the server ended requests"},
+    {"timeout", NULL, NULL, TD_OPTION_FLOAT, AT(timeout), TD_FOR_DRAIN | TD_FOR_ROLL,
+     .metavar = "SECONDS", .low = 0, .high = 86400, .preset_note = "no limit; of roll: 30",
+     .help = "how long open requests have before the server ends them, 0: no limit; of roll: how "
+             "long they run on the old group before they go on with the new one"},
+    {"wait", NULL, NULL, TD_OPTION_FLAG, AT(wait), TD_FOR_DRAIN | TD_FOR_ROLL,
+     .help = "show what is open until nothing is; exits with 3 when the server ended requests; of "
+             "roll: until the old group has gone"},
     {"cancel", NULL, NULL, TD_OPTION_FLAG, AT(cancel), TD_FOR_DRAIN,
      .help = "take the drain back: the server takes requests again"},
 
@@ -510,10 +512,10 @@ const struct td_option *td_options_table(size_t *n_rows)
 
 const char *td_options_command_name(unsigned command_bit)
 {
-    static const char *const names[] = {"serve",      "worker",     "generate",    "tokenize",
-                                        "perplexity", "plan",       "inspect",     "status",
-                                        "chat",       "bench",      "quantize",    "bench serve",
-                                        "doctor",     "bench comm", "bench scale", "drain"};
+    static const char *const names[] = {
+        "serve",   "worker",     "generate",    "tokenize", "perplexity", "plan",
+        "inspect", "status",     "chat",        "bench",    "quantize",   "bench serve",
+        "doctor",  "bench comm", "bench scale", "drain",    "roll"};
 
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (command_bit == 1u << i)

@@ -29,7 +29,8 @@ enum td_option_command {
     TD_FOR_BENCH_COMM = 1 << 13,
     TD_FOR_BENCH_SCALE = 1 << 14,
     TD_FOR_DRAIN = 1 << 15,
-    TD_FOR_ALL = (1 << 16) - 1
+    TD_FOR_ROLL = 1 << 16,
+    TD_FOR_ALL = (1 << 17) - 1
 };
 
 /* Who set a value; a later one wins over an earlier one. */

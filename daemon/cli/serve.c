@@ -19,6 +19,7 @@
 #include "daemon/coordinator/inference_service.h"
 #include "daemon/coordinator/launch.h"
 #include "daemon/coordinator/openai_service.h"
+#include "daemon/coordinator/roll_service.h"
 #include "daemon/coordinator/status_service.h"
 #include "daemon/journal/journal.h"
 #include "daemon/log.h"
@@ -502,6 +503,7 @@ static enum td_status open_services(struct server *s, struct td_err *err)
     st = st ? st : td_openai_service_open(&openai, &s->openai, err);
     st = st ? st : td_status_service_open(s->coord, s->routes, api, err);
     st = st ? st : td_drain_service_open(s->coord, s->routes, keys, err);
+    st = st ? st : td_roll_service_open(s->coord, s->routes, keys, err);
     st = st ? st : td_inference_service_open(s->coord, s->rpc, api, &s->inference, err);
     st = st ? st : td_cluster_service_open(s->coord, s->rpc, keys, &s->cluster, err);
     st = st ? st : td_health_service_open(s->coord, s->rpc, NULL, &s->health, err);

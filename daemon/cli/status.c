@@ -84,13 +84,17 @@ static void print_extras(const json_t *group)
                100.0 * (double)right / (double)drafts);
 }
 
-static void print_group(const json_t *group)
+/* While a roll goes on there are two: the second is told apart, with its ranks. */
+static void print_group(const json_t *group, bool is_alone)
 {
     const json_t *layout = json_object_get(group, "layout"),
                  *ranks = json_object_get(group, "ranks");
     unsigned long long blocks = number_of(group, "kv_blocks");
     unsigned long long used = number_of(group, "kv_blocks_used");
 
+    if (!is_alone)
+        printf("\n%s group, %llu requests open\n", text_of(group, "role"),
+               (unsigned long long)number_of(group, "n_open"));
     printf("state       %s (launch %llu, %llu restarts)\n", text_of(group, "state"),
            (unsigned long long)number_of(group, "generation"),
            (unsigned long long)number_of(group, "n_restarts"));
@@ -122,6 +126,24 @@ static void print_group(const json_t *group)
         print_ranks(ranks);
 }
 
+/* Nothing where no group comes or leaves. */
+static void print_roll(const json_t *roll)
+{
+    const char *phase = text_of(roll, "phase");
+    unsigned long long old = number_of(roll, "old"), young = number_of(roll, "young");
+    unsigned long long n_left = number_of(roll, "n_left");
+    char time[64];
+
+    if (strcmp(phase, "coming") == 0)
+        printf("roll        launch %llu is to take the place of launch %llu\n", young, old);
+    else if (strcmp(phase, "leaving") == 0)
+        printf("roll        launch %llu has taken the place of launch %llu, where %llu requests "
+               "still run, for at most %s\n",
+               young, old, n_left, duration(number_of(roll, "left_ns"), time, sizeof time));
+    else if (strcmp(phase, "failed") == 0)
+        printf("roll        launch %llu did not take over: %s\n", young, text_of(roll, "error"));
+}
+
 /* Nothing where nothing drains. */
 static void print_drain(const json_t *drain)
 {
@@ -146,7 +168,7 @@ static void print_drain(const json_t *drain)
 
 static void print_text(const struct td_options *opts, const json_t *status)
 {
-    const json_t *group;
+    const json_t *group, *groups = json_object_get(status, "groups");
     char age[64];
     size_t i;
 
@@ -157,9 +179,10 @@ static void print_text(const struct td_options *opts, const json_t *status)
            (unsigned long long)number_of(status, "n_requests"),
            (unsigned long long)number_of(status, "n_requests_failed"));
     print_drain(json_object_get(status, "drain"));
-    json_array_foreach(json_object_get(status, "groups"), i, group)
+    print_roll(json_object_get(status, "roll"));
+    json_array_foreach(groups, i, group)
     {
-        print_group(group);
+        print_group(group, json_array_size(groups) == 1);
     }
 }
 

@@ -159,43 +159,95 @@ static Tensord__V1__DrainStatus *fill_drain(const struct td_coord_status *st,
     return d;
 }
 
+static Tensord__V1__RollStatus *fill_roll(const struct td_coord_roll_status *s,
+                                          Tensord__V1__RollStatus *r)
+{
+    static const Tensord__V1__RollPhase phases[] = {
+        TENSORD__V1__ROLL_PHASE__ROLL_PHASE_NONE, TENSORD__V1__ROLL_PHASE__ROLL_PHASE_COMING,
+        TENSORD__V1__ROLL_PHASE__ROLL_PHASE_LEAVING, TENSORD__V1__ROLL_PHASE__ROLL_PHASE_DONE,
+        TENSORD__V1__ROLL_PHASE__ROLL_PHASE_FAILED};
+    r->phase = phases[s->phase];
+    r->number = s->number;
+    r->old = s->old;
+    r->young = s->young;
+    r->has_taken_over = s->has_taken_over;
+    r->n_left = s->n_left;
+    r->left_ns = s->left_ns;
+    r->n_moved = s->n_moved;
+    r->n_finished = s->n_finished;
+    r->n_replayed = s->n_replayed;
+    r->load_ns = s->load_ns;
+    r->error = (char *)s->error;
+    return r;
+}
+
+/* One group with its ranks, as they stand in a message. */
+struct group_message {
+    Tensord__V1__GroupStatus group;
+    Tensord__V1__Layout layout;
+    Tensord__V1__RankStatus *ranks, **list;
+};
+
+static enum td_status fill_group_message(const struct td_coord_status *st, uint32_t id,
+                                         uint64_t now_ns, struct group_message *g,
+                                         struct td_err *err)
+{
+    static const Tensord__V1__GroupRole roles[] = {TENSORD__V1__GROUP_ROLE__GROUP_ROLE_CURRENT,
+                                                   TENSORD__V1__GROUP_ROLE__GROUP_ROLE_NEXT,
+                                                   TENSORD__V1__GROUP_ROLE__GROUP_ROLE_LEAVING};
+    g->group = (Tensord__V1__GroupStatus)TENSORD__V1__GROUP_STATUS__INIT;
+    g->layout = (Tensord__V1__Layout)TENSORD__V1__LAYOUT__INIT;
+    g->ranks = calloc(st->n_ranks + 1, sizeof(*g->ranks));
+    g->list = calloc(st->n_ranks + 1, sizeof(*g->list));
+    if (g->ranks == NULL || g->list == NULL) {
+        return td_err_set(err, TD_NO_MEMORY, "no memory for %u ranks", st->n_ranks);
+    }
+    for (uint32_t i = 0; i < st->n_ranks; i++) {
+        fill_rank(st, i, now_ns, &g->ranks[i]);
+        g->list[i] = &g->ranks[i];
+    }
+    fill_group(st, &g->group, &g->layout);
+    g->group.group_id = id;
+    g->group.role = roles[st->role];
+    g->group.n_open = st->n_here;
+    g->group.n_ranks = st->n_ranks;
+    g->group.ranks = g->list;
+    return TD_OK;
+}
+
 static void on_status(void *user, struct td_grpc_stream *s, struct td_str message)
 {
     struct td_cluster_service *service = user;
     Tensord__V1__StatusResponse m = TENSORD__V1__STATUS_RESPONSE__INIT;
-    Tensord__V1__GroupStatus group = TENSORD__V1__GROUP_STATUS__INIT;
-    Tensord__V1__GroupStatus *groups[] = {&group};
-    Tensord__V1__Layout layout = TENSORD__V1__LAYOUT__INIT;
     Tensord__V1__DrainStatus drain = TENSORD__V1__DRAIN_STATUS__INIT;
+    Tensord__V1__RollStatus roll = TENSORD__V1__ROLL_STATUS__INIT;
+    struct group_message both[2] = {0};
+    Tensord__V1__GroupStatus *groups[] = {&both[0].group, &both[1].group};
     struct td_coord_status st;
+    struct td_coord_status other;
     struct td_err err = {0};
     uint64_t now_ns = uv_hrtime();
     td_grpc_stream_ack(s, message.len);
     td_coord_status(service->coord, &st);
-    Tensord__V1__RankStatus *ranks = calloc(st.n_ranks + 1, sizeof(*ranks));
-    Tensord__V1__RankStatus **list = calloc(st.n_ranks + 1, sizeof(*list));
-    if (ranks == NULL || list == NULL) {
-        answer(s, td_err_set(&err, TD_NO_MEMORY, "no memory for %u ranks", st.n_ranks), NULL, &err);
-    } else {
-        for (uint32_t i = 0; i < st.n_ranks; i++) {
-            fill_rank(&st, i, now_ns, &ranks[i]);
-            list[i] = &ranks[i];
-        }
-        fill_group(&st, &group, &layout);
-        group.n_ranks = st.n_ranks;
-        group.ranks = list;
-        m.version = TD_VERSION;
-        m.uptime_ns = now_ns - st.start_ns;
-        m.n_groups = 1;
-        m.groups = groups;
-        m.n_requests = st.n_requests;
-        m.n_requests_failed = st.n_failed;
-        m.ready = td_coord_is_well(service->coord);
-        m.drain = st.drain.is_on ? fill_drain(&st, &drain) : NULL;
-        answer(s, TD_OK, &m.base, &err);
+    bool two = td_coord_status_other(service->coord, &other);
+    enum td_status status = fill_group_message(&st, 0, now_ns, &both[0], &err);
+    if (status == TD_OK && two) {
+        status = fill_group_message(&other, 1, now_ns, &both[1], &err);
     }
-    free(ranks);
-    free(list);
+    m.version = TD_VERSION;
+    m.uptime_ns = now_ns - st.start_ns;
+    m.n_groups = two ? 2 : 1;
+    m.groups = groups;
+    m.n_requests = st.n_requests;
+    m.n_requests_failed = st.n_failed;
+    m.ready = td_coord_is_well(service->coord);
+    m.drain = st.drain.is_on ? fill_drain(&st, &drain) : NULL;
+    m.roll = st.roll.phase != TD_ROLL_NONE ? fill_roll(&st.roll, &roll) : NULL;
+    answer(s, status, &m.base, &err);
+    for (int i = 0; i < 2; i++) {
+        free(both[i].ranks);
+        free(both[i].list);
+    }
 }
 
 /* ---- Plan ---- */
@@ -282,7 +334,7 @@ static void on_plan(void *user, struct td_grpc_stream *s, struct td_str message)
     td_bytes_deinit(&json);
 }
 
-/* ---- LoadModel, UnloadModel, Drain: answered when it is done ---- */
+/* ---- LoadModel, UnloadModel, Drain, Replace: answered when it is done ---- */
 
 struct action {
     struct td_cluster_service *service;
@@ -419,6 +471,41 @@ static void on_drain_request(void *user, struct td_grpc_stream *s, struct td_str
     td_rpc_free(request);
 }
 
+static void on_replaced(enum td_status status, const struct td_err *err, uint64_t generation,
+                        uint64_t load_ns, void *user)
+{
+    struct action *a = user;
+    Tensord__V1__ReplaceResponse reply = TENSORD__V1__REPLACE_RESPONSE__INIT;
+    Tensord__V1__RollStatus roll = TENSORD__V1__ROLL_STATUS__INIT;
+    struct td_coord_status st;
+    (void)generation;
+    (void)load_ns;
+    td_coord_status(a->service->coord, &st);
+    reply.roll = fill_roll(&st.roll, &roll);
+    end_action(a, status, &reply.base, err);
+}
+
+static void on_replace(void *user, struct td_grpc_stream *s, struct td_str message)
+{
+    struct td_cluster_service *service = user;
+    struct action *a = td_grpc_stream_user(s);
+    ProtobufCMessage *request;
+    struct td_err err = {0};
+    enum td_status status = unpack(TD_RPC_REPLACE, s, message, &request, &err);
+    if (status == TD_OK) {
+        const Tensord__V1__ReplaceRequest *m = (const void *)request;
+        bool has =
+            m->has_timeout_ns_case == TENSORD__V1__REPLACE_REQUEST__HAS_TIMEOUT_NS_TIMEOUT_NS;
+        status = td_coord_replace(service->coord, has ? m->timeout_ns : TD_COORD_ROLL_NS, m->wait,
+                                  on_replaced, a, &err);
+        td_rpc_free(request);
+    }
+    a->running = status == TD_OK;
+    if (status != TD_OK) {
+        td_grpc_stream_fail(s, &err);
+    }
+}
+
 static void on_cancel_drain(void *user, struct td_grpc_stream *s, struct td_str message)
 {
     struct td_cluster_service *service = user;
@@ -455,6 +542,8 @@ enum td_status td_cluster_service_open(struct td_coord *coord, struct td_grpc_se
     td_grpc_serve_add(table, TD_RPC_UNLOAD_MODEL, &handler);
     handler.on_message = on_drain_request;
     td_grpc_serve_add(table, TD_RPC_DRAIN, &handler);
+    handler.on_message = on_replace;
+    td_grpc_serve_add(table, TD_RPC_REPLACE, &handler);
     *service = s;
     return TD_OK;
 }

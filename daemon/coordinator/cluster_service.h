@@ -1,4 +1,4 @@
-/* tensord.v1.Cluster on a coordinator: Status, Plan, LoadModel, UnloadModel, Drain, CancelDrain. Loop thread only. */
+/* tensord.v1.Cluster on a coordinator: Status, Plan, LoadModel, UnloadModel, Drain, CancelDrain, Replace. Loop thread only. */
 #ifndef TD_DAEMON_COORDINATOR_CLUSTER_SERVICE_H
 #define TD_DAEMON_COORDINATOR_CLUSTER_SERVICE_H
 

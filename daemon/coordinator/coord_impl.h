@@ -118,6 +118,23 @@ struct group {
     uint64_t draft_tokens, right_drafts;
 };
 
+/* The last roll, and what is left to do of it. */
+struct roll {
+    enum td_roll_phase phase;
+    bool has_taken_over;
+    uint32_t number, old, young;
+    uint64_t start_ns, load_ns;
+    uint64_t timeout_ns,
+        until_ns;     /* until: what is left on the old group goes on with the new one */
+    uint64_t stop_ns; /* then its launcher ends it; 0: it was not told to leave yet */
+    uint64_t n_moved, n_stayed, n_replayed;
+    uint64_t n_done, n_failed; /* rolls so far */
+    struct td_err err;
+    bool waits; /* whoever is to be told waits until the old group has gone */
+    td_coord_done_fn *done;
+    void *user;
+};
+
 struct td_coord {
     struct td_coord_params p;
     struct td_journal *journal; /* borrows; NULL: none is kept */
@@ -127,7 +144,10 @@ struct td_coord {
 
     struct td_served *served; /* NULL: nothing */
     struct group *current;    /* serves, or is on its way; never NULL */
-    uint32_t n_launches;      /* the last one's generation */
+    struct group *next;       /* to take its place when it is ready; NULL: none */
+    struct group *leaving;    /* whose place it has taken; NULL: none; never beside `next` */
+    struct roll roll;
+    uint32_t n_launches; /* the last one's generation */
     struct td_err last_error;
     uint32_t n_restarts, n_failures; /* failures in a row before a group was ready */
     uint64_t relaunch_at_ns;         /* 0: none due */
@@ -186,6 +206,11 @@ void td_replay_turn(struct td_coord *c);
 /* Sends a job to the current group's rank 0, with what it has told so far. TD_OK also where there is none now: a later turn sends it. An
  * error is what the group cannot hold. */
 enum td_status td_replay_send(struct td_job *j, struct td_err *err);
+/* A group is to leave: jobs that are with it and have told nothing there yet, or were held back, or all go to the current one. Returns
+ * how many. */
+uint32_t td_replay_move(struct group *old, bool all);
+/* Open jobs that are with the group. */
+uint32_t td_replay_count(const struct group *g);
 /* The group was lost. True: one job had it for itself. */
 bool td_replay_lost(struct group *g);
 void td_replay_token(struct td_job *j);  /* one more was told */
@@ -196,6 +221,10 @@ void td_replay_forget(struct td_job *j); /* its end */
 /* A place for a group, with nobody in it. */
 enum td_status td_group_open(struct td_coord *c, struct group **g, struct td_err *err);
 void td_group_close(struct group *g); /* NULL is legal; its report is written */
+/* The streams of its ranks end and are nobody's any more. */
+void td_group_forget_members(struct group *g);
+/* The group of that generation; NULL: none, or it has gone. */
+struct group *td_group_find(const struct td_coord *c, uint32_t generation);
 /* A place for each of `n` ranks, none attached. */
 enum td_status td_group_size(struct group *g, uint32_t n, struct td_err *err);
 bool td_group_all_attached(const struct group *g);
@@ -221,8 +250,13 @@ void td_group_loaded(struct member *m, const Tensord__Worker__V1__Ready *r);
 bool td_group_drop_model(struct group *g, const struct td_err *err);
 
 /* grouploss.c */
-/* Ends the group with `err`; a new one is due where there is a launcher, and what is open waits for it. */
+/* Ends the group with `err`; a new one is due where there is a launcher, and what is open waits for it. Of a roll's other group
+ * td_roll_lost says what follows. */
 void td_group_lose(struct group *g, const struct td_err *err);
+/* The current group is lost: when its launch has ended a new one follows, unless one is on its way. */
+void td_group_plan_relaunch(struct td_coord *c);
+/* What it said of itself is over. */
+void td_group_forget_state(struct group *g);
 /* Launches the next generation: on the hosts that are left, with fewer ranks when there is no place for all. */
 enum td_status td_group_launch(struct group *g, struct td_err *err);
 /* The rank that was lost first: its host may have to stand aside. `silent`: nothing of it was heard any more. */
@@ -255,6 +289,20 @@ void td_farewell_record(struct group *g, uint32_t rank, const Tensord__Worker__V
 bool td_farewell_message(struct group *g, const struct td_grpc_stream *s,
                          const td_wire_worker_message *message);
 void td_farewell_closed(struct group *g, const struct td_grpc_stream *s);
+
+/* roll.c */
+/* The next group has loaded. */
+void td_roll_take_over(struct group *g);
+/* The next or the leaving group was lost. */
+void td_roll_lost(struct group *g, const struct td_err *err);
+void td_roll_tick(struct td_coord *c, uint64_t now_ns);
+/* A new group is loading or launching, and may still take over. */
+bool td_roll_is_coming(const struct td_coord *c);
+/* A roll has not ended: fails, and says so. */
+enum td_status td_roll_check_over(const struct td_coord *c, struct td_err *err);
+/* The server stops: whoever waits is told. */
+void td_roll_stop(struct td_coord *c, const struct td_err *err);
+void td_roll_describe(const struct td_coord *c, struct td_coord_roll_status *out);
 
 /* drain.c */
 void td_drain_tick(struct td_coord *c, uint64_t now_ns);

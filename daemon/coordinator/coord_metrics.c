@@ -93,9 +93,35 @@ static const struct {
     [KV_BYTES] = {TD_METRICS_GAUGE, "tensord_kv_bytes", "KV cache bytes held by all ranks"},
 };
 
+/* While a new group takes the place of another there are two: a series for each role, all 0 where nobody has it. */
+enum group_value {
+    GROUP_STATE,
+    GROUP_GENERATION,
+    GROUP_RANKS,
+    GROUP_READY,
+    GROUP_OPEN,
+    N_GROUP_VALUES
+};
+
+static const struct {
+    const char *name, *help;
+} GROUP_TABLE[N_GROUP_VALUES] = {
+    [GROUP_STATE] = {"tensord_group_state",
+                     "0 none, 1 launching, 2 loading, 3 ready, 4 draining, 5 lost, 6 failed"},
+    [GROUP_GENERATION] = {"tensord_group_launch", "Which launch the group is, 1 first"},
+    [GROUP_RANKS] = {"tensord_group_ranks", "Ranks of the group"},
+    [GROUP_READY] = {"tensord_group_ranks_ready", "Of them, attached and loaded"},
+    [GROUP_OPEN] = {"tensord_group_requests_open",
+                    "Requests that the group has, of the current one also those that wait for it"},
+};
+
+enum { N_ROLES = TD_ROLE_LEAVING + 1 };
+
 struct td_coord_metrics {
     struct td_coord *c;
     struct td_metric *series[N_VALUES];
+    struct td_metric *group[N_GROUP_VALUES][N_ROLES];
+    struct td_metric *rolls[2]; /* done, failed */
     struct td_metric *refused[TD_N_REFUSALS];
 };
 
@@ -103,6 +129,39 @@ static void count_to(struct td_metric *counter, double value)
 {
     if (value > td_metrics_value(counter))
         td_metrics_add(counter, value - td_metrics_value(counter));
+}
+
+static uint32_t count_ready(const struct td_coord_status *s)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < s->n_ranks; i++)
+        n += s->members[i].attached && s->members[i].loaded;
+    return n;
+}
+
+static void note_group(const struct td_coord_status *s, double v[N_GROUP_VALUES][N_ROLES])
+{
+    v[GROUP_STATE][s->role] = s->state;
+    v[GROUP_GENERATION][s->role] = s->generation;
+    v[GROUP_RANKS][s->role] = s->n_ranks;
+    v[GROUP_READY][s->role] = count_ready(s);
+    v[GROUP_OPEN][s->role] = s->n_here;
+}
+
+static void refresh_groups(struct td_coord_metrics *m, const struct td_coord_status *current)
+{
+    double v[N_GROUP_VALUES][N_ROLES] = {{0}};
+    struct td_coord_status other;
+
+    note_group(current, v);
+    if (td_coord_status_other(m->c, &other))
+        note_group(&other, v);
+    for (int i = 0; i < N_GROUP_VALUES; i++)
+        for (int role = 0; role < N_ROLES; role++)
+            td_metrics_set(m->group[i][role], v[i][role]);
+    count_to(m->rolls[0], (double)current->n_rolls_done);
+    count_to(m->rolls[1], (double)current->n_rolls_failed);
 }
 
 static void refresh(void *user)
@@ -134,8 +193,8 @@ static void refresh(void *user)
     v[RIGHT_DRAFTS] = (double)s.right_drafts;
     v[GENERATED_TOKENS] = (double)s.generated_tokens;
     v[DEADLINES] = (double)s.n_deadlines;
+    v[RANKS_READY] = count_ready(&s);
     for (uint32_t i = 0; i < s.n_ranks; i++) {
-        v[RANKS_READY] += s.members[i].attached && s.members[i].loaded;
         v[EXCHANGED] += (double)s.members[i].exchanged_bytes;
         run_ns[i] = s.members[i].step_ns;
         inside_ns[i] = s.members[i].wait_ns;
@@ -158,6 +217,37 @@ static void refresh(void *user)
             count_to(m->series[i], v[i]);
     for (int i = 0; i < TD_N_REFUSALS; i++)
         count_to(m->refused[i], (double)s.n_refused[i]);
+    refresh_groups(m, &s);
+}
+
+static enum td_status register_groups(struct td_coord_metrics *m, struct td_err *err)
+{
+    static const char *const outcomes[] = {"done", "failed"};
+    struct td_metrics *metrics = td_coord_metrics(m->c);
+    enum td_status s = TD_OK;
+
+    for (int i = 0; !s && i < N_GROUP_VALUES * N_ROLES; i++) {
+        int value = i / N_ROLES, of = i % N_ROLES;
+        struct td_metrics_label role = {"role", td_group_role_name((enum td_group_role)of)};
+        struct td_metrics_desc desc = {.kind = TD_METRICS_GAUGE,
+                                       .name = GROUP_TABLE[value].name,
+                                       .help = GROUP_TABLE[value].help,
+                                       .labels = &role,
+                                       .n_labels = 1};
+
+        s = td_metrics_register(metrics, &desc, &m->group[value][of], err);
+    }
+    for (int i = 0; !s && i < 2; i++) {
+        struct td_metrics_label outcome = {"outcome", outcomes[i]};
+        struct td_metrics_desc desc = {.kind = TD_METRICS_COUNTER,
+                                       .name = "tensord_rolls_total",
+                                       .help = "Groups that were to take the place of another",
+                                       .labels = &outcome,
+                                       .n_labels = 1};
+
+        s = td_metrics_register(metrics, &desc, &m->rolls[i], err);
+    }
+    return s;
 }
 
 enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics **out,
@@ -166,6 +256,8 @@ enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics
     struct td_coord_metrics *m = calloc(1, sizeof *m);
     enum td_status s = m ? TD_OK : td_err_set(err, TD_NO_MEMORY, "no memory for metrics");
 
+    if (m)
+        m->c = c;
     for (int i = 0; !s && i < N_VALUES; i++) {
         struct td_metrics_desc desc = {
             .kind = TABLE[i].kind, .name = TABLE[i].name, .help = TABLE[i].help};
@@ -182,11 +274,11 @@ enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics
 
         s = td_metrics_register(td_coord_metrics(c), &desc, &m->refused[i], err);
     }
+    s = s ? s : register_groups(m, err);
     if (s) {
         free(m);
         return s;
     }
-    m->c = c;
     td_metrics_set_refresh(td_coord_metrics(c), refresh, m);
     *out = m;
     return TD_OK;

@@ -103,41 +103,79 @@ static struct td_coord_drain_status drain_status(const struct td_coord *c)
         .n_cancelled = d->n_cancelled};
 }
 
-void td_coord_status(struct td_coord *c, struct td_coord_status *out)
+/* A group that was told to leave has not gone yet. */
+static enum td_group_state shown_state(const struct td_coord *c, const struct group *g)
 {
-    const struct group *g = c->current;
+    bool drains =
+        g == c->current ? c->drain.is_on && g->state == TD_GROUP_READY : g->state == TD_GROUP_NONE;
 
+    return drains ? TD_GROUP_DRAINING : g->state;
+}
+
+/* Whether a job counts as this group's: the current one's are also those that no group has. */
+static uint32_t count_here(const struct td_coord *c, const struct group *g)
+{
+    const struct group *other = c->next ? c->next : c->leaving;
+
+    if (g != c->current)
+        return td_replay_count(g);
+    return other ? c->n_open - td_replay_count(other) : c->n_open;
+}
+
+static void describe(struct td_coord *c, const struct group *g, struct td_coord_status *out)
+{
     for (uint32_t i = 0; i < g->n_ranks; i++)
         g->published[i] = g->members[i].public;
-    *out = (struct td_coord_status){
-        .state = c->drain.is_on && g->state == TD_GROUP_READY ? TD_GROUP_DRAINING : g->state,
-        .drain = drain_status(c),
-        .generation = g->generation,
-        .n_restarts = c->n_restarts,
-        .n_ranks = g->n_ranks,
-        .members = g->published,
-        .plan = g->load ? g->plan : NULL,
-        .served = c->served,
-        .n_running = g->n_running < c->n_open ? g->n_running : c->n_open,
-        .n_waiting = g->n_waiting,
-        .n_open = c->n_open,
-        .kv_blocks_used = g->kv_blocks_used,
-        .kv_blocks_idle = g->kv_blocks_idle,
-        .kv_blocks_memory = g->kv_blocks_memory,
-        .kv_blocks_file = g->kv_blocks_file,
-        .kv_blocks_read = g->kv_blocks_read,
-        .kv_failed_reads = g->kv_failed_reads,
-        .prompt_tokens = c->prompt_tokens,
-        .draft_tokens = g->draft_tokens,
-        .right_drafts = g->right_drafts,
-        .cached_tokens = c->cached_tokens,
-        .generated_tokens = c->generated_tokens,
-        .n_requests = c->n_requests,
-        .n_failed = c->n_failed,
-        .n_deadlines = c->n_deadlines,
-        .start_ns = c->start_ns,
-        .last_error = c->last_error.cause};
+    *out =
+        (struct td_coord_status){.state = shown_state(c, g),
+                                 .role = g == c->current ? TD_ROLE_CURRENT
+                                         : g == c->next  ? TD_ROLE_NEXT
+                                                         : TD_ROLE_LEAVING,
+                                 .drain = drain_status(c),
+                                 .n_rolls_done = c->roll.n_done,
+                                 .n_rolls_failed = c->roll.n_failed,
+                                 .generation = g->generation,
+                                 .n_restarts = c->n_restarts,
+                                 .n_ranks = g->n_ranks,
+                                 .members = g->published,
+                                 .plan = g->load ? g->plan : NULL,
+                                 .served = c->served,
+                                 .n_running = g->n_running < c->n_open ? g->n_running : c->n_open,
+                                 .n_waiting = g->n_waiting,
+                                 .n_open = c->n_open,
+                                 .n_here = count_here(c, g),
+                                 .kv_blocks_used = g->kv_blocks_used,
+                                 .kv_blocks_idle = g->kv_blocks_idle,
+                                 .kv_blocks_memory = g->kv_blocks_memory,
+                                 .kv_blocks_file = g->kv_blocks_file,
+                                 .kv_blocks_read = g->kv_blocks_read,
+                                 .kv_failed_reads = g->kv_failed_reads,
+                                 .prompt_tokens = c->prompt_tokens,
+                                 .draft_tokens = g->draft_tokens,
+                                 .right_drafts = g->right_drafts,
+                                 .cached_tokens = c->cached_tokens,
+                                 .generated_tokens = c->generated_tokens,
+                                 .n_requests = c->n_requests,
+                                 .n_failed = c->n_failed,
+                                 .n_deadlines = c->n_deadlines,
+                                 .start_ns = c->start_ns,
+                                 .last_error = c->last_error.cause};
     memcpy(out->n_refused, c->n_refused, sizeof out->n_refused);
+    td_roll_describe(c, &out->roll);
+}
+
+void td_coord_status(struct td_coord *c, struct td_coord_status *out)
+{
+    describe(c, c->current, out);
+}
+
+bool td_coord_status_other(struct td_coord *c, struct td_coord_status *out)
+{
+    const struct group *other = c->next ? c->next : c->leaving;
+
+    if (other)
+        describe(c, other, out);
+    return other != NULL;
 }
 
 /* ---- operator's actions ---- */
@@ -284,6 +322,10 @@ void td_coord_unload_model(struct td_coord *c, struct td_str name, td_coord_done
     struct td_err err, gone;
     uint32_t n;
 
+    if (td_roll_check_over(c, &err)) {
+        done(err.status, &err, 0, 0, user);
+        return;
+    }
     if (td_coord_find_model(c, name, &served, &err) || g->state != TD_GROUP_READY) {
         if (c->served && g->state != TD_GROUP_READY)
             td_err_set(&err, TD_UNAVAILABLE, "the group is %s", td_group_state_name(g->state));
@@ -310,6 +352,7 @@ static void on_tick(uv_timer_t *timer)
     uint64_t now = uv_hrtime();
 
     td_group_tick(c->current, now);
+    td_roll_tick(c, now);
     td_replay_turn(c);
     td_job_expire(c, now);
     td_drain_tick(c, now);
@@ -364,11 +407,21 @@ enum td_status td_coord_start(struct td_coord *c, struct td_err *err)
     return td_group_launch(g, err);
 }
 
-void td_coord_stop(struct td_coord *c)
+static void stop_group(struct group *g)
 {
-    struct group *g = c->current;
+    struct td_group_launcher *l = &g->c->p.launcher;
     /* Ranks that start or load hear nothing yet. */
     bool deaf = g->state == TD_GROUP_LOADING || !td_group_all_attached(g);
+
+    td_coord_set_state(g, TD_GROUP_NONE);
+    td_farewell_finish(g);
+    td_group_shutdown(g, "the server is stopping");
+    if (deaf && g->launched && l->stop)
+        l->stop(l->user, g->generation);
+}
+
+void td_coord_stop(struct td_coord *c)
+{
     struct td_err err;
 
     td_err_set(&err, TD_UNAVAILABLE, "the server is stopping");
@@ -378,11 +431,12 @@ void td_coord_stop(struct td_coord *c)
     c->relaunch_at_ns = 0;
     td_coord_load_finished(c, &err);
     td_drain_stop(c);
-    td_coord_set_state(g, TD_GROUP_NONE);
-    td_farewell_finish(g);
-    td_group_shutdown(g, "the server is stopping");
-    if (deaf && g->launched && c->p.launcher.stop)
-        c->p.launcher.stop(c->p.launcher.user, g->generation);
+    td_roll_stop(c, &err);
+    stop_group(c->current);
+    if (c->next)
+        stop_group(c->next);
+    if (c->leaving)
+        stop_group(c->leaving);
     if (c->timer_open)
         uv_close((uv_handle_t *)&c->timer, NULL);
     c->timer_open = false;
@@ -393,6 +447,8 @@ void td_coord_close(struct td_coord *c)
     if (!c)
         return;
     td_group_close(c->current);
+    td_group_close(c->next);
+    td_group_close(c->leaving);
     td_served_release(c->served);
     td_bytes_deinit(&c->packed);
     td_bytes_deinit(&c->detail);

@@ -208,15 +208,49 @@ struct td_coord_drain_status {
     uint64_t n_finished, n_cancelled; /* since it began: by themselves, by the limit */
 };
 
+/* A new group takes the place of the one that serves. */
+enum td_roll_phase {
+    TD_ROLL_NONE = 0, /* not since the start */
+    TD_ROLL_COMING,   /* the new group launches or loads, the old one serves on */
+    TD_ROLL_LEAVING,  /* the new one serves, requests that run end on the old one */
+    TD_ROLL_DONE,     /* the old one has gone */
+    TD_ROLL_FAILED    /* the new one did not get ready, and has gone */
+};
+const char *td_roll_phase_name(enum td_roll_phase phase);
+
+/* The last roll. */
+struct td_coord_roll_status {
+    enum td_roll_phase phase;
+    uint32_t number;     /* counts rolls */
+    uint32_t old, young; /* generations of the two groups */
+    bool has_taken_over; /* the new group has served since */
+    uint32_t n_left;     /* LEAVING: requests that still run on the old group */
+    uint64_t left_ns;    /* LEAVING: until those go on with the new one */
+    uint64_t
+        n_moved; /* went to the new group at once: had told nothing yet, or their group was lost */
+    uint64_t n_finished; /* ended on the old group */
+    uint64_t n_replayed; /* were cut there, and go on with the new one */
+    uint64_t load_ns;    /* from the launch until it was ready */
+    const char *error;   /* FAILED: why; "" else; borrowed */
+};
+
+/* Where a group stands beside another. */
+enum td_group_role { TD_ROLE_CURRENT = 0, TD_ROLE_NEXT, TD_ROLE_LEAVING };
+const char *td_group_role_name(enum td_group_role role);
+
 struct td_coord_status {
     enum td_group_state state;
+    enum td_group_role role;
     struct td_coord_drain_status drain;
+    struct td_coord_roll_status roll;
+    uint64_t n_rolls_done, n_rolls_failed;
     uint32_t generation, n_restarts;
     uint32_t n_ranks;
-    const struct td_member *members;           /* [n_ranks], borrowed */
-    const struct td_plan *plan;                /* NULL until planned; borrowed */
-    const struct td_served *served;            /* NULL: nothing */
-    uint32_t n_running, n_waiting, n_open;     /* open: jobs that the coordinator knows */
+    const struct td_member *members;       /* [n_ranks], borrowed */
+    const struct td_plan *plan;            /* NULL until planned; borrowed */
+    const struct td_served *served;        /* NULL: nothing */
+    uint32_t n_running, n_waiting, n_open; /* open: jobs that the coordinator knows */
+    uint32_t n_here; /* of those open with this group; with the current one also those with none */
     uint32_t kv_blocks_used;                   /* by requests */
     uint32_t kv_blocks_idle;                   /* only the prefix cache holds them */
     uint32_t kv_blocks_memory, kv_blocks_file; /* offloaded */
@@ -232,6 +266,8 @@ struct td_coord_status {
     const char *last_error; /* "" when none */
 };
 void td_coord_status(struct td_coord *c, struct td_coord_status *out);
+/* The same of a second group, which is on its way or leaves; what is said of the coordinator stays. False: there is none. */
+bool td_coord_status_other(struct td_coord *c, struct td_coord_status *out);
 bool td_coord_ready(const struct td_coord *c); /* all ranks ready and not draining */
 /* Ready, and every rank was heard of lately: what health checks are told. A rank that is late for a moment costs no request. */
 bool td_coord_is_well(const struct td_coord *c);
@@ -277,5 +313,15 @@ void td_coord_drain_last(struct td_coord *c, uint64_t timeout_ns, td_coord_done_
                          void *user);
 /* Takes requests again. Nothing happens where no drain is; TD_UNAVAILABLE when the process is stopping. */
 enum td_status td_coord_drain_cancel(struct td_coord *c, struct td_err *err);
+/* Launches a second group with the same model and the same wish, in the memory that is free now, while the present one serves on. When
+ * it is ready it takes over: new requests and those that have told nothing yet go to it, those that run end where they are, and after
+ * `timeout_ns` what is left goes on with the new group where it was. Then the old one leaves. `done` (NULL: nobody waits) follows from
+ * the loop, never from inside: when the new group has taken over, with `waits` when the old one has gone, too; or with the error that
+ * kept the new one from it, when it has gone. a: its generation. What cannot begin is refused by the status returned: TD_BUSY (a roll is
+ * under way), TD_UNSUPPORTED (nobody here launches groups), TD_UNAVAILABLE (nothing is ready to be replaced), or what the launch says. */
+enum td_status td_coord_replace(struct td_coord *c, uint64_t timeout_ns, bool waits,
+                                td_coord_done_fn *done, void *user, struct td_err *err);
+/* How long running requests have by default. */
+#define TD_COORD_ROLL_NS 30000000000u
 
 #endif

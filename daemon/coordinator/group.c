@@ -15,16 +15,42 @@ enum td_status td_group_open(struct td_coord *c, struct group **out, struct td_e
     return TD_OK;
 }
 
+void td_group_forget_members(struct group *g)
+{
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        struct td_grpc_stream *stream = g->members[i].stream;
+
+        if (!stream)
+            continue;
+        td_grpc_stream_set_user(stream, NULL);
+        g->members[i].stream = NULL;
+        td_grpc_stream_finish(stream, TD_GRPC_UNAVAILABLE, TD_STR("the group was ended"));
+    }
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        g->members[i] = (struct member){.public.rank = i, .group = g};
+}
+
 void td_group_close(struct group *g)
 {
     if (!g)
         return;
     td_farewell_finish(g);
+    td_group_forget_members(g);
     td_compute_load_free(g->load);
     free(g->plan);
     free(g->members);
     free(g->published);
     free(g);
+}
+
+struct group *td_group_find(const struct td_coord *c, uint32_t generation)
+{
+    struct group *const all[] = {c->current, c->next, c->leaving};
+
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        if (all[i] && all[i]->generation == generation)
+            return all[i];
+    return NULL;
 }
 
 enum td_status td_group_size(struct group *g, uint32_t n, struct td_err *err)

@@ -72,6 +72,30 @@ static enum td_status check_numerics(const struct group *g, struct td_err *err)
     return TD_OK;
 }
 
+/* A group that is to take over holds what the present one does, in the memory that is free now, or does not come. */
+static enum td_status make_successor_plan(struct group *g, struct td_err *err)
+{
+    const struct td_plan_model *model = g->c->served->plan_model;
+    struct td_plan_params *p = &g->load->plan;
+    uint32_t needed = g->c->served->max_model_len, room;
+    enum td_status s = td_plan_make(model, p, g->plan, err);
+
+    if (!s && g->plan->max_model_len >= needed)
+        return TD_OK;
+    p->max_model_len = needed;
+    if (!td_plan_make(model, p, g->plan, err))
+        return TD_OK;
+    p->max_model_len = 0; /* as much as fits */
+    s = td_plan_make(model, p, g->plan, err);
+    room = g->plan->max_model_len;
+    if (s)
+        return s;
+    return td_err_set(err, TD_TOO_LARGE,
+                      "beside the group that serves there is room for a context of %u tokens in "
+                      "the memory that is free now, and that group serves %u",
+                      room, needed);
+}
+
 /* Open requests count on the context that they were accepted with: it becomes smaller only when it must. */
 static enum td_status make_plan(struct group *g, struct td_err *err)
 {
@@ -79,6 +103,8 @@ static enum td_status make_plan(struct group *g, struct td_err *err)
     struct td_plan_params *p = &g->load->plan;
     uint32_t wished = p->max_model_len;
 
+    if (g == c->next)
+        return make_successor_plan(g, err);
     if (c->is_recovering) {
         p->max_model_len = c->served->max_model_len;
         if (!td_plan_make(c->served->plan_model, p, g->plan, err))
@@ -131,7 +157,8 @@ void td_group_plan_and_load(struct group *g)
         return;
     }
     if (!s) {
-        g->c->served->max_model_len = g->plan->max_model_len;
+        if (g == g->c->current)
+            g->c->served->max_model_len = g->plan->max_model_len;
         g->load->plan.tp = g->plan->tp;
         g->load->plan.pp = g->plan->pp;
         g->n_submits = 0;
@@ -161,6 +188,10 @@ void td_group_loaded(struct member *m, const Tensord__Worker__V1__Ready *r)
     td_log_info("group ready generation=%u ranks=%u tp=%u pp=%u load_ms=%llu", g->generation,
                 g->n_ranks, g->plan->tp, g->plan->pp,
                 (unsigned long long)((uv_hrtime() - g->load_start_ns) / 1000000u));
+    if (g == g->c->next) {
+        td_roll_take_over(g);
+        return;
+    }
     td_coord_set_state(g, TD_GROUP_READY);
     td_coord_load_finished(g->c, NULL);
     td_replay_turn(g->c);

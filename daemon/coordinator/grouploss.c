@@ -4,21 +4,6 @@
 
 static const uint64_t SECOND = 1000000000u;
 
-static void forget_members(struct group *g)
-{
-    for (uint32_t i = 0; i < g->n_ranks; i++) {
-        struct td_grpc_stream *stream = g->members[i].stream;
-
-        if (!stream)
-            continue;
-        td_grpc_stream_set_user(stream, NULL);
-        g->members[i].stream = NULL;
-        td_grpc_stream_finish(stream, TD_GRPC_UNAVAILABLE, TD_STR("the group was ended"));
-    }
-    for (uint32_t i = 0; i < g->n_ranks; i++)
-        g->members[i] = (struct member){.public.rank = i, .group = g};
-}
-
 /* It did what it is for: its end says nothing about the next one's. */
 static bool has_run(const struct group *g)
 {
@@ -45,14 +30,14 @@ static uint64_t back_off(const struct td_coord *c)
     return ms[n] * 1000000u;
 }
 
-static void plan_relaunch(struct td_coord *c)
+void td_group_plan_relaunch(struct td_coord *c)
 {
-    if (c->p.launcher.start && !c->current->launched)
+    if (c->p.launcher.start && !c->current->launched && !td_roll_is_coming(c))
         c->relaunch_at_ns = uv_hrtime() + back_off(c) + 1;
 }
 
 /* What a lost group had is gone. */
-static void forget_state(struct group *g)
+void td_group_forget_state(struct group *g)
 {
     g->was_ready = g->has_stepped = g->suspects = false;
     g->n_running = g->n_waiting = g->kv_blocks_used = g->kv_blocks_idle = 0;
@@ -85,17 +70,21 @@ void td_group_lose(struct group *g, const struct td_err *err)
 
     if (g->state == TD_GROUP_LOST || g->state == TD_GROUP_FAILED)
         return;
+    if (g != c->current) {
+        td_roll_lost(g, err);
+        return;
+    }
     c->last_error = *err;
     td_log_error("group lost generation=%u error=\"%s\"", g->generation,
                  td_err_format(err, text, sizeof text));
     c->is_recovering = c->is_recovering || g->was_ready;
-    forget_state(g);
+    td_group_forget_state(g);
     td_coord_set_state(g, TD_GROUP_LOST);
     /* A request that kills its group does not use up the launches. */
     c->n_failures = td_replay_lost(g) || !counts ? 0 : c->n_failures + 1;
     if (!is_final)
         td_farewell_begin(g, &c->last_error);
-    forget_members(g);
+    td_group_forget_members(g);
     if (td_group_drop_model(g, &c->last_error)) {
         is_final = false;
         c->n_failures = 0;
@@ -105,27 +94,29 @@ void td_group_lose(struct group *g, const struct td_err *err)
         return;
     }
     td_farewell_stop(g);
-    plan_relaunch(c); /* or when the launch has ended */
+    td_group_plan_relaunch(c); /* or when the launch has ended */
 }
 
 void td_coord_launcher_fell(struct td_coord *c, uint32_t generation, const struct td_err *err)
 {
-    if (c->current->generation == generation)
-        td_farewell_launcher_fell(c->current, err);
+    struct group *g = td_group_find(c, generation);
+
+    if (g)
+        td_farewell_launcher_fell(g, err);
 }
 
 void td_coord_launch_ended(struct td_coord *c, uint32_t generation, const struct td_err *err)
 {
-    struct group *g = c->current;
+    struct group *g = td_group_find(c, generation);
 
-    if (g->generation != generation)
+    if (!g)
         return;
     g->launched = false;
     td_farewell_launch_ended(g);
     if (g->state != TD_GROUP_LOST && g->state != TD_GROUP_FAILED && g->state != TD_GROUP_NONE)
         td_group_lose(g, err);
-    else if (g->state == TD_GROUP_LOST)
-        plan_relaunch(c);
+    else if (g == c->current && g->state == TD_GROUP_LOST)
+        td_group_plan_relaunch(c);
 }
 
 enum td_status td_group_launch(struct group *g, struct td_err *err)
@@ -173,7 +164,7 @@ void td_group_tick(struct group *g, uint64_t now)
     struct td_coord *c = g->c;
     struct td_err err;
 
-    if (c->relaunch_at_ns && now >= c->relaunch_at_ns && now >= c->fence_ns)
+    if (g == c->current && c->relaunch_at_ns && now >= c->relaunch_at_ns && now >= c->fence_ns)
         relaunch(c);
     if (g->state == TD_GROUP_LAUNCHING && g->launched && !td_group_all_attached(g) &&
         since(now, g->load_start_ns) > c->p.launch_limit_ns) {

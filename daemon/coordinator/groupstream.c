@@ -6,10 +6,14 @@
 
 enum { MAX_MESSAGE_BYTES = 16 << 20 };
 
-/* The group that a worker which says `generation` belongs to. Without a launcher there is one. */
+/* The group that a worker which says `generation` belongs to. Without a launcher there is one; another than the current takes nobody
+ * once it was lost or told to leave. */
 static struct group *group_of(struct td_coord *c, uint32_t generation)
 {
-    return !c->p.launcher.start || generation == c->current->generation ? c->current : NULL;
+    struct group *g = c->p.launcher.start ? td_group_find(c, generation) : c->current;
+    bool is_over = g && (g->state == TD_GROUP_LOST || g->state == TD_GROUP_NONE);
+
+    return g == c->current || !is_over ? g : NULL;
 }
 
 static enum td_status check_register(struct td_coord *c, const td_wire_worker_message *m,
@@ -187,6 +191,14 @@ static void on_member_message(struct member *m, const td_wire_worker_message *me
     }
 }
 
+static bool is_last_word(struct td_coord *c, const struct td_grpc_stream *s,
+                         const td_wire_worker_message *message)
+{
+    return td_farewell_message(c->current, s, message) ||
+           (c->next && td_farewell_message(c->next, s, message)) ||
+           (c->leaving && td_farewell_message(c->leaving, s, message));
+}
+
 static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes)
 {
     struct td_coord *c = user;
@@ -202,7 +214,7 @@ static void on_message(void *user, struct td_grpc_stream *s, struct td_str bytes
         return;
     }
     message = (const td_wire_worker_message *)(const void *)raw;
-    if (td_farewell_message(c->current, s, message)) {
+    if (is_last_word(c, s, message)) {
         td_rpc_free(raw);
         return;
     }
@@ -227,18 +239,21 @@ static void on_half_close(void *user, struct td_grpc_stream *s)
 static void on_close(void *user, struct td_grpc_stream *s, enum td_grpc_code code)
 {
     struct td_coord *c = user;
+    struct group *const all[] = {c->current, c->next, c->leaving};
     struct member *m = td_grpc_stream_user(s);
     struct group *g;
     struct td_err err;
 
     (void)code;
-    td_farewell_closed(c->current, s);
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        if (all[i])
+            td_farewell_closed(all[i], s);
     if (!m || m->stream != s)
         return;
     g = m->group;
     m->stream = NULL;
     m->public.attached = false;
-    m->public.lost = true;
+    m->public.lost = g->state != TD_GROUP_NONE; /* else it was told to leave */
     if (g->state == TD_GROUP_NONE)
         return;
     td_err_set(&err, TD_PEER_LOST, "rank %u on %s (process %lld) closed its control stream",

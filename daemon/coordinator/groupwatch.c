@@ -89,12 +89,12 @@ void td_group_watch(struct group *g, uint64_t now)
 /* ---- steps ---- */
 
 /* What the ranks told, and room for who is blamed. */
-struct roll {
+struct rollcall {
     const struct td_stepwatch *ranks[TD_PLAN_MAX_RANKS];
     bool blamed[TD_PLAN_MAX_RANKS];
 };
 
-static void name_blamed(const struct group *g, const struct roll *roll, char *out, size_t bytes)
+static void name_blamed(const struct group *g, const struct rollcall *roll, char *out, size_t bytes)
 {
     size_t n = 0;
     uint32_t n_named = 0;
@@ -113,14 +113,14 @@ static void name_blamed(const struct group *g, const struct roll *roll, char *ou
     }
 }
 
-static void blame(struct group *g, const struct roll *roll)
+static void blame(struct group *g, const struct rollcall *roll)
 {
     for (uint32_t r = 0; r < g->n_ranks; r++)
         if (roll->blamed[r])
             td_farewell_blame(g, r);
 }
 
-static bool is_late(struct group *g, struct roll *roll, struct td_err *err)
+static bool is_late(struct group *g, struct rollcall *roll, struct td_err *err)
 {
     const struct td_whereabouts *lead = &g->members[0].steps.at;
     char names[160], at[160];
@@ -139,7 +139,7 @@ static bool is_late(struct group *g, struct roll *roll, struct td_err *err)
     return true;
 }
 
-static bool is_astray(struct group *g, uint32_t rank, struct roll *roll, struct td_err *err)
+static bool is_astray(struct group *g, uint32_t rank, struct rollcall *roll, struct td_err *err)
 {
     char names[200];
     uint64_t number;
@@ -161,13 +161,13 @@ void td_group_watch_steps(struct member *m, const Tensord__Worker__V1__Heartbeat
     struct group *g = m->group;
     struct td_recorder_mark marks[TD_RECORDER_MARKS];
     struct td_whereabouts at;
-    struct roll roll = {.blamed = {false}};
+    struct rollcall roll = {.blamed = {false}};
     struct td_err err;
     uint32_t n = td_wireflight_marks_read(h->marks, h->n_marks, marks);
 
     td_wireflight_at_read(h->at, &at);
     td_stepwatch_note(&m->steps, &at, marks, n);
-    if (g->state != TD_GROUP_READY)
+    if (g->state != TD_GROUP_READY && g->state != TD_GROUP_DRAINING)
         return;
     for (uint32_t r = 0; r < g->n_ranks; r++)
         roll.ranks[r] = &g->members[r].steps;

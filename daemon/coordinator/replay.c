@@ -62,11 +62,12 @@ static void hold(struct td_job *j, bool held)
         td_group_send_resume(j->group, j->request.id);
 }
 
-/* The oldest suspect whose reader takes something: a paused one holds no place in the steps. */
+/* The oldest suspect whose reader takes something: a paused one holds no place in the steps, and one on a group that leaves harms no
+ * other. */
 static struct td_job *next_suspect(const struct td_coord *c)
 {
     for (struct td_job *j = c->first; j; j = j->next)
-        if (is_suspect(j) && !j->paused)
+        if (is_suspect(j) && !j->paused && (!j->group || j->group == c->current))
             return j;
     return NULL;
 }
@@ -79,7 +80,7 @@ void td_replay_turn(struct td_coord *c)
         c->alone = next_suspect(c);
     if (c->alone) {
         for (struct td_job *j = c->first; j; j = j->next)
-            if (j->group && j != c->alone)
+            if (j->group == c->current && j != c->alone)
                 hold(j, true);
         if (!c->alone->group)
             send_again(c->alone); /* it may be gone afterwards */
@@ -123,6 +124,40 @@ static void died(struct td_job *j)
     j->death_output = j->request.n_emitted;
 }
 
+/* Its group goes on without it. */
+static void release(struct td_job *j)
+{
+    td_group_send_cancel(j->group, j->request.id);
+    td_replay_forget(j);
+    j->group = NULL;
+    j->is_held = false;
+    j->c->replay_settled = false;
+}
+
+uint32_t td_replay_move(struct group *old, bool all)
+{
+    struct td_coord *c = old->c;
+    uint32_t n = 0;
+
+    for (struct td_job *j = c->first; j; j = j->next)
+        if (j->group == old && (all || j->is_held || j->request.n_emitted == j->sent_output)) {
+            release(j);
+            n++;
+        }
+    if (c->alone && c->alone->group == old) /* it ends there: the current group is everybody's */
+        c->alone = NULL;
+    return n;
+}
+
+uint32_t td_replay_count(const struct group *g)
+{
+    uint32_t n = 0;
+
+    for (const struct td_job *j = g->c->first; j; j = j->next)
+        n += j->group == g;
+    return n;
+}
+
 /* Which jobs may have been in the step at which the group died: all that it gave a token, and of the others as many as there were
  * places left, in the order of the queue. Those that certainly were not have no death in a row. */
 static void count_deaths(struct group *g)
@@ -131,11 +166,13 @@ static void count_deaths(struct group *g)
     uint32_t places = g->plan->max_num_seqs + QUEUE_DISORDER;
 
     for (struct td_job *j = c->first; j; j = j->next)
-        if (j->group && j->request.n_emitted > j->sent_output)
+        if (j->group == g && j->request.n_emitted > j->sent_output)
             places -= places > 0;
     for (struct td_job *j = c->first; j; j = j->next) {
-        bool has_run = j->group && j->request.n_emitted > j->sent_output;
+        bool has_run = j->group == g && j->request.n_emitted > j->sent_output;
 
+        if (j->group && j->group != g)
+            continue;
         if (has_run || (j->group && !j->paused && !j->is_held && places > 0)) {
             places -= !has_run;
             died(j);
@@ -149,7 +186,7 @@ bool td_replay_lost(struct group *g)
 {
     struct td_coord *c = g->c;
     struct td_job *j = c->alone;
-    bool was_alone = j && j->group;
+    bool was_alone = j && j->group == g;
     struct td_err err;
 
     if (was_alone) {
@@ -166,11 +203,13 @@ bool td_replay_lost(struct group *g)
     } else if (g->plan) {
         count_deaths(g);
     }
-    c->alone = NULL;
+    if (was_alone || g == c->current)
+        c->alone = NULL;
     c->replay_settled = false;
-    for (j = c->first; j; j = j->next) {
-        j->group = NULL;
-        j->is_held = false;
-    }
+    for (j = c->first; j; j = j->next)
+        if (j->group == g) {
+            j->group = NULL;
+            j->is_held = false;
+        }
     return was_alone;
 }

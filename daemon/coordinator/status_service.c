@@ -5,6 +5,7 @@
 #include "daemon/api/openai.h"
 #include "daemon/coordinator/coordinator.h"
 #include "daemon/coordinator/drain_service.h"
+#include "daemon/coordinator/roll_service.h"
 
 #include <string.h>
 
@@ -75,15 +76,18 @@ static const char *common_class(const struct td_coord_status *st)
 }
 
 static enum td_status write_group(const struct td_coord_status *st,
-                                  const struct td_coord_limits *limits, struct td_bytes *out)
+                                  const struct td_coord_limits *limits, uint32_t id,
+                                  struct td_bytes *out)
 {
     const struct td_served *served = st->served;
     const struct td_plan *plan = st->plan;
     uint64_t n_steps = 0;
-    enum td_status s = td_bytes_appendf(out, "{\"group_id\":0,\"generation\":%u", st->generation);
+    enum td_status s =
+        td_bytes_appendf(out, "{\"group_id\":%u,\"generation\":%u", id, st->generation);
 
     for (uint32_t i = 0; i < st->n_ranks; i++)
         n_steps = st->members[i].n_steps > n_steps ? st->members[i].n_steps : n_steps;
+    s = s ? s : text(out, "role", td_group_role_name(st->role));
     s = s ? s : text(out, "state", td_group_state_name(st->state));
     s = s ? s : text(out, "model", served ? served->names[0] : "");
     s = s ? s : text(out, "model_path", served ? served->path : "");
@@ -94,7 +98,7 @@ static enum td_status write_group(const struct td_coord_status *st,
     s = s ? s : text(out, "numerics_class", common_class(st));
     s = s ? s : number(out, "n_running", st->n_running);
     s = s ? s : number(out, "n_waiting", st->n_waiting);
-    s = s ? s : number(out, "n_open", st->n_open);
+    s = s ? s : number(out, "n_open", st->n_here);
     s = s ? s : number(out, "kv_blocks", plan ? plan->n_blocks : 0);
     s = s ? s : number(out, "kv_blocks_used", st->kv_blocks_used);
     s = s ? s : number(out, "kv_blocks_idle", st->kv_blocks_idle);
@@ -125,7 +129,7 @@ static enum td_status write_group(const struct td_coord_status *st,
 
 enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *out)
 {
-    struct td_coord_status st;
+    struct td_coord_status st, other;
     uint64_t n_refused = 0;
     enum td_status s = td_bytes_append_str(out, TD_STR("{\"version\":\"" TD_VERSION "\""));
 
@@ -140,8 +144,14 @@ enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *
     s = s ? s : number(out, "n_deadlines_passed", st.n_deadlines);
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"drain\":"));
     s = s ? s : td_drain_service_write(&st, out);
+    s = s ? s : td_bytes_append_str(out, TD_STR(",\"roll\":"));
+    s = s ? s : td_roll_service_write(&st.roll, out);
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"groups\":["));
-    s = s ? s : write_group(&st, td_coord_limits(coord), out);
+    s = s ? s : write_group(&st, td_coord_limits(coord), 0, out);
+    if (!s && td_coord_status_other(coord, &other)) {
+        s = td_bytes_append_str(out, TD_STR(","));
+        s = s ? s : write_group(&other, td_coord_limits(coord), 1, out);
+    }
     return s ? s : td_bytes_append_str(out, TD_STR("]}"));
 }
 

@@ -10,9 +10,10 @@ import json
 import socket
 import threading
 import time
+import uuid
 
 import grpc
-from serving import NAME, Stream
+from serving import NAME, Stream, channel_to
 
 LIMIT_S = 120
 FINISH = {1: "stop", 2: "length", 3: "cancelled", 4: "error"}
@@ -20,6 +21,10 @@ FINISH = {1: "stop", 2: "length", 3: "cancelled", 4: "error"}
 
 class Lost(Exception):
     """The answer ended otherwise than whole."""
+
+
+class Broken(Exception):
+    """The answer stopped before its end."""
 
 
 class Refused(Exception):
@@ -41,18 +46,30 @@ class Spec:
         return dataclasses.replace(self, body={**self.body, "sampling": {**self.body["sampling"], "seed": seed}})
 
 
-class SlowStream(Stream):
-    """A stream whose kernel buffers are as small as they get, so that who does not read is felt by the server."""
+class EventStream(Stream):
+    """A stream by its events, (id, data) each. is_slow: with kernel buffers as small as they get, so that who does not read is felt by
+    the server."""
 
-    def __init__(self, server, path, body, timeout):
-        self.c = server.connection(timeout)
-        self.c.sock = socket.socket()
-        self.c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.c.sock.settimeout(timeout)
-        self.c.sock.connect(("127.0.0.1", server.port))
-        self.c.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **server.headers()})
+    def __init__(self, server, method, path, body, headers, is_slow=False):
+        self.c = server.connection(LIMIT_S)
+        if is_slow:
+            self.c.sock = socket.socket()
+            self.c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            self.c.sock.settimeout(LIMIT_S)
+            self.c.sock.connect(("127.0.0.1", server.port))
+        self.c.request(method, path, body and json.dumps(body), {"Content-Type": "application/json", **server.headers(), **headers})
         self.response = self.c.getresponse()
         self.status = self.response.status
+
+    def __iter__(self):
+        event = {}
+        for line in self.response:
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name:
+                event[name] = value
+            elif event:
+                yield event.get("id"), event.get("data")
+                event = {}
 
 
 def exact(text):
@@ -116,14 +133,17 @@ class Ask(threading.Thread):
 
     may_retry: one that is refused is asked again until LIMIT_S; without it a refusal counts as lost.
     pause_s: how long the client takes nothing after its first event; the server feels it.
+    comes_back: when the connection breaks it is taken up where it was, until LIMIT_S: by its id, or where none was told yet by the
+    idempotency key that it has. Without it a broken connection counts as lost.
     """
 
-    def __init__(self, server, rpc, channel, spec, may_retry=False, pause_s=0.0):
+    def __init__(self, server, rpc, channel, spec, may_retry=False, pause_s=0.0, comes_back=False):
         super().__init__(daemon=True)
         self.server, self.rpc, self.channel, self.spec = server, rpc, channel, spec
         self.may_retry, self.pause_s = may_retry, pause_s
+        self.comes_back, self.key, self.id, self.last_event = comes_back, uuid.uuid4().hex, None, None
         self.result, self.why, self.answer, self.seed = None, "", None, None
-        self.n_refused = 0
+        self.n_refused = self.n_returns = 0
         self.asked_at = time.time()
         self.clear()
 
@@ -146,15 +166,20 @@ class Ask(threading.Thread):
                 self.result = "whole"
             except Refused as e:
                 self.n_refused += 1
-                if not self.may_retry or time.monotonic() > end:
+                if not (self.may_retry or self.comes_back) or time.monotonic() > end:
                     self.result, self.why = "refused" if self.may_retry else "lost", f"refused: {e}"
                 else:
-                    self.clear()
+                    if not self.comes_back:
+                        self.clear()
                     time.sleep(0.02)
-            except (Lost, OSError, ValueError, KeyError, http.client.HTTPException) as e:
+            except (Broken, OSError, http.client.HTTPException, grpc.RpcError, ValueError) as e:
+                self.why = f"{e.code().name}: {e.details()}" if isinstance(e, grpc.RpcError) else f"{type(e).__name__}: {e}"
+                if not self.comes_back or time.monotonic() > end:
+                    self.result = "lost"
+                self.n_returns += 1
+                time.sleep(0.02)
+            except (Lost, KeyError) as e:
                 self.result, self.why = "lost", f"{type(e).__name__}: {e}"
-            except grpc.RpcError as e:
-                self.result, self.why = "lost", f"{e.code().name}: {e.details()}"
 
     def took(self):
         self.is_open = True
@@ -168,28 +193,42 @@ class Ask(threading.Thread):
         if status != 200:
             raise Lost(f"status {status}: {body[:300]!r}")
 
+    def headers(self):
+        return {"Idempotency-Key": self.key} if self.comes_back else {}
+
     def ask_whole(self):
+        c = self.server.connection(LIMIT_S)
         try:
-            r = self.server.post(self.spec.path, self.spec.body, LIMIT_S)
+            c.request("POST", self.spec.path, json.dumps(self.spec.body), {"Content-Type": "application/json", **self.server.headers(), **self.headers()})
+            r = c.getresponse()
+            status, text = r.status, r.read()
         except ConnectionRefusedError as e:
             raise Refused(str(e)) from e
-        self.check_status(r.status, r.body)
-        body = exact(r.body)
+        finally:
+            c.close()
+        self.check_status(status, text)
+        body = exact(text)
         for c in body["choices"]:
             self.told.add(c["index"], text_of(c), http_tokens(c.get("logprobs")), c["finish_reason"])
         self.told.prompt = [c.get("prompt_logprobs") for c in body["choices"]]
         self.told.count(body["usage"])
         self.took()
 
-    def ask_stream(self):
+    def open_stream(self):
+        if self.last_event:
+            return EventStream(self.server, "GET", f"/v1/requests/{self.id}/stream", None, {"Last-Event-ID": self.last_event})
         body = {**self.spec.body, "stream": True, "stream_options": {"include_usage": True}}
+        return EventStream(self.server, "POST", self.spec.path, body, self.headers(), bool(self.pause_s))
+
+    def ask_stream(self):
         try:
-            stream = (SlowStream if self.pause_s else Stream)(self.server, self.spec.path, body, LIMIT_S)
+            stream = self.open_stream()
         except ConnectionRefusedError as e:
             raise Refused(str(e)) from e
         try:
             if stream.status != 200:
                 self.check_status(stream.status, stream.response.read())
+            self.id = stream.response.getheader("X-Request-Id")
             self.is_open = True
             self.read_events(stream)
         finally:
@@ -197,7 +236,9 @@ class Ask(threading.Thread):
 
     def read_events(self, stream):
         is_done = False
-        for data in stream:
+        for event_id, data in stream:
+            if data is None:
+                continue  # a comment
             if is_done:
                 raise Lost(f"an event behind [DONE]: {data[:200]}")
             if data == "[DONE]":
@@ -210,12 +251,13 @@ class Ask(threading.Thread):
                 self.told.add(c["index"], text_of(c), http_tokens(c.get("logprobs")), c["finish_reason"])
             if chunk.get("usage"):
                 self.told.count(chunk["usage"])
+            self.last_event = event_id
             if chunk["choices"]:
                 self.took()
             if self.pause_s and self.n_events == 1:
                 time.sleep(self.pause_s)
         if not is_done:
-            raise Lost("the stream ended without [DONE]")
+            raise Broken("the stream ended without [DONE]")
 
     # ---- gRPC ----
 
@@ -225,16 +267,31 @@ class Ask(threading.Thread):
         if "chat" in fields:
             messages = [self.rpc.message("ChatMessage", role=r.encode(), content=t.encode()) for r, t in fields["chat"]]
             fields["chat"] = self.rpc.message("ChatPrompt", messages=messages)
+        if self.comes_back:
+            fields["idempotency_key"] = self.key.encode()
         request = self.rpc.message("GenerateRequest", model=NAME, **fields)
+        channel = channel_to(self.server) if self.n_returns else self.channel  # the one before is closed
         try:
-            for e in self.rpc.call(self.channel, "Inference/Generate", request, timeout=LIMIT_S):
+            for e in self.resume(channel) if self.id else self.rpc.call(channel, "Inference/Generate", request, timeout=LIMIT_S):
                 self.read_event(e)
         except grpc.RpcError as e:
-            if e.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED) and not self.is_open:
+            if e.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED) and not self.is_open and not self.comes_back:
                 raise Refused(f"{e.code().name}: {e.details()}") from e
             raise
+        except ValueError as e:  # what grpc says of a channel that was closed
+            raise Broken(str(e)) from e
+        finally:
+            if channel is not self.channel:
+                channel.close()
+
+    def resume(self, channel):
+        n = [len(self.told.choice(c)["tokens"]) for c in range(max(self.told.choices, default=-1) + 1)]
+        if not any(n):
+            self.told.prompt = []  # they come again
+        return self.rpc.call(channel, "Inference/Resume", self.rpc.message("ResumeRequest", id=self.id, n_known=n), timeout=LIMIT_S)
 
     def read_event(self, e):
+        self.id = self.id or e.id
         if e.prompt_logprobs:
             self.told.prompt += [
                 [p.position, p.id, p.text.hex(), p.logprob, p.rank, [[t.id, t.logprob] for t in p.top_logprobs]] for p in e.prompt_logprobs
@@ -242,15 +299,21 @@ class Ask(threading.Thread):
             return
         tokens = []
         c = self.told.choice(e.choice)
+        if self.n_returns and e.finish_reason and c["finish"]:  # the last one of a choice comes again
+            self.count_usage(e)
+            return
         if e.WhichOneof("has_token"):
             if e.index != len(c["tokens"]):
                 raise Lost(f"choice {e.choice}: token {e.index} came where {len(c['tokens'])} was expected")
             tokens = [[e.token_id, e.logprob, [[t.id, t.logprob] for t in e.top_logprobs]]]
         self.told.add(e.choice, e.text.decode(), tokens, FINISH.get(e.finish_reason))
+        self.count_usage(e)
+        self.took()
+
+    def count_usage(self, e):
         if e.HasField("usage"):
             self.told.count({"prompt_tokens": e.usage.prompt_tokens, "completion_tokens": e.usage.completion_tokens})
             self.seed = e.usage.seed
-        self.took()
 
 
 def written(answer):

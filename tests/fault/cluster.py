@@ -86,15 +86,16 @@ def argv_of(pid):
 class Cluster:
     """A server of `ranks` ranks with the arguments; `start` it again after its end. hosts: a Hosts of lab.py, or None."""
 
-    def __init__(self, name, ranks, *args, hosts=None, key_file=None):
+    def __init__(self, name, ranks, *args, hosts=None, key_file=None, disk=None):
         self.name, self.ranks, self.args, self.hosts = name, ranks, args, hosts
-        self.key_file = key_file
+        self.key_file, self.disk = key_file, disk
         self.rpc = Rpc()
         self.server = self.channel = self.log = None
         self.n_starts = 0
 
     def start(self, port=None):
         extra = ["--cluster-key-file", self.key_file] if self.key_file else []
+        extra += ["--journal", self.disk.journal, "--journal-retention", 5] if self.disk else []
         self.server = Server("-n", self.ranks, *self.args, *extra, port=port)
         self.attach()
 

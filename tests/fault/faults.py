@@ -37,10 +37,11 @@ class Fault:
     name = ""
     moments = ()
     expects = "nothing"
-    needs = "local"  # where the ranks must be: "local", or on "hosts" of a lab
+    needs = "local"  # what must be there: nothing special, "hosts" of a lab, a "disk" of its own
     said = LOST  # the log line that shows that it was noticed
     slow_moments = ()  # left out of the short form
     notice_s = 8  # a loss that was not noticed by then never will be
+    ends_coordinator = False  # clients come back then
 
     def __init__(self, cluster, rng):
         self.cluster, self.rng = cluster, rng
@@ -259,12 +260,13 @@ class Flood(Fault):
 
 
 class CoordinatorKill(Fault):
-    """SIGKILL to the coordinator. Its ranks and mpirun must go by themselves and leave nothing; it is started again on the same port.
-    Without a journal the open requests end with it; that is counted as "cut", not as lost."""
+    """SIGKILL to the coordinator. Its ranks and mpirun must go by themselves and leave nothing; it is started again on the same port
+    with the same journal. Clients come back, and have the rest of what they had."""
 
     name = "coordinator"
     expects = "loss"
-    moments = ("idle", "loading", "decode", "streaming", "draining")
+    moments = ("idle", "loading", "prefill", "decode", "streaming", "draining")
+    ends_coordinator = True
 
     def strike(self):
         self.server = self.cluster.server
@@ -278,10 +280,71 @@ class CoordinatorKill(Fault):
         try:
             wait_until(lambda: f"the dead coordinator's processes are gone: {names_of(self.server)}", lambda: not self.server.processes(), 10)
         finally:
+            self.before_restart()
             self.cluster.restart(self.server.port)
         left = [f for f in self.folders if os.path.exists(f)]
         if left:
             raise AssertionError(f"the dead coordinator's ranks left {left}")
+
+    def before_restart(self):
+        pass
+
+
+class TornJournal(CoordinatorKill):
+    """The coordinator is killed, and what its journal had of the tenth of a second before is gone: it is computed again. What was
+    accepted lies in front of that."""
+
+    name = "torn-journal"
+    moments = ("prefill", "decode", "streaming")
+
+    def strike(self):
+        self.before = self.cluster.disk.log_state()
+        time.sleep(0.1)
+        super().strike()
+
+    def before_restart(self):
+        self.cluster.disk.tear_journal(self.rng, self.before)
+
+
+class FullDisk(Fault):
+    """The disk of the journal has no room for a byte; it has again when that was noticed."""
+
+    name = "full-disk"
+    needs = "disk"
+    expects = "refusal"
+    moments = ("idle", "prefill", "decode", "streaming")
+    said = r"^journal down"
+
+    def strike(self):
+        self.cluster.disk.fill()
+
+    def undo(self):
+        self.struck_at = time.time()
+        self.cluster.disk.free()
+
+    def finish(self):
+        wait_until(lambda: f"the journal is back:\n{self.cluster.log.tail()}",
+                   lambda: self.cluster.log.first(r"^journal is back", self.struck_at), 10)
+
+
+class Roll(Fault):
+    """An operator has the group replaced, now and then with no time for what runs."""
+
+    name = "roll"
+    moments = ("idle", "prefill", "decode", "streaming")
+
+    def choose(self):
+        self.timeout_s = self.rng.choice((0.05, 0.3, 20))
+        return f"{self.timeout_s} s for what runs"
+
+    def strike(self):
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.answer = self.pool.submit(self.cluster.rpc.call, self.cluster.channel, "Cluster/Replace", timeout=60,
+                                       timeout_ns=int(self.timeout_s * 1e9), wait=True)
+
+    def finish(self):
+        self.answer.result(60)
+        self.pool.shutdown()
 
 
 class HostFault(Fault):
@@ -349,4 +412,4 @@ class Delay(HostFault):
         self.cluster.hosts.lab("shape", "off")
 
 
-ALL = {f.name: f for f in (Kill, Stop, Blink, OutOfMemory, WrongKey, Duplicate, SlowClient, Flood, CoordinatorKill, Cut, Flap, Delay)}
+ALL = {f.name: f for f in (Kill, Stop, Blink, OutOfMemory, WrongKey, Duplicate, SlowClient, Flood, CoordinatorKill, TornJournal, FullDisk, Roll, Cut, Flap, Delay)}

@@ -34,9 +34,10 @@ class Moment:
         self.cluster, self.mix, self.rng, self.n = cluster, mix, rng, n_streams
         self.asks, self.said = [], ""
         self.may_pause = pause
+        self.comes_back = False  # the clients, when their connection breaks
 
     def ask(self, specs, **how):
-        asks = [Ask(self.cluster.server, self.cluster.rpc, self.cluster.channel, s, **how) for s in specs]
+        asks = [Ask(self.cluster.server, self.cluster.rpc, self.cluster.channel, s, comes_back=self.comes_back, **how) for s in specs]
         self.asks += asks
         for a in asks:
             a.start()

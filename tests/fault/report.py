@@ -18,7 +18,6 @@ class Outcome:
     resumed_s: float | None = None
     n_requests: int = 0
     n_lost: int = 0
-    n_cut: int = 0  # ended by a fault that nothing is promised against
     n_refused: int = 0  # times that a request was refused and asked again
     bytes_different: int = 0
     took_s: float = 0.0
@@ -34,11 +33,9 @@ def ms(seconds):
 
 
 def line_of(o):
-    whole = o.n_requests - o.n_lost - o.n_cut
+    whole = o.n_requests - o.n_lost
     text = (f"{o.index:4d}  {o.fault:<11} {o.moment:<9} {o.cluster:<9} detected {ms(o.detected_s):>8}, resumed {ms(o.resumed_s):>8}, "
             f"{whole} of {o.n_requests} whole")
-    if o.n_cut:
-        text += f", {o.n_cut} cut"
     if o.is_bad:
         text += f"  FAILED: {o.n_lost} lost, {o.bytes_different} bytes different"
     return text + f"  {o.took_s:.1f} s" + (f"  ({o.said})" if o.said else "")

@@ -26,6 +26,7 @@ import lab as labs  # noqa: E402
 import moments  # noqa: E402
 from ask import LIMIT_S, bytes_different, excerpts, is_beginning  # noqa: E402
 from cluster import Cluster, Watch  # noqa: E402
+from disk import Disk  # noqa: E402
 from mix import Mix  # noqa: E402
 from report import Outcome, line_of, table_of  # noqa: E402
 from serving import MODEL, Rpc, Server, channel_to  # noqa: E402
@@ -40,7 +41,7 @@ LAYOUTS = [
 ]
 # How often each fault is drawn: cheap ones often, those that take seconds seldom.
 WEIGHTS = {"kill": 30, "stop": 4, "blink": 3, "oom": 3, "wrong-key": 2, "duplicate": 2, "slow-client": 3, "flood": 2, "coordinator": 3,
-           "cut": 3, "flap": 3, "delay": 2}
+           "torn-journal": 2, "full-disk": 2, "roll": 3, "cut": 3, "flap": 3, "delay": 2}
 ON_HOSTS = ("cut", "flap", "delay", "kill", "stop")
 ANY_FAILURE = (Exception, pytest.fail.Exception)
 
@@ -96,11 +97,13 @@ class Run:
         self.folder = tempfile.TemporaryDirectory(prefix="tensord-fault-")
         self.key_file = pathlib.Path(self.folder.name, "key")
         self.key_file.write_text(f"key-of-run-{args.seed}\n")
+        self.disk = Disk(self.folder.name)
         self.cluster = None
 
     def close(self):
         if self.cluster:
             self.cluster.kill()
+        self.disk.close()
         self.channel.close()
         self.golden.kill()
         self.folder.cleanup()
@@ -111,6 +114,7 @@ class Run:
         """(outcome so far, moment) of one attempt; raises Missed when it came too late."""
         fault = faults.ALL[item.fault](self.cluster, rng)
         moment = moments.ALL[item.moment](self.cluster, self.mix, rng, self.args.streams)
+        moment.comes_back = fault.ends_coordinator
         o = Outcome(item.index, item.fault, item.moment, self.cluster.name)
         said = fault.choose()
         try:
@@ -152,8 +156,7 @@ class Run:
         return None
 
     def follow(self, o, fault, moment, watch, struck_at):
-        is_coordinator = fault.name == "coordinator"
-        if not is_coordinator:
+        if not fault.ends_coordinator:
             o.detected_s = self.notice(fault, watch, struck_at)
             # A server that was drained by a signal may have ended in order before there was anything to notice.
             if fault.expects in ("loss", "refusal") and o.detected_s is None and self.cluster.is_up():
@@ -166,8 +169,8 @@ class Run:
         if watch:
             watch.is_over = True
         for ask in moment.asks + getattr(fault, "asks", []):
-            self.judge(o, ask, struck_at, may_be_cut=is_coordinator)
-        if not is_coordinator and fault.expects in ("loss", "either"):
+            self.judge(o, ask)
+        if fault.expects in ("loss", "either"):
             ready = self.cluster.ready_again(struck_at)
             news = [t for a in moment.asks for t in a.times if ready and t >= ready]
             o.resumed_s = min(news) - struck_at if news else None
@@ -194,7 +197,7 @@ class Run:
         if n or not self.cluster.is_up():
             self.cluster.restart()
 
-    def judge(self, o, ask, struck_at, may_be_cut):
+    def judge(self, o, ask):
         ask.join(LIMIT_S)
         o.n_requests += 1
         o.n_refused += ask.n_refused
@@ -206,11 +209,8 @@ class Run:
                 expected, told = excerpts(golden, ask.answer)
                 o.problems.append(f"'{ask.spec.name}' differs by {n} bytes, first at:\n  golden {expected}\n  told   {told}\n  asked  {ask.spec.body}")
             return
-        if may_be_cut:
-            o.n_cut += 1
-        else:
-            o.n_lost += 1
-            o.problems.append(f"'{ask.spec.name}' was lost after {ask.n_events} events: {ask.why or 'it never ended'}")
+        o.n_lost += 1
+        o.problems.append(f"'{ask.spec.name}' was lost after {ask.n_events} events: {ask.why or 'it never ended'}")
         if "seed" in str(ask.spec.body) and not is_beginning(self.mix.golden[ask.spec.name], ask.told.plain()):
             o.bytes_different += 1
             o.problems.append(f"'{ask.spec.name}' was told something else before it broke: {json.dumps(ask.told.plain())[:600]}")
@@ -249,7 +249,7 @@ class Run:
         name, ranks, extra = LAYOUTS[layout]
         if hosts:
             name, ranks, extra = f"{hosts.n_ranks} hosts", hosts.n_ranks, ("--hostfile", hosts.hostfile)
-        self.cluster = Cluster(name, ranks, *SMALL, *extra, hosts=hosts, key_file=self.key_file)
+        self.cluster = Cluster(name, ranks, *SMALL, *extra, hosts=hosts, key_file=self.key_file, disk=self.disk)
         self.cluster.start()
 
     def stop_cluster(self):
@@ -302,6 +302,9 @@ def arguments():
 def run_plan(args, kinds, n_faults, n_layouts, hosts=None):
     """The outcomes of a plan of its own."""
     run = Run(args, n_faults)
+    if not run.disk.is_own and any(faults.ALL[k].needs == "disk" for k in kinds):
+        print("skipped: disk: root: no file system can be mounted here", flush=True)
+        kinds = [k for k in kinds if faults.ALL[k].needs != "disk"]
     try:
         plan = make_plan(args.seed, n_faults, args.only, kinds, n_layouts, args.short)
         run.all([i for i in plan if args.index in (None, i.index)], hosts)

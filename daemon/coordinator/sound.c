@@ -29,5 +29,7 @@ bool td_coord_is_sound(const struct td_coord *c, uint64_t now_ns, struct td_err 
         return refuse(err, "a new group was due", due_ns, now_ns);
     if (d->is_on && !d->is_over && is_late(d->until_ns, now_ns))
         return refuse(err, "the end of the drain was due", d->until_ns, now_ns);
+    if (c->leaving && c->leaving->state == TD_GROUP_DRAINING && is_late(c->roll.until_ns, now_ns))
+        return refuse(err, "the end of the group that leaves was due", c->roll.until_ns, now_ns);
     return true;
 }

@@ -25,7 +25,7 @@ OPEN_ROUTES = {
     ("GET", "/readyz"),
 }
 OPEN_METHODS = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}  # probes as well
-OPERATORS = {f"/tensord.v1.Cluster/{m}" for m in ("Plan", "LoadModel", "UnloadModel", "Drain", "CancelDrain")}
+OPERATORS = {f"/tensord.v1.Cluster/{m}" for m in ("Plan", "LoadModel", "UnloadModel", "Drain", "CancelDrain", "Replace")}
 WORKERS = {"/tensord.worker.v1.Worker/Attach"}  # the cluster's key
 
 

@@ -17,7 +17,7 @@ from report import table_of
 from serving import read_proc
 from suite import LAYOUTS, Item, Run
 
-KINDS = [k for k, f in ALL.items() if f.needs == "local" and k != "coordinator"]
+KINDS = [k for k, f in ALL.items() if f.needs != "hosts" and not f.ends_coordinator]
 
 
 @dataclasses.dataclass
@@ -72,9 +72,10 @@ def main():
     run, samples = Run(args, 0), []
     try:
         run.make_cluster(0, None)
+        kinds = [k for k in KINDS if run.disk.is_own or ALL[k].needs != "disk"]
         end, index = time.monotonic() + 60 * args.minutes, 0
         while time.monotonic() < end:
-            kind = rng.choices(KINDS, [suite.WEIGHTS[k] for k in KINDS])[0]
+            kind = rng.choices(kinds, [suite.WEIGHTS[k] for k in kinds])[0]
             # A drain by signal would end the process that is watched; what takes a minute leaves no time for others.
             moment = rng.choice([m for m in ALL[kind].moments if m not in ("draining", *ALL[kind].slow_moments)])
             run.one(Item(index, kind, moment, 0))

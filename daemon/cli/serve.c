@@ -210,6 +210,16 @@ static void on_signal(uv_signal_t *signal, int number)
 
 /* ---- the group's processes ---- */
 
+static void on_launch_fall(const struct td_launch_end *end, void *user)
+{
+    struct launch *l = user;
+    struct td_err err;
+
+    td_launch_describe(end, TD_PEER_LOST, &err);
+    if (!l->server->stopping)
+        td_coord_launcher_fell(l->server->coord, l->generation, &err);
+}
+
 static void on_launch_end(const struct td_launch_end *end, void *user)
 {
     struct launch *l = user;
@@ -222,8 +232,6 @@ static void on_launch_end(const struct td_launch_end *end, void *user)
     *l = (struct launch){.launch = NULL};
     if (s->stopping)
         return;
-    if (end->by_itself && end->term_signal)
-        td_coord_launcher_fell(s->coord, generation, &err);
     td_coord_launch_ended(s->coord, generation, &err);
 }
 
@@ -271,6 +279,7 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                                  .cluster_key = {s->dial.key, s->dial.key_bytes},
                                  .generation = generation,
                                  .keeper = "/proc/self/exe",
+                                 .on_fall = on_launch_fall,
                                  .worker_args = args};
 
     while (args[n_args])

@@ -59,7 +59,7 @@ void td_coord_serve_workers(struct td_coord *c, struct td_grpc_serve_table *tabl
                             const struct td_auth *cluster_key);
 /* Launches the first group, or waits for one to dial in. */
 enum td_status td_coord_start(struct td_coord *c, struct td_err *err);
-/* From the launcher, before td_coord_launch_ended: its group ended because the launcher itself was killed, as `err` says. */
+/* From the launcher, before td_coord_launch_ended: it was itself killed, as `err` says, and its group is lost with it. */
 void td_coord_launcher_fell(struct td_coord *c, uint32_t generation, const struct td_err *err);
 /* From the launcher: the group of that generation has ended; `err` says how, with the last lines it printed. */
 void td_coord_launch_ended(struct td_coord *c, uint32_t generation, const struct td_err *err);

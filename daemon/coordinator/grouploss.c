@@ -101,8 +101,11 @@ void td_coord_launcher_fell(struct td_coord *c, uint32_t generation, const struc
 {
     struct group *g = td_group_find(c, generation);
 
-    if (g)
-        td_farewell_launcher_fell(g, err);
+    if (!g)
+        return;
+    if (g->state != TD_GROUP_LOST && g->state != TD_GROUP_FAILED && g->state != TD_GROUP_NONE)
+        td_group_lose(g, err);
+    td_farewell_launcher_fell(g, err);
 }
 
 void td_coord_launch_ended(struct td_coord *c, uint32_t generation, const struct td_err *err)

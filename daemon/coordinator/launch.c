@@ -37,7 +37,8 @@ struct last_lines {
 };
 
 struct td_launch {
-    td_launch_end_fn *on_end;       /* NULL once closed */
+    td_launch_end_fn *on_end; /* NULL once closed */
+    td_launch_end_fn *on_fall;
     td_launch_output_fn *on_output; /* NULL: the log */
     void *user;
     uv_loop_t *loop;
@@ -174,6 +175,9 @@ static void on_child_exit(uv_process_t *process, int64_t exit_status, int term_s
     l->end.by_itself = !l->stopped;
     td_log_debug("mpirun ended generation=%u exit=%d signal=%d", l->generation, (int)exit_status,
                  term_signal);
+    if (l->end.by_itself && term_signal != 0 && l->on_fall != NULL) {
+        l->on_fall(&l->end, l->user);
+    }
     if (!l->closing) {
         uv_timer_start(&l->grace, on_grace, EOF_GRACE_MS, 0);
         close_when_done(l);
@@ -401,6 +405,8 @@ enum td_status td_launch_start(const struct td_launch_params *params, td_launch_
         return status;
     }
     l->on_end = on_end;
+    l->on_fall = params->on_fall;
+    l->end.lines = "";
     l->user = user;
     start_keeper(l, params->keeper);
     td_log_write(params->command != NULL ? TD_LOG_DEBUG : TD_LOG_INFO,
@@ -424,7 +430,7 @@ void td_launch_close(struct td_launch *l)
     if (l == NULL) {
         return;
     }
-    l->on_end = NULL;
+    l->on_end = l->on_fall = NULL;
     l->on_output = NULL;
     if (l->ended) {
         free_launch(l);

@@ -25,6 +25,17 @@ enum { TD_LAUNCH_PORT_BASE = 47100, TD_LAUNCH_OOB_PORTS = 16, TD_LAUNCH_RANK_POR
  * td_launch_start. */
 typedef void td_launch_output_fn(const char *data, size_t n, bool is_stderr, void *user);
 
+/* How a launch ended. Borrowed during the callback. */
+struct td_launch_end {
+    int64_t exit_status; /* of mpirun */
+    int term_signal;     /* that killed mpirun; 0: none */
+    bool stopped;        /* td_launch_stop or _close was called */
+    bool by_itself;      /* but mpirun was gone before */
+    const char *lines;   /* what it printed last, joined by "; "; "" when nothing */
+};
+/* Called once from the loop, when mpirun is gone, its ranks on this host are gone and its directory is removed. */
+typedef void td_launch_end_fn(const struct td_launch_end *end, void *user);
+
 /* Everything is borrowed during td_launch_start only. */
 struct td_launch_params {
     uv_loop_t *loop;           /* borrows until td_launch_close's end */
@@ -44,20 +55,12 @@ struct td_launch_params {
     const char *const *prefix;
     /* This program, for a process that clears up should this one be killed (td_keeper_run); NULL: none. */
     const char *keeper;
+    /* mpirun was killed by a signal of somebody else's, which says that its ranks are as good as gone; `lines` are not known yet, and
+     * on_end follows. NULL: nobody is told. Called from the loop. */
+    td_launch_end_fn *on_fall;
     const char *tmp_base; /* where the fresh directory is made; NULL: chosen */
     uint16_t port_base;   /* 0: TD_LAUNCH_PORT_BASE */
 };
-
-/* How a launch ended. Borrowed during the callback. */
-struct td_launch_end {
-    int64_t exit_status; /* of mpirun */
-    int term_signal;     /* that killed mpirun; 0: none */
-    bool stopped;        /* td_launch_stop or _close was called */
-    bool by_itself;      /* but mpirun was gone before */
-    const char *lines;   /* what it printed last, joined by "; "; "" when nothing */
-};
-/* Called once from the loop, when mpirun is gone, its ranks on this host are gone and its directory is removed. */
-typedef void td_launch_end_fn(const struct td_launch_end *end, void *user);
 
 /* Starts mpirun. TD_NOT_FOUND says what to install when there is none; TD_INVALID for a hostfile that cannot be read;
  * TD_IO, TD_NO_MEMORY. The command line of the ranks is

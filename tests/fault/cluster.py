@@ -140,7 +140,8 @@ class Cluster:
         return len(self.group()["ranks"])
 
     def mpirun(self):
-        return next(p for p, a in self.server.processes().items() if os.path.basename(a[0]) == "mpirun")
+        find = lambda: [p for p, a in self.server.processes().items() if os.path.basename(a[0]) == "mpirun"]
+        return wait_until(lambda: f"mpirun is there: {self.server.processes()}", find, 5)[0]
 
     def launched(self, since, limit_s=5):
         """Pids of the ranks that mpirun starts after the time, as soon as there are any; [] when none come."""

@@ -161,9 +161,9 @@ class Cluster:
         return []
 
     def ready_again(self, since):
-        """When the last group launched after the time was ready; None."""
-        times = [at for at, _, text in self.log.read() if at >= since - 0.001 and text.startswith("group ready")]
-        return times[-1] if times else None
+        """When the last group launched after the time was ready, and how long it loaded, both in seconds; (None, 0)."""
+        lines = [(at, re.search(r"load_ms=(\d+)", text)) for at, _, text in self.log.read() if at >= since - 0.001 and text.startswith("group ready")]
+        return (lines[-1][0], int(lines[-1][1][1]) / 1000) if lines else (None, 0)
 
     def settle(self):
         """Waits until the group is whole and idle and nothing of an earlier one is left; raises with what is."""

@@ -15,6 +15,7 @@ class Outcome:
     cluster: str
     said: str = ""
     detected_s: float | None = None
+    working_s: float | None = None  # until the new group was ready, without its loading
     resumed_s: float | None = None
     n_requests: int = 0
     n_lost: int = 0
@@ -51,11 +52,11 @@ def table_of(outcomes):
     rows = collections.defaultdict(list)
     for o in outcomes:
         rows[o.fault, o.moment].append(o)
-    head = ["fault", "moment", "faults", "detected in (median / max)", "resumed in (median / max)", "requests", "lost",
+    head = ["fault", "moment", "faults", "detected in (median / max)", "new group in (median / max)", "resumed in (median / max)", "requests", "lost",
             "bytes different", "other failures"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for (fault, moment), group in [*rows.items(), (("all", ""), list(outcomes))]:
-        cells = [fault, moment, len(group), spread([o.detected_s for o in group]), spread([o.resumed_s for o in group]),
+        cells = [fault, moment, len(group), *(spread([getattr(o, t) for o in group]) for t in ("detected_s", "working_s", "resumed_s")),
                  sum(o.n_requests for o in group), sum(o.n_lost for o in group), sum(o.bytes_different for o in group),
                  sum(len(o.problems) for o in group)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

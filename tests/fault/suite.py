@@ -171,7 +171,8 @@ class Run:
         for ask in moment.asks + getattr(fault, "asks", []):
             self.judge(o, ask)
         if fault.expects in ("loss", "either"):
-            ready = self.cluster.ready_again(struck_at)
+            ready, load_s = self.cluster.ready_again(struck_at)
+            o.working_s = ready - load_s - struck_at if ready else None
             news = [t for a in moment.asks for t in a.times if ready and t >= ready]
             o.resumed_s = min(news) - struck_at if news else None
         if fault.expects in ("nothing", "refusal") and self.cluster.log.first(faults.LOST, struck_at):

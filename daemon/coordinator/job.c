@@ -203,7 +203,6 @@ static void open_job(struct td_job *j, struct td_request *request)
     insert(c, j);
     td_quota_take(&c->quota, j->key, n_charged(&j->request), j->accepted_ns);
     td_endrate_begin(&c->endrate, j->accepted_ns);
-    c->n_requests++;
 }
 
 enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit *what,
@@ -237,6 +236,7 @@ enum td_status td_coord_submit(struct td_coord *c, const struct td_coord_submit 
         return s;
     }
     open_job(j, request);
+    c->n_requests++;
     *out = j;
     return TD_OK;
 }

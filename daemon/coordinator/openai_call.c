@@ -100,7 +100,9 @@ static void on_client_gone(struct td_http_request *http, void *user)
     struct td_openai_call *call = user;
     (void)http;
     call->http = NULL;
-    if (call->is_repeatable && call->number != 0) {
+    if (!has_jobs(call)) { /* it has ended, and may be asked for */
+        count_end(call, TD_SERVICE_CANCELLED);
+    } else if (call->is_repeatable && call->number != 0) {
         detach(call);
     } else {
         td_candidates_cancel(call->candidates, call->n_parts);

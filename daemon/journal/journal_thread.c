@@ -12,7 +12,7 @@ enum {
     BATCH_EVENTS = 256,
     EXPIRE_MS = 1000,
     MAX_LATE_BYTES = 8 << 20,
-    KEPT_BYTES = 1 << 20
+    KEPT_BYTES = 64 << 10
 };
 
 int64_t td_journal_now_ms(void)

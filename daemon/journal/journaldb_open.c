@@ -309,7 +309,7 @@ static enum td_status settle(struct td_journaldb *db, struct td_err *err)
 {
     static const char *const FIRST =
         "PRAGMA locking_mode = EXCLUSIVE; PRAGMA trusted_schema = OFF; "
-        "PRAGMA cell_size_check = ON; PRAGMA temp_store = MEMORY";
+        "PRAGMA cell_size_check = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -512";
     static const char *const PRAGMAS =
         "PRAGMA secure_delete = ON; PRAGMA auto_vacuum = INCREMENTAL; "
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0";

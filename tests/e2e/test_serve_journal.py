@@ -142,16 +142,15 @@ class Restarted:
 # ---- coming back ----
 
 
-@pytest.mark.parametrize("how", ["Last-Event-ID", "starting_after"])
 @pytest.mark.parametrize("i", range(len(MIXED)))
-def test_an_ended_answer_is_told_again_from_every_event(slow, i, how):
+def test_an_ended_answer_is_told_again_from_every_event(slow, i):
     first = post(slow, MIXED[i])
     whole = first.read()
     assert answer_of(whole) == slow.golden[i]
     assert answer_of(come_back(slow, first.id).read()) == slow.golden[i]
     places = [k for k in range(len(whole)) if whole[k][0]]
     for k in places[:: max(1, len(places) // 12)] + places[-3:]:
-        rest = come_back(slow, first.id, whole[k][0], how).read()
+        rest = come_back(slow, first.id, whole[k][0], "Last-Event-ID" if k % 2 else "starting_after").read()
         assert answer_of(whole[: k + 1] + rest) == slow.golden[i], whole[k]
 
 
@@ -221,15 +220,14 @@ def test_a_key_without_sense_is_refused(slow):
     assert r.status == 400 and json.loads(r.r.read())["error"]["param"] == "Idempotency-Key"
 
 
-@pytest.mark.parametrize("after", ["x", "1.2", "f", "-f", "99999999999", "1.u.u", "3x"])
-def test_an_id_of_no_event_is_refused_and_disturbs_nobody(slow, after):
-    first = post(slow, {**SOME, "max_tokens": 60}, Idempotency_Key=uuid.uuid4().hex)
-    got = list(first.read(2))
-    r = come_back(slow, first.id, after)
-    error = json.loads(r.r.read())["error"]
-    assert r.status == 400 and "no id of an event of this request" in error["message"], error
-    assert answer_of(first.read())[0]["text"] == slow.golden[0][0]["text"][: len(answer_of(first.got)[0]["text"])]
-    assert got
+def test_an_id_of_no_event_is_refused_and_disturbs_nobody(slow):
+    first = post(slow, SOME, Idempotency_Key=uuid.uuid4().hex)
+    first.read(2)
+    for after in ("x", "1.2", "f", "-f", "99999999999", "1.u.u", "3x"):
+        r = come_back(slow, first.id, after)
+        error = json.loads(r.r.read())["error"]
+        assert r.status == 400 and "no id of an event of this request" in error["message"], error
+    assert answer_of(first.read()) == slow.golden[0]
 
 
 def test_more_than_there_is_ends_the_stream(slow):
@@ -297,7 +295,7 @@ def read_until_killed(server, streams, n):
         assert data_of(x.got)[-1] != "[DONE]", "it had ended before the kill"
 
 
-@pytest.mark.parametrize("n", [1, 4, 12])
+@pytest.mark.parametrize("n", [1, 12])
 def test_every_stream_goes_on_after_the_coordinator_was_killed(slow, tmp_path, n):
     with Restarted(tmp_path) as server:
         s = server.start()

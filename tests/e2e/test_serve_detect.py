@@ -272,11 +272,14 @@ def test_a_rank_whose_compute_thread_hangs_is_named(rank, busy):
                 it = iter(stream)
                 for _ in range(40):
                     next(it)
-                pool.submit(read_events, it)
+                rest = pool.submit(read_events, it)
             with frozen(pid_of(s, rank)):
                 if not busy:
                     pool.submit(s.post, "/v1/completions", {"prompt": PROMPT, **ask})
                 report = break_and_read(s, lambda: None, 60)
+            if busy:  # 1900 tokens were asked for so that it was still running
+                assert not rest.done(), "the answer had ended: nothing ran when the thread was frozen"
+                stream.c.sock.shutdown(2)
         assert re.match(rf"rank {rank} on \S+ \(process \d+\) is at fault: step \d+ did not end within \S+ s: rank {rank} on \S+ stands still", verdict(report)), report
         assert re.search(rf"^rank {rank} on .*: is blamed$\n  its recorder, when it was asked: ", report, re.M), report
         other = re.search(rf"^rank {1 - rank} on .*: told its record$\n(.*)$", report, re.M)

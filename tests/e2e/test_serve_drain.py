@@ -111,8 +111,8 @@ def test_what_does_not_end_in_time_is_ended_with_the_reason():
             s.p.send_signal(signal.SIGTERM)
             message = error_of(streams[-1])
             assert "0.5 s" in message and "--drain-timeout" in message, message
-            ends_in_order(s)
-            assert re.search(r"drained finished=\d+ ended=[1-9]", s.log()), s.log()
+        ends_in_order(s)
+        assert re.search(r"drained finished=\d+ ended=[1-9]", s.log()), s.log()
 
 
 def test_a_second_signal_stops_at_once():
@@ -123,7 +123,7 @@ def test_a_second_signal_stops_at_once():
             s.wait_log("draining signal=15 open=12")
             s.p.send_signal(signal.SIGTERM)
             assert "stopping" in error_of(streams[-1])
-            ends_in_order(s)
+        ends_in_order(s)
 
 
 def test_no_time_for_a_drain_is_none():
@@ -132,7 +132,7 @@ def test_no_time_for_a_drain_is_none():
         with many(s) as streams:
             s.p.send_signal(signal.SIGTERM)
             assert "stopping" in error_of(streams[-1])
-            ends_in_order(s)
+            ends_in_order(s)  # though eleven clients read nothing and close nothing
             assert "draining" not in s.log()
 
 
@@ -185,7 +185,7 @@ def test_drain_asks_shows_and_takes_back(one):
 
 
 def test_drain_waits_until_all_have_ended(one):
-    with many(one, 2, max_tokens=200) as streams:
+    with many(one, 2, max_tokens=100) as streams:
         waiting = subprocess.Popen([TENSORD, "drain", "--url", one.url, "--api-key", "drain-key", "--wait"], stdout=subprocess.PIPE)
         wait_until("it drains", lambda: not one.is_ready(), 10)
         assert waiting.poll() is None

@@ -15,7 +15,7 @@ pytestmark = needs_model
 PROMPT = "Once upon a time"
 COMPLETIONS = "/v1/completions"
 SLOW = ("-n", 1, "--cpu-isa", "ref", "--threads", 1)
-LONG = {"prompt": PROMPT, "max_tokens": 250, "ignore_eos": True, "temperature": 0, "stream": True}
+LONG = {"prompt": PROMPT, "max_tokens": 100, "ignore_eos": True, "temperature": 0, "stream": True}
 CODE = grpc.StatusCode
 
 # What everybody may call. Whoever adds a line here says why.

@@ -67,14 +67,20 @@ def test_an_unknown_word_is_refused(tensord, tiny):
     assert "--overlap" in p.stderr and "maybe" in p.stderr and "auto, on, off" in p.stderr
 
 
-@needs_model
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_lost_in_the_middle_is_noticed_and_the_group_relaunched(how):
-    """Eight answers at once: every step has several rows, so each is cut."""
+@pytest.fixture(scope="module")
+def cut():
+    """Two ranks that exchange messages and cut every step; their group may be broken, and every test leaves it ready."""
     with Server("-n", 2, *SLOW, "--transport", "mpi", "--overlap", "on") as s:
         s.wait_ready()
         s.expected = s.complete(PROMPT, max_tokens=32, temperature=0)
         s.golden = ask_all(s)
-        before = s.group()
-        check_broken(s, *break_group(s, lambda: os.kill(before["ranks"][1]["pid"], how)), before)
+        yield s
         s.stop()
+
+
+@needs_model
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_lost_in_the_middle_is_noticed_and_the_group_relaunched(cut, how):
+    """Eight answers at once: every step has several rows, so each is cut."""
+    before = cut.group()
+    check_broken(cut, *break_group(cut, lambda: os.kill(before["ranks"][1]["pid"], how)), before)

@@ -22,7 +22,7 @@ SLOW = ("--cpu-isa", "ref", "--threads", 1)
 
 
 # One request per kind of state that must be rebuilt when another group goes on with it.
-SOME = {**LONG, "max_tokens": 64}
+SOME = {**LONG, "max_tokens": 48}
 MIXED = [
     SOME,
     {**SOME, "temperature": 0.9, "seed": 7, "top_p": 0.95, "logprobs": 3},
@@ -73,6 +73,18 @@ def slow():
         s.stop()
 
 
+@pytest.fixture(scope="module")
+def stages():
+    """A pipeline of three with a draft model and room for blocks in host memory. Its group may be killed; every test leaves it ready."""
+    with Server("-n", 3, "--pipeline-parallel-size", 3, *SLOW, "--max-num-seqs", 8, "--max-model-len", 512, "--kv-offload-gib", 0.001,
+                "--speculative-model", MODEL) as s:
+        s.wait_ready()
+        s.expected = s.complete(PROMPT, max_tokens=32, temperature=0)
+        s.golden = ask_all(s)
+        yield s
+        s.stop()
+
+
 def break_group(s, how):
     """Breaks the group while answers of all kinds stream. Returns the seconds until /readyz was red, and what each stream told."""
     with concurrent.futures.ThreadPoolExecutor(len(MIXED)) as pool:
@@ -97,7 +109,7 @@ def check_broken(s, red, answers, before):
         assert answer == golden, request
     s.wait_ready(20)
     after = s.group()
-    assert after["generation"] == before["generation"] + 1 and after["n_restarts"] == before["n_restarts"] + 1
+    assert after["generation"] == before["generation"] + 1 and after["n_restarts"] == before["n_restarts"] + 1, s.log()[-3000:]
     assert {r["pid"] for r in after["ranks"]}.isdisjoint({r["pid"] for r in before["ranks"]})
     assert after["last_error"] and s.wait_log("group lost")
     assert s.complete(PROMPT, max_tokens=32, temperature=0) == s.expected
@@ -111,16 +123,10 @@ def test_a_killed_rank_is_noticed_and_the_group_relaunched(slow, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_killed_stage_of_a_pipeline_is_noticed_and_the_group_relaunched(rank):
-    """Steps are under way on every stage, with a draft model and blocks that leave and come back."""
-    with Server("-n", 3, "--pipeline-parallel-size", 3, *SLOW, "--max-num-seqs", 8, "--max-model-len", 512, "--kv-offload-gib", 0.001,
-                "--speculative-model", MODEL) as s:
-        s.wait_ready()
-        s.expected = s.complete(PROMPT, max_tokens=32, temperature=0)
-        s.golden = ask_all(s)
-        before = s.group()
-        check_broken(s, *break_group(s, lambda: os.kill(before["ranks"][rank]["pid"], signal.SIGKILL)), before)
-        s.stop()
+def test_a_killed_stage_of_a_pipeline_is_noticed_and_the_group_relaunched(stages, rank):
+    """Steps are under way on every stage."""
+    before = stages.group()
+    check_broken(stages, *break_group(stages, lambda: os.kill(before["ranks"][rank]["pid"], signal.SIGKILL)), before)
 
 
 def test_a_rank_that_hangs_is_noticed_and_the_group_relaunched(slow):
@@ -155,15 +161,16 @@ def test_what_is_asked_while_there_is_no_group_waits_for_the_next(slow):
 
 
 def test_a_request_that_takes_its_group_along_is_given_up_and_the_others_go_on():
-    """The group dies whenever the oldest request is computed: twice among others, three times alone. Prompts long enough to be hit in."""
-    long = "The little dog ran to the big tree and sat down. " * 40
+    """The group dies whenever the oldest request is computed: twice among others, three times alone. Its prompt is long enough to be hit in."""
+    sentence = "The little dog ran to the big tree and sat down. "
+    ours, its = sentence * 10, sentence * 40
     ask = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
     with Server("-n", 2, *SLOW, "--max-num-batched-tokens", 32) as s, concurrent.futures.ThreadPoolExecutor(4) as pool:
         s.wait_ready()
-        golden = [s.complete(f"{i} {long}", **ask) for i in range(3)]
-        poison = pool.submit(s.post, "/v1/completions", {"prompt": "x " + long, **ask, "max_tokens": 400})
+        golden = [s.complete(f"{i} {ours}", **ask) for i in range(3)]
+        poison = pool.submit(s.post, "/v1/completions", {"prompt": "x " + its, **ask, "max_tokens": 400})
         wait_until("it is open", lambda: s.group()["n_open"] == 1, 5, 0.001)
-        others = [pool.submit(s.post, "/v1/completions", {"prompt": f"{i} {long}", **ask}) for i in range(3)]
+        others = [pool.submit(s.post, "/v1/completions", {"prompt": f"{i} {ours}", **ask}) for i in range(3)]
         wait_until("all are open", lambda: s.group()["n_open"] == 4, 5, 0.001)
         for death in range(5):
             wait_until("it is computed", lambda: s.group()["state"] == "ready" and s.group()["n_running"] > 0, 20, 0.001)

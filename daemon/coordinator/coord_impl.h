@@ -39,6 +39,7 @@ struct td_job {
     struct group *group;               /* that it was sent to; NULL: none */
     bool is_held;                      /* paused by replay.c */
     uint32_t sent_output;              /* that it had then */
+    uint32_t n_starved;                /* times that a group had no memory for it */
     uint32_t n_deaths, n_alone_deaths; /* groups in a row that were lost while it ran */
     uint32_t death_output;             /* that it had at the last of them */
     uint32_t key;
@@ -213,6 +214,8 @@ uint32_t td_replay_move(struct group *old, bool all);
 uint32_t td_replay_count(const struct group *g);
 /* The group was lost. True: one job had it for itself. */
 bool td_replay_lost(struct group *g);
+/* The group could not go on with it for want of memory. True: it is tried again, which may have ended the group; false: often enough. */
+bool td_replay_starved(struct td_job *j, const struct td_err *err);
 void td_replay_token(struct td_job *j);  /* one more was told */
 void td_replay_paused(struct td_job *j); /* by its reader, or goes on */
 void td_replay_forget(struct td_job *j); /* its end */

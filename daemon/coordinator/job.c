@@ -340,6 +340,9 @@ void td_job_token(struct group *g, const struct td_token_event *event)
         return;
     if (event->is_prompt && event->index <= j->n_prompt_told) /* by a group that was lost */
         return;
+    if (event->finish == TD_FINISH_ERROR && event->error->status == TD_NO_MEMORY &&
+        td_replay_starved(j, event->error))
+        return;
     if (event->is_prompt)
         j->n_prompt_told = event->index;
     if (event->has_token) {

@@ -5,6 +5,9 @@
 enum {
     SUSPECT_DEATHS = 2, /* in a running step at so many deaths in a row: from now on alone */
     POISON_DEATHS = 3,  /* so many alone: it is the request */
+    STARVED_TRIES =
+        3, /* without memory for it so often, each 50 ms after the other: another group */
+    STARVED_GROUPS = 2, /* so many groups later it is the request */
     CLEARED_TOKENS = 4, /* past where it was at the death: not this time */
     /* Who overtakes whom in the queue of rank 0 is not known here. */
     QUEUE_DISORDER = 16
@@ -102,6 +105,25 @@ void td_replay_forget(struct td_job *j)
 {
     if (j->c->alone == j)
         j->c->alone = NULL;
+}
+
+bool td_replay_starved(struct td_job *j, const struct td_err *err)
+{
+    struct group *g = j->group;
+    struct td_coord *c = j->c;
+
+    if (++j->n_starved > STARVED_TRIES + STARVED_GROUPS)
+        return false;
+    td_log_warn("no memory in the group for a request, which is tried again id=%llu generation=%u "
+                "times=%u error=\"%s\"",
+                (unsigned long long)j->request.id, g->generation, j->n_starved, err->cause);
+    td_replay_forget(j);
+    j->group = NULL;
+    j->is_held = false;
+    c->replay_settled = false;
+    if (j->n_starved > STARVED_TRIES && g == c->current)
+        td_group_lose(g, err);
+    return true;
 }
 
 void td_replay_token(struct td_job *j)

@@ -111,6 +111,7 @@ struct group {
     struct td_plan *plan;
     struct td_compute_load *load; /* what the group was told to load */
     uint64_t n_submits;           /* of this load */
+    uint64_t launch_ns;           /* uv_hrtime */
     uint64_t load_start_ns;
 
     /* By rank 0's heartbeats. */
@@ -156,7 +157,9 @@ struct td_coord {
     /* A group was ready, was lost, and another is to come: requests wait for it. */
     bool is_recovering;
     bool stopping;
-    bool is_leaving;        /* the process ends: what it fails now goes on after its next start */
+    uint64_t
+        slowest_launch_ns; /* until all ranks of a group had registered, of all so far; 0: none has */
+    bool is_leaving;       /* the process ends: what it fails now goes on after its next start */
     struct td_hosts *hosts; /* NULL: no hostfile */
     struct td_arena arena;  /* one message */
     struct td_bytes packed;

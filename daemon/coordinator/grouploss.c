@@ -130,6 +130,7 @@ enum td_status td_group_launch(struct group *g, struct td_err *err)
     enum td_status s = TD_OK;
 
     g->generation = ++c->n_launches;
+    g->launch_ns = uv_hrtime();
     if (c->hosts)
         s = td_hosts_choose(c->hosts, c->p.n_ranks, uv_hrtime(), &hostfile, &n, err);
     if (!s && n != c->p.n_ranks)
@@ -162,6 +163,18 @@ static uint64_t since(uint64_t now, uint64_t then)
     return now > then ? now - then : 0;
 }
 
+/* Until all ranks have registered: 20 times what it took so far, at least 5 s, and twice as long after each that failed. */
+static uint64_t launch_limit(const struct td_coord *c)
+{
+    uint64_t limit = 20 * c->slowest_launch_ns;
+
+    if (!c->slowest_launch_ns)
+        return c->p.launch_limit_ns;
+    limit = limit > 5 * SECOND ? limit : 5 * SECOND;
+    limit <<= c->n_failures < 8 ? c->n_failures : 8;
+    return limit < c->p.launch_limit_ns ? limit : c->p.launch_limit_ns;
+}
+
 void td_group_tick(struct group *g, uint64_t now)
 {
     struct td_coord *c = g->c;
@@ -170,10 +183,10 @@ void td_group_tick(struct group *g, uint64_t now)
     if (g == c->current && c->relaunch_at_ns && now >= c->relaunch_at_ns && now >= c->fence_ns)
         relaunch(c);
     if (g->state == TD_GROUP_LAUNCHING && g->launched && !td_group_all_attached(g) &&
-        since(now, g->load_start_ns) > c->p.launch_limit_ns) {
+        since(now, g->launch_ns) > launch_limit(c)) {
         td_err_set(&err, TD_PEER_TIMED_OUT,
                    "not all workers registered within %llu s of their launch",
-                   (unsigned long long)(c->p.launch_limit_ns / SECOND));
+                   (unsigned long long)(launch_limit(c) / SECOND));
         td_group_lose(g, &err);
     }
     td_group_watch(g, now);

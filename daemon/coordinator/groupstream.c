@@ -62,6 +62,15 @@ static enum td_status check_register(struct td_coord *c, const td_wire_worker_me
     return TD_OK;
 }
 
+/* How long a launch takes, for judging the next ones. A group that dials in was launched by nobody here. */
+static void note_launch(const struct group *g)
+{
+    uint64_t took = uv_hrtime() - g->launch_ns;
+
+    if (g->launched && took > g->c->slowest_launch_ns)
+        g->c->slowest_launch_ns = took;
+}
+
 static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
                         const td_wire_worker_message *message)
 {
@@ -98,6 +107,8 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
         td_coord_set_state(g, TD_GROUP_LAUNCHING);
         g->load_start_ns = uv_hrtime();
     }
+    if (td_group_all_attached(g))
+        note_launch(g);
     if (td_group_all_attached(g) && c->served)
         td_group_plan_and_load(g);
 }

@@ -95,7 +95,7 @@ class Stop(RankFault):
     """SIGSTOP to one rank, which is never continued: the coordinator must give it up and end it."""
 
     name = "stop"
-    slow_moments = ("loading",)  # a rank that is stopped before it has registered is known only by the limit of a launch
+    slow_moments = ("loading",)  # a rank that is stopped before it has registered is known only by the limit of a launch, 5 s
     notice_s = 90
 
     def strike(self):

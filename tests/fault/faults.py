@@ -376,16 +376,19 @@ class Cut(HostFault):
 
 
 class Flap(HostFault):
-    """A host's cable is pulled and put back before anybody is given up."""
+    """A host's packets vanish, or its cable is pulled, for up to 0.3 s. Behind a pulled cable the kernel looks for its neighbours
+    again, once a second, so that the rank there may be given up."""
 
     name = "flap"
-    expects = "nothing"
     moments = ("idle", "prefill", "decode", "streaming")
 
-    def strike(self):
-        self.cluster.hosts.lab("cut", self.host)
+    def choose(self):
+        self.verb = self.rng.choice(("cut", "blackhole"))
+        self.expects = "either" if self.verb == "cut" else "nothing"
+        return f"{self.verb} {super().choose()}"
 
-    def undo(self):
+    def strike(self):
+        self.cluster.hosts.lab(self.verb, self.host)
         time.sleep(self.rng.uniform(0.0, 0.3))
         self.cluster.hosts.lab("heal", self.host)
 

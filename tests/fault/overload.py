@@ -3,6 +3,7 @@ latency, memory. Offered much too much it should do as much good as at its best.
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import sys
@@ -35,7 +36,7 @@ def bench(server, args, *load):
 
 def main():
     p = argparse.ArgumentParser(prog="tests/fault/overload.py", description=__doc__)
-    p.add_argument("--ranks", type=int, default=2)
+    p.add_argument("--ranks", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="as many as leave a core for coordinator and clients")
     p.add_argument("--seqs", type=int, default=8, help="requests that run at a time; as many may wait")
     p.add_argument("--seconds", type=float, default=5, help="of each load")
     p.add_argument("--loads", default="0.5,1,2,5,10", help="multiples of what is carried by a closed loop")

@@ -76,21 +76,11 @@ static enum td_status check_key(struct td_coord *c, const struct td_coord_ask *a
     return TD_OK;
 }
 
-static uint32_t max_open(const struct td_coord *c)
-{
-    return c->p.limits.max_queue + c->current->plan->max_num_seqs;
-}
-
-bool td_coord_is_full(const struct td_coord *c)
-{
-    return td_coord_accepts(c) && c->n_open >= max_open(c);
-}
-
 enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask,
                               uint32_t *retry_after_s, struct td_err *err)
 {
     bool drains = c->drain.is_on && c->current->state == TD_GROUP_READY;
-    uint32_t most, n_waiting, wait_s;
+    uint32_t max_open, n_waiting, wait_s;
     enum td_status s;
 
     if (!td_coord_accepts(c)) {
@@ -100,20 +90,21 @@ enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask
                                : td_group_state_name(c->current->state));
         return refuse(c, drains ? TD_REFUSAL_DRAINING : TD_REFUSAL_NOT_READY, 1, retry_after_s);
     }
-    most = max_open(c);
-    if (ask->n_jobs > most)
+    max_open = c->p.limits.max_queue + c->current->plan->max_num_seqs;
+    if (ask->n_jobs > max_open)
         return td_err_set(err, TD_INVALID,
                           "%u prompts or choices at once, expected at most %u: %u run at a time "
                           "(--max-num-seqs) and %u may wait (--max-queue)",
-                          ask->n_jobs, most, c->current->plan->max_num_seqs, c->p.limits.max_queue);
+                          ask->n_jobs, max_open, c->current->plan->max_num_seqs,
+                          c->p.limits.max_queue);
     s = check_key(c, ask, retry_after_s, err);
-    if (s || c->n_open <= most - ask->n_jobs)
+    if (s || c->n_open <= max_open - ask->n_jobs)
         return s;
     /* Until all who wait now have gone: who comes back earlier finds the queue as full. */
     n_waiting =
         c->n_open > c->current->plan->max_num_seqs ? c->n_open - c->current->plan->max_num_seqs : 1;
     wait_s = td_endrate_wait_s(&c->endrate, n_waiting, uv_hrtime());
     td_err_set(err, TD_BUSY, "%u requests are open: expected at most %u, try again in %u s",
-               c->n_open, most, wait_s);
+               c->n_open, max_open, wait_s);
     return refuse(c, TD_REFUSAL_QUEUE, wait_s, retry_after_s);
 }

@@ -112,9 +112,6 @@ struct td_coord_ask {
 enum td_status td_coord_admit(struct td_coord *c, const struct td_coord_ask *ask,
                               uint32_t *retry_after_s, struct td_err *err);
 
-/* Not one request more would be accepted now, whatever it asks for: known before it is read. */
-bool td_coord_is_full(const struct td_coord *c);
-
 struct td_coord_submit {
     struct td_served *served;
     struct td_request *request; /* its id is set here; taken on success, untouched on failure */

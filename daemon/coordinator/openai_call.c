@@ -524,14 +524,7 @@ static enum td_status read_headers(struct td_openai_call *call)
 void td_openai_call_start(struct td_openai_endpoint *endpoint, struct td_http_request *http)
 {
     struct td_openai_call *call = td_openai_call_new(endpoint, http);
-    struct td_err err = {0};
     if (call == NULL) {
-        return;
-    }
-    if (td_openai_limits_is_full(call, &err)) {
-        td_openai_limits_tell(call);
-        td_openai_call_fail(call, &err);
-        td_openai_call_free_when_over(call);
         return;
     }
     bool is_long = td_http_body(http).len > POOL_BODY_BYTES;

@@ -145,8 +145,6 @@ enum td_status td_openai_position_read(struct td_openai_call *call, struct td_st
 
 /* ---- openai_limits.c: what the server allows ---- */
 
-/* Whether the server is full, so that nothing of the body need be read: then as a refusal of td_openai_limits_admit. */
-bool td_openai_limits_is_full(struct td_openai_call *call, struct td_err *err);
 /* Whether all parts may begin; their requests are made. On a refusal Retry-After is set. */
 enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err *err);
 /* The x-ratelimit-* headers of a server that limits its keys; before the answer begins. */

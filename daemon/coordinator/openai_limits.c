@@ -5,30 +5,11 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* Asks, and tells when asking again makes sense. */
-static enum td_status ask_for(struct td_openai_call *call, const struct td_coord_ask *ask,
-                              struct td_err *err)
-{
-    uint32_t retry_after_s = 0;
-    enum td_status status = td_coord_admit(call->endpoint->coord, ask, &retry_after_s, err);
-    if (retry_after_s > 0 && call->http != NULL) {
-        char text[16];
-        snprintf(text, sizeof(text), "%" PRIu32, retry_after_s);
-        td_http_set_header(call->http, "Retry-After", text);
-    }
-    return status;
-}
-
-bool td_openai_limits_is_full(struct td_openai_call *call, struct td_err *err)
-{
-    const struct td_coord_ask ask = {.key = call->key, .n_jobs = 1};
-    return td_coord_is_full(call->endpoint->coord) && ask_for(call, &ask, err) != TD_OK;
-}
-
 enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err *err)
 {
     const struct td_openai_request *q = &call->request;
     struct td_coord_ask ask = {.key = call->key};
+    uint32_t retry_after_s = 0;
     enum td_status status = TD_OK;
     for (size_t i = 0; i < call->n_prompts && status == TD_OK; i++) {
         status = td_candidates_count(call->served, &call->requests[i], q->best_of, &ask, err);
@@ -36,7 +17,15 @@ enum td_status td_openai_limits_admit(struct td_openai_call *call, struct td_err
             td_err_context(err, "prompt %zu of %zu", i + 1, call->n_prompts);
         }
     }
-    return status == TD_OK ? ask_for(call, &ask, err) : status;
+    if (status == TD_OK) {
+        status = td_coord_admit(call->endpoint->coord, &ask, &retry_after_s, err);
+    }
+    if (retry_after_s > 0) {
+        char text[16];
+        snprintf(text, sizeof(text), "%" PRIu32, retry_after_s);
+        td_http_set_header(call->http, "Retry-After", text);
+    }
+    return status;
 }
 
 /* The three headers of one kind of limit, times as "1.5s". */

@@ -426,7 +426,8 @@ def test_a_stream_outlives_its_hosts_on_a_spare_one_and_then_on_fewer_ranks(lab,
         for victim, left in (("h1", ["h2", "h0"]), ("h2", ["h0"])):
             stream = lab.start("h0", "curl", "-Nfs", "http://127.0.0.1:8000/v1/completions", "-d",
                                json.dumps(body | {"stream": True}))
-            text = json.loads(stream.stdout.readline()[len("data: "):])["choices"][0]["text"]
+            first = next(line for line in stream.stdout if line.startswith("data: {"))
+            text = json.loads(first[len("data: "):])["choices"][0]["text"]
             lab("crash", victim)
             for line in stream.stdout:
                 if line.startswith("data: {"):

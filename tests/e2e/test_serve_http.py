@@ -33,7 +33,7 @@ def post(server, path, data, *args):
 def events_of(body):
     assert body.endswith(b"data: [DONE]\n\n"), body[-200:]
     lines = body.decode().split("\n")
-    assert all(line == "" or line.startswith((":", "data: ")) for line in lines), body
+    assert all(line == "" or line.startswith((":", "id: ", "data: ")) for line in lines), body
     return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
 
 

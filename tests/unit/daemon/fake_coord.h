@@ -236,12 +236,6 @@ enum td_status td_coord_restore(struct td_coord *c, const struct td_coord_submit
     return td_err_set(err, TD_UNSUPPORTED, "this coordinator keeps nothing");
 }
 
-bool td_coord_is_full(const struct td_coord *c)
-{
-    (void)c;
-    return false;
-}
-
 struct td_journal *td_coord_journal(struct td_coord *c)
 {
     (void)c;

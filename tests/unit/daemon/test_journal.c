@@ -437,7 +437,7 @@ static void test_journal_accepts_without_keeping_when_too_much_is_pending(void *
 /* ---- a disk that hangs ---- */
 
 static sem_t is_hanging, may_go_on;
-static struct td_journal *left_alone;
+static struct td_journal *volatile left_alone;
 
 static void hang(int number)
 {

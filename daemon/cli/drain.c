@@ -1,6 +1,5 @@
 /* `tensord drain`: asks a running server to take nothing new, shows what is still open, or takes it back. */
-#include "daemon/api/json.h"
-#include "daemon/cli/client.h"
+#include "daemon/cli/ask.h"
 #include "daemon/cli/command.h"
 #include "daemon/cli/term.h"
 
@@ -16,62 +15,33 @@ struct drain {
     uint64_t n_open, n_finished, n_cancelled, left_ns;
 };
 
-static uint64_t number_of(const json_t *object, const char *key)
-{
-    json_int_t n = json_integer_value(json_object_get(object, key));
-
-    return n > 0 ? (uint64_t)n : 0;
-}
-
 static void read_drain(const json_t *object, struct drain *d)
 {
     *d = (struct drain){.is_on = json_is_object(object),
                         .stops = json_is_true(json_object_get(object, "stops")),
                         .is_over = json_is_true(json_object_get(object, "over")),
                         .has_limit = json_is_integer(json_object_get(object, "left_ns")),
-                        .n_open = number_of(object, "n_open"),
-                        .n_finished = number_of(object, "n_finished"),
-                        .n_cancelled = number_of(object, "n_cancelled"),
-                        .left_ns = number_of(object, "left_ns")};
+                        .n_open = td_ask_number(object, "n_open"),
+                        .n_finished = td_ask_number(object, "n_finished"),
+                        .n_cancelled = td_ask_number(object, "n_cancelled"),
+                        .left_ns = td_ask_number(object, "left_ns")};
 }
 
-/* One request whose answer has a member "drain". */
 static enum td_status ask(const struct td_options *opts, const char *method, const char *path,
                           const char *body, struct drain *d, struct td_err *err)
 {
-    struct td_client_request request = {.url = opts->url,
-                                        .api_key = opts->api_key.n ? opts->api_key.items[0] : NULL,
-                                        .ca_file = opts->ssl_certfile,
-                                        .method = method,
-                                        .path = path,
-                                        .body = td_str_from(body),
-                                        .patience_ns = 10000000000u};
-    struct td_bytes answer = {0};
-    json_t *root = NULL;
-    int http_status = 0;
-    enum td_status s = td_client_call(&request, &http_status, &answer, err);
+    json_t *answer = NULL;
+    enum td_status s = td_ask(opts, method, path, body, "drain", &answer, err);
 
-    s = s ? s : td_client_check(http_status, td_bytes_str(&answer), err);
-    s = s ? s : td_json_parse(td_bytes_str(&answer), 0, &root, err);
-    if (!s && !json_object_get(root, "drain"))
-        s = td_err_set(err, TD_PEER_PROTOCOL,
-                       "the answer of %s%s has no \"drain\": is it a tensord server of this age?",
-                       opts->url, path);
     if (!s)
-        read_drain(json_object_get(root, "drain"), d);
-    json_decref(root);
-    td_bytes_deinit(&answer);
+        read_drain(json_object_get(answer, "drain"), d);
+    json_decref(answer);
     return s;
-}
-
-static const char *requests(uint64_t n)
-{
-    return n == 1 ? "request" : "requests";
 }
 
 static void print_open(const struct drain *d)
 {
-    printf("draining: %llu %s open", (unsigned long long)d->n_open, requests(d->n_open));
+    printf("draining: %llu %s open", (unsigned long long)d->n_open, td_ask_requests(d->n_open));
     if (d->has_limit && d->n_open > 0)
         printf(", %.0f s left", (double)d->left_ns * 1e-9);
     puts(d->stops ? "; the server stops then" : "");
@@ -126,11 +96,11 @@ static int tell_end(const struct td_options *opts, const struct drain *d, bool h
         puts("the server has stopped");
     else if (d->n_cancelled)
         printf("drained: %llu %s ended by themselves, %llu ended by the server at the limit\n",
-               (unsigned long long)d->n_finished, requests(d->n_finished),
+               (unsigned long long)d->n_finished, td_ask_requests(d->n_finished),
                (unsigned long long)d->n_cancelled);
     else
         printf("drained: nothing is open, %llu %s ended since the drain began\n",
-               (unsigned long long)d->n_finished, requests(d->n_finished));
+               (unsigned long long)d->n_finished, td_ask_requests(d->n_finished));
     return d->n_cancelled ? EXIT_ENDED : TD_EXIT_OK;
 }
 

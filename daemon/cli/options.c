@@ -503,6 +503,9 @@ static enum td_status check(const struct td_options *opts, struct td_err *err)
         return td_err_set(err, TD_INVALID,
                           "--ssl-certfile and --ssl-keyfile go together, got only --%s",
                           opts->ssl_certfile ? "ssl-certfile" : "ssl-keyfile");
+    if (opts->journal && opts->no_journal)
+        return td_err_set(err, TD_INVALID,
+                          "--journal and --no-journal exclude each other, got both");
     if (!opts->cluster_ssl_ca != !opts->cluster_ssl_certfile ||
         !opts->cluster_ssl_ca != !opts->cluster_ssl_keyfile)
         return td_err_set(err, TD_INVALID,

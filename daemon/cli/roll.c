@@ -1,6 +1,5 @@
 /* `tensord roll`: asks a running server to let a new group take the place of the one that serves, and shows how far that is. */
-#include "daemon/api/json.h"
-#include "daemon/cli/client.h"
+#include "daemon/cli/ask.h"
 #include "daemon/cli/command.h"
 #include "daemon/cli/term.h"
 
@@ -18,34 +17,20 @@ struct roll {
     uint64_t done_bytes, total_bytes; /* that the new group's ranks have loaded */
 };
 
-static uint64_t number_of(const json_t *object, const char *key)
-{
-    json_int_t n = json_integer_value(json_object_get(object, key));
-
-    return n > 0 ? (uint64_t)n : 0;
-}
-
-static void read_text(const json_t *object, const char *key, char *out, size_t out_bytes)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-
-    snprintf(out, out_bytes, "%s", text ? text : "");
-}
-
 static void read_roll(const json_t *object, struct roll *r)
 {
     *r = (struct roll){.has_taken_over = json_is_true(json_object_get(object, "has_taken_over")),
-                       .number = number_of(object, "number"),
-                       .old = number_of(object, "old"),
-                       .young = number_of(object, "young"),
-                       .n_left = number_of(object, "n_left"),
-                       .left_ns = number_of(object, "left_ns"),
-                       .n_moved = number_of(object, "n_moved"),
-                       .n_finished = number_of(object, "n_finished"),
-                       .n_replayed = number_of(object, "n_replayed"),
-                       .load_ns = number_of(object, "load_ns")};
-    read_text(object, "phase", r->phase, sizeof r->phase);
-    read_text(object, "error", r->error, sizeof r->error);
+                       .number = td_ask_number(object, "number"),
+                       .old = td_ask_number(object, "old"),
+                       .young = td_ask_number(object, "young"),
+                       .n_left = td_ask_number(object, "n_left"),
+                       .left_ns = td_ask_number(object, "left_ns"),
+                       .n_moved = td_ask_number(object, "n_moved"),
+                       .n_finished = td_ask_number(object, "n_finished"),
+                       .n_replayed = td_ask_number(object, "n_replayed"),
+                       .load_ns = td_ask_number(object, "load_ns")};
+    snprintf(r->phase, sizeof r->phase, "%s", td_ask_text(object, "phase"));
+    snprintf(r->error, sizeof r->error, "%s", td_ask_text(object, "error"));
 }
 
 /* Of the group that is to come, where the answer lists groups. */
@@ -56,50 +41,28 @@ static void read_progress(const json_t *groups, struct roll *r)
 
     json_array_foreach(groups, i, group)
     {
-        if (number_of(group, "generation") != r->young)
+        if (td_ask_number(group, "generation") != r->young)
             continue;
         json_array_foreach(json_object_get(group, "ranks"), k, rank)
         {
-            r->done_bytes += number_of(rank, "loaded_bytes");
-            r->total_bytes += number_of(rank, "load_total_bytes");
+            r->done_bytes += td_ask_number(rank, "loaded_bytes");
+            r->total_bytes += td_ask_number(rank, "load_total_bytes");
         }
     }
 }
 
-/* One request whose answer has a member "roll". */
 static enum td_status ask(const struct td_options *opts, const char *method, const char *path,
                           const char *body, struct roll *r, struct td_err *err)
 {
-    struct td_client_request request = {.url = opts->url,
-                                        .api_key = opts->api_key.n ? opts->api_key.items[0] : NULL,
-                                        .ca_file = opts->ssl_certfile,
-                                        .method = method,
-                                        .path = path,
-                                        .body = td_str_from(body),
-                                        .patience_ns = 10000000000u};
-    struct td_bytes answer = {0};
-    json_t *root = NULL;
-    int http_status = 0;
-    enum td_status s = td_client_call(&request, &http_status, &answer, err);
+    json_t *answer = NULL;
+    enum td_status s = td_ask(opts, method, path, body, "roll", &answer, err);
 
-    s = s ? s : td_client_check(http_status, td_bytes_str(&answer), err);
-    s = s ? s : td_json_parse(td_bytes_str(&answer), 0, &root, err);
-    if (!s && !json_is_object(json_object_get(root, "roll")))
-        s = td_err_set(err, TD_PEER_PROTOCOL,
-                       "the answer of %s%s has no \"roll\": is it a tensord server of this age?",
-                       opts->url, path);
     if (!s) {
-        read_roll(json_object_get(root, "roll"), r);
-        read_progress(json_object_get(root, "groups"), r);
+        read_roll(json_object_get(answer, "roll"), r);
+        read_progress(json_object_get(answer, "groups"), r);
     }
-    json_decref(root);
-    td_bytes_deinit(&answer);
+    json_decref(answer);
     return s;
-}
-
-static const char *requests(uint64_t n)
-{
-    return n == 1 ? "request" : "requests";
 }
 
 static bool is_over(const struct roll *r)
@@ -141,7 +104,7 @@ static void print_taken_over(const struct roll *r)
 {
     printf("launch %llu serves, after %.1f s: %llu %s went to it at once",
            (unsigned long long)r->young, (double)r->load_ns * 1e-9, (unsigned long long)r->n_moved,
-           requests(r->n_moved));
+           td_ask_requests(r->n_moved));
     if (r->n_left)
         printf(", %llu still run on launch %llu, for %.3g s at most", (unsigned long long)r->n_left,
                (unsigned long long)r->old, (double)r->left_ns * 1e-9);
@@ -185,7 +148,8 @@ int td_cmd_roll(const struct td_options *opts)
         print_json(&r);
     else if (opts->wait)
         printf("launch %llu has gone: %llu %s ended there, %llu went on with launch %llu\n",
-               (unsigned long long)r.old, (unsigned long long)r.n_finished, requests(r.n_finished),
-               (unsigned long long)r.n_replayed, (unsigned long long)r.young);
+               (unsigned long long)r.old, (unsigned long long)r.n_finished,
+               td_ask_requests(r.n_finished), (unsigned long long)r.n_replayed,
+               (unsigned long long)r.young);
     return TD_EXIT_OK;
 }

@@ -601,8 +601,6 @@ static enum td_status open_journal(struct server *s, struct td_err *err)
     char path[520];
     enum td_status st;
 
-    if (o->journal && o->no_journal)
-        return td_err_set(err, TD_INVALID, "--journal and --no-journal: expected one of them");
     if (o->no_journal || (!o->journal && (o->port == 0 || !s->state_dir[0]))) {
         td_log_info("no journal: requests end with this process");
         return TD_OK;

@@ -1,9 +1,8 @@
 #include "daemon/coordinator/drain_service.h"
 
 #include "daemon/api/http1.h"
-#include "daemon/api/openai.h"
 #include "daemon/coordinator/coordinator.h"
-#include "daemon/coordinator/timeoutbody.h"
+#include "daemon/coordinator/operator_call.h"
 #include "daemon/log.h"
 
 enum td_status td_drain_service_write(const struct td_coord_status *status, struct td_bytes *out)
@@ -25,40 +24,18 @@ enum td_status td_drain_service_write(const struct td_coord_status *status, stru
                         : td_bytes_append_str(out, TD_STR("null}"));
 }
 
-/* What became of the request: `err` with its status, TD_OK for done. */
-static void respond(struct td_http_request *req, struct td_coord *coord, struct td_err *err)
-{
-    struct td_coord_status status;
-    struct td_openai_error error;
-    struct td_bytes out = {0};
-    enum td_status s = td_bytes_append_str(&out, TD_STR("{\"drain\":"));
-
-    td_coord_status(coord, &status);
-    s = s ? s : td_drain_service_write(&status, &out);
-    s = s ? s : td_bytes_append_str(&out, TD_STR("}"));
-    if (s && !err->status)
-        td_err_set(err, s, "no memory for an answer");
-    if (err->status) {
-        td_openai_error_from(err, &error);
-        td_http_respond_error(req, &error);
-    } else {
-        td_http_respond(req, 200, "application/json", td_bytes_str(&out));
-    }
-    td_bytes_deinit(&out);
-}
-
 static void handle_drain(struct td_http_request *req, void *user)
 {
     struct td_coord *coord = user;
     struct td_err err = {.status = TD_OK};
     uint64_t timeout_ns = 0;
 
-    if (!td_timeoutbody_read(req, &timeout_ns, &err)) {
+    if (!td_operator_call_timeout(req, &timeout_ns, &err)) {
         td_log_info("draining remote=%s timeout_s=%.4g", td_http_remote(req),
                     (double)timeout_ns * 1e-9);
         td_coord_drain(coord, timeout_ns, NULL, NULL);
     }
-    respond(req, coord, &err);
+    td_operator_call_answer(req, coord, "drain", td_drain_service_write, &err);
 }
 
 static void handle_cancel(struct td_http_request *req, void *user)
@@ -68,7 +45,7 @@ static void handle_cancel(struct td_http_request *req, void *user)
 
     if (!td_coord_drain_cancel(coord, &err))
         td_log_info("drain taken back remote=%s", td_http_remote(req));
-    respond(req, coord, &err);
+    td_operator_call_answer(req, coord, "drain", td_drain_service_write, &err);
 }
 
 enum td_status td_drain_service_open(struct td_coord *coord, struct td_route_table *routes,

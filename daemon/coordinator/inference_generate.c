@@ -323,9 +323,10 @@ void td_inference_generate_begin(struct td_inference_call *call)
     char text[512];
     enum td_status status = td_inference_generate_make(call, &err);
     if (status == TD_OK && td_coord_journal(call->service->coord) != NULL) {
-        status = admit(call, &err);
+        call->is_repeatable = m->idempotency_key.len > 0;
+        /* Who names a key may have been admitted long ago: the journal is asked first, td_candidates_submit then. */
+        status = call->is_repeatable ? TD_OK : admit(call, &err);
         if (status == TD_OK) {
-            call->is_repeatable = m->idempotency_key.len > 0;
             make_id(call);
             call->pending = keep(call, &err) == TD_OK;
             if (call->pending) {

@@ -184,13 +184,16 @@ static enum td_status keep(struct td_openai_call *call, struct td_err *err)
 void td_openai_submit(struct td_openai_call *call)
 {
     struct td_err err = {0};
+    const bool is_kept = td_coord_journal(call->endpoint->coord) != NULL;
+    /* Who names a key may have been admitted long ago: the journal is asked first, also by a full or draining server. */
+    const bool may_be_known = is_kept && call->idempotency.len > 0;
     enum td_status status = make_all(call, &err);
-    status = status == TD_OK ? admit(call, &err) : status;
+    status = status == TD_OK && !may_be_known ? admit(call, &err) : status;
     if (status != TD_OK) {
         td_openai_call_fail(call, &err);
         return;
     }
-    if (td_coord_journal(call->endpoint->coord) != NULL) {
+    if (is_kept) {
         status = keep(call, &err);
         call->pending = status == TD_OK;
         if (call->pending) {
@@ -203,5 +206,9 @@ void td_openai_submit(struct td_openai_call *call)
         }
     }
     td_bytes_deinit(&call->body);
-    begin(call);
+    if (may_be_known && admit(call, &err) != TD_OK) {
+        td_openai_call_fail(call, &err);
+    } else {
+        begin(call);
+    }
 }

@@ -2,13 +2,13 @@
 
 #include "daemon/api/http1.h"
 #include "daemon/api/json.h"
-#include "daemon/api/openai.h"
 #include "daemon/coordinator/coordinator.h"
-#include "daemon/coordinator/timeoutbody.h"
+#include "daemon/coordinator/operator_call.h"
 #include "daemon/log.h"
 
-enum td_status td_roll_service_write(const struct td_coord_roll_status *r, struct td_bytes *out)
+enum td_status td_roll_service_write(const struct td_coord_status *status, struct td_bytes *out)
 {
+    const struct td_coord_roll_status *r = &status->roll;
     enum td_status s;
 
     if (r->phase == TD_ROLL_NONE)
@@ -26,39 +26,17 @@ enum td_status td_roll_service_write(const struct td_coord_roll_status *r, struc
     return s ? s : td_bytes_append_str(out, TD_STR("}"));
 }
 
-/* What became of the request: `err` with its status, TD_OK for begun. */
-static void respond(struct td_http_request *req, struct td_coord *coord, struct td_err *err)
-{
-    struct td_coord_status status;
-    struct td_openai_error error;
-    struct td_bytes out = {0};
-    enum td_status s = td_bytes_append_str(&out, TD_STR("{\"roll\":"));
-
-    td_coord_status(coord, &status);
-    s = s ? s : td_roll_service_write(&status.roll, &out);
-    s = s ? s : td_bytes_append_str(&out, TD_STR("}"));
-    if (s && !err->status)
-        td_err_set(err, s, "no memory for an answer");
-    if (err->status) {
-        td_openai_error_from(err, &error);
-        td_http_respond_error(req, &error);
-    } else {
-        td_http_respond(req, 200, "application/json", td_bytes_str(&out));
-    }
-    td_bytes_deinit(&out);
-}
-
 static void handle_roll(struct td_http_request *req, void *user)
 {
     struct td_coord *coord = user;
     struct td_err err = {.status = TD_OK};
     uint64_t timeout_ns = TD_COORD_ROLL_NS;
 
-    if (!td_timeoutbody_read(req, &timeout_ns, &err))
+    if (!td_operator_call_timeout(req, &timeout_ns, &err))
         (void)td_coord_replace(coord, timeout_ns, false, NULL, NULL, &err);
     if (err.status)
         td_log_info("roll refused remote=%s error=\"%s\"", td_http_remote(req), err.cause);
-    respond(req, coord, &err);
+    td_operator_call_answer(req, coord, "roll", td_roll_service_write, &err);
 }
 
 enum td_status td_roll_service_open(struct td_coord *coord, struct td_route_table *routes,

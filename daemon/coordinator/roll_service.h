@@ -7,7 +7,7 @@
 #include "kernels/base/bytes.h"
 
 struct td_coord;
-struct td_coord_roll_status;
+struct td_coord_status;
 
 /* Adds the route. A body is {} or {"timeout": seconds}, of type application/json: a page in a browser cannot send that to
  * another site unasked. `coord` and `auth` (NULL: open) are borrowed as long as the table lives. TD_INVALID when the route is there
@@ -17,7 +17,6 @@ enum td_status td_roll_service_open(struct td_coord *coord, struct td_route_tabl
 
 /* Appends the value of "roll": null where none was since the start, else an object with the names of RollStatus in
  * proto/cluster.proto. TD_NO_MEMORY. */
-enum td_status td_roll_service_write(const struct td_coord_roll_status *status,
-                                     struct td_bytes *out);
+enum td_status td_roll_service_write(const struct td_coord_status *status, struct td_bytes *out);
 
 #endif

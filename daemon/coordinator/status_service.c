@@ -145,7 +145,7 @@ enum td_status td_status_service_write(struct td_coord *coord, struct td_bytes *
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"drain\":"));
     s = s ? s : td_drain_service_write(&st, out);
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"roll\":"));
-    s = s ? s : td_roll_service_write(&st.roll, out);
+    s = s ? s : td_roll_service_write(&st, out);
     s = s ? s : td_bytes_append_str(out, TD_STR(",\"groups\":["));
     s = s ? s : write_group(&st, td_coord_limits(coord), 0, out);
     if (!s && td_coord_status_other(coord, &other)) {

@@ -544,6 +544,29 @@ def test_a_call_with_a_key_is_one_call(slow, rpc):
         assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "idempotency_key was used before" in e.value.details()
 
 
+def test_a_repeated_request_is_not_a_new_one_to_a_draining_server(rpc):
+    fields = {**GENERATE[0], "max_tokens": 200}
+    with Server("-n", 1, *SLOW) as s, channel_to(s) as channel:
+        s.wait_ready()
+        golden = answer_of(post(s, SOME).read())
+        first = post(s, SOME, Idempotency_Key="one")
+        got = list(first.read(2))
+        g = Generation(rpc)
+        call = rpc.call(channel, "Inference/Generate", g.request({**fields, "idempotency_key": b"two"}), timeout=60)
+        assert g.read(call, 3)
+        assert s.post("/drain", {"timeout": 60}).status == 200
+        for key in ({}, {"Idempotency_Key": "three"}):
+            assert post(s, SOME, **key).status == 503
+        again = post(s, SOME, Idempotency_Key="one", Last_Event_ID=got[-1][0])
+        assert again.r.getheader("Idempotent-Replayed") == "true" and answer_of(got + again.read()) == golden
+        for key in ({}, {"idempotency_key": b"four"}):
+            with pytest.raises(grpc.RpcError) as e:
+                list(rpc.call(channel, "Inference/Generate", g.request({**fields, **key}), timeout=60))
+            assert e.value.code() == grpc.StatusCode.UNAVAILABLE
+        again = whole_of(rpc, channel, {**fields, "idempotency_key": b"two"})
+        assert again.id == g.id and again.choices[0][:3] == g.choices[0] and len(again.choices[0]) == 200
+
+
 def test_a_call_is_taken_over(slow, rpc):
     with channel_to(slow) as channel:
         fields = {**GENERATE[1], "max_tokens": 150, "idempotency_key": uuid.uuid4().bytes}

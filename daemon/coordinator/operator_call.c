@@ -1,7 +1,9 @@
-#include "daemon/coordinator/timeoutbody.h"
+#include "daemon/coordinator/operator_call.h"
 
 #include "daemon/api/http1.h"
 #include "daemon/api/json.h"
+#include "daemon/api/openai.h"
+#include "daemon/coordinator/coordinator.h"
 
 #include <stdbool.h>
 #include <string.h>
@@ -18,8 +20,8 @@ static bool is_json(struct td_str type)
            (type.len == json.len || type.ptr[json.len] == ';' || type.ptr[json.len] == ' ');
 }
 
-enum td_status td_timeoutbody_read(struct td_http_request *req, uint64_t *timeout_ns,
-                                   struct td_err *err)
+enum td_status td_operator_call_timeout(struct td_http_request *req, uint64_t *timeout_ns,
+                                        struct td_err *err)
 {
     struct td_str body = td_http_body(req);
     json_t *root = NULL;
@@ -54,4 +56,30 @@ enum td_status td_timeoutbody_read(struct td_http_request *req, uint64_t *timeou
     if (!s)
         *timeout_ns = (uint64_t)(timeout_s * 1e9);
     return s;
+}
+
+void td_operator_call_answer(struct td_http_request *req, struct td_coord *coord,
+                             const char *member, td_operator_call_write_fn *write,
+                             const struct td_err *err)
+{
+    struct td_coord_status status;
+    struct td_openai_error error;
+    struct td_err no_memory;
+    struct td_bytes out = {0};
+    enum td_status s = td_bytes_appendf(&out, "{\"%s\":", member);
+
+    td_coord_status(coord, &status);
+    s = s ? s : write(&status, &out);
+    s = s ? s : td_bytes_append_str(&out, TD_STR("}"));
+    if (s && !err->status) {
+        td_err_set(&no_memory, s, "no memory for an answer");
+        err = &no_memory;
+    }
+    if (err->status) {
+        td_openai_error_from(err, &error);
+        td_http_respond_error(req, &error);
+    } else {
+        td_http_respond(req, 200, "application/json", td_bytes_str(&out));
+    }
+    td_bytes_deinit(&out);
 }

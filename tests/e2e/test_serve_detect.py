@@ -266,6 +266,7 @@ def test_a_rank_whose_compute_thread_hangs_is_named(rank, busy):
         for _ in range(5):  # so that the shapes of its steps are known
             s.expected = s.complete(PROMPT, **{**ask, "max_tokens": 32, "ignore_eos": False})
             s.complete(PROMPT, **ask)
+        s.complete(PROMPT, **{**ask, "max_tokens": 120})  # with more KV blocks too: the first three steps of a shape have a minute
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             if busy:
                 stream = s.stream("/v1/completions", {**LONG, "max_tokens": 1900})

@@ -1,13 +1,14 @@
 /* The plug-in and the NCCL library behind it: found, opened, checked. */
 #include "comm/nccl.h"
 #include "comm/nccl_impl.h"
+#include "kernels/base/plugin.h"
 
 #include <dlfcn.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+static const char NAME[] = "tensord-nccl.so";
 
 /* Before it, an abort from another thread does not reach an operation of a communicator that does not block (the state of
  * a group call was the calling thread's own). */
@@ -23,45 +24,6 @@ const char *td_nccl_number(int version, char *out, size_t out_bytes)
     return out;
 }
 
-/* Opens FOLDER of this program / `below` / tensord-nccl.so. */
-static void *open_near(const char *below)
-{
-    char path[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    char *slash;
-
-    if (n < 0)
-        return NULL;
-    path[n] = '\0';
-    slash = strrchr(path, '/');
-    if (!slash || (size_t)(slash - path) + strlen(below) + sizeof "/tensord-nccl.so" > sizeof path)
-        return NULL;
-    snprintf(slash, sizeof path - (size_t)(slash - path), "%s/tensord-nccl.so", below);
-    return access(path, F_OK) == 0 ? dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) : NULL;
-}
-
-static enum td_status open_plugin(const char *plugin, void **handle, struct td_err *err)
-{
-    const char *why;
-
-    dlerror();
-    if (plugin) {
-        *handle = dlopen(plugin, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    } else {
-        *handle = open_near("");
-        if (!*handle)
-            *handle = open_near("/" TD_PLUGIN_FROM_BIN);
-    }
-    if (*handle)
-        return TD_OK;
-    why = dlerror();
-    return td_err_set(err, TD_NOT_FOUND, "the plug-in %s does not open: %s",
-                      plugin ? plugin : "tensord-nccl.so",
-                      why ? why
-                          : "it is neither beside the program nor in " TD_PLUGIN_FROM_BIN
-                            " from there; was tensord built with CUDA?");
-}
-
 enum td_status td_nccl_load(const char *plugin, const char *library, struct td_nccl_lib **out,
                             struct td_err *err)
 {
@@ -70,20 +32,20 @@ enum td_status td_nccl_load(const char *plugin, const char *library, struct td_n
 
     if (!lib)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the NCCL plug-in");
-    status = open_plugin(plugin, &lib->handle, err);
+    status = td_plugin_open(plugin, NAME, &lib->handle, err);
     if (status != TD_OK)
         goto fail;
     lib->plug = dlsym(lib->handle, TD_NCCLPLUG_SYMBOL);
     if (!lib->plug) {
         status = td_err_set(err, TD_CORRUPT, "'%s' has no %s: expected tensord's NCCL plug-in",
-                            plugin ? plugin : "tensord-nccl.so", TD_NCCLPLUG_SYMBOL);
+                            plugin ? plugin : NAME, TD_NCCLPLUG_SYMBOL);
         goto fail_handle;
     }
     if (lib->plug->abi != TD_NCCLPLUG_ABI) {
         status =
             td_err_set(err, TD_UNSUPPORTED,
                        "the plug-in '%s' has interface %u, expected %d: it is of another build",
-                       plugin ? plugin : "tensord-nccl.so", lib->plug->abi, TD_NCCLPLUG_ABI);
+                       plugin ? plugin : NAME, lib->plug->abi, TD_NCCLPLUG_ABI);
         goto fail_handle;
     }
     status = lib->plug->load(library, &lib->nccl, &lib->version, err);

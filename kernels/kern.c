@@ -28,6 +28,11 @@ bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type)
     return kern->ops->supports_kv(kern, type);
 }
 
+bool td_kern_is_host(const struct td_kern *kern)
+{
+    return kern->is_host;
+}
+
 void *td_kern_alloc(struct td_kern *kern, size_t bytes)
 {
     return kern->ops->alloc(kern, bytes);
@@ -38,6 +43,28 @@ void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes)
     if (!ptr)
         return;
     kern->ops->release(kern, ptr, bytes);
+}
+
+void *td_kern_alloc_shared(struct td_kern *kern, size_t bytes)
+{
+    return kern->ops->alloc_shared(kern, bytes);
+}
+
+void td_kern_free_shared(struct td_kern *kern, void *ptr, size_t bytes)
+{
+    if (ptr)
+        kern->ops->release_shared(kern, ptr, bytes);
+}
+
+void td_kern_copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
+{
+    if (bytes)
+        kern->ops->copy(kern, to, from, bytes);
+}
+
+size_t td_kern_free_bytes(struct td_kern *kern)
+{
+    return kern->ops->free_bytes ? kern->ops->free_bytes(kern) : 0;
 }
 
 size_t td_kern_weight_bytes(const struct td_kern *kern)
@@ -183,10 +210,19 @@ enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, c
 enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids,
                             uint32_t n, float *out, struct td_err *err)
 {
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; kern->is_host && i < n; i++)
         if (ids[i] >= m->n_rows)
             return td_err_set(err, TD_INVALID, "row %u of a matrix of %u rows", ids[i], m->n_rows);
     kern->ops->rows(kern, m, ids, n, out);
+    return TD_OK;
+}
+
+enum td_status td_kern_gather(struct td_kern *kern, const float *x, const uint32_t *rows,
+                              uint32_t n, uint32_t dim, float *out, struct td_err *err)
+{
+    (void)err;
+    if (n)
+        kern->ops->gather(kern, x, rows, n, dim, out);
     return TD_OK;
 }
 
@@ -276,7 +312,7 @@ static enum td_status check_kv(const struct td_kern *kern, const struct td_kv_vi
     if (kv->block_tokens == 0 || TD_KERN_CHUNK_KEYS % kv->block_tokens)
         return td_err_set(err, TD_INVALID, "KV blocks of %u tokens: expected a divisor of %d",
                           kv->block_tokens, TD_KERN_CHUNK_KEYS);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; kern->is_host && i < n; i++) {
         uint32_t block = rows->table[rows->first_block[i] + rows->positions[i] / kv->block_tokens];
 
         if (block >= kv->n_blocks)

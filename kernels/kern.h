@@ -1,7 +1,8 @@
 /* The device seam: arithmetic of one device, as one table of operations.
  * Owns packed weights and device memory; knows no ranks, requests or files. Called from one thread (the shard's compute
- * thread). Wrappers check shapes once; backends check nothing twice. Pointers to activations are device addresses from
- * td_kern_alloc (on a CPU, plain memory). Operations enqueue and may run at once; td_kern_sync waits for all of them.
+ * thread). Wrappers check shapes once; backends check nothing twice. Pointers to activations, weights of norms, ids, positions and
+ * tables are device addresses from td_kern_alloc (on a CPU, any memory). Operations enqueue and may run at once; td_kern_sync waits
+ * for all of them.
  *
  * Every result row depends only on its own input row, never on how many rows are in the call (README, "Exactness"). */
 #ifndef TD_KERNELS_KERN_H
@@ -40,6 +41,23 @@ struct td_kern_cpu_params {
 /* Sets the calling thread's floating-point environment to the default, which the bits of every result rely on. */
 enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct td_kern **kern,
                                 struct td_err *err);
+
+struct td_kern_cuda_params {
+    uint32_t device; /* CUDA's ordinal */
+    const char *
+        plugin; /* path, borrowed for the call; NULL: libtensord_cuda.so beside the program or in its lib folder */
+    /* For td_kern_run; NULL: the calling thread does it. */
+    void (*run)(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
+    void *user;
+};
+/* TD_NOT_FOUND: no plug-in; TD_CORRUPT: one of another build; TD_UNAVAILABLE: no driver, one too old, or no device; TD_UNSUPPORTED:
+ * too old a device; TD_INVALID: no such one; TD_DEVICE. */
+enum td_status td_kern_cuda_open(const struct td_kern_cuda_params *params, struct td_kern **kern,
+                                 struct td_err *err);
+
+/* Devices that the plug-in sees; errors as above. */
+enum td_status td_kern_cuda_count(const char *plugin, uint32_t *n, struct td_err *err);
+
 void td_kern_close(struct td_kern *kern); /* NULL is legal; every matrix is closed before */
 
 const char *td_kern_name(const struct td_kern *kern); /* "cpu avx512" */
@@ -52,9 +70,20 @@ bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);
 /* Calls task(arg, 0 .. n - 1), each once, on the host's threads of the device, which have nothing else to do between two steps;
  * returns when all have ended. For work on what td_kern_sync has brought. */
 void td_kern_run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
+/* Whether the host reads and writes the device's memory as its own. */
+bool td_kern_is_host(const struct td_kern *kern);
 /* Device memory, aligned to 64 bytes and cleared. NULL when there is none left. */
 void *td_kern_alloc(struct td_kern *kern, size_t bytes);
 void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes);
+/* Memory that operations and the host both see, the host what td_kern_sync has brought: slow for the device to read. Cleared. NULL
+ * when there is none left. */
+void *td_kern_alloc_shared(struct td_kern *kern, size_t bytes);
+void td_kern_free_shared(struct td_kern *kern, void *ptr, size_t bytes);
+/* Enqueues a copy between any two places that do not overlap; the host's memory at `from` may change when this returns, at `to` it is
+ * there after td_kern_sync. */
+void td_kern_copy(struct td_kern *kern, void *to, const void *from, size_t bytes);
+/* Memory of the device that nobody has; 0 where it is the host's. */
+size_t td_kern_free_bytes(struct td_kern *kern);
 /* Bytes held by matrices. */
 size_t td_kern_weight_bytes(const struct td_kern *kern);
 /* Waits until everything enqueued so far is done; reports a device failure. */
@@ -114,6 +143,9 @@ enum td_status td_kern_matmul(struct td_kern *kern, const struct td_matrix *m, c
 /* out [n x n_cols]: rows `ids` of m, dequantised. */
 enum td_status td_kern_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids,
                             uint32_t n, float *out, struct td_err *err);
+/* out [n x dim]: rows x[rows[i]]. */
+enum td_status td_kern_gather(struct td_kern *kern, const float *x, const uint32_t *rows,
+                              uint32_t n, uint32_t dim, float *out, struct td_err *err);
 /* out [n x dim] = x [n x dim] / sqrt(mean(x^2) + eps) * weight [dim]. In place is legal. (Zhang, Sennrich 2019) */
 enum td_status td_kern_rmsnorm(struct td_kern *kern, const float *x, const float *weight,
                                uint32_t n, uint32_t dim, float eps, float *out, struct td_err *err);
@@ -152,7 +184,8 @@ struct td_kv_view {
 struct td_kv_rows {
     const uint32_t *positions;   /* [n] */
     const uint32_t *first_block; /* [n] */
-    const uint32_t *table;       /* block ids */
+    const uint32_t *table;       /* block ids, each below n_blocks */
+    uint32_t most_keys;          /* no position is this or above */
 };
 /* Bytes of a whole view. 0 where head_dim is no whole number of the type's blocks. */
 size_t td_kern_kv_bytes(const struct td_kv_view *kv);
@@ -175,7 +208,7 @@ enum td_status td_kern_rope_kv(struct td_kern *kern, const struct td_kv_view *kv
                                const struct td_kv_rows *rows, uint32_t n,
                                const struct td_rope_kv *in, struct td_err *err);
 /* out [n x n_heads x head_dim]: each row attends to positions 0 .. its own, read from the cache only. Head h uses the
- * slice's kv head kv_of_head[h]; neighbours that share one share its reads. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by
+ * slice's kv head kv_of_head[h] (the host's memory); neighbours that share one share its reads. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by
  * absolute position; the chunks join in a fixed tree by chunk index. */
 enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
                                  const struct td_kv_rows *rows, uint32_t n, const float *q,

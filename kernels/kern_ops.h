@@ -11,6 +11,10 @@ struct td_kern_ops {
     bool (*supports_kv)(const struct td_kern *kern, enum td_dtype type);
     void *(*alloc)(struct td_kern *kern, size_t bytes);
     void (*release)(struct td_kern *kern, void *ptr, size_t bytes);
+    void *(*alloc_shared)(struct td_kern *kern, size_t bytes);
+    void (*release_shared)(struct td_kern *kern, void *ptr, size_t bytes);
+    void (*copy)(struct td_kern *kern, void *to, const void *from, size_t bytes);
+    size_t (*free_bytes)(struct td_kern *kern); /* NULL: its memory is the host's */
     void (*run)(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
     enum td_status (*sync)(struct td_kern *kern, struct td_err *err);
     enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape,
@@ -23,6 +27,8 @@ struct td_kern_ops {
                              struct td_err *err);
     void (*rows)(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
                  float *out);
+    void (*gather)(struct td_kern *kern, const float *x, const uint32_t *rows, uint32_t n,
+                   uint32_t dim, float *out);
     void (*rmsnorm)(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
                     uint32_t dim, float eps, float *out);
     void (*silu_mul)(struct td_kern *kern, const float *gate, const float *up, size_t n,
@@ -48,6 +54,7 @@ struct td_kern {
     const struct td_kern_ops *ops;
     char name[32];
     const char *numerics;
+    bool is_host; /* its memory is the host's: ids and tables can be checked */
     uint32_t n_threads;
     size_t weight_bytes;
 };

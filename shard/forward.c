@@ -45,6 +45,7 @@ static enum td_status prepare_rows(struct pass *p)
     struct td_shard *s = p->s;
     const struct td_step *step = p->step;
     const struct td_plan *plan = s->p.plan;
+    uint32_t most_keys = 0;
 
     if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
         return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows,
@@ -73,9 +74,28 @@ static enum td_status prepare_rows(struct pass *p)
                               row->position, seq->n_blocks);
         s->rows.position[i] = row->position;
         s->rows.first_block[i] = seq->first_block;
+        most_keys = row->position + 1 > most_keys ? row->position + 1 : most_keys;
     }
+    for (uint32_t i = 0; i < step->n_table; i++)
+        if (step->table[i] >= plan->n_blocks)
+            return td_err_set(p->err, TD_INVALID, "a step names KV block %u of %u", step->table[i],
+                              plan->n_blocks);
     p->n = step->n_rows;
+    s->rows.most_keys = most_keys;
+    td_kern_copy(s->p.kern, s->rows.device.position, s->rows.position, p->n * sizeof(uint32_t));
+    td_kern_copy(s->p.kern, s->rows.device.first_block, s->rows.first_block,
+                 p->n * sizeof(uint32_t));
+    td_kern_copy(s->p.kern, s->rows.device.table, step->table, step->n_table * sizeof(uint32_t));
     return TD_OK;
+}
+
+/* The first n of rows.id, where the device reads them. */
+static const uint32_t *device_ids(struct pass *p, uint32_t n)
+{
+    struct td_shard_rows *rows = &p->s->rows;
+
+    td_kern_copy(p->s->p.kern, rows->device.id, rows->id, n * sizeof *rows->id);
+    return rows->device.id;
 }
 
 /* x = embedding rows. Every rank of the stage looks up the rows it owns and gives them to the others. */
@@ -83,9 +103,9 @@ static enum td_status embed(struct pass *p)
 {
     struct td_shard *s = p->s;
     struct td_shard_buffers *b = &s->buf;
-    const size_t d = s->p.model->spec->d_model;
+    const uint32_t d = s->p.model->spec->d_model;
     uint32_t tp = s->p.plan->tp, me = s->me->tp_index, n_own = 0;
-    size_t at[TD_PLAN_MAX_RANKS], offset = 0;
+    uint32_t at[TD_PLAN_MAX_RANKS], before = 0;
     enum td_status st;
 
     memset(s->counts, 0, tp * sizeof *s->counts);
@@ -98,24 +118,23 @@ static enum td_status embed(struct pass *p)
             s->rows.id[n_own++] = token - s->me->vocab_begin;
     }
     if (tp == 1)
-        return td_kern_rows(s->p.kern, s->weights.embed, s->rows.id, p->n, b->x, p->err);
+        return td_kern_rows(s->p.kern, s->weights.embed, device_ids(p, n_own), p->n, b->x, p->err);
     if (n_own) {
-        st = td_kern_rows(s->p.kern, s->weights.embed, s->rows.id, n_own, b->h, p->err);
+        st = td_kern_rows(s->p.kern, s->weights.embed, device_ids(p, n_own), n_own, b->h, p->err);
         if (st)
             return st;
     }
-    st = td_comm_all_gather(s->tp, b->h, s->counts, b->sum, p->err);
+    st = td_kern_sync(s->p.kern, p->err);
+    st = st ? st : td_comm_all_gather(s->tp, b->h, s->counts, b->sum, p->err);
     if (st)
         return st;
     for (uint32_t r = 0; r < tp; r++) {
-        at[r] = offset;
-        offset += s->counts[r] / sizeof(float);
+        at[r] = before;
+        before += (uint32_t)(s->counts[r] / (d * sizeof(float)));
     }
-    for (uint32_t i = 0; i < p->n; i++) {
-        memcpy(b->x + i * d, b->sum + at[s->rows.owner[i]], d * sizeof(float));
-        at[s->rows.owner[i]] += d;
-    }
-    return TD_OK;
+    for (uint32_t i = 0; i < p->n; i++)
+        s->rows.id[i] = at[s->rows.owner[i]]++;
+    return td_kern_gather(s->p.kern, b->sum, device_ids(p, p->n), p->n, d, b->x, p->err);
 }
 
 /* Until what waits to be added to x is there. */
@@ -165,6 +184,9 @@ static enum td_status row_parallel(struct pass *p, struct rows *r, const struct 
     if (st || s->p.plan->tp == 1)
         return st;
     r->pending = r->sum;
+    st = td_kern_sync(s->p.kern, p->err);
+    if (st)
+        return st;
     if (!p->sums)
         return td_comm_tree_sum(s->tp, &layout, r->parts, n_floats, r->all_parts, r->sum, p->err);
     r->sum_number = td_sumthread_begin(p->sums, &layout, r->parts, n_floats, r->all_parts, r->sum);
@@ -223,16 +245,17 @@ static enum td_status feed_forward(struct pass *p, struct rows *r, uint32_t i)
 }
 
 /* Copies the rows that want something: those of whole logits first, then those of the largest. */
-static void wanted_rows(const struct pass *p, const float *x, float *out)
+static enum td_status wanted_rows(struct pass *p, const float *x, float *out)
 {
-    size_t d = p->s->p.model->spec->d_model;
+    struct td_shard *s = p->s;
+    uint32_t n = 0;
 
     for (uint32_t want = TD_WANT_LOGITS; want <= TD_WANT_TOP; want++)
         for (uint32_t i = 0; i < p->n; i++)
-            if (p->step->rows[i].want == want) {
-                memcpy(out, x + (size_t)i * d, d * sizeof(float));
-                out += d;
-            }
+            if (p->step->rows[i].want == want)
+                s->rows.id[n++] = i;
+    return td_kern_gather(s->p.kern, x, device_ids(p, n), n, s->p.model->spec->d_model, out,
+                          p->err);
 }
 
 /* The first n_logits rows of every rank's slice meet on rank 0. */
@@ -247,7 +270,8 @@ static enum td_status gather_logits(struct pass *p, const float *slice_of_mine)
     for (uint32_t r = 0; r < plan->tp; r++)
         s->counts[r] = (size_t)p->n_logits * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) *
                        sizeof(float);
-    st = td_comm_gather(s->tp, 0, slice_of_mine, s->counts, s->buf.gathered, p->err);
+    st = td_kern_sync(s->p.kern, p->err);
+    st = st ? st : td_comm_gather(s->tp, 0, slice_of_mine, s->counts, s->buf.gathered, p->err);
     if (st || s->rank != 0)
         return st;
     for (uint32_t r = 0; r < plan->tp; r++) {
@@ -293,7 +317,9 @@ static enum td_status head(struct pass *p)
     struct td_shard_buffers *b = &s->buf;
     const struct td_plan *plan = s->p.plan;
     uint32_t width = s->me->vocab_end - s->me->vocab_begin;
-    float *slice = plan->tp > 1 ? b->head_out : b->logits;
+    /* Where the host sees everything, and there is no other slice, the head writes where the logits are looked for. */
+    const bool direct = plan->tp == 1 && td_kern_is_host(s->p.kern);
+    float *slice = direct ? b->logits : b->head_out;
     const struct td_kern_input in = {
         .x = b->head_in, .norm = s->weights.final_norm, .eps = s->p.model->spec->rms_eps};
     const struct td_kern_output out = {.m = s->weights.head, .out = slice};
@@ -303,6 +329,8 @@ static enum td_status head(struct pass *p)
         st = td_kern_linear(s->p.kern, &in, p->n_logits + p->n_tops, &out, 1, p->err);
     if (!st && p->n_logits && plan->tp > 1)
         st = gather_logits(p, slice);
+    else if (!st && !direct)
+        td_kern_copy(s->p.kern, b->logits, slice, (size_t)p->n_logits * width * sizeof(float));
     if (!st && p->n_tops)
         st = gather_top(p, slice + (size_t)p->n_logits * width, width);
     return st;
@@ -330,14 +358,14 @@ static struct rows rows_from(const struct pass *p, uint32_t first, uint32_t n)
     const struct td_shard_buffers *b = &s->buf;
     size_t d = s->p.model->spec->d_model, at = first * d;
 
-    return (struct rows){
-        .n = n,
-        .x = b->x + at,
-        .sum = b->sum + at,
-        .angles = b->angles + (size_t)first * 2 * s->p.model->spec->head_dim,
-        .parts = b->parts + b->own_parts * at,
-        .all_parts = b->all_parts ? b->all_parts + b->n_parts * at : NULL,
-        .kv = {s->rows.position + first, s->rows.first_block + first, p->step->table}};
+    return (struct rows){.n = n,
+                         .x = b->x + at,
+                         .sum = b->sum + at,
+                         .angles = b->angles + (size_t)first * 2 * s->p.model->spec->head_dim,
+                         .parts = b->parts + b->own_parts * at,
+                         .all_parts = b->all_parts ? b->all_parts + b->n_parts * at : NULL,
+                         .kv = {s->rows.device.position + first, s->rows.device.first_block + first,
+                                s->rows.device.table, s->rows.most_keys}};
 }
 
 /* A step in parts needs ranks to exchange with; without a thread for that, each sum is waited for, in the same order. */
@@ -364,7 +392,7 @@ static enum td_status layers(struct pass *p)
     struct td_shard *s = p->s;
     enum td_status st = td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim,
                                             s->rope_scale, s->p.model->spec->rope.interleaved,
-                                            s->rows.position, p->n, s->buf.angles, p->err);
+                                            s->rows.device.position, p->n, s->buf.angles, p->err);
 
     cut_rows(p);
     for (uint32_t i = 0; !st && i < s->weights.n_layers; i++) {
@@ -394,8 +422,8 @@ static enum td_status run_whole(struct td_shard *s, const struct td_step *step,
     st = st ? st : layers(&p);
     if (st || p.n_logits + p.n_tops == 0)
         return st;
-    wanted_rows(&p, s->buf.x, s->buf.head_in);
-    return finish(&p, result);
+    st = wanted_rows(&p, s->buf.x, s->buf.head_in);
+    return st ? st : finish(&p, result);
 }
 
 /* ---- a pipeline of stages ---- */
@@ -440,16 +468,17 @@ static enum td_status hand_on(struct td_shard *s, struct td_err *err)
     size_t in_bytes =
         stage ? row_bytes(s, begun(s, stage - 1)->n_rows) : row_bytes(s, n_wanted(leaving));
     float *out = s->buf.x, *in = stage ? s->buf.h : s->buf.head_in;
-    enum td_status st;
+    enum td_status st = TD_OK;
 
     if (stage == last) {
-        struct pass p = {.s = s, .step = leaving, .n = leaving->n_rows};
+        struct pass p = {.s = s, .step = leaving, .n = leaving->n_rows, .err = err};
 
         out = s->buf.sum;
         out_bytes = row_bytes(s, n_wanted(leaving));
-        wanted_rows(&p, s->buf.x, out);
+        st = wanted_rows(&p, s->buf.x, out);
     }
-    st = td_comm_sendrecv(s->pipe, to, out, out_bytes, from, in, in_bytes, err);
+    st = st ? st : td_kern_sync(s->p.kern, err);
+    st = st ? st : td_comm_sendrecv(s->pipe, to, out, out_bytes, from, in, in_bytes, err);
     if (!st && stage) {
         s->buf.h = s->buf.x;
         s->buf.x = in;

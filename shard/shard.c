@@ -17,6 +17,32 @@ static enum td_status open_groups(struct td_shard *s, struct td_err *err)
     return st;
 }
 
+/* The frequencies, and room for what the device reads of a step. */
+static enum td_status open_device_rows(struct td_shard *s, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    const struct td_spec *spec = s->p.model->spec;
+    const size_t n = plan->max_batched_tokens, freq_bytes = spec->head_dim / 2 * sizeof *s->freq;
+    const size_t n_table =
+        td_step_table_cap(plan->max_num_seqs, plan->max_model_len, plan->block_tokens);
+    double *freq = malloc(freq_bytes);
+
+    s->rows.device.bytes = (3 * n + n_table) * sizeof(uint32_t);
+    s->rows.device.position = td_kern_alloc(s->p.kern, s->rows.device.bytes);
+    s->freq = td_kern_alloc(s->p.kern, freq_bytes);
+    if (!freq || !s->rows.device.position || !s->freq) {
+        free(freq);
+        return td_err_set(err, TD_NO_MEMORY, "no memory for the rows of a step");
+    }
+    s->rows.device.first_block = s->rows.device.position + n;
+    s->rows.device.id = s->rows.device.first_block + n;
+    s->rows.device.table = s->rows.device.id + n;
+    td_rope_frequencies(spec, freq, &s->rope_scale);
+    td_kern_copy(s->p.kern, s->freq, freq, freq_bytes);
+    free(freq);
+    return TD_OK;
+}
+
 /* What a step needs to know of every layer's split, computed once. */
 static enum td_status open_layout(struct td_shard *s, struct td_err *err)
 {
@@ -28,14 +54,13 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
     s->kv_of_head = calloc(n, sizeof *s->kv_of_head);
     s->attn_runs = calloc((size_t)n * plan->tp, sizeof *s->attn_runs);
     s->ffn_runs = calloc((size_t)n * plan->tp, sizeof *s->ffn_runs);
-    s->freq = calloc(spec->head_dim / 2, sizeof *s->freq);
     s->counts = calloc(plan->tp, sizeof *s->counts);
     s->rows.position = calloc(rows, sizeof(uint32_t));
     s->rows.first_block = calloc(rows, sizeof(uint32_t));
     s->rows.owner = calloc(rows, sizeof(uint32_t));
     s->rows.id = calloc(rows, sizeof(uint32_t));
-    if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->freq || !s->counts ||
-        !s->rows.position || !s->rows.first_block || !s->rows.owner || !s->rows.id)
+    if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->counts || !s->rows.position ||
+        !s->rows.first_block || !s->rows.owner || !s->rows.id)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the layout of %u layers", n);
     if (plan->pp > 1 && !(s->ring = calloc(plan->pp, sizeof *s->ring)))
         return td_err_set(err, TD_NO_MEMORY, "no memory for %u steps", plan->pp);
@@ -47,7 +72,6 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
         if (st)
             return st;
     }
-    td_rope_frequencies(spec, s->freq, &s->rope_scale);
     for (uint32_t i = 0; i < n; i++) {
         const struct td_plan_slice *slice = &s->weights.layer[i].slice;
         uint32_t heads = slice->head_end - slice->head_begin;
@@ -76,45 +100,51 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     size_t n = plan->max_batched_tokens, d = spec->d_model, seqs = plan->max_num_seqs;
     size_t vocab = s->me->vocab_end - s->me->vocab_begin;
     struct td_plan_widths w = td_plan_widths(plan, s->p.model, s->rank);
-    size_t floats = 0, tops = seqs * TD_TOP_MAX * sizeof(struct td_top) / sizeof(float);
-    bool first = s->me->stage == 0, root = s->rank == 0;
+    size_t floats[2] = {0, 0}, tops = seqs * TD_TOP_MAX * sizeof(struct td_top) / sizeof(float);
+    bool first = s->me->stage == 0, root = s->rank == 0, alone = plan->tp == 1;
     float *top, *all_top;
 
     {
         struct {
             float **at;
             size_t floats;
+            bool is_seen; /* by the host */
         } const all_buffers[] = {
-            {&b->x, n * d},
-            {&b->h, n * d},
-            {&b->sum, n * d},
-            {&b->q, n * w.q},
-            {&b->attn, n * w.q},
-            {&b->k, n * w.kv},
-            {&b->v, n * w.kv},
-            {&b->ff, n * w.ff},
-            {&b->angles, n * 2 * spec->head_dim},
-            {&b->parts, w.own_parts * n * d},
-            {&b->all_parts, plan->tp > 1 ? w.all_parts * n * d : 0},
-            {&b->head_in, first ? seqs * d : 0},
-            {&b->head_out, first ? seqs * vocab : 0},
-            {&b->gathered, root && plan->tp > 1 ? seqs * spec->n_vocab : 0},
-            {&b->logits, root ? seqs * spec->n_vocab : 0},
-            {&top, first ? tops : 0},
-            {&all_top, root && plan->tp > 1 ? plan->tp * tops : 0},
+            {&b->x, n * d, plan->pp > 1},
+            {&b->h, n * d, plan->pp > 1 || !alone},
+            {&b->sum, n * d, plan->pp > 1 || !alone},
+            {&b->q, n * w.q, false},
+            {&b->attn, n * w.q, false},
+            {&b->k, n * w.kv, false},
+            {&b->v, n * w.kv, false},
+            {&b->ff, n * w.ff, false},
+            {&b->angles, n * 2 * spec->head_dim, false},
+            {&b->parts, w.own_parts * n * d, !alone},
+            {&b->all_parts, alone ? 0 : w.all_parts * n * d, true},
+            {&b->head_in, first ? seqs * d : 0, plan->pp > 1},
+            {&b->head_out, first ? seqs * vocab : 0, !alone},
+            {&b->gathered, root && !alone ? seqs * spec->n_vocab : 0, true},
+            {&b->logits, root ? seqs * spec->n_vocab : 0, true},
+            {&top, first ? tops : 0, true},
+            {&all_top, root && !alone ? plan->tp * tops : 0, true},
         };
 
         for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++)
-            floats += (all_buffers[i].floats + 15) & ~(size_t)15;
-        b->bytes = floats * sizeof(float);
-        b->memory = td_kern_alloc(s->p.kern, b->bytes);
-        if (!b->memory)
+            floats[all_buffers[i].is_seen] += (all_buffers[i].floats + 15) & ~(size_t)15;
+        for (int i = 0; i < 2; i++)
+            b->bytes[i] = floats[i] * sizeof(float);
+        b->memory[0] = td_kern_alloc(s->p.kern, b->bytes[0]);
+        b->memory[1] = td_kern_alloc_shared(s->p.kern, b->bytes[1]);
+        if (!b->memory[0] || !b->memory[1])
             return td_err_set(err, TD_NO_MEMORY, "no memory for %zu bytes of step buffers",
-                              b->bytes);
-        floats = 0;
+                              b->bytes[0] + b->bytes[1]);
+        floats[0] = floats[1] = 0;
         for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++) {
-            *all_buffers[i].at = all_buffers[i].floats ? b->memory + floats : NULL;
-            floats += (all_buffers[i].floats + 15) & ~(size_t)15;
+            const bool is_seen = all_buffers[i].is_seen;
+
+            *all_buffers[i].at =
+                all_buffers[i].floats ? b->memory[is_seen] + floats[is_seen] : NULL;
+            floats[is_seen] += (all_buffers[i].floats + 15) & ~(size_t)15;
         }
     }
     b->own_parts = w.own_parts;
@@ -155,6 +185,7 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
     st = st ? st : td_kv_open(&s->kv, params->kern, params->plan, params->model, s->rank, err);
     st = st ? st : open_offload(s, err);
     st = st ? st : open_layout(s, err);
+    st = st ? st : open_device_rows(s, err);
     st = st ? st : open_buffers(s, err);
     if (st) {
         td_shard_close(s);
@@ -171,13 +202,15 @@ void td_shard_close(struct td_shard *s)
     td_sumthread_close(s->sums);
     td_comm_close(s->pipe);
     td_comm_close(s->tp);
-    td_kern_free(s->p.kern, s->buf.memory, s->buf.bytes);
+    td_kern_free(s->p.kern, s->buf.memory[0], s->buf.bytes[0]);
+    td_kern_free_shared(s->p.kern, s->buf.memory[1], s->buf.bytes[1]);
+    td_kern_free(s->p.kern, s->rows.device.position, s->rows.device.bytes);
+    td_kern_free(s->p.kern, s->freq, s->p.model->spec->head_dim / 2 * sizeof *s->freq);
     for (uint32_t i = 0; s->kv_of_head && i < s->weights.n_layers; i++)
         free(s->kv_of_head[i]);
     free(s->kv_of_head);
     free(s->attn_runs);
     free(s->ffn_runs);
-    free(s->freq);
     free(s->counts);
     for (uint32_t i = 0; s->ring && i < s->p.plan->pp; i++)
         td_step_close(&s->ring[i]);
@@ -203,7 +236,7 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
         td_comm_stats(s->pipe, &pipe);
     *out = (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
                                    .kv_bytes = s->kv.bytes,
-                                   .buffer_bytes = s->buf.bytes,
+                                   .buffer_bytes = s->buf.bytes[0] + s->buf.bytes[1],
                                    .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
                                    .wait_ns = tp.wait_ns + pipe.wait_ns,
                                    .n_exchanges = tp.n_ops + pipe.n_ops};

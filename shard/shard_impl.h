@@ -5,7 +5,8 @@
 #include "comm/sumthread.h"
 #include "shard/shard.h"
 
-/* Buffers of one step; n is at most max_batched_tokens. All in one allocation. A step in parts uses x, sum, angles, parts and
+/* Buffers of one step; n is at most max_batched_tokens. Those of the device alone are in one allocation, and in another those that the
+ * host sees too: what ranks exchange, and results. A step in parts uses x, sum, angles, parts and
  * all_parts one behind the other, each part of the step as if it had buffers of that many rows, and the others by turns. */
 struct td_shard_buffers {
     float *x;         /* [n x d_model] residual stream */
@@ -27,16 +28,22 @@ struct td_shard_buffers {
     struct td_top
         *all_top; /* [tp x max_num_seqs x TD_TOP_MAX] slices in rank order; rank 0 with tp > 1 */
     size_t own_parts, n_parts; /* most subtrees of one sum: of this rank, of all ranks */
-    float *memory;
-    size_t bytes;
+    float *memory[2];          /* the device's, both's */
+    size_t bytes[2];
 };
 
-/* Per row, host side: [max_batched_tokens] each. */
+/* Per row: [max_batched_tokens] each. */
 struct td_shard_rows {
     uint32_t *position;
     uint32_t *first_block;
     uint32_t *owner; /* tp index that holds the token's embedding row */
-    uint32_t *id;    /* rows of the slice to look up */
+    uint32_t *id;    /* rows to look up or to gather */
+    uint32_t most_keys;
+    /* What of it the device reads, with the step's block table. */
+    struct {
+        uint32_t *position, *first_block, *id, *table;
+        size_t bytes;
+    } device;
 };
 
 struct td_shard {
@@ -54,7 +61,7 @@ struct td_shard {
     uint32_t **kv_of_head;         /* [n_layers][heads of the slice] */
     struct td_leaf_run *attn_runs; /* [n_layers x tp] leaves of every rank of the stage */
     struct td_leaf_run *ffn_runs;
-    double *freq; /* [head_dim / 2] */
+    double *freq; /* [head_dim / 2], the device's */
     double rope_scale;
     size_t *counts; /* [tp] scratch for gathers */
     /* What is in the pipeline: the step that began k turns ago is ring[(n_turns - 1 - k) % pp]; without rows: none. One stage: NULL. */

@@ -99,13 +99,19 @@ static enum td_status load_norm(struct loader *l, enum td_role role, uint32_t la
                                 float **out)
 {
     struct td_tensor t;
+    float *norm;
     enum td_status s = td_checkpoint_weight(l->ck, role, layer, &t, l->err);
 
     if (s)
         return s;
+    norm = malloc(n * sizeof *norm);
+    if (!norm)
+        return td_err_set(l->err, TD_NO_MEMORY, "no memory for a norm of %zu weights", n);
     *out = l->next_norm;
     l->next_norm += n;
-    td_dequant_row(t.dtype, t.data, *out, n);
+    td_dequant_row(t.dtype, t.data, norm, n);
+    td_kern_copy(l->w->kern, *out, norm, n * sizeof *norm);
+    free(norm);
     l->done += n * sizeof(float);
     return TD_OK;
 }

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Everything that needs a GPU: builds tests/gpu with CUDA into build-gpu and runs it, all ranks on the GPUs that are there (one is
-# enough). The last line is "N passed, N failed, N skipped"; the exit status is 1 when anything failed. Without a GPU everything
-# is skipped, by name. tests/README.md says what it needs.
+# enough): the op matrix, the transport between GPUs, then the measurements. DIR/report.md has it all, section after section as they
+# end. The last line is "N passed, N failed, N skipped"; the exit status is 1 when anything failed. Without a GPU everything is
+# skipped, by name. tests/README.md says what it needs.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -12,13 +13,24 @@ passed=0
 failed=0
 skipped=0
 
-if [ $# -gt 0 ]; then
-    echo "usage: tests/gpu.sh   (NCCL_HOME, CUDACXX and CUDA_HOME say where NCCL and CUDA are when they are nowhere usual)"
+out=$folder
+if [ $# -eq 2 ] && [ "$1" = --out ]; then
+    out=$2
+elif [ $# -gt 0 ]; then
+    echo "usage: tests/gpu.sh [--out DIR]   (NCCL_HOME, CUDACXX and CUDA_HOME say where NCCL and CUDA are when they are nowhere usual)"
     [ "$1" = -h ] || [ "$1" = --help ] && exit 0
     exit 2
 fi
+report=$out/report.md
+mkdir -p "$out" && : >"$report" || exit 1
+
+# A line of the report.
+tell() {
+    echo "$*" >>"$report"
+}
 
 finish() {
+    tell "" && tell "$passed passed, $failed failed, $skipped skipped"
     echo "$passed passed, $failed failed, $skipped skipped"
     [ $failed -eq 0 ]
     exit
@@ -26,7 +38,7 @@ finish() {
 # Every test program counts once where none can be built.
 skip_all() { # REASON
     local source
-    for source in tests/gpu/test_*.c; do
+    for source in tests/gpu/test_*.c tests/ops/test_ops_cuda.c; do
         skipped=$((skipped + 1))
         echo "skipped: $(basename "$source" .c): gpu: $1"
     done
@@ -86,6 +98,12 @@ nvcc=$(find_nvcc)
 [ -n "$nvcc" ] || skip_all "no nvcc: not in PATH, CUDACXX, CUDA_HOME or /usr/local/cuda/bin"
 nccl=$(find_nccl "$nvcc")
 [ -n "$nccl" ] || skip_all "no nccl.h: not in NCCL_HOME, beside $nvcc, in /usr or in a Python package nvidia.nccl"
+{
+    echo "# tests/gpu.sh on $(nvidia-smi --query-gpu=name --format=csv,noheader | sort | uniq -c | sed 's/^ *//' | paste -sd ,)"
+    echo
+    echo "$(date -u +%F), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), driver" \
+        "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1), $("$nvcc" --version | sed -nE 's/.*release ([^,]*),.*/CUDA \1/p')"
+} >"$report"
 echo "nvcc: $nvcc, $("$nvcc" --version | sed -nE 's/.*release ([^,]*), (.*)/\2/p'); nccl.h: $nccl/include"
 
 # ---- building ----
@@ -123,6 +141,7 @@ run() { # NAME  command...
     # Every rank that found something has a line; a case counts once.
     line=$(sed -nE 's/^FAILED: ([0-9]+ ranks: [^:]*).*/\1/p' "$log" | sort -u | grep -c .)
     failed=$((failed + line))
+    grep -E '^(ok|FAILED|skipped): ' "$log" | sed 's/^/- /' >>"$report"
     if [ "$status" -ne 0 ] && [ "$line" -eq 0 ]; then
         failed=$((failed + 1))
         if [ "$status" -eq 124 ]; then
@@ -136,6 +155,8 @@ run() { # NAME  command...
     fi
 }
 
+tell "" && tell "## Checks" && tell ""
+run "the op matrix" "$folder/gpu/test_ops_cuda"
 for source in tests/gpu/test_*.c; do
     name=$(basename "$source" .c)
     for n in 1 2 3 4; do
@@ -151,4 +172,15 @@ for source in tests/gpu/test_*.c; do
         run "$name $mode" "$folder/gpu/$name" 2 "$mode"
     done
 done
+
+# ---- measuring ----
+
+bench=$folder/bench.md
+if timeout -k 10 240 "$folder/gpu/bench_kern" "$folder/libtensord_cuda.so" 2>&1 | tee "$bench" | grep -v '^FAILED'; [ "${PIPESTATUS[0]}" -eq 0 ]; then
+    passed=$((passed + 1))
+else
+    failed=$((failed + 1))
+    echo "FAILED: bench_kern: $(grep -m 1 '^FAILED' "$bench" || echo "it did not end in order")"
+fi
+tell "" && sed 's/^# /## /; s/^## Matrices/### Matrices/; s/^## Attention/### Attention/' "$bench" >>"$report"
 finish

@@ -258,6 +258,9 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     add_number(a, "--block-size", o->block_size);
     add_number(a, "--max-num-batched-tokens", o->max_num_batched_tokens);
     add_text(a, "--kv-cache-dtype", td_options_kv_dtypes[o->kv_cache_dtype.value[0]]);
+    add_text(a, "--device", o->device);
+    if (o->cuda_plugin)
+        add_text(a, "--cuda-plugin", o->cuda_plugin);
     add_text(a, "--cpu-isa", td_options_word(o, &o->cpu_isa));
     add_text(a, "--transport", td_options_word(o, &o->transport));
     add_text(a, "--sum-algorithm", td_options_word(o, &o->sum_algorithm));

@@ -98,6 +98,17 @@ static const struct td_option table[] = {
      .help = "compute a step in two or four parts, so that the sums of one travel while others are "
              "computed, with the same bits; auto: where ranks exchange messages, for steps of 64 "
              "rows and more, as was fastest when tried; on: every step of two rows and more"},
+    {"device", NULL, NULL, TD_OPTION_STRING, AT(device), GROUP | SCALE | TD_FOR_WORKER,
+     .metavar = "DEVICE", .preset = "cpu",
+     .help = "what ranks compute on: cpu; cuda, where the ranks of a host take its GPUs by turns; "
+             "cuda:N for "
+             "the GPU of that number"},
+    {"gpu-memory-utilization", NULL, NULL, TD_OPTION_FLOAT, AT(gpu_memory_utilization),
+     GROUP | SCALE | TD_FOR_WORKER, .metavar = "SHARE", .low = 0.01, .high = 1, .preset = "0.9",
+     .help = "share of a GPU's free memory that its ranks may use"},
+    {"cuda-plugin", NULL, NULL, TD_OPTION_STRING, AT(cuda_plugin), GROUP | SCALE | TD_FOR_WORKER,
+     .metavar = "FILE", .preset_note = "libtensord_cuda.so beside the program or in its lib folder",
+     .help = "the plug-in of --device cuda"},
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa),
      GROUP | SCALE | TD_FOR_WORKER | TD_FOR_DOCTOR, .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},

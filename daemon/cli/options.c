@@ -483,6 +483,19 @@ static enum td_status check_offload(const struct td_options *opts, struct td_err
     return TD_OK;
 }
 
+static enum td_status check_device(const struct td_options *opts, struct td_err *err)
+{
+    const char *d = opts->device;
+    size_t digits;
+
+    if (!d || strcmp(d, "cpu") == 0 || strcmp(d, "cuda") == 0)
+        return TD_OK;
+    digits = strncmp(d, "cuda:", 5) == 0 ? strspn(d + 5, "0123456789") : 0;
+    if (digits > 0 && digits < 5 && d[5 + digits] == '\0')
+        return TD_OK;
+    return td_err_set(err, TD_INVALID, "--device '%.40s': expected cpu, cuda or cuda:N", d);
+}
+
 static enum td_status check(const struct td_options *opts, struct td_err *err)
 {
     int n_prompts = !!opts->prompt + !!opts->prompt_file + (opts->prompt_ids.n > 0);
@@ -511,7 +524,7 @@ static enum td_status check(const struct td_options *opts, struct td_err *err)
         return td_err_set(err, TD_INVALID,
                           "--cluster-ssl-ca, --cluster-ssl-certfile and --cluster-ssl-keyfile go "
                           "together: one is missing");
-    if ((status = check_offload(opts, err)))
+    if ((status = check_offload(opts, err)) || (status = check_device(opts, err)))
         return status;
     if (opts->command == TD_FOR_SERVE && !td_options_host_is_loopback(opts->host) &&
         opts->api_key.n == 0 && !opts->insecure)

@@ -133,6 +133,9 @@ struct td_options {
     int sum_algorithm;                          /* enum td_sum_algorithm; one more: measure */
     int exchange_dtype;                         /* enum td_exchange_dtype */
     int overlap;                                /* enum td_overlap_mode */
+    const char *device;                         /* "cpu", "cuda", "cuda:N" */
+    const char *cuda_plugin;                    /* NULL: the usual place */
+    double gpu_memory_utilization;              /* share of what is free */
     int cpu_isa;                                /* enum td_option_isa */
     int64_t threads;                            /* per rank; 0: cores of the host / its ranks */
     uint64_t memory_bytes;                      /* cap per rank; 0: the machine's */

@@ -248,11 +248,15 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
 {
     struct server *s = user;
     const struct td_options *o = s->opts;
-    char threads[32], memory[32];
+    char threads[32], memory[32], gpu_share[32];
     struct launch *l = free_launch(s);
     size_t n_args = 0;
     const char *args[] = {"--threads",
                           threads,
+                          "--device",
+                          o->device,
+                          "--gpu-memory-utilization",
+                          gpu_share,
                           "--cpu-isa",
                           td_options_word(o, &o->cpu_isa),
                           "--transport",
@@ -264,6 +268,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           "--overlap",
                           td_options_word(o, &o->overlap),
                           NULL, /* what only some groups have */
+                          NULL,
+                          NULL,
                           NULL,
                           NULL,
                           NULL,
@@ -288,6 +294,10 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
         args[n_args++] = "--memory-bytes";
         args[n_args++] = memory;
     }
+    if (o->cuda_plugin) {
+        args[n_args++] = "--cuda-plugin";
+        args[n_args++] = o->cuda_plugin;
+    }
     if (o->cluster_ssl_ca) { /* paths: nothing secret stands on a command line */
         const char *const tls[] = {"--cluster-ssl-ca",       s->ssl_ca,
                                    "--cluster-ssl-certfile", s->ssl_cert,
@@ -296,6 +306,7 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
         memcpy(&args[n_args], tls, sizeof tls);
     }
     snprintf(threads, sizeof threads, "%lld", (long long)o->threads);
+    snprintf(gpu_share, sizeof gpu_share, "%.9g", o->gpu_memory_utilization);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)o->memory_bytes);
     if (!l)
         return td_err_set(err, TD_BUSY, "%d launches have not ended: expected no more",

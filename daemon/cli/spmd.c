@@ -32,6 +32,9 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
 {
     *out = (struct td_node_params){.n_threads = (uint32_t)opts->threads,
                                    .isa = td_options_word(opts, &opts->cpu_isa),
+                                   .device = opts->device,
+                                   .cuda_plugin = opts->cuda_plugin,
+                                   .gpu_share = opts->gpu_memory_utilization,
                                    .sums = sums_of(opts),
                                    .exchange = (enum td_exchange_dtype)opts->exchange_dtype,
                                    .overlap = (enum td_overlap_mode)opts->overlap,

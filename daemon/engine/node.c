@@ -14,12 +14,46 @@
 /* A step's first message; most steps fit in it. */
 enum { HEAD_BYTES = 4096 };
 
+static void run_on_host(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg)
+{
+    td_kern_run(user, n, task, arg);
+}
+
+/* The GPU of the rank takes the place of the CPU, whose threads stay. *memory: this rank's share of what is free on it. */
+static enum td_status open_gpu(struct td_node *node, uint32_t local_rank, uint32_t local_size,
+                               uint64_t *memory, struct td_err *err)
+{
+    const struct td_node_params *p = &node->params;
+    const char *number = strchr(p->device, ':');
+    struct td_kern_cuda_params params = {
+        .plugin = p->cuda_plugin, .run = run_on_host, .user = node->kern};
+    uint32_t n_devices = 1, n_sharing = local_size;
+    enum td_status s;
+
+    if (number) {
+        params.device = (uint32_t)strtoul(number + 1, NULL, 10);
+    } else {
+        s = td_kern_cuda_count(p->cuda_plugin, &n_devices, err);
+        if (s)
+            return s;
+        params.device = local_rank % n_devices;
+        n_sharing = (local_size + n_devices - 1) / n_devices;
+    }
+    node->host_kern = node->kern;
+    node->kern = NULL;
+    s = td_kern_cuda_open(&params, &node->kern, err);
+    if (s)
+        return s;
+    *memory = (uint64_t)((double)td_kern_free_bytes(node->kern) * p->gpu_share / n_sharing);
+    return TD_OK;
+}
+
 static enum td_status open_device(struct td_node *node, struct td_err *err)
 {
     const struct td_node_params *p = &node->params;
     struct td_kern_cpu_params kern = {.isa = p->isa};
     struct td_comm *host = NULL;
-    uint32_t local_size;
+    uint32_t local_size, local_rank;
     char text[128];
     uint64_t memory;
     enum td_status s = td_comm_split_host(node->world, &host, err);
@@ -28,6 +62,7 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
     s = s ? s : td_comm_bcast(host, 0, &node->host, sizeof node->host, err);
     s = s ? s : td_hostshare_cores(host, p->n_threads, &node->cores, err);
     local_size = host ? td_comm_size(host) : 1;
+    local_rank = host ? td_comm_rank(host) : 0;
     td_comm_close(host);
     if (s)
         return s;
@@ -42,9 +77,11 @@ static enum td_status open_device(struct td_node *node, struct td_err *err)
     kern.spin_ns = node->spin_ns = node->cores.owned ? 2000000 : 0;
     td_comm_set_spin(node->world, kern.spin_ns);
     s = td_kern_cpu_open(&kern, &node->kern, err);
+    memory = td_hostshare_memory_bytes() / local_size;
+    if (!s && p->device && strcmp(p->device, "cpu") != 0)
+        s = open_gpu(node, local_rank, local_size, &memory, err);
     if (s)
         return s;
-    memory = td_hostshare_memory_bytes() / local_size;
     node->facts.memory_bytes =
         p->memory_bytes && (!memory || p->memory_bytes < memory) ? p->memory_bytes : memory;
     node->facts.n_cores = node->cores.n_cores;
@@ -349,6 +386,7 @@ void td_node_close(struct td_node *node)
 {
     td_node_unload(node);
     td_kern_close(node->kern);
+    td_kern_close(node->host_kern);
     memset(node, 0, sizeof *node);
 }
 

@@ -32,8 +32,11 @@ struct td_node_facts {
 };
 
 struct td_node_params {
-    uint32_t n_threads; /* 0: physical cores / ranks that share them */
-    const char *isa;    /* as td_kern_cpu_params has it */
+    uint32_t n_threads;      /* 0: physical cores / ranks that share them */
+    const char *isa;         /* as td_kern_cpu_params has it */
+    const char *device;      /* "cpu", "cuda" or "cuda:N"; NULL: "cpu" */
+    const char *cuda_plugin; /* as td_kern_cuda_params has it */
+    double gpu_share;        /* of a GPU's free memory that its ranks may use */
     struct td_sumchoice_params sums;
     enum td_exchange_dtype exchange;
     enum td_overlap_mode overlap; /* rank 0's counts */
@@ -62,6 +65,7 @@ struct td_node {
     struct td_plan_model *model;
     struct td_plan *plan; /* NULL until loaded */
     struct td_kern *kern;
+    struct td_kern *host_kern; /* the CPU beside a GPU: its threads; NULL where `kern` is the CPU */
     struct td_shard *shard;
     struct td_draftmodel *draft; /* rank 0; NULL: none */
     bool draft_failed;           /* a step of it: it is not asked again */

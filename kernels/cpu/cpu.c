@@ -143,12 +143,21 @@ static void run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32
     td_pool_run(td_cpu_of(kern)->pool, n, task, arg);
 }
 
+static void copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
+{
+    (void)kern;
+    memcpy(to, from, bytes);
+}
+
 static const struct td_kern_ops OPS = {
     .close = close_cpu,
     .supports_matrix = supports_matrix,
     .supports_kv = supports_kv,
     .alloc = alloc,
     .release = release,
+    .alloc_shared = alloc,
+    .release_shared = release,
+    .copy = copy,
     .run = run,
     .sync = sync_cpu,
     .matrix_open = matrix_open,
@@ -156,6 +165,7 @@ static const struct td_kern_ops OPS = {
     .matrix_pack = matrix_pack,
     .linear = td_cpu_linear,
     .rows = td_cpu_rows,
+    .gather = td_cpu_gather,
     .rmsnorm = td_cpu_rmsnorm,
     .silu_mul = td_cpu_silu_mul,
     .add = td_cpu_add,
@@ -253,6 +263,7 @@ enum td_status td_kern_cpu_open(const struct td_kern_cpu_params *params, struct 
         goto fail;
     cpu->head.ops = &OPS;
     cpu->head.numerics = "cpu-2"; /* one class: every instruction set gives the same bits */
+    cpu->head.is_host = true;
     cpu->head.n_threads = pool.n_threads;
     *kern = &cpu->head;
     return TD_OK;

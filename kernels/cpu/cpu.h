@@ -441,6 +441,8 @@ enum td_status td_cpu_linear(struct td_kern *kern, const struct td_kern_input *i
                              struct td_err *err);
 void td_cpu_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
                  float *out);
+void td_cpu_gather(struct td_kern *kern, const float *x, const uint32_t *rows, uint32_t n,
+                   uint32_t dim, float *out);
 void td_cpu_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
                     uint32_t dim, float eps, float *out);
 void td_cpu_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,

@@ -3,6 +3,14 @@
 
 #include "kernels/cpu/pool.h"
 
+void td_cpu_gather(struct td_kern *kern, const float *x, const uint32_t *rows, uint32_t n,
+                   uint32_t dim, float *out)
+{
+    (void)kern;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(out + (size_t)i * dim, x + (size_t)rows[i] * dim, dim * sizeof *out);
+}
+
 struct norm_job {
     const struct td_cpu_isa *isa;
     const float *x, *weight;

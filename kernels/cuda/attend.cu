@@ -1,0 +1,272 @@
+/* Attention over the cache. A block of threads takes one row, a few query heads of one KV head, and a run of chunks of keys; chunks
+ * join in the fixed tree by their index, inside a run and then over the runs, so that neither the runs nor who else is in the
+ * call is seen in a result. */
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/kvcells.cuh"
+
+namespace
+{
+
+enum {
+    THREADS = 128,
+    WARPS = THREADS / 32,
+    HEADS = 8,       /* query heads of a block */
+    MAX_SPANS = 128, /* runs of query heads that share a KV head, HEADS at most each */
+    KEYS = TD_KERN_CHUNK_KEYS,
+    LEAST_RUN = 4, /* chunks of a run, a power of two */
+    BLOCKS_PER_SM = 4
+};
+
+struct span {
+    uint16_t head, n, kv_head;
+};
+
+struct job {
+    struct td_cuda_kv kv;
+    struct td_kv_rows rows;
+    const float *q; /* [n x n_heads x head_dim] */
+    float *out;
+    float *partials; /* [n x n_heads x n_runs x (2 + head_dim)] max, sum, acc; NULL for one run */
+    float scale;
+    uint32_t n_heads, run, n_runs, levels;
+    struct span span[MAX_SPANS];
+};
+
+/* What a chunk, or several that are joined, give: per head {max, sum, acc [dim]}. */
+__device__ float *level_of(float *levels, uint32_t level, uint32_t dim)
+{
+    return levels + (size_t)level * HEADS * (dim + 2);
+}
+
+/* left = left and right, of n heads; all threads. */
+__device__ void join(float *left, const float *right, uint32_t n, uint32_t dim)
+{
+    for (uint32_t i = threadIdx.x; i < n * dim; i += THREADS) {
+        float *l = left + (size_t)(i / dim) * (dim + 2);
+        const float *r = right + (size_t)(i / dim) * (dim + 2);
+        const float max = r[0] > l[0] ? r[0] : l[0];
+
+        l[2 + i % dim] =
+            fmaf(l[2 + i % dim], td_num_exp(l[0] - max), r[2 + i % dim] * td_num_exp(r[0] - max));
+    }
+    __syncthreads();
+    if (threadIdx.x < n) {
+        float *l = left + (size_t)threadIdx.x * (dim + 2);
+        const float *r = right + (size_t)threadIdx.x * (dim + 2);
+        const float max = r[0] > l[0] ? r[0] : l[0];
+
+        l[1] = fmaf(l[1], td_num_exp(l[0] - max), r[1] * td_num_exp(r[0] - max));
+        l[0] = max;
+    }
+    __syncthreads();
+}
+
+/* Keys or values of `n` tokens from `first` on into `to` [KEYS x (dim + 1)]. */
+template <enum td_dtype T>
+__device__ void load_chunk(const struct job &job, const uint32_t *blocks, uint32_t kv_head,
+                           uint32_t half, uint32_t first, uint32_t n, float *to)
+{
+    const uint32_t dim = job.kv.head_dim;
+
+    for (uint32_t i = threadIdx.x; i < n * dim; i += THREADS) {
+        const uint32_t at = first + i / dim;
+        const uint8_t *cell =
+            td_cuda_kv_cell(job.kv, blocks[at / job.kv.block_tokens], kv_head, half);
+
+        to[(size_t)(i / dim) * (dim + 1) + i % dim] =
+            td_cuda_kv_read<T>(job.kv, cell, at % job.kv.block_tokens, i % dim);
+    }
+    __syncthreads();
+}
+
+template <enum td_dtype T>
+__global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct job job)
+{
+    const uint32_t dim = job.kv.head_dim, row = blockIdx.x, run = blockIdx.z;
+    const struct span span = job.span[blockIdx.y];
+    const uint32_t n_keys = job.rows.positions[row] + 1;
+    const uint32_t n_chunks = (n_keys + KEYS - 1) / KEYS;
+    const uint32_t begin = run * job.run;
+    const uint32_t end = begin + job.run < n_chunks ? begin + job.run : n_chunks;
+    const uint32_t *blocks = job.rows.table + job.rows.first_block[row];
+    float *q = (float *)td_num_shared();      /* [HEADS x dim] */
+    float *weights = q + HEADS * dim;         /* [HEADS x KEYS] */
+    float *chunk = weights + HEADS * KEYS;    /* [KEYS x (dim + 1)] */
+    float *levels = chunk + KEYS * (dim + 1); /* [levels][HEADS x (dim + 2)] */
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t depth = 0;
+
+    if (begin >= end)
+        return;
+    for (uint32_t i = threadIdx.x; i < span.n * dim; i += THREADS)
+        q[i] = job.q[((size_t)row * job.n_heads + span.head) * dim + i] * job.scale;
+    for (uint32_t c = begin; c < end; c++) {
+        const uint32_t first = c * KEYS,
+                       n = n_keys - first < KEYS ? n_keys - first : (uint32_t)KEYS;
+        float *to = level_of(levels, depth++, dim);
+
+        __syncthreads(); /* all are done with the chunk before */
+        load_chunk<T>(job, blocks, span.kv_head, 0, first, n, chunk);
+        for (uint32_t i = threadIdx.x; i < span.n * KEYS; i += THREADS) {
+            const float *k = chunk + (size_t)(i % KEYS) * (dim + 1), *qh = q + i / KEYS * dim;
+            float dot = 0.0f;
+
+            for (uint32_t d = 0; i % KEYS < n && d < dim; d++)
+                dot = fmaf(qh[d], k[d], dot);
+            weights[i] = dot;
+        }
+        __syncthreads();
+        load_chunk<T>(job, blocks, span.kv_head, 1, first, n, chunk);
+        for (uint32_t h = threadIdx.x / 32; h < span.n; h += WARPS) {
+            float *w = weights + h * KEYS, max = -INFINITY, sum;
+            const float low = lane < n ? w[lane] : -INFINITY;
+            const float high = lane + 32 < n ? w[lane + 32] : -INFINITY;
+
+            max = low > max ? low : max;
+            max = high > max ? high : max;
+            for (uint32_t mask = 16; mask; mask >>= 1) {
+                const float other = td_num_xor(max, mask);
+
+                max = other > max ? other : max;
+            }
+            w[lane] = lane < n ? td_num_exp(low - max) : 0.0f;
+            w[lane + 32] = lane + 32 < n ? td_num_exp(high - max) : 0.0f;
+            sum = w[lane] + w[lane + 32];
+            for (uint32_t mask = 16; mask; mask >>= 1)
+                sum = sum + td_num_xor(sum, mask);
+            if (lane == 0) {
+                to[h * (dim + 2)] = max;
+                to[h * (dim + 2) + 1] = sum;
+            }
+        }
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < span.n * dim; i += THREADS) {
+            const float *w = weights + i / dim * KEYS, *v = chunk + i % dim;
+            float acc = 0.0f;
+
+            for (uint32_t j = 0; j < n; j++)
+                acc = fmaf(w[j], v[(size_t)j * (dim + 1)], acc);
+            to[i / dim * (dim + 2) + 2 + i % dim] = acc;
+        }
+        __syncthreads();
+        for (uint32_t i = c - begin; i & 1; i >>= 1, depth--)
+            join(level_of(levels, depth - 2, dim), level_of(levels, depth - 1, dim), span.n, dim);
+    }
+    for (; depth > 1; depth--)
+        join(level_of(levels, depth - 2, dim), level_of(levels, depth - 1, dim), span.n, dim);
+    if (n_chunks <= job.run) {
+        for (uint32_t i = threadIdx.x; i < span.n * dim; i += THREADS) {
+            const float *from = levels + i / dim * (dim + 2);
+
+            job.out[((size_t)row * job.n_heads + span.head) * dim + i] =
+                from[2 + i % dim] * (1.0f / from[1]);
+        }
+        return;
+    }
+    for (uint32_t i = threadIdx.x; i < span.n * (dim + 2); i += THREADS) {
+        const size_t head = (size_t)row * job.n_heads + span.head + i / (dim + 2);
+
+        job.partials[(head * job.n_runs + run) * (dim + 2) + i % (dim + 2)] = levels[i];
+    }
+}
+
+/* The runs of one row and head into the first of them. */
+__global__ void __launch_bounds__(THREADS) join_runs(const __grid_constant__ struct job job)
+{
+    const uint32_t dim = job.kv.head_dim, row = blockIdx.x, head = blockIdx.y;
+    const uint32_t n_chunks = job.rows.positions[row] / KEYS + 1;
+    const uint32_t n_runs = (n_chunks + job.run - 1) / job.run;
+    const size_t at = (size_t)row * job.n_heads + head;
+    float *run = job.partials + at * job.n_runs * (dim + 2);
+
+    if (n_runs == 1)
+        return;
+    for (uint32_t step = 1; step < n_runs; step *= 2)
+        for (uint32_t i = 0; i + step < n_runs; i += 2 * step)
+            join(run + (size_t)i * (dim + 2), run + (size_t)(i + step) * (dim + 2), 1, dim);
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
+        job.out[at * dim + d] = run[2 + d] * (1.0f / run[1]);
+}
+
+/* ---- the host's part ---- */
+
+uint32_t cut_spans(struct span *span, const uint32_t *kv_of_head, uint32_t n_heads)
+{
+    uint32_t n = 0;
+
+    for (uint32_t h = 0; h < n_heads; h++) {
+        if (n && span[n - 1].kv_head == kv_of_head[h] && span[n - 1].n < HEADS) {
+            span[n - 1].n++;
+        } else {
+            if (n == MAX_SPANS)
+                return UINT32_MAX;
+            span[n++] = {(uint16_t)h, 1, (uint16_t)kv_of_head[h]};
+        }
+    }
+    return n;
+}
+
+uint32_t levels_of(uint32_t run)
+{
+    uint32_t levels = 1;
+
+    while (run > 1) {
+        levels++;
+        run /= 2;
+    }
+    return levels + 1;
+}
+
+size_t shared_bytes(uint32_t dim, uint32_t levels)
+{
+    return sizeof(float) * ((size_t)HEADS * dim + HEADS * KEYS + (size_t)KEYS * (dim + 1) +
+                            (size_t)levels * HEADS * (dim + 2));
+}
+
+} // namespace
+
+enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *kv,
+                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
+                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+                                 float *out, struct td_err *err)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+    struct job job = {td_cuda_kv_of(kv), *rows, q, out, NULL, scale, n_heads, 1, 1, 0, {}};
+    const uint32_t n_spans = cut_spans(job.span, kv_of_head, n_heads), dim = kv->head_dim;
+    const uint32_t most_chunks = (rows->most_keys + KEYS - 1) / KEYS;
+    enum td_status s;
+
+    if (n_spans == UINT32_MAX)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "%u query heads with %u KV heads: %s takes up to %d runs", n_heads,
+                          kv->n_kv_heads, kern->name, MAX_SPANS);
+    while (job.run < most_chunks)
+        job.run *= 2;
+    while (job.run > LEAST_RUN && ((uint64_t)n * n_spans * ((most_chunks + job.run - 1) / job.run) <
+                                       (uint64_t)BLOCKS_PER_SM * cuda->n_sms ||
+                                   shared_bytes(dim, levels_of(job.run)) > cuda->most_shared))
+        job.run /= 2;
+    job.n_runs = (most_chunks + job.run - 1) / job.run;
+    job.levels = levels_of(job.run);
+    if (job.n_runs > 1) {
+        s = td_cuda_reserve(cuda, &cuda->scratch,
+                            sizeof(float) * n * n_heads * job.n_runs * (dim + 2), err);
+        if (s)
+            return s;
+        job.partials = (float *)cuda->scratch.data;
+    }
+    switch (kv->dtype) {
+#define CASE(T)                                                                                    \
+    case T:                                                                                        \
+        td_cuda_launch(cuda, attend<T>, dim3(n, n_spans, job.n_runs), dim3(THREADS),               \
+                       shared_bytes(dim, job.levels), job);                                        \
+        break;
+        TD_CUDA_EACH_KV(CASE)
+#undef CASE
+    default:
+        break;
+    }
+    if (job.n_runs > 1)
+        td_cuda_launch(cuda, join_runs, dim3(n, n_heads), dim3(THREADS), 0, job);
+    return TD_OK;
+}

@@ -1,0 +1,251 @@
+/* The plug-in's table: devices, their memory and their errors. */
+#include "kernels/cuda/device.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+namespace
+{
+
+enum { OLDEST_MAJOR = 8 }; /* sm_80: BF16 on the tensor cores */
+
+enum td_status no_device(cudaError_t e, struct td_err *err)
+{
+    int driver = 0;
+
+    cudaDriverGetVersion(&driver);
+    if (e == cudaErrorInsufficientDriver && driver)
+        return td_err_set(err, TD_UNAVAILABLE,
+                          "the NVIDIA driver is too old: it is for CUDA %d.%d, expected %d.%d or "
+                          "later; '--device cpu' works without",
+                          driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+                          CUDART_VERSION % 1000 / 10);
+    if (e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice)
+        return td_err_set(err, TD_UNAVAILABLE, "there is no %s here; '--device cpu' works without",
+                          driver ? "CUDA device" : "NVIDIA driver");
+    return td_err_set(err, TD_DEVICE, "CUDA does not begin: %s", cudaGetErrorString(e));
+}
+
+enum td_status count(uint32_t *n, struct td_err *err)
+{
+    int devices = 0;
+    cudaError_t e = cudaGetDeviceCount(&devices);
+
+    if (e == cudaSuccess && devices == 0)
+        e = cudaErrorNoDevice;
+    if (e != cudaSuccess)
+        return no_device(e, err);
+    *n = (uint32_t)devices;
+    return TD_OK;
+}
+
+/* ---- the table ---- */
+
+void close_cuda(struct td_kern *kern)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+
+    cudaStreamSynchronize(cuda->stream);
+    cudaFree(cuda->scratch.data);
+    cudaFree(cuda->gates.data);
+    cudaFree(cuda->rows.data);
+    cudaStreamDestroy(cuda->stream);
+    free(cuda);
+}
+
+bool supports_matrix(const struct td_kern *kern, enum td_dtype type)
+{
+    (void)kern;
+    return td_cuda_format_of(type).tile_bytes != 0;
+}
+
+bool supports_kv(const struct td_kern *kern, enum td_dtype type)
+{
+    (void)kern;
+    return type == TD_F32 || type == TD_F16 || type == TD_BF16 || type == TD_Q8_0;
+}
+
+void *alloc(struct td_kern *kern, size_t bytes)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+    void *p = NULL;
+
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return NULL;
+    }
+    td_cuda_note(cuda, cudaMemsetAsync(p, 0, bytes ? bytes : 1, cuda->stream));
+    return p;
+}
+
+void release(struct td_kern *kern, void *ptr, size_t bytes)
+{
+    (void)bytes;
+    td_cuda_note(td_cuda_of(kern), cudaFree(ptr));
+}
+
+void *alloc_shared(struct td_kern *kern, size_t bytes)
+{
+    void *p = NULL;
+
+    (void)kern;
+    if (cudaMallocHost(&p, bytes ? bytes : 1) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return NULL;
+    }
+    memset(p, 0, bytes);
+    return p;
+}
+
+void release_shared(struct td_kern *kern, void *ptr, size_t bytes)
+{
+    (void)bytes;
+    td_cuda_note(td_cuda_of(kern), cudaFreeHost(ptr));
+}
+
+void copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+
+    td_cuda_note(cuda, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda->stream));
+}
+
+size_t free_bytes(struct td_kern *kern)
+{
+    size_t free = 0, total = 0;
+
+    td_cuda_note(td_cuda_of(kern), cudaMemGetInfo(&free, &total));
+    return free;
+}
+
+void run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg)
+{
+    const struct td_kern_cuda_params *p = &td_cuda_of(kern)->p;
+
+    if (p->run)
+        p->run(p->user, n, task, arg);
+    else
+        for (uint32_t i = 0; i < n; i++)
+            task(arg, i);
+}
+
+enum td_status sync_cuda(struct td_kern *kern, struct td_err *err)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+    cudaError_t e;
+
+    td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
+    e = cuda->failed;
+    cuda->failed = cudaSuccess;
+    if (e == cudaErrorMemoryAllocation)
+        return td_err_set(err, TD_NO_MEMORY, "%s: %s", kern->name, cudaGetErrorString(e));
+    return e == cudaSuccess ? TD_OK
+                            : td_err_set(err, TD_DEVICE, "%s: %s (%s)", kern->name,
+                                         cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+const struct td_kern_ops OPS = {.close = close_cuda,
+                                .supports_matrix = supports_matrix,
+                                .supports_kv = supports_kv,
+                                .alloc = alloc,
+                                .release = release,
+                                .alloc_shared = alloc_shared,
+                                .release_shared = release_shared,
+                                .copy = copy,
+                                .free_bytes = free_bytes,
+                                .run = run,
+                                .sync = sync_cuda,
+                                .matrix_open = td_cuda_matrix_open,
+                                .matrix_close = td_cuda_matrix_close,
+                                .matrix_pack = td_cuda_matrix_pack,
+                                .linear = td_cuda_linear,
+                                .rows = td_cuda_rows,
+                                .gather = td_cuda_gather,
+                                .rmsnorm = td_cuda_rmsnorm,
+                                .silu_mul = td_cuda_silu_mul,
+                                .add = td_cuda_add,
+                                .top = td_cuda_top,
+                                .rope_angles = td_cuda_rope_angles,
+                                .rope_kv = td_cuda_rope_kv,
+                                .attention = td_cuda_attention,
+                                .kv_save = td_cuda_kv_save,
+                                .kv_restore = td_cuda_kv_restore};
+
+/* ---- opening ---- */
+
+enum td_status begin(struct td_cuda *cuda, struct td_err *err)
+{
+    cudaDeviceProp prop;
+    cudaError_t e = cudaSetDevice((int)cuda->p.device);
+
+    e = e == cudaSuccess ? cudaGetDeviceProperties(&prop, (int)cuda->p.device) : e;
+    if (e != cudaSuccess)
+        return no_device(e, err);
+    if (prop.major < OLDEST_MAJOR)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "%s has compute capability %d.%d, expected %d.0 or later; '--device cpu' "
+                          "works without",
+                          prop.name, prop.major, prop.minor, OLDEST_MAJOR);
+    cuda->n_sms = (uint32_t)prop.multiProcessorCount;
+    cuda->most_shared = prop.sharedMemPerBlockOptin;
+    snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);
+    e = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
+    return e == cudaSuccess ? TD_OK
+                            : td_err_set(err, TD_DEVICE, "no stream on %s: %s", prop.name,
+                                         cudaGetErrorString(e));
+}
+
+enum td_status open(const struct td_kern_cuda_params *params, struct td_kern **kern,
+                    struct td_err *err)
+{
+    uint32_t n = 0;
+    enum td_status s = count(&n, err);
+    struct td_cuda *cuda;
+
+    if (s)
+        return s;
+    if (params->device >= n)
+        return td_err_set(err, TD_INVALID, "CUDA device %u of %u: expected 0 to %u", params->device,
+                          n, n - 1);
+    cuda = (struct td_cuda *)calloc(1, sizeof *cuda);
+    if (!cuda)
+        return td_err_set(err, TD_NO_MEMORY, "no memory for a CUDA device");
+    cuda->p = *params;
+    cuda->head.ops = &OPS;
+    cuda->head.numerics = "cuda-1";
+    cuda->head.n_threads = 1;
+    s = begin(cuda, err);
+    if (s) {
+        free(cuda);
+        return s;
+    }
+    *kern = &cuda->head;
+    return TD_OK;
+}
+
+} // namespace
+
+enum td_status td_cuda_reserve(struct td_cuda *cuda, struct td_cuda_buffer *buffer, size_t bytes,
+                               struct td_err *err)
+{
+    void *data = NULL;
+
+    if (bytes <= buffer->bytes)
+        return TD_OK;
+    td_cuda_note(cuda, cudaFree(buffer->data)); /* waits for who uses it */
+    buffer->data = NULL;
+    buffer->bytes = 0;
+    if (cudaMalloc(&data, bytes) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return td_err_set(err, TD_NO_MEMORY, "%s: no memory for %zu bytes of scratch",
+                          cuda->head.name, bytes);
+    }
+    buffer->data = (uint8_t *)data;
+    buffer->bytes = bytes;
+    return TD_OK;
+}
+
+extern "C" {
+__attribute__((visibility("default"))) extern const struct td_cudaplug td_cudaplug;
+const struct td_cudaplug td_cudaplug = {TD_CUDAPLUG_ABI, CUDART_VERSION, count, open};
+}

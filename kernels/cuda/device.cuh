@@ -1,0 +1,109 @@
+/* What the plug-in's files share: one device with its stream, a matrix on it, and how a kernel is begun. */
+#ifndef TD_KERNELS_CUDA_DEVICE_CUH
+#define TD_KERNELS_CUDA_DEVICE_CUH
+
+#include "kernels/cuda/clib.h"
+#include "kernels/cuda/matrix.cuh"
+
+#include <cuda_runtime.h>
+
+/* Memory that grows with what is asked of it, and keeps nothing between operations. */
+struct td_cuda_buffer {
+    uint8_t *data;
+    size_t bytes;
+};
+
+struct td_cuda {
+    struct td_kern head;
+    struct td_kern_cuda_params p;
+    cudaStream_t stream;
+    cudaError_t failed; /* the first failure since td_kern_sync told one */
+    uint32_t n_sms;
+    size_t most_shared; /* bytes a block may have */
+    struct td_cuda_buffer scratch, gates, rows;
+};
+
+struct td_cuda_matrix {
+    struct td_matrix head;
+    struct td_cuda_weights view;
+    struct td_cuda_tile *tile; /* [view.n_tiles] the host's copy */
+    void *memory;              /* of the device: everything */
+};
+
+static inline struct td_cuda *td_cuda_of(struct td_kern *kern)
+{
+    return (struct td_cuda *)kern;
+}
+
+static inline size_t td_cuda_align(size_t bytes)
+{
+    return (bytes + 255) & ~(size_t)255;
+}
+
+/* Keeps the first failure for td_kern_sync. */
+static inline void td_cuda_note(struct td_cuda *cuda, cudaError_t e)
+{
+    if (e != cudaSuccess && cuda->failed == cudaSuccess)
+        cuda->failed = e;
+}
+
+/* At least `bytes`; its contents are lost when it grows. TD_NO_MEMORY. */
+enum td_status td_cuda_reserve(struct td_cuda *cuda, struct td_cuda_buffer *buffer, size_t bytes,
+                               struct td_err *err);
+
+/* Whether the columns of both are cut into the same leaves, so that they read the same activations. */
+bool td_cuda_same_cut(const struct td_cuda_matrix *a, const struct td_cuda_matrix *b);
+
+/* Enqueues a kernel whose parameters are `args`, in their order and of their types. */
+template <class... P, class... A>
+static void td_cuda_launch(struct td_cuda *cuda, void (*kernel)(P...), dim3 grid, dim3 block,
+                           size_t shared, A... args)
+{
+#ifdef TD_GPUSIM
+    td_cuda_note(cuda, gpusim_launch(kernel, grid, block, shared, args...));
+#else
+    void *at[] = {(void *)&args...};
+
+    if (shared > 48 * 1024) /* more is given to who asks for it */
+        td_cuda_note(cuda, cudaFuncSetAttribute((const void *)kernel,
+                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)shared));
+    td_cuda_note(cuda,
+                 cudaLaunchKernel((const void *)kernel, grid, block, at, shared, cuda->stream));
+#endif
+}
+
+/* The operations of the table. */
+enum td_status td_cuda_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape,
+                                   struct td_matrix **m, struct td_err *err);
+void td_cuda_matrix_close(struct td_kern *kern, struct td_matrix *m);
+void td_cuda_matrix_pack(struct td_kern *kern, struct td_matrix *m, uint32_t row0, uint32_t n_rows,
+                         const void *src, size_t stride_bytes, const float *scales);
+enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                              const struct td_kern_output *outs, uint32_t n_outs,
+                              struct td_err *err);
+void td_cuda_rows(struct td_kern *kern, const struct td_matrix *m, const uint32_t *ids, uint32_t n,
+                  float *out);
+void td_cuda_gather(struct td_kern *kern, const float *x, const uint32_t *rows, uint32_t n,
+                    uint32_t dim, float *out);
+void td_cuda_rmsnorm(struct td_kern *kern, const float *x, const float *weight, uint32_t n,
+                     uint32_t dim, float eps, float *out);
+void td_cuda_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,
+                      float *out);
+void td_cuda_add(struct td_kern *kern, float *x, const float *y, size_t n);
+void td_cuda_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width, uint32_t n_top,
+                 struct td_top *out);
+void td_cuda_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
+                         bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
+void td_cuda_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
+                     const struct td_kv_rows *rows, uint32_t n, const struct td_rope_kv *in);
+enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *kv,
+                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
+                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
+                                 float *out, struct td_err *err);
+void td_cuda_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                     void *bytes);
+void td_cuda_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
+                        const void *bytes);
+
+#endif

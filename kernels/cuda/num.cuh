@@ -1,0 +1,172 @@
+/* Numbers of a kernel: 16-bit floats in pairs, products of 16 x 16 by 16 x 8 on the tensor cores, and what a warp shares.
+ * Every function gives the same bits on every call: fused multiply-adds are written as such (-fmad=false), nothing is flushed. */
+#ifndef TD_KERNELS_CUDA_NUM_CUH
+#define TD_KERNELS_CUDA_NUM_CUH
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#ifdef TD_GPUSIM
+#include <simnum.h>
+#else
+
+__device__ __forceinline__ float td_num_bits(uint32_t u)
+{
+    return __uint_as_float(u);
+}
+
+__device__ __forceinline__ uint32_t td_num_f32_bits(float f)
+{
+    return __float_as_uint(f);
+}
+
+__device__ __forceinline__ float td_num_f16(uint16_t h)
+{
+    float f;
+
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+
+/* To nearest, ties to even. */
+__device__ __forceinline__ uint16_t td_num_to_f16(float f)
+{
+    uint16_t h;
+
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+__device__ __forceinline__ uint16_t td_num_to_bf16(float f)
+{
+    uint16_t h;
+
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+/* Pairs of F16: a - b, a * b. */
+__device__ __forceinline__ uint32_t td_num_sub2(uint32_t a, uint32_t b)
+{
+    uint32_t c;
+
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
+__device__ __forceinline__ uint32_t td_num_mul2(uint32_t a, uint32_t b)
+{
+    uint32_t c;
+
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
+/* Two E4M3 in the low half of `v` as a pair of F16; exact. */
+__device__ __forceinline__ uint32_t td_num_e4m3x2(uint32_t v)
+{
+    uint32_t pair;
+
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((uint16_t)v));
+    return pair;
+}
+
+/* Bytes of a and b (0 .. 3 and 4 .. 7) that the nibbles of `selector` name. */
+__device__ __forceinline__ uint32_t td_num_bytes(uint32_t a, uint32_t b, uint32_t selector)
+{
+    return __byte_perm(a, b, selector);
+}
+
+/* c += a * b on a whole warp: mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). */
+__device__ __forceinline__ void td_num_mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void td_num_mma_bf16(float c[4], const uint32_t a[4],
+                                                const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* The value of lane (this ^ mask). */
+__device__ __forceinline__ float td_num_xor(float v, uint32_t mask)
+{
+    return __shfl_xor_sync(0xffffffffu, v, (int)mask);
+}
+
+__device__ __forceinline__ uint32_t td_num_xor(uint32_t v, uint32_t mask)
+{
+    return __shfl_xor_sync(0xffffffffu, v, (int)mask);
+}
+
+/* The block's dynamic shared memory. */
+__device__ __forceinline__ void *td_num_shared(void)
+{
+    extern __shared__ __align__(16) unsigned char td_num_shared_memory[];
+
+    return td_num_shared_memory;
+}
+
+#endif
+
+__device__ __forceinline__ float td_num_bf16(uint16_t h)
+{
+    return td_num_bits((uint32_t)h << 16);
+}
+
+/* e to the x, within 1 ulp over [-87, 88]: kernels/cpu/mathf.h's polynomial and its bits. */
+__device__ __forceinline__ float td_num_exp(float x)
+{
+    float n, r, p;
+    int i, half;
+
+    if (x != x)
+        return x;
+    x = -104.0f > x ? -104.0f : x;
+    x = 89.0f < x ? 89.0f : x;
+    n = rintf(x * 1.44269504f);
+    r = fmaf(n, -0.693359375f, x);
+    r = fmaf(n, 2.12194440e-4f, r);
+    p = fmaf(0.000198412698f, r, 0.00138888889f);
+    p = fmaf(p, r, 0.00833333333f);
+    p = fmaf(p, r, 0.0416666667f);
+    p = fmaf(p, r, 0.166666667f);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    i = (int)n;
+    half = i >> 1;
+    p *= td_num_bits((uint32_t)(half + 127) << 23);
+    return p * td_num_bits((uint32_t)(i - half + 127) << 23);
+}
+
+__device__ __forceinline__ float td_num_silu(float gate, float up)
+{
+    return gate / (1.0f + td_num_exp(-gate)) * up;
+}
+
+/* The sum over all threads of a block of up to 32 whole warps, to all of them, in a fixed order; `scratch` [32] is shared and may
+ * be used again after the next __syncthreads. */
+__device__ __forceinline__ float td_num_block_sum(float v, float *scratch)
+{
+    const uint32_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
+    float sum = 0.0f;
+
+    for (uint32_t mask = 16; mask; mask >>= 1)
+        v = v + td_num_xor(v, mask);
+    if (threadIdx.x % 32 == 0)
+        scratch[warp] = v;
+    __syncthreads();
+    for (uint32_t w = 0; w < warps; w++)
+        sum = sum + scratch[w];
+    return sum;
+}
+
+#endif

@@ -1,0 +1,106 @@
+"""The whole path with --device cuda, on the simulated device (tests/gpusim): ids of other programs, the same bits from every layout,
+what is said where something is missing. What a GPU does is checked by tests/gpu.sh."""
+
+import contextlib
+import json
+import pathlib
+
+import pytest
+from conftest import program
+from serving import MODEL, NAME, Server, needs_model
+
+pytest_plugins = ["serving"]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CUDA = ("--device", "cuda", "--cuda-plugin", str(program().parent / "tensord_gpusim.so"))
+PROMPT = "Once upon a time"
+BF16_260K, F16_260K, F32_260K = (f"stories260K/gguf/stories260K-{t}.gguf" for t in ("BF16", "F16", "F32"))
+Q8_3M, Q4_3M = (f"stories3M/gguf/stories3M-{t}.gguf" for t in ("Q8_0", "Q4_0"))
+LAYOUTS = {
+    "tp2": (2, ("-tp", "2")),
+    "shares-3-1-1": (3, ("--shares", "3:1:1")),
+    "pp2": (2, ("-pp", "2")),
+    "tp2-pp2": (4, ("-tp", "2", "-pp", "2")),
+}
+
+
+def generate(tensord, model, *args, ranks=0, prompt=PROMPT, n=4):
+    return tensord.json_once("generate", "--model", model, "--prompt", prompt, "--max-tokens", n, "--ignore-eos", *CUDA, *args, ranks=ranks)
+
+
+@pytest.mark.parametrize("model", [F32_260K, F16_260K, BF16_260K])
+def test_greedy_ids_equal_the_float64_reference(tensord, shared, model):
+    prompts = json.loads((shared / "models/stories260K/reference.json").read_text())["prompts"]
+    for p in prompts[: 3 if model == F32_260K else 1]:
+        n = 16 if model == F32_260K else 8
+        out = tensord.json("generate", "--model", shared / "models" / model, "--prompt", p["prompt"], "--max-tokens", n, "--ignore-eos",
+                           "--logprobs", "5", *CUDA)
+        assert out["prompt_ids"] == p["prompt_ids"] and out["ids"] == [g["id"] for g in p["greedy"][:n]]
+        for mine, theirs in zip(out["logprobs"], p["greedy"]):
+            assert mine["logprob"] == pytest.approx(theirs["logprob"], abs=0.02)
+
+
+def test_greedy_ids_of_the_shipped_model_equal_transformers(tensord, tiny, in_f32):
+    golden = json.loads((ROOT / "tests/golden/tensord-tiny.json").read_text())
+    for p in golden["prompts"][:2]:
+        out = tensord.json("generate", "--model", in_f32(tiny), "--prompt-ids", ",".join(map(str, p["prompt_ids"])), "--max-tokens", 12,
+                           "--ignore-eos", "--kv-cache-dtype", "f32", *CUDA)
+        assert out["ids"] == p["greedy_ids"][:12]
+
+
+@pytest.mark.parametrize("model,layout", [(BF16_260K, x) for x in LAYOUTS] + [(Q8_3M, "tp2-pp2"), (Q4_3M, "shares-3-1-1")])
+def test_every_layout_gives_the_same_bits(tensord, find_model, model, layout):
+    ranks, args = LAYOUTS[layout]
+    alone = generate(tensord, find_model(model))
+    out = generate(tensord, find_model(model), *args, ranks=ranks)
+    assert (out["ids"], out["logits_hash"]) == (alone["ids"], alone["logits_hash"])
+
+
+def test_prompt_chunks_and_pages_do_not_matter(tensord, find_model):
+    model = find_model(BF16_260K)
+    prompt = "Once upon a time there was a little fox who lived near a big river and liked to play in the snow."
+    alone = generate(tensord, model, prompt=prompt)
+    for args in (("--prefill-chunk", "1"), ("--prefill-chunk", "7", "--block-size", "4"), ("--threads", "2")):
+        out = generate(tensord, model, *args, prompt=prompt)
+        assert (out["ids"], out["logits_hash"]) == (alone["ids"], alone["logits_hash"]), args
+
+
+def test_perplexity_is_the_cpus(tensord, shared, tmp_path):
+    text = tmp_path / "text"
+    text.write_bytes((shared / "text/tinystories-dev.txt").read_bytes()[:500])
+    ask = ("perplexity", "--model", shared / "models" / BF16_260K, "--file", text, "--context", 64)
+    cpu, cuda = tensord.json(*ask), tensord.json(*ask, *CUDA)
+    assert cuda["perplexity"] == pytest.approx(cpu["perplexity"], rel=1e-3)
+
+
+@needs_model
+def test_a_server_serves_from_it(tensord):
+    alone = generate(tensord, MODEL, n=12)["text"]
+    with Server("-n", 2, "--threads", 1, *CUDA) as s:
+        s.wait_ready()
+        assert {r["device"] for r in s.group()["ranks"]} == {"cuda 0 simulated"}
+        assert s.group()["numerics_class"] == "cuda-1"
+        # Greedy, and drawn with a seed twice: alone and among others.
+        assert s.complete(PROMPT, max_tokens=12, temperature=0, ignore_eos=True)["text"] == alone
+        drawn = {"max_tokens": 12, "temperature": 1.0, "seed": 7, "ignore_eos": True}
+        one = s.complete(PROMPT, **drawn)
+        with contextlib.closing(s.stream("/v1/completions", {"prompt": "The", "max_tokens": 200, "stream": True, "ignore_eos": True})) as other:
+            next(iter(other))
+            assert s.complete(PROMPT, **drawn) == one
+        s.stop()
+    assert NAME
+
+
+def test_what_is_missing_is_said(tensord, find_model):
+    model = find_model(BF16_260K)
+    ask = ("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 1)
+    for args, code, words in (
+        (("--device", "gpu"), 2, "--device 'gpu': expected cpu, cuda or cuda:N"),
+        (("--device", "cuda:x"), 2, "--device 'cuda:x': expected cpu, cuda or cuda:N"),
+        (("--device", "cuda:7", *CUDA[2:]), 1, "CUDA device 7 of 1: expected 0 to 0"),
+        (("--device", "cuda", "--cuda-plugin", "/nowhere.so"), 1, "the plug-in /nowhere.so does not open"),
+        (("--model", find_model(Q4_3M), *CUDA, "--kv-cache-dtype", "q4_0"), 1, "has no KV cache of type q4_0"),
+    ):
+        p = tensord.run(*ask, *args)
+        assert p.returncode == code and words in p.stderr, p.stderr
+    p = tensord.run(*ask, "--device", "cpu", "--cuda-plugin", "/nowhere.so")
+    assert p.returncode == 0, p.stderr

@@ -1,0 +1,317 @@
+/* How fast a GPU's kernels are, beside how fast it copies: one token's and a few tokens' way through the matrices of an 8B Llama, for
+ * every type of weights, and attention over long sequences. Prints Markdown; asserts nothing.
+ *
+ *     bench_kern PLUGIN [layers]
+ */
+#include "kernels/base/clock.h"
+#include "kernels/kern.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    D = 4096,
+    FF = 14336,
+    HEADS = 32,
+    KV_HEADS = 8,
+    DIM = 128,
+    MAX_LAYERS = 32,
+    MAX_TOKENS = 64,
+    BLOCK = 16
+};
+
+static struct td_kern *kern;
+static struct td_err err;
+
+static void check(enum td_status s)
+{
+    if (s) {
+        printf("FAILED: bench: %s\n", err.cause);
+        exit(1);
+    }
+}
+
+/* The best of five, seconds. */
+static double best_of(void (*once)(void *), void *arg)
+{
+    double best = 1e9;
+
+    for (int i = 0; i < 6; i++) { /* the first warms up */
+        uint64_t begin = td_clock_now_ns();
+        double s;
+
+        once(arg);
+        check(td_kern_sync(kern, &err));
+        s = (double)(td_clock_now_ns() - begin) * 1e-9;
+        best = i && s < best ? s : best;
+    }
+    return best;
+}
+
+static void *device(size_t bytes)
+{
+    void *p = td_kern_alloc(kern, bytes);
+
+    if (!p) {
+        printf("FAILED: bench: no memory for %zu bytes\n", bytes);
+        exit(1);
+    }
+    return p;
+}
+
+/* ---- copying ---- */
+
+struct copy {
+    void *from, *to;
+    size_t bytes;
+};
+
+static void copy_once(void *arg)
+{
+    const struct copy *c = arg;
+
+    for (int i = 0; i < 8; i++)
+        td_kern_copy(kern, c->to, c->from, c->bytes);
+}
+
+/* Bytes read and written per second. */
+static double copy_rate(void)
+{
+    struct copy c = {device((size_t)1 << 30), device((size_t)1 << 30), (size_t)1 << 30};
+    double rate = 8 * 2 * (double)c.bytes / best_of(copy_once, &c);
+
+    td_kern_free(kern, c.from, c.bytes);
+    td_kern_free(kern, c.to, c.bytes);
+    return rate;
+}
+
+/* ---- linear steps ---- */
+
+struct layer {
+    struct td_matrix *q, *k, *v, *o, *gate, *up, *down;
+};
+
+struct model {
+    struct layer layer[MAX_LAYERS];
+    uint32_t n_layers, n;
+    float *x, *norm, *q, *k, *v, *ff, *parts;
+};
+
+/* Random bytes, whatever they stand for; the same rows again and again. The leaves are those of shard/plan.c. */
+static struct td_matrix *matrix(enum td_dtype type, uint32_t rows, uint32_t cols,
+                                uint32_t leaf_cols)
+{
+    enum { AT_ONCE = 1024 };
+    const size_t stride = td_dtype_row_bytes(type, cols);
+    struct td_matrix_shape shape = {.dtype = type, .n_rows = rows, .n_cols = cols, .n_parts = 1};
+    uint32_t leaf_end[TD_KERN_MAX_LEAVES];
+    uint8_t *data = malloc(stride * AT_ONCE);
+    float *scales = malloc((size_t)AT_ONCE * ((cols + 127) / 128) * sizeof *scales);
+    struct td_matrix *m;
+
+    for (uint32_t end = leaf_cols; end < cols + leaf_cols; end += leaf_cols)
+        leaf_end[shape.n_leaves++] = end < cols ? end : cols;
+    shape.leaf_end = leaf_end;
+    shape.part_begin[1] = shape.n_leaves;
+    for (size_t i = 0; i < stride * AT_ONCE; i++)
+        data[i] = (uint8_t)(rand() & 0x3f); /* small numbers */
+    for (size_t i = 0; i < (size_t)AT_ONCE * ((cols + 127) / 128); i++)
+        scales[i] = 0.01f;
+    check(td_kern_matrix_open(kern, &shape, &m, &err));
+    for (uint32_t r = 0; r < rows; r += AT_ONCE)
+        check(td_kern_matrix_pack(kern, m, r, rows - r < AT_ONCE ? rows - r : AT_ONCE, data, stride,
+                                  type == TD_F8_E4M3 ? scales : NULL, &err));
+    check(td_kern_sync(kern, &err));
+    free(data);
+    free(scales);
+    return m;
+}
+
+static void open_model(struct model *m, enum td_dtype type, uint32_t n_layers)
+{
+    const uint32_t unit = (uint32_t)td_dtype_info(type)->sum_cols, d = unit > 64 ? unit : 64;
+    const uint32_t head = unit > DIM ? unit : DIM, ff = unit > 224 ? unit : 224;
+
+    *m = (struct model){.n_layers = n_layers};
+    for (uint32_t i = 0; i < n_layers; i++)
+        m->layer[i] = (struct layer){matrix(type, HEADS * DIM, D, d),
+                                     matrix(type, KV_HEADS * DIM, D, d),
+                                     matrix(type, KV_HEADS * DIM, D, d),
+                                     matrix(type, D, HEADS * DIM, head),
+                                     matrix(type, FF, D, d),
+                                     matrix(type, FF, D, d),
+                                     matrix(type, D, FF, ff)};
+    m->x = device(MAX_TOKENS * D * 4);
+    m->norm = device(D * 4);
+    m->q = device(MAX_TOKENS * HEADS * DIM * 4);
+    m->k = device(MAX_TOKENS * KV_HEADS * DIM * 4);
+    m->v = device(MAX_TOKENS * KV_HEADS * DIM * 4);
+    m->ff = device(MAX_TOKENS * FF * 4);
+    m->parts = device(MAX_TOKENS * D * 4);
+}
+
+static void close_model(struct model *m)
+{
+    float *const buffers[] = {m->x, m->norm, m->q, m->k, m->v, m->ff, m->parts};
+
+    for (uint32_t i = 0; i < m->n_layers; i++) {
+        struct layer *l = &m->layer[i];
+        struct td_matrix *const all[] = {l->q, l->k, l->v, l->o, l->gate, l->up, l->down};
+
+        for (int k = 0; k < 7; k++)
+            td_kern_matrix_close(kern, all[k]);
+    }
+    for (int i = 0; i < 7; i++)
+        td_kern_free(kern, buffers[i], 0);
+}
+
+static void run_model(void *arg)
+{
+    const struct model *m = arg;
+
+    for (uint32_t i = 0; i < m->n_layers; i++) {
+        const struct layer *l = &m->layer[i];
+        const struct td_kern_input residual = {
+            .x = m->x, .add = m->parts, .norm = m->norm, .eps = 1e-5f};
+        const struct td_kern_output qkv[] = {
+            {.m = l->q, .out = m->q}, {.m = l->k, .out = m->k}, {.m = l->v, .out = m->v}};
+        const struct td_kern_output gated = {.m = l->up, .gate = l->gate, .out = m->ff};
+
+        check(td_kern_linear(kern, &residual, m->n, qkv, 3, &err));
+        check(td_kern_matmul(kern, l->o, m->q, m->n, m->parts, &err));
+        check(td_kern_linear(kern, &residual, m->n, &gated, 1, &err));
+        check(td_kern_matmul(kern, l->down, m->ff, m->n, m->parts, &err));
+    }
+}
+
+static void bench_linear(double copy, uint32_t n_layers)
+{
+    static const enum td_dtype types[] = {TD_BF16, TD_F16,  TD_F8_E4M3, TD_Q8_0, TD_Q6_K,
+                                          TD_Q5_K, TD_Q4_K, TD_Q4_0,    TD_MXFP4};
+    static const uint32_t tokens[] = {1, 2, 4, 8, 16, 64};
+
+    printf("\n## Matrices of %u layers of an 8B Llama\n\nGB/s of weights as they are held, share "
+           "of copying's %.0f GB/s in "
+           "brackets; best of five.\n\n| type | GB |",
+           n_layers, copy * 1e-9);
+    for (int k = 0; k < 6; k++)
+        printf(" %u tokens |", tokens[k]);
+    printf("\n|---|---:|---:|---:|---:|---:|---:|---:|\n");
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        struct model m;
+        double bytes;
+
+        open_model(&m, types[i], n_layers);
+        bytes = (double)td_kern_weight_bytes(kern);
+        printf("| %s | %.2f |", td_dtype_info(types[i])->name, bytes * 1e-9);
+        for (int k = 0; k < 6; k++) {
+            double rate;
+
+            m.n = tokens[k];
+            rate = bytes / best_of(run_model, &m);
+            printf(" %.0f (%.0f %%) |", rate * 1e-9, 100 * rate / copy);
+            fflush(stdout);
+        }
+        putchar('\n');
+        close_model(&m);
+    }
+}
+
+/* ---- attention ---- */
+
+struct attention {
+    struct td_kv_view view;
+    struct td_kv_rows rows;
+    uint32_t n, kv_of_head[HEADS];
+    float *q, *out;
+};
+
+static void attend_once(void *arg)
+{
+    const struct attention *a = arg;
+
+    for (int i = 0; i < 8; i++)
+        check(td_kern_attention(kern, &a->view, &a->rows, a->n, a->q, HEADS, a->kv_of_head, 0.088f,
+                                a->out, &err));
+}
+
+/* n sequences of so many keys, one row each. */
+static double attention_rate(enum td_dtype type, uint32_t n, uint32_t keys)
+{
+    const uint32_t per_seq = keys / BLOCK;
+    struct attention a = {.n = n,
+                          .view = {.dtype = type,
+                                   .n_blocks = n * per_seq,
+                                   .n_kv_heads = KV_HEADS,
+                                   .block_tokens = BLOCK,
+                                   .head_dim = DIM}};
+    uint32_t *table = malloc((size_t)n * per_seq * 4), *first = malloc(n * 4), *at = malloc(n * 4);
+    uint32_t *index = device(((size_t)n * per_seq + 2 * n) * 4);
+    const size_t bytes = td_kern_kv_bytes(&a.view);
+    double rate;
+
+    for (uint32_t i = 0; i < n * per_seq; i++)
+        table[i] = (uint32_t)((uint64_t)i * 2654435761u % (n * per_seq));
+    for (uint32_t i = 0; i < n; i++) {
+        first[i] = i * per_seq;
+        at[i] = keys - 1;
+    }
+    td_kern_copy(kern, index, at, n * 4);
+    td_kern_copy(kern, index + n, first, n * 4);
+    td_kern_copy(kern, index + 2 * n, table, (size_t)n * per_seq * 4);
+    a.rows = (struct td_kv_rows){index, index + n, index + 2 * n, keys};
+    for (uint32_t h = 0; h < HEADS; h++)
+        a.kv_of_head[h] = h / (HEADS / KV_HEADS);
+    a.view.data = device(bytes);
+    a.q = device((size_t)n * HEADS * DIM * 4);
+    a.out = device((size_t)n * HEADS * DIM * 4);
+    rate = 8 * (double)bytes / best_of(attend_once, &a);
+    td_kern_free(kern, a.view.data, bytes);
+    td_kern_free(kern, a.q, 0);
+    td_kern_free(kern, a.out, 0);
+    td_kern_free(kern, index, 0);
+    free(table);
+    free(first);
+    free(at);
+    return rate;
+}
+
+static void bench_attention(double copy)
+{
+    static const uint32_t seqs[] = {1, 8, 64}, keys[] = {2048, 8192};
+    static const enum td_dtype types[] = {TD_BF16, TD_F16, TD_Q8_0};
+
+    printf("\n## Attention of one token a sequence\n\n32 heads, 8 KV heads, 128 dimensions, pages "
+           "of %d tokens: GB/s of keys and "
+           "values, share of copying in brackets.\n\n| cache | sequences | 2048 keys | 8192 keys "
+           "|\n|---|---:|---:|---:|\n",
+           BLOCK);
+    for (int t = 0; t < 3; t++)
+        for (int s = 0; s < 3; s++) {
+            printf("| %s | %u |", td_dtype_info(types[t])->name, seqs[s]);
+            for (int k = 0; k < 2; k++) {
+                double rate = attention_rate(types[t], seqs[s], keys[k]);
+
+                printf(" %.0f (%.0f %%) |", rate * 1e-9, 100 * rate / copy);
+            }
+            putchar('\n');
+            fflush(stdout);
+        }
+}
+
+int main(int argc, char **argv)
+{
+    const struct td_kern_cuda_params params = {.plugin = argc > 1 ? argv[1] : NULL};
+    const int n_layers = argc > 2 ? atoi(argv[2]) : 8;
+    double copy;
+
+    check(td_kern_cuda_open(&params, &kern, &err));
+    copy = copy_rate();
+    printf("# Kernels on %s\n\nCopying from device to device reads and writes %.0f GB/s.\n",
+           td_kern_name(kern), copy * 1e-9);
+    bench_linear(copy, n_layers < 1 || n_layers > MAX_LAYERS ? 8 : (uint32_t)n_layers);
+    bench_attention(copy);
+    td_kern_close(kern);
+    return 0;
+}

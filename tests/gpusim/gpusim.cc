@@ -1,0 +1,322 @@
+/* The device of cuda_runtime.h. */
+#include <cuda_runtime.h>
+#include <simnum.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct gpusim_place gpusim_place;
+struct gpusim_thread gpusim_thread;
+
+namespace
+{
+
+enum {
+    MAX_THREADS = 1024,
+    STACK_BYTES = 128 << 10,
+    WARP_WORDS = 8,
+    SHARED_BYTES = 227 << 10,
+    N_SMS = 4
+};
+
+enum state { RUNS, IN_WARP, IN_BLOCK, ENDED };
+
+struct fiber {
+    void *at; /* its stack pointer while another runs */
+    enum state state;
+};
+
+struct fiber fibers[MAX_THREADS];
+uint8_t *stacks;
+void *scheduler;
+uint32_t n_threads, words[MAX_THREADS][WARP_WORDS];
+uint32_t random_state = 1;
+void (*entry)(void *);
+void *entry_arg;
+alignas(16) uint8_t shared[SHARED_BYTES];
+
+} // namespace
+
+/* Changes stacks: what a call must keep is pushed, the old stack pointer goes to *from, the new one is `to`. */
+extern "C" void gpusim_switch(void **from, void *to);
+#if defined(__x86_64__)
+asm(".text\n.globl gpusim_switch\n.type gpusim_switch, @function\ngpusim_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n"
+    ".size gpusim_switch, .-gpusim_switch\n");
+#else
+#error "gpusim: how are stacks changed here?"
+#endif
+
+namespace
+{
+
+uint32_t next_random(void)
+{
+    random_state = random_state * 1664525u + 1013904223u;
+    return random_state >> 8;
+}
+
+void pause_as(enum state state)
+{
+    struct fiber *me = &fibers[gpusim_thread.x];
+
+    me->state = state;
+    gpusim_switch(&me->at, scheduler);
+}
+
+void first(void)
+{
+    entry(entry_arg);
+    pause_as(ENDED);
+    abort();
+}
+
+void prepare_fiber(uint32_t i)
+{
+    void **top = (void **)(stacks + (size_t)(i + 1) * STACK_BYTES) - 8;
+
+    memset(top, 0, 8 * sizeof *top);
+    top[6] = (void *)first; /* what the switch returns to; the stack is as after a call then */
+    fibers[i] = {top, RUNS};
+}
+
+/* Lets go who waits for others that are all there. False: nobody can go on. */
+bool release(void)
+{
+    bool any = false, block = true;
+
+    for (uint32_t w = 0; w < n_threads; w += 32) {
+        const uint32_t end = w + 32 < n_threads ? w + 32 : n_threads;
+        bool warp = true;
+
+        for (uint32_t i = w; i < end; i++)
+            warp = warp && fibers[i].state == IN_WARP;
+        for (uint32_t i = w; i < end && warp; i++)
+            fibers[i].state = RUNS;
+        any = any || warp;
+    }
+    for (uint32_t i = 0; i < n_threads; i++)
+        block = block && (fibers[i].state == IN_BLOCK || fibers[i].state == ENDED);
+    for (uint32_t i = 0; i < n_threads && block; i++)
+        if (fibers[i].state == IN_BLOCK) {
+            fibers[i].state = RUNS;
+            any = true;
+        }
+    return any;
+}
+
+bool all_ended(void)
+{
+    for (uint32_t i = 0; i < n_threads; i++)
+        if (fibers[i].state != ENDED)
+            return false;
+    return true;
+}
+
+/* One block, from whichever thread chance says. */
+bool run_block(void)
+{
+    for (uint32_t i = 0; i < n_threads; i++)
+        prepare_fiber(i);
+    while (!all_ended()) {
+        const uint32_t from = next_random() % n_threads,
+                       step = next_random() % 2 ? 1 : n_threads - 1;
+        bool any = false;
+
+        for (uint32_t k = 0, i = from; k < n_threads; k++, i = (i + step) % n_threads)
+            if (fibers[i].state == RUNS) {
+                gpusim_thread.x = i;
+                gpusim_switch(&scheduler, fibers[i].at);
+                any = true;
+            }
+        if (!release() && !any && !all_ended())
+            return false;
+    }
+    return true;
+}
+
+} // namespace
+
+void __syncthreads(void)
+{
+    pause_as(IN_BLOCK);
+}
+
+void gpusim_warp_put(const uint32_t *from, uint32_t n)
+{
+    memcpy(words[gpusim_thread.x], from, n * sizeof *from);
+    pause_as(IN_WARP);
+}
+
+const uint32_t *gpusim_warp_of(uint32_t lane)
+{
+    return words[gpusim_thread.x / 32 * 32 + lane];
+}
+
+void gpusim_warp_done(void)
+{
+    pause_as(IN_WARP);
+}
+
+void *gpusim_shared(void)
+{
+    return shared;
+}
+
+cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
+                       void *arg)
+{
+    n_threads = block.x;
+    if (n_threads == 0 || n_threads > MAX_THREADS || n_threads % 32 || block.y != 1 ||
+        block.z != 1 || shared_bytes > SHARED_BYTES || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+        grid.y > 65535 || grid.z > 65535)
+        return cudaErrorInvalidValue;
+    if (!stacks)
+        stacks = (uint8_t *)aligned_alloc(64, (size_t)MAX_THREADS * STACK_BYTES);
+    if (!stacks)
+        return cudaErrorMemoryAllocation;
+    entry = thread;
+    entry_arg = arg;
+    gpusim_place.grid = grid;
+    gpusim_place.n_threads = block;
+    for (uint32_t z = 0; z < grid.z; z++)
+        for (uint32_t y = 0; y < grid.y; y++)
+            for (uint32_t x = 0; x < grid.x; x++) {
+                gpusim_place.block = dim3(x, y, z);
+                memset(shared, 0xa5, shared_bytes); /* nobody relies on what was there */
+                if (!run_block()) {
+                    fprintf(stderr, "gpusim: threads of a block wait for each other in vain\n");
+                    return cudaErrorLaunchFailure;
+                }
+            }
+    return cudaSuccess;
+}
+
+/* ---- the runtime ---- */
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
+{
+    (void)device;
+    *prop = {};
+    snprintf(prop->name, sizeof prop->name, "simulated");
+    prop->major = 9;
+    prop->multiProcessorCount = N_SMS;
+    prop->sharedMemPerBlockOptin = SHARED_BYTES;
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t e)
+{
+    return e == cudaErrorMemoryAllocation ? "out of memory"
+           : e == cudaErrorInvalidValue   ? "invalid argument"
+                                          : "unspecified launch failure";
+}
+
+const char *cudaGetErrorName(cudaError_t e)
+{
+    return e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation"
+           : e == cudaErrorInvalidValue   ? "cudaErrorInvalidValue"
+                                          : "cudaErrorLaunchFailure";
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
+{
+    (void)flags;
+    *stream = NULL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    (void)stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    (void)stream;
+    return cudaSuccess;
+}
+
+/* Filled with what nobody should rely on. */
+cudaError_t cudaMalloc(void **p, size_t bytes)
+{
+    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
+    if (*p)
+        memset(*p, 0x5a, bytes);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    *free_bytes = (size_t)1 << 30;
+    *total_bytes = (size_t)1 << 30;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **p, size_t bytes)
+{
+    return cudaMalloc(p, bytes);
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    return cudaFree(p);
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
+{
+    (void)stream;
+    memset(p, value, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    (void)kind;
+    (void)stream;
+    memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream)
+{
+    (void)kind;
+    (void)stream;
+    for (size_t y = 0; y < height; y++)
+        memcpy((uint8_t *)to + y * to_pitch, (const uint8_t *)from + y * from_pitch, width);
+    return cudaSuccess;
+}

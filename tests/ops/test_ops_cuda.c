@@ -1,0 +1,714 @@
+/* The CUDA device against the CPU's specification and float64, within the error that each operation states, and against itself: a
+ * row's bits are the same alone and in every batch, and in every split over ranks. Runs on the plug-in that TD_OPS_CUDA_PLUGIN names
+ * (tests/gpu.sh: the one for the GPU at hand), else on the simulated device (tests/gpusim). */
+#include "tests/ops/ops.h"
+
+#include "comm/tree.h"
+#include "kernels/base/half.h"
+#include "kernels/quant/dequant.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const enum td_dtype TYPES[] = {TD_F32,   TD_F16,  TD_BF16, TD_Q8_0, TD_Q4_0,
+                                      TD_MXFP4, TD_Q4_K, TD_Q5_K, TD_Q6_K, TD_F8_E4M3};
+enum { N_TYPES = sizeof TYPES / sizeof TYPES[0] };
+
+static struct td_kern *cuda, *cpu;
+
+static int open_devices(void **state)
+{
+    const struct td_kern_cpu_params host = {.n_threads = 1, .isa = "ref"};
+    const char *plugin = getenv("TD_OPS_CUDA_PLUGIN");
+    const struct td_kern_cuda_params device = {.plugin = plugin ? plugin : CUDA_PLUGIN};
+    struct td_err err;
+    char text[512];
+
+    (void)state;
+    if (td_kern_cuda_open(&device, &cuda, &err)) {
+        print_message("%s\n", td_err_format(&err, text, sizeof text));
+        return -1;
+    }
+    print_message("on %s\n", td_kern_name(cuda));
+    return td_kern_cpu_open(&host, &cpu, &err) ? -1 : 0;
+}
+
+static int close_devices(void **state)
+{
+    (void)state;
+    td_kern_close(cuda);
+    td_kern_close(cpu);
+    return 0;
+}
+
+/* ---- memory ---- */
+
+static void *up(const void *host, size_t bytes)
+{
+    void *p = td_kern_alloc(cuda, bytes);
+
+    assert_non_null(p);
+    td_kern_copy(cuda, p, host, bytes);
+    return p;
+}
+
+static void down(void *host, void *device, size_t bytes)
+{
+    struct td_err err;
+
+    td_kern_copy(cuda, host, device, bytes);
+    if (td_kern_sync(cuda, &err))
+        fail_msg("%s", err.cause);
+}
+
+static void drop(void *device)
+{
+    td_kern_free(cuda, device, 0);
+}
+
+/* ---- products ---- */
+
+static uint32_t columns(enum td_dtype dtype, uint32_t i)
+{
+    static const uint32_t any[] = {1, 31, 97, 172, 300}, small[] = {32, 64, 96, 160, 352},
+                          large[] = {256, 512, 768, 1024, 256};
+    size_t block = td_dtype_info(dtype)->block_elems;
+
+    return (block == 1 ? any : block == 32 ? small : large)[i % 5];
+}
+
+/* out [parts x n x rows], from host memory to host memory. */
+static float *multiply(const struct td_matrix *m, const float *x, uint32_t n, uint32_t cols,
+                       uint32_t rows, uint32_t n_parts)
+{
+    size_t bytes = (size_t)n_parts * n * rows * sizeof(float);
+    float *out = malloc(bytes), *dx = up(x, (size_t)n * cols * sizeof *x), *dout;
+    struct td_err err;
+
+    memset(out, 0xff, bytes);
+    dout = up(out, bytes);
+    assert_int_equal(td_kern_matmul(cuda, m, dx, n, dout, &err), TD_OK);
+    down(out, dout, bytes);
+    drop(dx);
+    drop(dout);
+    return out;
+}
+
+/* What rounding an activation is off by at most, of its own magnitude and of its row's largest. */
+static void act_error(enum td_dtype dtype, double *own, double *of_max)
+{
+    *own = dtype == TD_F32 ? 0 : dtype == TD_BF16 ? 0x1p-8 : 0x1p-11;
+    *of_max = dtype == TD_F32 || dtype == TD_BF16 ? 0 : 0x1p-39;
+}
+
+/* `out` of one part of a cut against float64 of the stored weights. */
+static void check_part(const struct td_ops_weights *w, uint32_t from, uint32_t to, const float *x,
+                       uint32_t n, const float *out)
+{
+    double own, of_max;
+
+    act_error(w->dtype, &own, &of_max);
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t r = 0; r < w->rows; r++) {
+            double want = 0, size = 0, max = 0, weights = 0, bound;
+            float got = out[(size_t)t * w->rows + r];
+
+            for (uint32_t k = 0; k < w->cols; k++)
+                max = fmax(max, fabs((double)x[(size_t)t * w->cols + k]));
+            for (uint32_t k = from; k < to; k++) {
+                double a = w->values[(size_t)r * w->cols + k], b = x[(size_t)t * w->cols + k];
+
+                want += a * b;
+                size += fabs(a * b);
+                weights += fabs(a);
+            }
+            /* With a minimum, two large sums are subtracted: 31 times the scale each at most. */
+            bound = size * (own + 0x1p-22 * (to - from + 8)) + weights * max * of_max;
+            if (w->dtype == TD_Q4_K || w->dtype == TD_Q5_K)
+                bound += 0x1p-10 * sqrt(to - from) * max;
+            if (!(fabs((double)got - want) <= bound))
+                fail_msg("%s of %u x %u, columns %u .. %u, row %u, token %u of %u: %g, expected %g "
+                         "+- %g",
+                         td_dtype_info(w->dtype)->name, w->rows, w->cols, from, to, r, t, n,
+                         (double)got, want, bound);
+        }
+}
+
+static void test_cuda_linear_is_float64_within_its_roundings(void **state)
+{
+    static const uint32_t rows[] = {1, 16, 17, 33, 100}, tokens[] = {1, 3, 8, 9, 17};
+
+    (void)state;
+    td_ops_seed(4001);
+    for (uint32_t i = 0; i < N_TYPES; i++)
+        for (uint32_t k = 0; k < 10; k++) {
+            uint32_t cols = columns(TYPES[i], k), n = tokens[(k + k / 5) % 5];
+            struct td_ops_cut cut = td_ops_cut_random(TYPES[i], cols, 1 + k, 1 + k % 3);
+            struct td_ops_weights w;
+            struct td_matrix *m;
+            float *x = td_ops_activations((size_t)n * cols), *out, *ref;
+
+            td_ops_weights_init(&w, TYPES[i], rows[(k * 3) % 5], cols);
+            m = td_ops_pack(cuda, &w, &cut);
+            out = multiply(m, x, n, cols, w.rows, cut.n_parts);
+            td_kern_matrix_close(cuda, m);
+            for (uint32_t p = 0; p < cut.n_parts; p++)
+                check_part(&w, cut.part_begin[p] ? cut.leaf_end[cut.part_begin[p] - 1] : 0,
+                           cut.leaf_end[cut.part_begin[p + 1] - 1], x, n,
+                           out + (size_t)p * n * w.rows);
+            if (TYPES[i] == TD_F32) { /* the same order of the same roundings */
+                struct td_err err;
+
+                ref = malloc((size_t)cut.n_parts * n * w.rows * sizeof *ref);
+                m = td_ops_pack(cpu, &w, &cut);
+                assert_int_equal(td_kern_matmul(cpu, m, x, n, ref, &err), TD_OK);
+                td_ops_assert_same(out, ref, (size_t)cut.n_parts * n * w.rows, "f32\n");
+                td_kern_matrix_close(cpu, m);
+                free(ref);
+            }
+            td_ops_weights_deinit(&w);
+            free(out);
+            free(x);
+        }
+}
+
+static void test_cuda_linear_gives_a_row_the_same_bits_in_every_batch(void **state)
+{
+    enum { N = 19, ROWS = 33 };
+    static const uint32_t sizes[] = {1, 2, 7, 8, 9, 16, 19};
+
+    (void)state;
+    td_ops_seed(4002);
+    for (uint32_t i = 0; i < N_TYPES; i++) {
+        uint32_t cols = columns(TYPES[i], i + 2);
+        struct td_ops_cut cut = td_ops_cut_random(TYPES[i], cols, 3, 1);
+        struct td_ops_weights w;
+        struct td_matrix *m;
+        float *x = td_ops_activations((size_t)N * cols), *all;
+
+        td_ops_weights_init(&w, TYPES[i], ROWS, cols);
+        m = td_ops_pack(cuda, &w, &cut);
+        all = multiply(m, x, N, cols, ROWS, 1);
+        for (uint32_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
+            uint32_t first = td_ops_below(N - sizes[k] + 1);
+            float *out = multiply(m, x + (size_t)first * cols, sizes[k], cols, ROWS, 1);
+
+            td_ops_assert_same(out, all + (size_t)first * ROWS, (size_t)sizes[k] * ROWS,
+                               "%s: rows %u .. in a batch of %u\n", td_dtype_info(TYPES[i])->name,
+                               first, sizes[k]);
+            free(out);
+        }
+        td_kern_matrix_close(cuda, m);
+        td_ops_weights_deinit(&w);
+        free(all);
+        free(x);
+    }
+}
+
+/* Leaves of equal columns on 2, 3 and 5 ranks: what all of them join is what one has. */
+static void test_cuda_linear_gives_the_same_bits_in_every_split(void **state)
+{
+    enum { ROWS = 20, N = 3 };
+    static const uint32_t ranks[] = {1, 2, 3, 5};
+
+    (void)state;
+    td_ops_seed(4003);
+    for (uint32_t i = 0; i < N_TYPES; i++) {
+        uint32_t unit = (uint32_t)td_dtype_info(TYPES[i])->sum_cols;
+        uint32_t leaf_cols = unit < 32 ? 12 * unit : unit, n_leaves = 5 + td_ops_below(5);
+        uint32_t cols = leaf_cols * n_leaves;
+        struct td_ops_weights w;
+        float *x = td_ops_activations((size_t)N * cols), *whole = NULL;
+
+        td_ops_weights_init(&w, TYPES[i], ROWS, cols);
+        for (uint32_t k = 0; k < 4; k++) {
+            struct td_leaf_run runs[TD_TREE_MAX_LEAVES];
+            float *part[TD_TREE_MAX_LEAVES], *out = malloc(N * ROWS * sizeof *out);
+            uint32_t n_parts = 0;
+
+            for (uint32_t rank = 0; rank < ranks[k]; rank++) {
+                struct td_leaf_run run = {rank * n_leaves / ranks[k],
+                                          (rank + 1) * n_leaves / ranks[k]};
+                uint32_t col0 = run.begin * leaf_cols, leaf_end[TD_KERN_MAX_LEAVES];
+                struct td_matrix_shape shape = {.leaf_end = leaf_end};
+                float *own = malloc((size_t)N * cols * sizeof *own), *got;
+                struct td_matrix *m;
+
+                for (uint32_t l = run.begin; l < run.end; l++)
+                    leaf_end[shape.n_leaves++] = (l + 1) * leaf_cols - col0;
+                shape.n_parts = td_tree_parts(n_leaves, run, runs + n_parts);
+                for (uint32_t p = 0; p < shape.n_parts; p++)
+                    shape.part_begin[p + 1] = runs[n_parts + p].end - run.begin;
+                shape.n_cols = (run.end - run.begin) * leaf_cols;
+                m = td_ops_pack_slice(cuda, &w, 0, ROWS, col0, shape.n_cols, &shape);
+                for (uint32_t t = 0; t < N; t++)
+                    memcpy(own + (size_t)t * shape.n_cols, x + (size_t)t * cols + col0,
+                           shape.n_cols * sizeof *own);
+                got = multiply(m, own, N, shape.n_cols, ROWS, shape.n_parts);
+                for (uint32_t p = 0; p < shape.n_parts; p++) {
+                    part[n_parts] = malloc(N * ROWS * sizeof **part);
+                    memcpy(part[n_parts++], got + (size_t)p * N * ROWS, N * ROWS * sizeof *got);
+                }
+                td_kern_matrix_close(cuda, m);
+                free(own);
+                free(got);
+            }
+            td_tree_join(n_leaves, n_parts, runs, (const float *const *)part, out, N * ROWS);
+            if (whole)
+                td_ops_assert_same(out, whole, N * ROWS, "%s on %u ranks\n",
+                                   td_dtype_info(TYPES[i])->name, ranks[k]);
+            else
+                whole = memcpy(malloc(N * ROWS * sizeof *out), out, N * ROWS * sizeof *out);
+            while (n_parts)
+                free(part[--n_parts]);
+            free(out);
+        }
+        td_ops_weights_deinit(&w);
+        free(whole);
+        free(x);
+    }
+}
+
+/* ---- linear steps ---- */
+
+/* A matrix of one leaf; on the CPU the same weights as F32, so that only this device rounds activations. */
+static struct td_matrix *made(bool on_cuda, const struct td_ops_weights *w)
+{
+    struct td_ops_cut cut = {
+        .n_leaves = 1, .leaf_end = {w->cols}, .n_parts = 1, .part_begin = {0, 1}};
+    const size_t bytes = (size_t)w->rows * w->cols * sizeof(float);
+    struct td_ops_weights plain = {
+        .rows = w->rows, .cols = w->cols, .stride = w->cols * sizeof(float)};
+    struct td_matrix *m;
+
+    if (on_cuda)
+        return td_ops_pack(cuda, w, &cut);
+    plain.file = malloc(1 + bytes);
+    memcpy(plain.file + 1, w->values, bytes);
+    m = td_ops_pack(cpu, &plain, &cut);
+    free(plain.file);
+    return m;
+}
+
+/* Largest difference over the largest magnitude. */
+static double off_by(const float *got, const float *want, size_t n)
+{
+    double size = 0, off = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        size = fmax(size, fabs((double)want[i]));
+        off = fmax(off, fabs((double)got[i] - (double)want[i]));
+        if (isnan(got[i]) != isnan(want[i]))
+            return INFINITY;
+    }
+    return size > 0 ? off / size : off;
+}
+
+static void run_step(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
+                     struct td_kern_output *outs, struct td_err *err)
+{
+    if (td_kern_linear(kern, in, n, outs, 2, err) || td_kern_sync(kern, err))
+        fail_msg("%s", err->cause);
+}
+
+/* A residual, a norm, a gate (of the same and of another type), two outputs, rows by number: as on the CPU. */
+static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
+{
+    enum { N = 5, ROWS = 37, COLS = 512, STORED = 9 };
+    static const enum td_dtype pairs[][3] = {{TD_F32, TD_F32, TD_F32},
+                                             {TD_BF16, TD_BF16, TD_F16},
+                                             {TD_Q4_K, TD_Q4_K, TD_Q6_K},
+                                             {TD_Q8_0, TD_BF16, TD_Q8_0}};
+    (void)state;
+    td_ops_seed(4004);
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t with = 0; with < 8; with++) {
+            struct td_ops_weights w[3];
+            struct td_matrix *m[2][3];
+            float *x = td_ops_activations(STORED * COLS), *add = td_ops_activations(N * COLS);
+            float *norm = td_ops_activations(COLS), *out[2][2],
+                  *x_after = malloc(STORED * COLS * 4);
+            uint32_t ids[N] = {8, 0, 3, 1, 5};
+            float *dx = up(x, STORED * COLS * 4), *dadd = up(add, N * COLS * 4),
+                  *dnorm = up(norm, COLS * 4);
+            uint32_t *dids = up(ids, sizeof ids);
+            float *dout[2] = {td_kern_alloc(cuda, N * ROWS * 4), td_kern_alloc(cuda, N * ROWS * 4)};
+            struct td_err err;
+
+            for (int k = 0; k < 3; k++) {
+                td_ops_weights_init(&w[k], pairs[i][k], ROWS, COLS);
+                for (int d = 0; d < 2; d++)
+                    m[d][k] = made(d, &w[k]);
+            }
+            for (int d = 0; d < 2; d++) {
+                struct td_kern_input in = {.x = d ? dx : x,
+                                           .rows = with & 1 ? (d ? dids : ids) : NULL,
+                                           .add = with & 2 ? (d ? dadd : add) : NULL,
+                                           .norm = with & 4 ? (d ? dnorm : norm) : NULL,
+                                           .eps = 1e-5f};
+                struct td_kern_output outs[2] = {{.m = m[d][0], .gate = m[d][1]}, {.m = m[d][2]}};
+
+                for (int k = 0; k < 2; k++) {
+                    out[d][k] = malloc(N * ROWS * 4);
+                    outs[k].out = d ? dout[k] : out[d][k];
+                }
+                run_step(d ? cuda : cpu, &in, N, outs, &err);
+                for (int k = 0; d && k < 2; k++)
+                    down(out[1][k], dout[k], N * ROWS * 4);
+            }
+            down(x_after, dx, STORED * COLS * 4);
+            td_ops_assert_same(x_after, x, STORED * COLS, "what a residual leaves\n");
+            for (int k = 0; k < 2; k++) {
+                double off = off_by(out[1][k], out[0][k], N * ROWS);
+
+                if (!(off < (i == 0 ? 1e-5 : 1e-2)))
+                    fail_msg("%s, output %d, case %u: off by %g of the largest",
+                             td_dtype_info(pairs[i][0])->name, k, with, off);
+                free(out[0][k]);
+                free(out[1][k]);
+                drop(dout[k]);
+            }
+            for (int k = 0; k < 3; k++) {
+                td_kern_matrix_close(cpu, m[0][k]);
+                td_kern_matrix_close(cuda, m[1][k]);
+                td_ops_weights_deinit(&w[k]);
+            }
+            drop(dx), drop(dadd), drop(dnorm), drop(dids);
+            free(x), free(add), free(norm), free(x_after);
+        }
+}
+
+static void test_cuda_rows_are_the_stored_weights(void **state)
+{
+    (void)state;
+    td_ops_seed(4005);
+    for (uint32_t i = 0; i < 4 * N_TYPES; i++) {
+        enum td_dtype dtype = TYPES[i / 4];
+        uint32_t rows = td_ops_rows[i % TD_OPS_ROWS], cols = columns(dtype, i), ids[5];
+        struct td_ops_cut cut = td_ops_cut_random(dtype, cols, 3, 1);
+        float *out = malloc((size_t)5 * cols * sizeof *out), *dout;
+        struct td_ops_weights w;
+        struct td_matrix *m;
+        struct td_err err;
+        uint32_t *dids;
+
+        if (i % 2)
+            td_ops_weights_init_bytes(&w, dtype, rows, cols);
+        else
+            td_ops_weights_init(&w, dtype, rows, cols);
+        for (uint32_t k = 0; k < 5; k++)
+            ids[k] = k ? td_ops_below(rows) : rows - 1;
+        m = td_ops_pack(cuda, &w, &cut);
+        dids = up(ids, sizeof ids);
+        dout = td_kern_alloc(cuda, (size_t)5 * cols * sizeof *out);
+        assert_int_equal(td_kern_rows(cuda, m, dids, 5, dout, &err), TD_OK);
+        down(out, dout, (size_t)5 * cols * sizeof *out);
+        for (uint32_t k = 0; k < 5; k++)
+            td_ops_assert_same(out + (size_t)k * cols, w.values + (size_t)ids[k] * cols, cols,
+                               "%s: row %u of %u x %u\n", td_dtype_info(dtype)->name, ids[k], rows,
+                               cols);
+        td_kern_matrix_close(cuda, m);
+        td_ops_weights_deinit(&w);
+        drop(dids);
+        drop(dout);
+        free(out);
+    }
+}
+
+/* ---- rows of activations ---- */
+
+static void test_cuda_row_operations_are_those_of_the_cpu(void **state)
+{
+    enum { N = 3 };
+    static const uint32_t dims[] = {1, 2, 31, 64, 172, 1000, 5001};
+
+    (void)state;
+    td_ops_seed(4006);
+    for (uint32_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
+        size_t n = (size_t)N * dims[i], bytes = n * sizeof(float);
+        float *x = td_ops_activations(n), *y = td_ops_activations(n), *want = malloc(bytes),
+              *got = malloc(bytes), *dx, *dy = up(y, bytes), *dout = td_kern_alloc(cuda, bytes);
+        uint32_t rows[N] = {2, 2, 0}, *drows = up(rows, sizeof rows);
+        struct td_err err;
+
+        for (size_t k = 0; k < n; k++)
+            x[k] *= k % 5 ? 1.0f : 30.0f;
+        dx = up(x, bytes);
+        assert_int_equal(td_kern_silu_mul(cpu, x, y, n, want, &err), TD_OK);
+        assert_int_equal(td_kern_silu_mul(cuda, dx, dy, n, dout, &err), TD_OK);
+        down(got, dout, bytes);
+        td_ops_assert_same(got, want, n, "silu of %zu\n", n);
+        assert_int_equal(td_kern_gather(cpu, x, rows, N, dims[i], want, &err), TD_OK);
+        assert_int_equal(td_kern_gather(cuda, dx, drows, N, dims[i], dout, &err), TD_OK);
+        down(got, dout, bytes);
+        td_ops_assert_same(got, want, n, "gather of %zu\n", n);
+        assert_int_equal(td_kern_rmsnorm(cpu, x, y, N, dims[i], 1e-5f, want, &err), TD_OK);
+        assert_int_equal(td_kern_rmsnorm(cuda, dx, dy, N, dims[i], 1e-5f, dout, &err), TD_OK);
+        down(got, dout, bytes);
+        for (size_t k = 0; k < n; k++)
+            assert_true(fabsf(got[k] - want[k]) <= 0x1p-20f * fabsf(want[k]));
+        assert_int_equal(td_kern_add(cpu, x, y, n, &err), TD_OK);
+        assert_int_equal(td_kern_add(cuda, dx, dy, n, &err), TD_OK);
+        down(got, dx, bytes);
+        td_ops_assert_same(got, x, n, "sum of %zu\n", n);
+        drop(dx), drop(dy), drop(dout), drop(drows);
+        free(x), free(y), free(want), free(got);
+    }
+}
+
+static void test_cuda_top_is_that_of_the_cpu(void **state)
+{
+    static const uint32_t widths[] = {1, 17, 1023, 1025, 5000};
+    static const uint32_t tops[] = {1, 3, 20};
+    static const float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f};
+    enum { N = 4 };
+
+    (void)state;
+    td_ops_seed(4007);
+    for (uint32_t w = 0; w < 5; w++)
+        for (uint32_t k = 0; k < 3; k++) {
+            size_t n = (size_t)N * widths[w];
+            float *x = malloc(n * sizeof *x), *dx;
+            struct td_top want[N * TD_TOP_MAX], got[N * TD_TOP_MAX], *dout;
+            struct td_err err;
+
+            for (size_t i = 0; i < n; i++) {
+                x[i] = i / widths[w] ? rintf(2.0f * td_ops_normal()) : td_ops_normal();
+                if (i / widths[w] == 2 && td_ops_below(4) == 0)
+                    x[i] = special[td_ops_below(5)];
+                if (i / widths[w] == 3)
+                    x[i] = i % 2 ? NAN : -INFINITY;
+            }
+            dx = up(x, n * sizeof *x);
+            dout = td_kern_alloc(cuda, sizeof got);
+            assert_int_equal(td_kern_top(cpu, x, N, widths[w], tops[k], want, &err), TD_OK);
+            assert_int_equal(td_kern_top(cuda, dx, N, widths[w], tops[k], dout, &err), TD_OK);
+            down(got, dout, N * tops[k] * sizeof *got);
+            for (uint32_t i = 0; i < N * tops[k]; i++)
+                if (got[i].id != want[i].id || !(got[i].value == want[i].value))
+                    fail_msg("width %u, place %u: id %u (%g), expected %u (%g)", widths[w], i,
+                             got[i].id, (double)got[i].value, want[i].id, (double)want[i].value);
+            drop(dx);
+            drop(dout);
+            free(x);
+        }
+}
+
+/* ---- attention ---- */
+
+/* Sequences in blocks dealt at random, the same on both devices; every position up to the last is stored. */
+struct story {
+    enum td_dtype type;
+    uint32_t dim, n_heads, n_kv, block_tokens, n_blocks, n_keys;
+    bool interleaved, has_norm;
+    uint32_t *table;
+    uint32_t kv_of_head[32];
+    float *q, *k, *v, *norm; /* of all positions */
+};
+
+static void *twice(bool on_cuda, const void *host, size_t bytes)
+{
+    return on_cuda ? up(host, bytes) : memcpy(malloc(bytes), host, bytes);
+}
+
+static void drop_twice(bool on_cuda, void *p)
+{
+    if (on_cuda)
+        drop(p);
+    else
+        free(p);
+}
+
+/* Stores positions in pieces of `step` rows, and attends with the rows of each piece; out [n_keys x n_heads x dim]. */
+static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out, float *q_out)
+{
+    struct td_kern *kern = on_cuda ? cuda : cpu;
+    const size_t nq = (size_t)s->n_heads * s->dim, nk = (size_t)s->n_kv * s->dim;
+    struct td_kv_view view = {.dtype = s->type,
+                              .n_blocks = s->n_blocks,
+                              .n_kv_heads = s->n_kv,
+                              .block_tokens = s->block_tokens,
+                              .head_dim = s->dim};
+    uint32_t *positions = malloc(s->n_keys * 4), *zeros = calloc(s->n_keys, 4);
+    uint32_t *table = twice(on_cuda, s->table, (size_t)s->n_blocks * 4), *dpos, *dzero;
+    double freq[TD_KERN_MAX_HEAD_DIM / 2], *dfreq;
+    float *angles = td_kern_alloc(kern, (size_t)s->n_keys * 2 * s->dim * 4),
+          *dout = td_kern_alloc(kern, s->n_keys * nq * 4);
+    float *q = twice(on_cuda, s->q, s->n_keys * nq * 4),
+          *k = twice(on_cuda, s->k, s->n_keys * nk * 4),
+          *v = twice(on_cuda, s->v, s->n_keys * nk * 4),
+          *norm = twice(on_cuda, s->norm, s->dim * 4);
+    struct td_err err;
+
+    view.data = td_kern_alloc(kern, td_kern_kv_bytes(&view));
+    for (uint32_t i = 0; i < s->n_keys; i++)
+        positions[i] = i;
+    for (uint32_t i = 0; i < s->dim / 2; i++)
+        freq[i] = pow(10000.0, -2.0 * i / s->dim);
+    dpos = twice(on_cuda, positions, s->n_keys * 4);
+    dzero = twice(on_cuda, zeros, s->n_keys * 4);
+    dfreq = twice(on_cuda, freq, sizeof freq);
+    assert_int_equal(td_kern_rope_angles(kern, dfreq, s->dim, 1.0, s->interleaved, dpos, s->n_keys,
+                                         angles, &err),
+                     TD_OK);
+    for (uint32_t i = 0, n; i < s->n_keys; i += n) {
+        n = s->n_keys - i < step ? s->n_keys - i : step;
+        const struct td_kv_rows rows = {dpos + i, dzero + i, table, i + n};
+        const struct td_rope_kv in = {.q = q + i * nq,
+                                      .k = k + i * nk,
+                                      .v = v + i * nk,
+                                      .angles = angles + (size_t)i * 2 * s->dim,
+                                      .q_norm = s->has_norm ? norm : NULL,
+                                      .k_norm = s->has_norm ? norm : NULL,
+                                      .n_heads = s->n_heads,
+                                      .eps = 1e-6f,
+                                      .interleaved = s->interleaved};
+
+        assert_int_equal(td_kern_rope_kv(kern, &view, &rows, n, &in, &err), TD_OK);
+        assert_int_equal(td_kern_attention(kern, &view, &rows, n, q + i * nq, s->n_heads,
+                                           s->kv_of_head, 0.2f, dout + i * nq, &err),
+                         TD_OK);
+    }
+    td_kern_copy(kern, out, dout, s->n_keys * nq * 4);
+    td_kern_copy(kern, q_out, q, s->n_keys * nq * 4);
+    assert_int_equal(td_kern_sync(kern, &err), TD_OK);
+    td_kern_free(kern, view.data, td_kern_kv_bytes(&view));
+    td_kern_free(kern, angles, (size_t)s->n_keys * 2 * s->dim * 4);
+    td_kern_free(kern, dout, s->n_keys * nq * 4);
+    for (uint32_t i = 0; i < 8; i++)
+        drop_twice(on_cuda, ((void *[]){q, k, v, norm, dpos, dzero, table, dfreq})[i]);
+    free(positions);
+    free(zeros);
+}
+
+static void begin_story(struct story *s)
+{
+    const size_t nq = (size_t)s->n_heads * s->dim, nk = (size_t)s->n_kv * s->dim;
+
+    s->n_blocks = (s->n_keys + s->block_tokens - 1) / s->block_tokens;
+    s->table = malloc(s->n_blocks * sizeof *s->table);
+    for (uint32_t i = 0; i < s->n_blocks; i++) {
+        uint32_t at = td_ops_below(i + 1);
+
+        s->table[i] = s->table[at];
+        s->table[at] = i;
+    }
+    for (uint32_t h = 0; h < s->n_heads; h++)
+        s->kv_of_head[h] = h * s->n_kv / s->n_heads;
+    s->q = td_ops_activations(s->n_keys * nq);
+    s->k = td_ops_activations(s->n_keys * nk);
+    s->v = td_ops_activations(s->n_keys * nk);
+    s->norm = td_ops_activations(s->dim);
+}
+
+static void test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch(void **state)
+{
+    static const enum td_dtype types[] = {TD_F32, TD_F16, TD_BF16, TD_Q8_0};
+    static const struct story shapes[] = {
+        {.dim = 8, .n_heads = 8, .n_kv = 4, .block_tokens = 16, .n_keys = 70, .interleaved = true},
+        {.dim = 32, .n_heads = 6, .n_kv = 2, .block_tokens = 32, .n_keys = 300},
+        {.dim = 64, .n_heads = 20, .n_kv = 1, .block_tokens = 64, .n_keys = 66, .has_norm = true},
+        {.dim = 96, .n_heads = 3, .n_kv = 3, .block_tokens = 16, .n_keys = 130},
+        {.dim = 256,
+         .n_heads = 2,
+         .n_kv = 1,
+         .block_tokens = 8,
+         .n_keys = 65,
+         .interleaved = true}};
+
+    (void)state;
+    td_ops_seed(4008);
+    for (uint32_t i = 0; i < 5; i++)
+        for (uint32_t t = 0; t < 4; t++) {
+            struct story s = shapes[i];
+            size_t n;
+            float *want, *all, *some, *q_want, *q;
+
+            s.type = types[t];
+            if (s.type == TD_Q8_0 && s.dim % 32)
+                continue;
+            begin_story(&s);
+            n = (size_t)s.n_keys * s.n_heads * s.dim;
+            want = malloc(n * 4), all = malloc(n * 4), some = malloc(n * 4);
+            q_want = malloc(n * 4), q = malloc(n * 4);
+            tell(false, &s, s.n_keys, want, q_want);
+            tell(true, &s, s.n_keys, all, q);
+            if (!(off_by(q, q_want, n) < 1e-6))
+                fail_msg("queries of dimension %u: off by %g", s.dim, off_by(q, q_want, n));
+            /* A rounding that falls the other way moves a key by one place of its type. */
+            if (!(off_by(all, want, n) < (s.has_norm || s.type != TD_F32 ? 2e-3 : 1e-5)))
+                fail_msg("%s, dimension %u: off by %g", td_dtype_info(s.type)->name, s.dim,
+                         off_by(all, want, n));
+            tell(true, &s, 1 + i * 20, some, q);
+            td_ops_assert_same(some, all, n, "%s, dimension %u, %u rows at a time\n",
+                               td_dtype_info(s.type)->name, s.dim, 1 + i * 20);
+            free(want), free(all), free(some), free(q_want), free(q);
+            free(s.table), free(s.q), free(s.k), free(s.v), free(s.norm);
+        }
+}
+
+static void test_cuda_blocks_go_out_and_come_back(void **state)
+{
+    struct td_kv_view view = {
+        .dtype = TD_Q8_0, .n_blocks = 3, .n_kv_heads = 2, .block_tokens = 16, .head_dim = 64};
+    const size_t bytes = td_kern_kv_bytes(&view), block = td_kern_kv_block_bytes(&view);
+    uint8_t *host = malloc(bytes), *seen = malloc(bytes), *out = malloc(block);
+    struct td_err err;
+
+    (void)state;
+    td_ops_seed(4009);
+    for (size_t i = 0; i < bytes; i++)
+        host[i] = (uint8_t)td_ops_below(256);
+    view.data = up(host, bytes);
+    assert_int_equal(td_kern_kv_save(cuda, &view, 1, out, &err), TD_OK);
+    assert_int_equal(td_kern_sync(cuda, &err), TD_OK);
+    assert_memory_equal(out, host + block, block);
+    assert_int_equal(td_kern_kv_restore(cuda, &view, 2, out, &err), TD_OK);
+    assert_int_equal(td_kern_kv_restore(cuda, &view, 3, out, &err), TD_INVALID);
+    down(seen, view.data, bytes);
+    assert_memory_equal(seen, host, 2 * block);
+    assert_memory_equal(seen + 2 * block, host + block, block);
+    drop(view.data);
+    free(host);
+    free(seen);
+    free(out);
+}
+
+/* ---- opening ---- */
+
+static void test_cuda_says_what_is_missing(void **state)
+{
+    struct td_kern_cuda_params p = {.plugin = "/nowhere/libtensord_cuda.so"};
+    struct td_kern *kern;
+    struct td_err err;
+
+    (void)state;
+    assert_int_equal(td_kern_cuda_open(&p, &kern, &err), TD_NOT_FOUND);
+    assert_non_null(strstr(err.cause, "/nowhere/libtensord_cuda.so does not open"));
+    p = (struct td_kern_cuda_params){.plugin = getenv("TD_OPS_CUDA_PLUGIN"), .device = 999};
+    p.plugin = p.plugin ? p.plugin : CUDA_PLUGIN;
+    assert_int_equal(td_kern_cuda_open(&p, &kern, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "CUDA device 999 of "));
+    assert_false(td_kern_supports_matrix(cuda, TD_IQ4_NL));
+    assert_false(td_kern_supports_kv(cuda, TD_Q4_0));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cuda_linear_is_float64_within_its_roundings),
+        cmocka_unit_test(test_cuda_linear_gives_a_row_the_same_bits_in_every_batch),
+        cmocka_unit_test(test_cuda_linear_gives_the_same_bits_in_every_split),
+        cmocka_unit_test(test_cuda_linear_steps_are_those_of_the_cpu),
+        cmocka_unit_test(test_cuda_rows_are_the_stored_weights),
+        cmocka_unit_test(test_cuda_row_operations_are_those_of_the_cpu),
+        cmocka_unit_test(test_cuda_top_is_that_of_the_cpu),
+        cmocka_unit_test(test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch),
+        cmocka_unit_test(test_cuda_blocks_go_out_and_come_back),
+        cmocka_unit_test(test_cuda_says_what_is_missing),
+    };
+
+    return cmocka_run_group_tests_name("cuda", tests, open_devices, close_devices);
+}

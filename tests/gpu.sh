@@ -173,6 +173,16 @@ for source in tests/gpu/test_*.c; do
     done
 done
 
+# The program comes with the libraries that are missing here (tests/gpu/carry.sh).
+if [ -x build/carry/tensord ]; then
+    LD_LIBRARY_PATH=$root/build/carry/lib:$LD_LIBRARY_PATH \
+        run "the whole path" python3 tests/gpu/whole.py "$root/build/carry/tensord" "$folder/libtensord_cuda.so"
+    grep '^|' "$folder/log.txt" >>"$report"
+else
+    skipped=$((skipped + 1))
+    echo "skipped: the whole path: gpu: there is no build/carry: tests/gpu/carry.sh makes it where the program is built"
+fi
+
 # ---- measuring ----
 
 bench=$folder/bench.md

@@ -188,12 +188,13 @@ def test_two_rolls_in_a_row(two):
 
 
 def test_stages_with_drafts_and_offloaded_blocks_are_replaced(tmp_path):
-    args = ("--pipeline-parallel-size", 2, *FEW, "--max-model-len", 512, "--kv-offload-gib", 0.001, "--speculative-model", MODEL)
+    args = ("--pipeline-parallel-size", 2, "--threads", 1, "--max-num-seqs", 6, "--max-model-len", 512, "--kv-offload-gib", 0.001, "--speculative-model", MODEL)
     with Rolled(tmp_path, *args) as s:
         s.wait_ready()
         s.golden = [told(read_events(s.stream(COMPLETIONS, r))) for r in ASKED]
         before = s.standing()
-        while_asked(s, lambda: [roll(s, "--timeout", t, "--wait") for t in (0, 0.5)])
+        told_of, _ = while_asked(s, lambda: [json.loads(roll(s, "--timeout", t, "--wait", "--json")) for t in (0, 0.5)])
+        assert told_of[0]["n_moved"] + told_of[0]["n_replayed"] > 0, told_of
         check_settled(s, before, launches=2)
         s.stop()
 

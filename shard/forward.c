@@ -421,7 +421,7 @@ static enum td_status run_whole(struct td_shard *s, const struct td_step *step,
     st = st ? st : embed(&p);
     st = st ? st : layers(&p);
     if (st || p.n_logits + p.n_tops == 0)
-        return st;
+        return st ? st : td_kern_sync(s->p.kern, err); /* a step has ended when its time is taken */
     st = wanted_rows(&p, s->buf.x, s->buf.head_in);
     return st ? st : finish(&p, result);
 }

@@ -81,7 +81,7 @@ find_nccl() {
 
 missing_tools() {
     local tool
-    for tool in cmake cc; do
+    for tool in cmake cc c++; do
         command -v $tool >/dev/null || echo -n "$tool "
     done
 }
@@ -175,8 +175,7 @@ done
 
 # The program comes with the libraries that are missing here (tests/gpu/carry.sh).
 if [ -x build/carry/tensord ]; then
-    LD_LIBRARY_PATH=$root/build/carry/lib:$LD_LIBRARY_PATH \
-        run "the whole path" python3 tests/gpu/whole.py "$root/build/carry/tensord" "$folder/libtensord_cuda.so"
+    run "the whole path" python3 tests/gpu/whole.py "$root/build/carry/tensord" "$folder/libtensord_cuda.so"
     grep '^|' "$folder/log.txt" >>"$report"
 else
     skipped=$((skipped + 1))

@@ -68,13 +68,13 @@ __device__ void load_chunk(const struct job &job, const uint32_t *blocks, uint32
 {
     const uint32_t dim = job.kv.head_dim;
 
-    for (uint32_t i = threadIdx.x; i < n * dim; i += THREADS) {
-        const uint32_t at = first + i / dim;
-        const uint8_t *cell =
-            td_cuda_kv_cell(job.kv, blocks[at / job.kv.block_tokens], kv_head, half);
+    for (uint32_t i = threadIdx.x / 32; i < n; i += WARPS) { /* a token each */
+        const uint32_t at = first + i, block = blocks[at / job.kv.block_tokens];
+        const uint8_t *cell = td_cuda_kv_cell(job.kv, block, kv_head, half);
 
-        to[(size_t)(i / dim) * (dim + 1) + i % dim] =
-            td_cuda_kv_read<T>(job.kv, cell, at % job.kv.block_tokens, i % dim);
+        for (uint32_t d = threadIdx.x % 32; d < dim; d += 32)
+            to[(size_t)i * (dim + 1) + d] =
+                td_cuda_kv_read<T>(job.kv, cell, at % job.kv.block_tokens, d);
     }
     __syncthreads();
 }

@@ -173,8 +173,14 @@ const struct td_kern_ops OPS = {.close = close_cuda,
 
 /* ---- opening ---- */
 
+/* Is built for whatever device the plug-in is. */
+__global__ void nothing(void)
+{
+}
+
 enum td_status begin(struct td_cuda *cuda, struct td_err *err)
 {
+    cudaFuncAttributes attributes;
     cudaDeviceProp prop;
     cudaError_t e = cudaSetDevice((int)cuda->p.device);
 
@@ -186,6 +192,13 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
                           "%s has compute capability %d.%d, expected %d.0 or later; '--device cpu' "
                           "works without",
                           prop.name, prop.major, prop.minor, OLDEST_MAJOR);
+    if (cudaFuncGetAttributes(&attributes, (const void *)nothing) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "this build of tensord has no kernels for %s (compute capability %d.%d); "
+                          "'--device cpu' works without",
+                          prop.name, prop.major, prop.minor);
+    }
     cuda->n_sms = (uint32_t)prop.multiProcessorCount;
     cuda->most_shared = prop.sharedMemPerBlockOptin;
     snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);

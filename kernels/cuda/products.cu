@@ -7,7 +7,13 @@
 namespace
 {
 
-enum { THREADS = 256, WARPS = THREADS / 32, TOKENS = 8, LEAF_FLOATS = TD_TILE_ROWS * TOKENS };
+enum {
+    THREADS = 256,
+    WARPS = THREADS / 32,
+    PREPARE_THREADS = 512, /* a warp for each leaf of most matrices */
+    TOKENS = 8,
+    LEAF_FLOATS = TD_TILE_ROWS * TOKENS
+};
 
 /* ---- activations ---- */
 
@@ -99,14 +105,15 @@ __device__ void prepare_leaf(const struct source &src, const struct act &act, co
 
 /* One block a token. */
 template <enum td_cuda_act A>
-__global__ void __launch_bounds__(THREADS) prepare(const struct source src, const struct act act)
+__global__ void __launch_bounds__(PREPARE_THREADS)
+    prepare(const struct source src, const struct act act)
 {
     __shared__ float scratch[32];
     const uint32_t t = blockIdx.x;
     float *x = src.x + (size_t)(src.rows ? src.rows[t] : t) * src.n_cols;
     float squares = 0.0f, factor = 1.0f;
 
-    for (uint32_t c = threadIdx.x; c < src.n_cols; c += THREADS) {
+    for (uint32_t c = threadIdx.x; c < src.n_cols; c += PREPARE_THREADS) {
         if (src.add)
             x[c] = x[c] + src.add[(size_t)t * src.n_cols + c];
         squares = fmaf(x[c], x[c], squares);
@@ -119,7 +126,7 @@ __global__ void __launch_bounds__(THREADS) prepare(const struct source src, cons
             src.factor[t] = factor;
     }
     __syncthreads();
-    for (uint32_t leaf = threadIdx.x / 32; leaf < act.n_leaves; leaf += WARPS)
+    for (uint32_t leaf = threadIdx.x / 32; leaf < act.n_leaves; leaf += PREPARE_THREADS / 32)
         prepare_leaf<A>(src, act, x, factor, t, leaf);
 }
 
@@ -265,7 +272,7 @@ __global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ stru
 {
     float *leaves = (float *)td_num_shared();
     float *gates = leaves + (size_t)p.m.n_leaves * LEAF_FLOATS;
-    const uint32_t group = blockIdx.x, t0 = blockIdx.y * TOKENS;
+    const uint32_t group = blockIdx.y, t0 = blockIdx.x * TOKENS;
     const uint32_t row = group * TD_TILE_ROWS + threadIdx.x % TD_TILE_ROWS;
     const uint32_t token = t0 + threadIdx.x / TD_TILE_ROWS;
 
@@ -396,7 +403,7 @@ template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const stru
                           LEAF_FLOATS * sizeof(float);
 
     td_cuda_launch(cuda, multiply<T>,
-                   dim3(td_cuda_groups(p->m.n_rows), (p->n + TOKENS - 1) / TOKENS), dim3(THREADS),
+                   dim3((p->n + TOKENS - 1) / TOKENS, td_cuda_groups(p->m.n_rows)), dim3(THREADS),
                    shared, *p);
 }
 
@@ -418,11 +425,11 @@ void launch_prepare(struct td_cuda *cuda, enum td_cuda_act form, const struct so
                     const struct act *act, uint32_t n)
 {
     if (form == TD_CUDA_PLAIN)
-        td_cuda_launch(cuda, prepare<TD_CUDA_PLAIN>, dim3(n), dim3(THREADS), 0, *src, *act);
+        td_cuda_launch(cuda, prepare<TD_CUDA_PLAIN>, dim3(n), dim3(PREPARE_THREADS), 0, *src, *act);
     else if (form == TD_CUDA_BF16)
-        td_cuda_launch(cuda, prepare<TD_CUDA_BF16>, dim3(n), dim3(THREADS), 0, *src, *act);
+        td_cuda_launch(cuda, prepare<TD_CUDA_BF16>, dim3(n), dim3(PREPARE_THREADS), 0, *src, *act);
     else
-        td_cuda_launch(cuda, prepare<TD_CUDA_F16>, dim3(n), dim3(THREADS), 0, *src, *act);
+        td_cuda_launch(cuda, prepare<TD_CUDA_F16>, dim3(n), dim3(PREPARE_THREADS), 0, *src, *act);
 }
 
 } // namespace

@@ -128,10 +128,18 @@ static struct td_matrix *matrix(enum td_dtype type, uint32_t rows, uint32_t cols
     return m;
 }
 
+/* 16 leaves, as shard/plan.c cuts them. */
+static uint32_t leaf_of(uint32_t cols, uint32_t unit)
+{
+    const uint32_t step = unit > 32 ? unit : 32;
+
+    return ((cols + 15) / 16 + step - 1) / step * step;
+}
+
 static void open_model(struct model *m, enum td_dtype type, uint32_t n_layers)
 {
-    const uint32_t unit = (uint32_t)td_dtype_info(type)->sum_cols, d = unit > 64 ? unit : 64;
-    const uint32_t head = unit > DIM ? unit : DIM, ff = unit > 224 ? unit : 224;
+    const uint32_t unit = (uint32_t)td_dtype_info(type)->sum_cols;
+    const uint32_t d = leaf_of(D, unit), head = leaf_of(HEADS * DIM, unit), ff = leaf_of(FF, unit);
 
     *m = (struct model){.n_layers = n_layers};
     for (uint32_t i = 0; i < n_layers; i++)

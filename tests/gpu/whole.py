@@ -5,6 +5,7 @@
 Needs Python alone. A line per case: "ok: NAME" or "FAILED: 1 ranks: NAME: why"; then figures as Markdown, in lines that begin with "|"."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,11 +18,13 @@ GOLDEN = ROOT / "tests" / "golden" / "tensord-tiny.json"
 
 def main():
     tensord, plugin = sys.argv[1:3]
+    libraries = pathlib.Path(tensord).resolve().parent / "lib"
+    env = os.environ | ({"LD_LIBRARY_PATH": f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"} if libraries.is_dir() else {})
     cuda = ["--device", "cuda", "--cuda-plugin", plugin]
     failed = 0
 
     def run(*args, cpu=False):
-        p = subprocess.run([tensord, *map(str, args), *([] if cpu else cuda), "--json"], capture_output=True, text=True, timeout=300,
+        p = subprocess.run([tensord, *map(str, args), *([] if cpu else cuda), "--json"], capture_output=True, text=True, timeout=300, env=env,
                            stdin=subprocess.DEVNULL)
         if p.returncode != 0:
             raise AssertionError(p.stderr.strip().splitlines()[-1:] or [f"status {p.returncode}"])
@@ -32,7 +35,7 @@ def main():
         try:
             test()
             print(f"ok: {name}", flush=True)
-        except (AssertionError, subprocess.TimeoutExpired, ValueError) as e:
+        except (AssertionError, subprocess.SubprocessError, ValueError) as e:
             failed += 1
             print(f"FAILED: 1 ranks: {name}: {str(e)[:400]}", flush=True)
 
@@ -41,7 +44,7 @@ def main():
         def made(kind):
             path = pathlib.Path(folder) / f"{kind}.gguf"
             if not path.exists():
-                subprocess.run([tensord, "quantize", str(TINY), str(path), "--type", kind], check=True, capture_output=True)
+                subprocess.run([tensord, "quantize", str(TINY), str(path), "--type", kind], check=True, capture_output=True, env=env)
             return path
 
         def reference():

@@ -48,14 +48,6 @@ extern struct gpusim_thread {
 /* Waits until all threads of the block that have not ended are here. */
 void __syncthreads(void);
 
-static inline uint32_t atomicMax(uint32_t *at, uint32_t v)
-{
-    uint32_t old = *at;
-
-    *at = v > old ? v : old;
-    return old;
-}
-
 /* ---- the runtime ---- */
 
 enum cudaError_t {
@@ -75,6 +67,11 @@ struct cudaDeviceProp {
     size_t sharedMemPerBlockOptin;
 };
 
+struct cudaFuncAttributes {
+    int numRegs;
+};
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *kernel);
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaSetDevice(int device);

@@ -197,6 +197,12 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
 
 /* ---- the runtime ---- */
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *kernel)
+{
+    *attributes = {};
+    return kernel ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 cudaError_t cudaGetDeviceCount(int *n)
 {
     *n = 1;

@@ -168,8 +168,7 @@ def test_all_that_run_end_on_the_old_group(two):
         assert "has taken the place of launch" in shown and "leaving group" in shown and "current group" in shown, shown
         assert two.complete(PROMPT, max_tokens=4)["text"]  # a new one, on the new group
 
-    _, n_open = while_asked(two, what)
-    assert n_open > 0
+    while_asked(two, what)
     check_settled(two, before)
     r = two.roll_status()
     assert r["phase"] == "done" and r["n_replayed"] == 0 and r["n_finished"] > 0 and r["n_moved"] > 0, r

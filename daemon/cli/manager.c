@@ -12,6 +12,15 @@ static const uint64_t second_ns = 1000000000u;
 /* A start that makes no progress for so long is given up by the manager. */
 enum { START_MORE_S = 120, ASK_EVERY_S = 5, STOP_MORE_S = 10 };
 
+static void ask_for_time(struct td_manager *m)
+{
+    char text[64];
+
+    snprintf(text, sizeof text, "EXTEND_TIMEOUT_USEC=%llu",
+             (unsigned long long)START_MORE_S * 1000000u);
+    td_sdnotify_send(&m->notify, text);
+}
+
 void td_manager_open(struct td_manager *m, bool waits_for_group)
 {
     struct td_err err;
@@ -19,6 +28,8 @@ void td_manager_open(struct td_manager *m, bool waits_for_group)
     *m = (struct td_manager){.waits_for_group = waits_for_group};
     if (td_sdnotify_open(&m->notify, &err))
         td_log_warn("no service manager is told anything error=\"%s\"", err.cause);
+    if (m->notify.is_open && !waits_for_group)
+        ask_for_time(m);
 }
 
 void td_manager_close(struct td_manager *m)
@@ -38,18 +49,16 @@ static uint64_t progress_of(const struct td_coord_status *st)
     return sum;
 }
 
-static void ask_for_time(struct td_manager *m, const struct td_coord_status *st, uint64_t now_ns)
+static void ask_while_it_gets_on(struct td_manager *m, const struct td_coord_status *st,
+                                 uint64_t now_ns)
 {
     uint64_t progress = progress_of(st);
-    char text[64];
 
     if (m->asked_ns && (progress == m->progress || now_ns - m->asked_ns < ASK_EVERY_S * second_ns))
         return;
     m->progress = progress;
     m->asked_ns = now_ns;
-    snprintf(text, sizeof text, "EXTEND_TIMEOUT_USEC=%llu",
-             (unsigned long long)START_MORE_S * 1000000u);
-    td_sdnotify_send(&m->notify, text);
+    ask_for_time(m);
 }
 
 /* ---- the state in words ---- */
@@ -137,7 +146,7 @@ void td_manager_tick(struct td_manager *m, struct td_coord *coord, uint64_t now_
         td_sdnotify_send(&m->notify, "READY=1");
     }
     if (!m->is_ready)
-        ask_for_time(m, &st, now_ns);
+        ask_while_it_gets_on(m, &st, now_ns);
     tell_status(m, &st, now_ns);
     feed(m, coord, now_ns);
 }

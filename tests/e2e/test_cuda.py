@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 from conftest import program
-from serving import MODEL, NAME, Server, needs_model
+from serving import MODEL, Server, needs_model
 
 pytest_plugins = ["serving"]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -87,7 +87,6 @@ def test_a_server_serves_from_it(tensord):
             next(iter(other))
             assert s.complete(PROMPT, **drawn) == one
         s.stop()
-    assert NAME
 
 
 def test_what_is_missing_is_said(tensord, find_model):

@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Partial results of attention and the like; more than kernels/cuda takes for them. */
+static const size_t CUDA_SCRATCH = 16 << 20;
+
 static uint32_t ceil_div(uint32_t a, uint32_t b)
 {
     return (a + b - 1) / b;
@@ -155,27 +158,24 @@ struct td_plan_slice td_plan_slice(const struct td_plan *plan, const struct td_p
     return slice;
 }
 
-static size_t matrix_bytes(enum td_dtype type, size_t rows, size_t cols)
+/* Of a matrix whose columns, the residual stream's, nobody splits. */
+static size_t rows_bytes(const struct td_plan_model *model, const struct td_plan *plan,
+                         enum td_dtype type, size_t rows)
 {
-    return rows * td_dtype_held_bytes(type, cols);
+    uint32_t d = model->spec->d_model;
+    struct td_plan_leaves leaves = td_plan_cut(d, (uint32_t)td_dtype_info(type)->sum_cols);
+
+    return td_devicekind_matrix_bytes(plan->device, type, rows, d, leaves.leaf_cols);
 }
 
-/* Bytes of a whole layer: matrices, norms. */
-static size_t layer_bytes(const struct td_plan_model *model, uint32_t layer, size_t *norms)
+static size_t norm_bytes(const struct td_spec *s)
 {
-    const struct td_spec *s = model->spec;
-    const struct td_plan_layer_types *t = &model->layer[layer];
-    size_t q = (size_t)s->n_heads * s->head_dim, kv = (size_t)s->n_kv_heads * s->head_dim;
-
-    *norms = (2 * (size_t)s->d_model + (s->qk_norm ? 2 * (size_t)s->head_dim : 0)) * sizeof(float);
-    return matrix_bytes(t->q, q, s->d_model) + matrix_bytes(t->k, kv, s->d_model) +
-           matrix_bytes(t->v, kv, s->d_model) + matrix_bytes(t->o, s->d_model, q) +
-           matrix_bytes(t->gate, s->d_ff, s->d_model) + matrix_bytes(t->up, s->d_ff, s->d_model) +
-           matrix_bytes(t->down, s->d_model, s->d_ff);
+    return (2 * (size_t)s->d_model + (s->qk_norm ? 2 * (size_t)s->head_dim : 0)) * sizeof(float);
 }
 
-static size_t slice_bytes(const struct td_plan_model *model, uint32_t layer,
-                          const struct td_plan_slice *slice)
+/* Of the matrices of a layer. */
+static size_t slice_bytes(const struct td_plan_model *model, const struct td_plan *plan,
+                          uint32_t layer, const struct td_plan_slice *slice)
 {
     const struct td_spec *s = model->spec;
     const struct td_plan_layer_types *t = &model->layer[layer];
@@ -183,18 +183,30 @@ static size_t slice_bytes(const struct td_plan_model *model, uint32_t layer,
     size_t kv = (size_t)(slice->kv_end - slice->kv_begin) * s->head_dim;
     size_t ff = slice->ff_end - slice->ff_begin;
 
-    return matrix_bytes(t->q, q, s->d_model) + matrix_bytes(t->k, kv, s->d_model) +
-           matrix_bytes(t->v, kv, s->d_model) + matrix_bytes(t->o, s->d_model, q) +
-           matrix_bytes(t->gate, ff, s->d_model) + matrix_bytes(t->up, ff, s->d_model) +
-           matrix_bytes(t->down, s->d_model, ff);
+    return rows_bytes(model, plan, t->q, q) + rows_bytes(model, plan, t->k, kv) +
+           rows_bytes(model, plan, t->v, kv) + rows_bytes(model, plan, t->gate, ff) +
+           rows_bytes(model, plan, t->up, ff) +
+           td_devicekind_matrix_bytes(plan->device, t->o, s->d_model, q,
+                                      td_plan_attn_leaves(model, layer).leaf_cols) +
+           td_devicekind_matrix_bytes(plan->device, t->down, s->d_model, ff,
+                                      td_plan_ffn_leaves(model, layer).leaf_cols);
 }
 
-static size_t vocab_bytes(const struct td_plan_model *model, size_t rows)
+/* Matrices and norms of a whole layer. */
+static size_t layer_bytes(const struct td_plan_model *model, const struct td_plan *plan,
+                          uint32_t layer)
 {
     const struct td_spec *s = model->spec;
+    struct td_plan_slice all = {.head_end = s->n_heads, .kv_end = s->n_kv_heads, .ff_end = s->d_ff};
 
-    return matrix_bytes(model->embed, rows, s->d_model) +
-           (s->tied_head ? 0 : matrix_bytes(model->head, rows, s->d_model));
+    return slice_bytes(model, plan, layer, &all) + norm_bytes(s);
+}
+
+static size_t vocab_bytes(const struct td_plan_model *model, const struct td_plan *plan,
+                          size_t rows)
+{
+    return rows_bytes(model, plan, model->embed, rows) +
+           (model->spec->tied_head ? 0 : rows_bytes(model, plan, model->head, rows));
 }
 
 /* Cuts the layers into pp runs so that the largest (bytes / share) of a stage is smallest. */
@@ -213,16 +225,14 @@ static enum td_status cut_stages(const struct td_plan_model *model, struct td_pl
         return td_err_set(err, TD_NO_MEMORY, "no memory to plan %u stages", pp);
     }
     sum[0] = 0.0;
-    for (uint32_t l = 0; l < n; l++) {
-        size_t norms, bytes = layer_bytes(model, l, &norms);
-
-        sum[l + 1] = sum[l] + (double)(bytes + norms);
-    }
+    for (uint32_t l = 0; l < n; l++)
+        sum[l + 1] = sum[l] + (double)layer_bytes(model, plan, l);
     for (uint32_t s = 0; s <= pp; s++)
         for (uint32_t l = 0; l <= n; l++)
             best[s * (n + 1) + l] = s == 0 && l == 0 ? 0.0 : 1e300;
     for (uint32_t s = 1; s <= pp; s++) {
-        double share = 0.0, extra = s == 1 ? (double)vocab_bytes(model, model->spec->n_vocab) : 0.0;
+        double share = 0.0,
+               extra = s == 1 ? (double)vocab_bytes(model, plan, model->spec->n_vocab) : 0.0;
 
         for (uint32_t i = 0; i < plan->tp; i++)
             share += (double)plan->rank[(s - 1) * plan->tp + i].share;
@@ -296,6 +306,11 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     if (rank == 0)
         floats += (size_t)plan->max_num_seqs *
                   (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops : s->n_vocab);
+    if (plan->device == TD_ON_CUDA) { /* rows in two forms of half the size, with their scales */
+        size_t widest = w.q > w.ff ? w.q : w.ff;
+
+        floats += n * (widest > d ? widest : d) * 9 / 8 + CUDA_SCRATCH / sizeof(float);
+    }
     return floats;
 }
 
@@ -337,11 +352,37 @@ size_t td_plan_exchanged_bytes(const struct td_plan *plan)
     return bytes;
 }
 
+/* What the device holds of the model's types and of the cache's. */
+static enum td_status check_types(const struct td_plan_model *model, const struct td_plan_params *p,
+                                  struct td_err *err)
+{
+    const char *device = td_devicekind_name(p->device);
+
+    for (uint32_t l = 0; l < model->spec->n_layers; l++) {
+        const struct td_plan_layer_types *t = &model->layer[l];
+        const enum td_dtype types[] = {model->embed, model->head, t->q,  t->k,   t->v,
+                                       t->o,         t->gate,     t->up, t->down};
+
+        for (uint32_t i = 0; i < sizeof types / sizeof types[0]; i++)
+            if (!td_devicekind_holds(p->device, types[i]))
+                return td_err_set(err, TD_UNSUPPORTED,
+                                  "'%s' has weights of type %s, which --device %s does not hold: "
+                                  "'tensord quantize' makes another type of them, '--device cpu' "
+                                  "takes them as they are",
+                                  model->name, td_dtype_info(types[i])->name, device);
+    }
+    if (!td_devicekind_caches(p->device, p->kv_dtype))
+        return td_err_set(err, TD_UNSUPPORTED, "KV cache of type %s: --device %s does not hold it",
+                          td_dtype_info(p->kv_dtype)->name, device);
+    return TD_OK;
+}
+
 static enum td_status check_params(const struct td_plan_model *model,
                                    const struct td_plan_params *p, struct td_plan *plan,
                                    struct td_err *err)
 {
     uint32_t pp = p->pp ? p->pp : 1, tp = p->tp;
+    enum td_status s;
 
     if (p->n_ranks == 0 || p->n_ranks > TD_PLAN_MAX_RANKS)
         return td_err_set(err, TD_INVALID, "%u ranks: expected 1 to %d", p->n_ranks,
@@ -381,6 +422,10 @@ static enum td_status check_params(const struct td_plan_model *model,
     for (uint32_t i = 0; p->share && i < p->n_ranks; i++)
         if (p->share[i] == 0)
             return td_err_set(err, TD_INVALID, "rank %u has a share of 0: expected more", i);
+    s = check_types(model, p, err);
+    if (s)
+        return s;
+    plan->device = p->device;
     plan->n_ranks = p->n_ranks;
     plan->tp = tp;
     plan->pp = pp;
@@ -421,20 +466,19 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
 
     for (uint32_t l = r->layer_begin; l < r->layer_end; l++) {
         struct td_plan_slice slice = td_plan_slice(plan, model, rank, l);
-        size_t norms, kv_heads = slice.kv_end - slice.kv_begin;
+        size_t kv_heads = slice.kv_end - slice.kv_begin;
 
-        (void)layer_bytes(model, l, &norms);
-        r->weight_bytes += slice_bytes(model, l, &slice) + norms;
+        r->weight_bytes += slice_bytes(model, plan, l, &slice) + norm_bytes(s);
         if (r->tp_index > 0)
-            r->replicated_bytes += norms;
+            r->replicated_bytes += norm_bytes(s);
         if (kv_heads && slice.head_begin % group) /* the first KV head began on the rank before */
-            r->replicated_bytes += matrix_bytes(model->layer[l].k, s->head_dim, s->d_model) +
-                                   matrix_bytes(model->layer[l].v, s->head_dim, s->d_model);
+            r->replicated_bytes += rows_bytes(model, plan, model->layer[l].k, s->head_dim) +
+                                   rows_bytes(model, plan, model->layer[l].v, s->head_dim);
         r->kv_bytes_per_token += 2 * kv_heads * kv_row_bytes;
     }
     if (r->stage == 0) {
-        r->weight_bytes +=
-            vocab_bytes(model, r->vocab_end - r->vocab_begin) + (size_t)s->d_model * sizeof(float);
+        r->weight_bytes += vocab_bytes(model, plan, r->vocab_end - r->vocab_begin) +
+                           (size_t)s->d_model * sizeof(float);
         if (r->tp_index > 0)
             r->replicated_bytes += (size_t)s->d_model * sizeof(float);
     }
@@ -482,7 +526,9 @@ static enum td_status size_kv(const struct td_plan_params *p, struct td_plan *pl
         struct td_plan_rank *r = &plan->rank[i];
         size_t block_bytes =
             r->kv_bytes_per_token * plan->block_tokens + (i == 0 ? p->lead_block_bytes : 0);
-        uint64_t offload = r->offload_bytes[TD_OFFLOAD_MEMORY]; /* of the same memory on CPUs */
+        uint64_t offload = p->device == TD_ON_CPU /* whose memory is the host's */
+                               ? r->offload_bytes[TD_OFFLOAD_MEMORY]
+                               : 0;
         uint64_t lead = i == 0 ? p->lead_bytes : 0;
         uint64_t need = r->weight_bytes + r->buffer_bytes + offload + lead, room = p->kv_bytes;
 
@@ -559,13 +605,10 @@ enum td_status td_plan_make(const struct td_plan_model *model, const struct td_p
                 r->vocab_end > model->spec->n_vocab ? model->spec->n_vocab : r->vocab_end;
         }
     }
-    plan->model_bytes =
-        vocab_bytes(model, model->spec->n_vocab) + (size_t)model->spec->d_model * sizeof(float);
-    for (uint32_t l = 0; l < model->spec->n_layers; l++) {
-        size_t norms, bytes = layer_bytes(model, l, &norms);
-
-        plan->model_bytes += bytes + norms;
-    }
+    plan->model_bytes = vocab_bytes(model, plan, model->spec->n_vocab) +
+                        (size_t)model->spec->d_model * sizeof(float);
+    for (uint32_t l = 0; l < model->spec->n_layers; l++)
+        plan->model_bytes += layer_bytes(model, plan, l);
     plan->embed_bytes_per_token = (size_t)(plan->tp - 1) * model->spec->d_model * sizeof(float);
     for (uint32_t i = 0; i < plan->n_ranks; i++)
         account_rank(model, plan, i);

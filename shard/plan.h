@@ -7,6 +7,7 @@
 #include "comm/tree.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/err.h"
+#include "kernels/devicekind.h"
 #include "shard/checkpoint.h"
 #include "shard/offload.h"
 #include "shard/spec.h"
@@ -38,6 +39,7 @@ struct td_plan_params {
     /* Per rank; NULL: all equal. Shares steer the split (3:1:1), memory bounds it. */
     const uint64_t *share;        /* [n_ranks], > 0 */
     const uint64_t *memory_bytes; /* [n_ranks], 0: unknown, not checked */
+    enum td_devicekind device;    /* of every rank */
     enum td_dtype kv_dtype;
     uint32_t block_tokens;
     uint32_t max_model_len; /* tokens of one sequence; 0: the model's, or what fits */
@@ -85,7 +87,8 @@ struct td_plan_rank {
 
 struct td_plan {
     uint32_t n_ranks, tp, pp;
-    size_t model_bytes;                 /* of all tensors once */
+    enum td_devicekind device;
+    size_t model_bytes;                 /* of all tensors once, as the device holds them */
     uint32_t n_blocks;                  /* KV blocks, equal on all ranks */
     uint32_t n_slots[TD_OFFLOAD_TIERS]; /* for blocks outside of the device, equal on all ranks */
     uint32_t block_tokens;

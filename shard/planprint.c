@@ -28,7 +28,7 @@ enum td_status td_plan_print(const struct td_plan *plan, const struct td_plan_mo
         out,
         "model     %s (%s, %u layers, d_model %u, %u/%u heads, ffn %u, vocabulary %u), %s of "
         "weights\n"
-        "layout    %u rank%s: tensor parallel %u x pipeline parallel %u\n"
+        "layout    %u rank%s on %s: tensor parallel %u x pipeline parallel %u\n"
         "context   %u tokens per sequence, %u sequences, %u KV blocks of %u tokens in %s: %llu "
         "tokens in all\n"
         "exchange  %s per decoded token over all ranks\n\n"
@@ -37,8 +37,8 @@ enum td_status td_plan_print(const struct td_plan *plan, const struct td_plan_mo
         "buffers     sent/token\n",
         model->name, s->name, s->n_layers, s->d_model, s->n_heads, s->n_kv_heads, s->d_ff,
         s->n_vocab, human(plan->model_bytes, a), plan->n_ranks, plan->n_ranks == 1 ? "" : "s",
-        plan->tp, plan->pp, plan->max_model_len, plan->max_num_seqs, plan->n_blocks,
-        plan->block_tokens, td_dtype_info(plan->kv_dtype)->name,
+        plan->device == TD_ON_CUDA ? "GPUs" : "CPUs", plan->tp, plan->pp, plan->max_model_len,
+        plan->max_num_seqs, plan->n_blocks, plan->block_tokens, td_dtype_info(plan->kv_dtype)->name,
         (unsigned long long)plan->n_blocks * plan->block_tokens,
         human(td_plan_exchanged_bytes(plan), b));
 
@@ -117,17 +117,18 @@ enum td_status td_plan_print_json(const struct td_plan *plan, const struct td_pl
     for (uint32_t i = 0; i < plan->n_ranks; i++)
         json_array_append_new(ranks, rank_json(plan, model, i));
     root = json_pack(
-        "{s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:I,s:I,s:I,s:I,s:I,s:o}", "model",
-        model->name, "architecture", model->spec->name, "ranks", (json_int_t)plan->n_ranks,
-        "tensor_parallel", (json_int_t)plan->tp, "pipeline_parallel", (json_int_t)plan->pp,
-        "model_bytes", (json_int_t)plan->model_bytes, "max_model_len",
-        (json_int_t)plan->max_model_len, "max_num_seqs", (json_int_t)plan->max_num_seqs,
-        "kv_blocks", (json_int_t)plan->n_blocks, "block_tokens", (json_int_t)plan->block_tokens,
-        "kv_dtype", td_dtype_info(plan->kv_dtype)->name, "kv_tokens",
-        (json_int_t)plan->n_blocks * (json_int_t)plan->block_tokens, "embed_bytes_per_token",
-        (json_int_t)plan->embed_bytes_per_token, "exchanged_bytes_per_token",
-        (json_int_t)td_plan_exchanged_bytes(plan), "draft_bytes", (json_int_t)plan->lead_bytes,
-        "draft_kv_bytes", (json_int_t)plan->lead_kv_bytes, "per_rank", ranks);
+        "{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:I,s:I,s:I,s:I,s:I,s:o}", "model",
+        model->name, "device", td_devicekind_name(plan->device), "architecture", model->spec->name,
+        "ranks", (json_int_t)plan->n_ranks, "tensor_parallel", (json_int_t)plan->tp,
+        "pipeline_parallel", (json_int_t)plan->pp, "model_bytes", (json_int_t)plan->model_bytes,
+        "max_model_len", (json_int_t)plan->max_model_len, "max_num_seqs",
+        (json_int_t)plan->max_num_seqs, "kv_blocks", (json_int_t)plan->n_blocks, "block_tokens",
+        (json_int_t)plan->block_tokens, "kv_dtype", td_dtype_info(plan->kv_dtype)->name,
+        "kv_tokens", (json_int_t)plan->n_blocks * (json_int_t)plan->block_tokens,
+        "embed_bytes_per_token", (json_int_t)plan->embed_bytes_per_token,
+        "exchanged_bytes_per_token", (json_int_t)td_plan_exchanged_bytes(plan), "draft_bytes",
+        (json_int_t)plan->lead_bytes, "draft_kv_bytes", (json_int_t)plan->lead_kv_bytes, "per_rank",
+        ranks);
     text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     if (text && td_jsonalloc_failures() == failures)
         st = td_bytes_appendf(out, "%s\n", text);

@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 40, ARG_BYTES = 32, DEFAULT_MOST_RANKS = 8, LAB_DEFAULT_RANKS = 2 };
+enum { MAX_ARGS = 48, ARG_BYTES = 32, DEFAULT_MOST_RANKS = 8, LAB_DEFAULT_RANKS = 2 };
 
 extern char **environ;
 
@@ -259,6 +259,8 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     add_number(a, "--max-num-batched-tokens", o->max_num_batched_tokens);
     add_text(a, "--kv-cache-dtype", td_options_kv_dtypes[o->kv_cache_dtype.value[0]]);
     add_text(a, "--device", o->device);
+    snprintf(a->text[a->n], ARG_BYTES, "%.9g", o->gpu_memory_utilization);
+    add_text(a, "--gpu-memory-utilization", a->text[a->n]);
     if (o->cuda_plugin)
         add_text(a, "--cuda-plugin", o->cuda_plugin);
     add_text(a, "--cpu-isa", td_options_word(o, &o->cpu_isa));

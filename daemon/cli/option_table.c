@@ -98,8 +98,8 @@ static const struct td_option table[] = {
      .help = "compute a step in two or four parts, so that the sums of one travel while others are "
              "computed, with the same bits; auto: where ranks exchange messages, for steps of 64 "
              "rows and more, as was fastest when tried; on: every step of two rows and more"},
-    {"device", NULL, NULL, TD_OPTION_STRING, AT(device), GROUP | SCALE | TD_FOR_WORKER,
-     .metavar = "DEVICE", .preset = "cpu",
+    {"device", NULL, NULL, TD_OPTION_STRING, AT(device),
+     GROUP | SCALE | TD_FOR_WORKER | TD_FOR_PLAN, .metavar = "DEVICE", .preset = "cpu",
      .help = "what ranks compute on: cpu; cuda, where the ranks of a host take its GPUs by turns; "
              "cuda:N for "
              "the GPU of that number"},

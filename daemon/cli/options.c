@@ -3,6 +3,7 @@
 #include "daemon/api/auth.h"
 #include "daemon/cli/config.h"
 #include "daemon/cli/option_value.h"
+#include "kernels/devicekind.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -485,15 +486,12 @@ static enum td_status check_offload(const struct td_options *opts, struct td_err
 
 static enum td_status check_device(const struct td_options *opts, struct td_err *err)
 {
-    const char *d = opts->device;
-    size_t digits;
+    enum td_devicekind kind;
 
-    if (!d || strcmp(d, "cpu") == 0 || strcmp(d, "cuda") == 0)
+    if (td_devicekind_of(opts->device, &kind))
         return TD_OK;
-    digits = strncmp(d, "cuda:", 5) == 0 ? strspn(d + 5, "0123456789") : 0;
-    if (digits > 0 && digits < 5 && d[5 + digits] == '\0')
-        return TD_OK;
-    return td_err_set(err, TD_INVALID, "--device '%.40s': expected cpu, cuda or cuda:N", d);
+    return td_err_set(err, TD_INVALID, "--device '%.40s': expected cpu, cuda or cuda:N",
+                      opts->device);
 }
 
 static enum td_status check(const struct td_options *opts, struct td_err *err)

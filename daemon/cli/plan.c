@@ -52,11 +52,19 @@ static int show(const struct td_options *opts)
 int td_cmd_plan(const struct td_options *opts)
 {
     struct td_err err;
+    enum td_devicekind device;
 
-    if (opts->predict)
+    (void)td_devicekind_of(opts->device, &device); /* which the options' check has seen */
+    if (opts->predict && device == TD_ON_CPU)
         return td_plan_predict(opts);
-    if (!opts->cluster)
+    if (!opts->predict && !opts->cluster)
         return show(opts);
-    td_err_set(&err, TD_INVALID, "--cluster '%.200s': expected --predict with it", opts->cluster);
+    if (opts->predict)
+        td_err_set(&err, TD_UNSUPPORTED,
+                   "--predict with --device %s: expected cpu, whose speed alone is predicted",
+                   opts->device);
+    else
+        td_err_set(&err, TD_INVALID, "--cluster '%.200s': expected --predict with it",
+                   opts->cluster);
     return td_command_report(opts, &err);
 }

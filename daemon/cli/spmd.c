@@ -64,6 +64,9 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
                                    uint32_t n_ranks, const uint64_t *memory_of_rank,
                                    uint64_t *share, struct td_plan_params *out, struct td_err *err)
 {
+    enum td_devicekind device;
+
+    (void)td_devicekind_of(opts->device, &device); /* which the options' check has seen */
     if (opts->shares.n && opts->shares.n != n_ranks)
         return td_err_set(err, TD_INVALID, "--shares has %u numbers, the group has %u ranks",
                           opts->shares.n, n_ranks);
@@ -74,6 +77,7 @@ enum td_status td_spmd_plan_params(const struct td_options *opts, const struct t
                                    .pp = (uint32_t)opts->pipeline_parallel_size,
                                    .share = opts->shares.n ? share : NULL,
                                    .memory_bytes = memory_of_rank,
+                                   .device = device,
                                    .kv_dtype = td_spmd_kv_dtype(opts, spec),
                                    .block_tokens = (uint32_t)opts->block_size,
                                    .max_model_len = (uint32_t)opts->max_model_len,

@@ -199,6 +199,8 @@ enum td_status td_coord_plan(struct td_coord *c, const char *path, uint32_t n_ra
         s = td_err_set(err, TD_INVALID, "model_path is empty and no model is loaded");
     s = s ? s : td_checkpoint_open(path && path[0] ? path : c->served->path, &ck, err);
     s = s ? s : td_plan_model_read(ck, model, err);
+    p.device = g->n_ranks && g->members[0].public.attached ? g->members[0].public.device_kind
+                                                           : c->p.wish.device;
     if (!s && !p.memory_bytes && p.n_ranks == g->n_ranks) {
         for (uint32_t i = 0; i < g->n_ranks; i++)
             memory[i] = g->members[i].public.memory_bytes;

@@ -187,6 +187,7 @@ struct td_member {
     char host[64];
     int64_t pid;
     char device[64];
+    enum td_devicekind device_kind;
     char numerics[32];
     bool attached, loaded, lost;
     uint32_t n_cores;

@@ -46,7 +46,8 @@ static struct td_compute_load *make_load(struct group *g)
     load->op_limit_ns = c->p.op_limit_ns;
     load->plan = c->p.wish;
     load->plan.n_ranks = g->n_ranks;
-    if (g->n_ranks != c->p.n_ranks && c->p.n_ranks) { /* another layout, of whom is left */
+    load->plan.device = g->members[0].public.device_kind; /* which they have in common */
+    if (g->n_ranks != c->p.n_ranks && c->p.n_ranks) {     /* another layout, of whom is left */
         load->plan.tp = load->plan.pp = 0;
         load->plan.share = NULL;
     }

@@ -93,6 +93,7 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
                                    .pid = r->pid,
                                    .attached = true,
                                    .n_cores = r->n_cores,
+                                   .device_kind = td_wire_device_read(r->device_kind),
                                    .memory_bytes = r->memory_free_bytes,
                                    .heartbeat_ns = uv_hrtime()};
     snprintf(m->public.host, sizeof m->public.host, "%s", r->host);

@@ -92,6 +92,7 @@ enum td_status td_draftmodel_reserve(const struct td_draftmodel *d, struct td_pl
 
     if (!plan)
         return td_err_set(err, TD_NO_MEMORY, "no memory to plan a draft model");
+    p.device = served->device;
     p.block_tokens = served->block_tokens;
     p.max_num_seqs = served->max_num_seqs;
     p.max_batched_tokens = served->max_batched_tokens;
@@ -115,6 +116,7 @@ enum td_status td_draftmodel_load(struct td_draftmodel *d, struct td_kern *kern,
         .ck = d->ck, .model = &d->model, .plan = &d->plan, .kern = kern};
     enum td_status s;
 
+    p.device = served->device;
     p.block_tokens = served->block_tokens;
     p.max_num_seqs = served->max_num_seqs;
     p.max_batched_tokens = served->max_batched_tokens;

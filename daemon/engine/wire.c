@@ -239,6 +239,17 @@ enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
     return TD_OK;
 }
 
+Tensord__Worker__V1__DeviceKind td_wire_device_make(enum td_devicekind kind)
+{
+    return kind == TD_ON_CUDA ? TENSORD__WORKER__V1__DEVICE_KIND__DEVICE_KIND_CUDA
+                              : TENSORD__WORKER__V1__DEVICE_KIND__DEVICE_KIND_CPU;
+}
+
+enum td_devicekind td_wire_device_read(Tensord__Worker__V1__DeviceKind kind)
+{
+    return kind == TENSORD__WORKER__V1__DEVICE_KIND__DEVICE_KIND_CUDA ? TD_ON_CUDA : TD_ON_CPU;
+}
+
 Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *load, uint32_t rank,
                                                  struct td_arena *arena)
 {
@@ -266,6 +277,7 @@ Tensord__Worker__V1__Assign *td_wire_assign_make(const struct td_compute_load *l
     m->ranks = ranks;
     m->model_path = load->path;
     m->model_hash = (char *)load->model_hash;
+    m->device_kind = td_wire_device_make(p->device);
     m->kv_dtype = (char *)td_dtype_info(p->kv_dtype)->name;
     m->max_model_len = p->max_model_len;
     m->max_num_seqs = p->max_num_seqs;
@@ -349,6 +361,7 @@ enum td_status td_wire_assign_read(const Tensord__Worker__V1__Assign *m,
         (struct td_plan_params){.n_ranks = m->group_size,
                                 .tp = m->tp,
                                 .pp = m->pp,
+                                .device = td_wire_device_read(m->device_kind),
                                 .kv_dtype = kv_dtype,
                                 .block_tokens = m->kv_block_tokens,
                                 .max_model_len = m->max_model_len,

@@ -23,6 +23,9 @@ enum td_status td_wire_submit_read(const Tensord__Worker__V1__Submit *m, struct 
 
 Tensord__Worker__V1__TokenEvent *td_wire_token_make(const struct td_token_event *e,
                                                     struct td_arena *arena);
+Tensord__Worker__V1__DeviceKind td_wire_device_make(enum td_devicekind kind);
+enum td_devicekind td_wire_device_read(Tensord__Worker__V1__DeviceKind kind);
+
 /* `error` receives the text of TD_FINISH_ERROR, to which e->error then points. */
 enum td_status td_wire_token_read(const Tensord__Worker__V1__TokenEvent *m,
                                   struct td_token_event *e, struct td_err *error,

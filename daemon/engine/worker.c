@@ -205,7 +205,7 @@ static void register_now(struct td_worker *w)
     r.world_size = td_comm_size(w->p.world);
     r.host = f.host;
     r.pid = f.pid;
-    r.device_kind = TENSORD__WORKER__V1__DEVICE_KIND__DEVICE_KIND_CPU;
+    r.device_kind = td_wire_device_make(f.device_kind);
     r.device_name = f.device;
     r.memory_total_bytes = f.memory_bytes;
     r.memory_free_bytes = f.memory_bytes;

@@ -62,7 +62,14 @@ bool supports_matrix(const struct td_kern *kern, enum td_dtype type)
 bool supports_kv(const struct td_kern *kern, enum td_dtype type)
 {
     (void)kern;
-    return type == TD_F32 || type == TD_F16 || type == TD_BF16 || type == TD_Q8_0;
+    switch (type) {
+#define CASE(T) case T:
+        TD_CUDA_EACH_KV(CASE)
+#undef CASE
+        return true;
+    default:
+        return false;
+    }
 }
 
 void *alloc(struct td_kern *kern, size_t bytes)

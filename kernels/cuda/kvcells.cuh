@@ -44,7 +44,4 @@ __device__ __forceinline__ float td_cuda_kv_read(const struct td_cuda_kv &kv, co
     return (float)(int8_t)half[at] * td_num_f16(scales[at / 32]);
 }
 
-/* Calls `macro(type)` for every type of cache. */
-#define TD_CUDA_EACH_KV(macro) macro(TD_F32) macro(TD_F16) macro(TD_BF16) macro(TD_Q8_0)
-
 #endif

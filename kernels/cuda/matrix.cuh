@@ -14,9 +14,8 @@
 #define TD_KERNELS_CUDA_MATRIX_CUH
 
 #include "kernels/cuda/clib.h"
+#include "kernels/cuda/formats.h"
 #include "kernels/cuda/num.cuh"
-
-enum { TD_TILE_ROWS = 16, TD_TILE_COLS = 32 };
 
 /* How a type wants its activations: F32; BF16; F16 with a power of two per leaf that puts its largest magnitude at 2^14. */
 enum td_cuda_act { TD_CUDA_PLAIN, TD_CUDA_BF16, TD_CUDA_F16, TD_CUDA_ACTS };
@@ -35,34 +34,15 @@ struct td_cuda_format {
 __host__ __device__ constexpr struct td_cuda_format td_cuda_format_of(enum td_dtype dtype)
 {
     switch (dtype) {
-    case TD_F32:
-        return {TD_CUDA_PLAIN, 2048, 0, 0, 0, false, false};
-    case TD_F16:
-        return {TD_CUDA_F16, 1024, 0, 0, 0, false, false};
-    case TD_BF16:
-        return {TD_CUDA_BF16, 1024, 0, 0, 0, false, false};
-    case TD_Q8_0:
-        return {TD_CUDA_F16, 512, 32, 0, 0, false, false};
-    case TD_Q4_0:
-    case TD_MXFP4:
-        return {TD_CUDA_F16, 256, 32, 0, 0, false, false};
-    case TD_Q4_K:
-        return {TD_CUDA_F16, 256, 32, 8, 64, false, true};
-    case TD_Q5_K:
-        return {TD_CUDA_F16, 320, 32, 8, 64, false, true};
-    case TD_Q6_K:
-        return {TD_CUDA_F16, 384, 32, 8, 32, true, false};
-    case TD_F8_E4M3:
-        return {TD_CUDA_F16, 512, 0, 4, 64, false, false};
+#define X(type, act, tile, scale, super_tiles, super, halves, mins)                                \
+    case type:                                                                                     \
+        return {act, tile, scale, super_tiles, super, halves, mins};
+        TD_CUDA_FORMATS(X)
+#undef X
     default:
         return {TD_CUDA_PLAIN, 0, 0, 0, 0, false, false};
     }
 }
-
-/* Calls `macro(type)` for every type that the device holds. */
-#define TD_CUDA_EACH_TYPE(macro)                                                                   \
-    macro(TD_F32) macro(TD_F16) macro(TD_BF16) macro(TD_Q8_0) macro(TD_Q4_0) macro(TD_MXFP4)       \
-        macro(TD_Q4_K) macro(TD_Q5_K) macro(TD_Q6_K) macro(TD_F8_E4M3)
 
 /* Columns [first, first + n) of the slice that a tile holds; past them are zeros. */
 struct td_cuda_tile {

@@ -338,11 +338,11 @@ void td_cuda_matrix_pack(struct td_kern *kern, struct td_matrix *matrix, uint32_
         td_cuda_note(cuda, cudaMemcpyAsync((void *)rows.scales, scales, scale_bytes,
                                            cudaMemcpyDefault, cuda->stream));
     switch (matrix->dtype) {
-#define CASE(T)                                                                                    \
+#define CASE(T, ...)                                                                               \
     case T:                                                                                        \
         td_cuda_launch(cuda, pack<T>, blocks, dim3(THREADS), 0, *m, rows);                         \
         break;
-        TD_CUDA_EACH_TYPE(CASE)
+        TD_CUDA_FORMATS(CASE)
 #undef CASE
     default:
         break;

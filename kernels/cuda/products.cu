@@ -410,11 +410,11 @@ template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const stru
 void launch(struct td_cuda *cuda, enum td_dtype type, const struct product *p)
 {
     switch (type) {
-#define CASE(T)                                                                                    \
+#define CASE(T, ...)                                                                               \
     case T:                                                                                        \
         launch_multiply<T>(cuda, p);                                                               \
         break;
-        TD_CUDA_EACH_TYPE(CASE)
+        TD_CUDA_FORMATS(CASE)
 #undef CASE
     default:
         break;
@@ -504,11 +504,11 @@ void td_cuda_rows(struct td_kern *kern, const struct td_matrix *matrix, const ui
     if (n == 0)
         return;
     switch (matrix->dtype) {
-#define CASE(T)                                                                                    \
+#define CASE(T, ...)                                                                               \
     case T:                                                                                        \
         td_cuda_launch(cuda, dequantise<T>, blocks, dim3(THREADS), 0, *m, ids, n, out);            \
         break;
-        TD_CUDA_EACH_TYPE(CASE)
+        TD_CUDA_FORMATS(CASE)
 #undef CASE
     default:
         break;

@@ -89,6 +89,32 @@ def test_a_server_serves_from_it(tensord):
         s.stop()
 
 
+@needs_model
+def test_the_plan_tells_what_a_gpu_will_hold(tensord, find_model, tmp_path):
+    """Before anything is loaded, and without a GPU: bytes as they are then held, and types that no GPU takes."""
+    for model in (find_model(Q4_3M), MODEL):
+        with Server("-n", 2, "--threads", 1, *CUDA, model=model) as s:
+            s.wait_ready()
+            plan = tensord.json("plan", model, "--device", "cuda", "-n", 2)
+            assert plan["device"] == "cuda"
+            for rank, p in zip(s.group()["ranks"], plan["per_rank"]):
+                assert p["weight_bytes"] <= rank["weight_bytes"] <= p["weight_bytes"] * 1.02 + 65536, (rank, p)
+            s.stop()
+    small = tensord.run("plan", find_model(Q4_3M), "--device", "cuda", "--memory-bytes", "18MiB")
+    assert small.returncode == 1 and "rank 0 needs" in small.stderr and "has 18874368 of memory" in small.stderr, small.stderr
+    # Blocks beside the GPU are the host's memory.
+    roomy = ("plan", find_model(Q4_3M), "--memory-bytes", "200MiB", "--kv-offload-gib", 1)
+    assert tensord.run(*roomy).returncode == 1 and tensord.run(*roomy, "--device", "cuda").returncode == 0
+    foreign = tmp_path / "foreign.gguf"
+    made = tensord.run("quantize", find_model(BF16_260K), foreign, "--type", "q5_0")
+    assert made.returncode == 0, made.stderr
+    for command in (("plan", foreign, "--device", "cuda"), ("generate", "--model", foreign, "--prompt", PROMPT, *CUDA)):
+        p = tensord.run(*command)
+        assert p.returncode == 1 and "has weights of type q5_0, which --device cuda does not hold" in p.stderr, p.stderr
+    p = tensord.run("plan", find_model(Q4_3M), "--device", "cuda", "--predict")
+    assert p.returncode == 1 and "--predict with --device cuda: expected cpu" in p.stderr, p.stderr
+
+
 def test_what_is_missing_is_said(tensord, find_model):
     model = find_model(BF16_260K)
     ask = ("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 1)
@@ -97,7 +123,7 @@ def test_what_is_missing_is_said(tensord, find_model):
         (("--device", "cuda:x"), 2, "--device 'cuda:x': expected cpu, cuda or cuda:N"),
         (("--device", "cuda:7", *CUDA[2:]), 1, "CUDA device 7 of 1: expected 0 to 0"),
         (("--device", "cuda", "--cuda-plugin", "/nowhere.so"), 1, "the plug-in /nowhere.so does not open"),
-        (("--model", find_model(Q4_3M), *CUDA, "--kv-cache-dtype", "q4_0"), 1, "has no KV cache of type q4_0"),
+        (("--model", find_model(Q4_3M), *CUDA, "--kv-cache-dtype", "q4_0"), 1, "KV cache of type q4_0: --device cuda does not hold it"),
     ):
         p = tensord.run(*ask, *args)
         assert p.returncode == code and words in p.stderr, p.stderr

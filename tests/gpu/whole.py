@@ -35,7 +35,7 @@ def main():
         try:
             test()
             print(f"ok: {name}", flush=True)
-        except (AssertionError, subprocess.SubprocessError, ValueError) as e:
+        except (AssertionError, OSError, subprocess.SubprocessError, ValueError) as e:
             failed += 1
             print(f"FAILED: 1 ranks: {name}: {str(e)[:400]}", flush=True)
 

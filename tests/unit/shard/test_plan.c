@@ -101,7 +101,9 @@ static void set_random(struct fixture *f)
                                          any_type(s->d_model), any_type(s->d_model),
                                          any_type(s->d_ff)};
     set_params(f, 1 + dice(9), 1 + dice(s->n_layers));
-    f->params.kv_dtype = any_type(s->head_dim);
+    do
+        f->params.kv_dtype = any_type(s->head_dim);
+    while (!td_devicekind_caches(TD_ON_CPU, f->params.kv_dtype));
     f->params.block_tokens = 1u << dice(7);
     for (uint32_t i = 0; i < f->params.n_ranks; i++)
         f->share[i] = 1 + (dice(3) ? dice(9) : dice(1000000));
@@ -595,6 +597,50 @@ static void test_plan_deal_is_monotone_and_ends_at_n(void **state)
     }
 }
 
+static void test_plan_counts_what_a_gpu_holds(void **state)
+{
+    /* Bytes of 16 rows by 32 columns: numbers, a scale per row, and per 256 columns what the file's blocks have of it. Q6_K's scales
+     * of 16 columns are twice as many. */
+    static const struct {
+        enum td_dtype type;
+        size_t bytes_of_256;
+    } types[] = {{TD_BF16, 8 * 1024},
+                 {TD_Q4_0, 8 * (256 + 32)},
+                 {TD_MXFP4, 8 * (256 + 32)},
+                 {TD_Q4_K, 8 * (256 + 32) + 64},
+                 {TD_Q6_K, 8 * (384 + 32) + 32}};
+    struct td_plan_layer_types *t = &fixture.model.layer[0];
+    struct td_err err;
+    size_t norms, whole;
+
+    (void)state;
+    for (uint32_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        enum td_dtype type = types[i].type;
+
+        set_llama(&fixture);
+        fixture.spec.n_layers = 1;
+        fixture.spec.d_model = 4096; /* 16 leaves of 256 columns */
+        fixture.spec.d_ff = 4096;
+        fixture.model.embed = fixture.model.head = type;
+        *t = (struct td_plan_layer_types){type, type, type, type, type, type, type};
+        fixture.params.device = TD_ON_CUDA;
+        make(&fixture);
+        norms = 3 * 4096 * sizeof(float);
+        /* q and o of 2048 rows or columns, k and v of 512 rows, three of the feed-forward net, the vocabulary: in units of 16 x 256. */
+        whole = (2 * 128 * 16 + 2 * 32 * 16 + 3 * 256 * 16 + 8016 * 16) * types[i].bytes_of_256;
+        assert_int_equal(fixture.plan.rank[0].weight_bytes, whole + norms);
+    }
+    t->up = TD_Q5_1;
+    assert_int_equal(td_plan_make(&fixture.model, &fixture.params, &fixture.plan, &err),
+                     TD_UNSUPPORTED);
+    assert_non_null(strstr(err.cause, "weights of type q5_1, which --device cuda does not hold"));
+    t->up = TD_BF16;
+    fixture.params.kv_dtype = TD_Q4_0;
+    assert_int_equal(td_plan_make(&fixture.model, &fixture.params, &fixture.plan, &err),
+                     TD_UNSUPPORTED);
+    assert_non_null(strstr(err.cause, "KV cache of type q4_0: --device cuda"));
+}
+
 static void test_plan_prints_what_it_says(void **state)
 {
     struct td_bytes out = {0};
@@ -604,7 +650,7 @@ static void test_plan_prints_what_it_says(void **state)
     set_params(&fixture, 3, 2);
     make(&fixture);
     assert_int_equal(td_plan_print(&fixture.plan, &fixture.model, &out), TD_OK);
-    assert_non_null(strstr(out.data, "6 ranks: tensor parallel 3 x pipeline parallel 2"));
+    assert_non_null(strstr(out.data, "6 ranks on CPUs: tensor parallel 3 x pipeline parallel 2"));
     td_bytes_clear(&out);
     assert_int_equal(td_plan_print_json(&fixture.plan, &fixture.model, &out), TD_OK);
     assert_non_null(strstr(out.data, "\"tensor_parallel\": 3"));
@@ -629,6 +675,7 @@ int main(void)
         cmocka_unit_test(test_plan_gives_kv_no_more_than_there_is),
         cmocka_unit_test(test_plan_refuses_by_name_what_cannot_be),
         cmocka_unit_test(test_plan_deal_is_monotone_and_ends_at_n),
+        cmocka_unit_test(test_plan_counts_what_a_gpu_holds),
         cmocka_unit_test(test_plan_prints_what_it_says),
     };
 

@@ -106,6 +106,27 @@ __device__ __forceinline__ uint32_t td_num_xor(uint32_t v, uint32_t mask)
     return __shfl_xor_sync(0xffffffffu, v, (int)mask);
 }
 
+/* Begins to copy 16 aligned bytes of the device's memory into shared memory; zeros where `there` is false, and nothing is read. */
+__device__ __forceinline__ void td_num_copy16(void *shared, const void *from, bool there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+/* Ends a batch of the thread's copies. */
+__device__ __forceinline__ void td_num_copies_close(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until all of the thread's batches but the latest N have come; other threads see them behind a __syncthreads. */
+template <int N> __device__ __forceinline__ void td_num_copies_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 /* The block's dynamic shared memory. */
 __device__ __forceinline__ void *td_num_shared(void)
 {

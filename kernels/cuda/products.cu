@@ -1,8 +1,7 @@
-/* Linear steps: activations are prepared once for each form and cut, then 16 rows of a matrix by 8 tokens are one block's. A leaf
- * is summed by one warp, tile after tile, on the tensor cores with F32 sums; leaves join in the fixed tree. So a result depends
- * on its own token's row alone, and on nothing of how leaves are dealt to ranks. */
-#include "kernels/cuda/device.cuh"
-#include "kernels/cuda/matrix.cuh"
+/* Linear steps of a few tokens: 16 or 32 rows of a matrix by 8 to 64 tokens are one block's. A leaf is summed by one warp, tile after
+ * tile, on the tensor cores with F32 sums; leaves join in the fixed tree. So a result depends on its own token's row alone, and on
+ * nothing of how leaves are dealt to ranks. */
+#include "kernels/cuda/products.cuh"
 
 namespace
 {
@@ -10,289 +9,139 @@ namespace
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    PREPARE_THREADS = 512, /* a warp for each leaf of most matrices */
-    TOKENS = 8,
-    LEAF_FLOATS = TD_TILE_ROWS * TOKENS
+    FUSED_TOKENS = 8 /* a gate is multiplied with what it gates */
 };
 
-/* ---- activations ---- */
+/* Leaves of a block lie as [n_leaves x 8 N tokens x 16 G rows]. */
+template <uint32_t G, uint32_t N> constexpr uint32_t BLOCK_FLOATS = G *TD_TILE_ROWS *N * 8;
 
-struct source {
-    float *x;             /* [.. x n_cols] */
-    const uint32_t *rows; /* NULL: row i is i */
-    const float *add;     /* NULL: none, or it is done */
-    const float *norm;    /* NULL: none */
-    float eps;
-    uint32_t n_cols;
-    float *factor; /* [n] of the norm */
-    bool has_factor;
-};
-
-/* Activations of all tokens in one form and cut; the columns lie as the tiles have them. F16 has a power of two per leaf, which is
- * never split, so that no rank's share of a row decides about another's. */
-struct act {
-    uint8_t *x;   /* [n x n_tiles x 32] */
-    float *scale; /* F16: [n x n_leaves] what a leaf's sum is multiplied with; else NULL */
-    float *sums;  /* F16: [n x n_tiles] of each tile's columns */
-    const struct td_cuda_tile *tile; /* [n_tiles] */
-    const uint32_t *leaf_end;        /* [n_leaves] in tiles */
-    uint32_t n_tiles, n_leaves;
-};
-
-__device__ float value_of(const struct source &src, const float *x, float factor, uint32_t c)
+/* One tile of F32 times 8 tokens, ascending columns. */
+__device__ void add_plain(const struct td_cuda_product &p, const struct td_cuda_weights &m,
+                          const struct td_cuda_acts &acts, uint32_t group, uint32_t at, uint32_t t0,
+                          float c[4])
 {
-    return src.norm ? x[c] * factor * src.norm[c] : x[c];
-}
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const float *w =
+        (const float *)m.tiles + ((size_t)group * m.n_tiles + at) * TD_TILE_ROWS * TD_TILE_COLS;
 
-/* The power of two that brings `max` to 2^14 and more, and its inverse in *inverse; 1 for what is tiny, infinite or no number. */
-__device__ float scale_of(float max, float *inverse)
-{
-    const uint32_t e = td_num_f32_bits(max) >> 23;
+    for (uint32_t k = 0; k < TD_TILE_COLS; k++) {
+        const float low = w[k * TD_TILE_ROWS + g], high = w[k * TD_TILE_ROWS + g + 8];
 
-    *inverse = e > 14 && e < 255 ? td_num_bits((254 + 14 - e) << 23) : 1.0f;
-    return e > 14 && e < 255 ? td_num_bits((e - 14) << 23) : 1.0f;
-}
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t token = t0 + 2 * t + i < p.n ? t0 + 2 * t + i : p.n - 1;
+            const float x =
+                ((const float *)acts.x)[((size_t)token * acts.n_tiles + at) * TD_TILE_COLS + k];
 
-/* One leaf of one token, by a warp; a lane has one column of every tile. */
-template <enum td_cuda_act A>
-__device__ void prepare_leaf(const struct source &src, const struct act &act, const float *x,
-                             float factor, uint32_t t, uint32_t leaf)
-{
-    const uint32_t lane = threadIdx.x % 32, begin = leaf ? act.leaf_end[leaf - 1] : 0;
-    float inverse = 1.0f;
-
-    if (A == TD_CUDA_F16) {
-        uint32_t max = 0;
-
-        for (uint32_t i = begin; i < act.leaf_end[leaf]; i++)
-            if (lane < act.tile[i].n) {
-                const float v = value_of(src, x, factor, act.tile[i].first + lane);
-                const uint32_t bits = td_num_f32_bits(fabsf(v));
-
-                max = bits > max ? bits : max;
+            if (k < m.tile[at].n) {
+                c[i] = fmaf(low, x, c[i]);
+                c[2 + i] = fmaf(high, x, c[2 + i]);
             }
-        for (uint32_t mask = 16; mask; mask >>= 1) {
-            const uint32_t other = td_num_xor(max, mask);
-
-            max = other > max ? other : max;
-        }
-        const float scale = scale_of(td_num_bits(max), &inverse);
-
-        if (lane == 0)
-            act.scale[(size_t)t * act.n_leaves + leaf] = scale;
-    }
-    for (uint32_t i = begin; i < act.leaf_end[leaf]; i++) {
-        const size_t to = ((size_t)t * act.n_tiles + i) * TD_TILE_COLS + lane;
-        const float v =
-            lane < act.tile[i].n ? value_of(src, x, factor, act.tile[i].first + lane) : 0.0f;
-
-        if (A == TD_CUDA_PLAIN) {
-            ((float *)act.x)[to] = v;
-        } else if (A == TD_CUDA_BF16) {
-            ((uint16_t *)act.x)[to] = td_num_to_bf16(v);
-        } else {
-            const uint16_t h = td_num_to_f16(v * inverse);
-            float sum = td_num_f16(h);
-
-            ((uint16_t *)act.x)[to] = h;
-            for (uint32_t mask = 16; mask; mask >>= 1)
-                sum = sum + td_num_xor(sum, mask);
-            if (lane == 0)
-                act.sums[(size_t)t * act.n_tiles + i] = sum;
         }
     }
 }
 
-/* One block a token. */
-template <enum td_cuda_act A>
-__global__ void __launch_bounds__(PREPARE_THREADS)
-    prepare(const struct source src, const struct act act)
+/* c += one tile column of G groups times 8 N tokens from t0 on. */
+template <enum td_dtype T, uint32_t G, uint32_t N>
+__device__ __forceinline__ void add_tiles(const struct td_cuda_product &p,
+                                          const struct td_cuda_weights &m,
+                                          const struct td_cuda_acts &acts, uint32_t group,
+                                          uint32_t at, uint32_t t0, float c[G][N][4])
 {
-    __shared__ float scratch[32];
-    const uint32_t t = blockIdx.x;
-    float *x = src.x + (size_t)(src.rows ? src.rows[t] : t) * src.n_cols;
-    float squares = 0.0f, factor = 1.0f;
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const uint32_t last = td_cuda_groups(m.n_rows) - 1;
+    struct td_cuda_fragment<T> w[G];
 
-    for (uint32_t c = threadIdx.x; c < src.n_cols; c += PREPARE_THREADS) {
-        if (src.add)
-            x[c] = x[c] + src.add[(size_t)t * src.n_cols + c];
-        squares = fmaf(x[c], x[c], squares);
-    }
-    if (src.has_factor) {
-        factor = src.factor[t];
-    } else if (src.norm) {
-        factor = 1.0f / sqrtf(td_num_block_sum(squares, scratch) / (float)src.n_cols + src.eps);
-        if (threadIdx.x == 0)
-            src.factor[t] = factor;
-    }
-    __syncthreads();
-    for (uint32_t leaf = threadIdx.x / 32; leaf < act.n_leaves; leaf += PREPARE_THREADS / 32)
-        prepare_leaf<A>(src, act, x, factor, t, leaf);
-}
+    for (uint32_t i = 0; i < G; i++)
+        td_cuda_load_tile<T>(m, group + i < last ? group + i : last, at, &w[i]);
+    for (uint32_t k = 0; k < N; k++) {
+        const uint32_t token = t0 + 8 * k + g, of_c = t0 + 8 * k + 2 * t;
+        uint32_t b[4] = {0, 0, 0, 0};
+        float sums[2] = {0.0f, 0.0f};
 
-/* ---- products ---- */
-
-/* c [rows g, g + 8 x tokens 2t, 2t + 1] += one tile. `at` is the tile's place in the group. */
-template <enum td_dtype T>
-__device__ __forceinline__ void add_tile(const struct td_cuda_weights &m, const struct act &act,
-                                         uint32_t group, uint32_t at, uint32_t t0, uint32_t n,
-                                         float c[4])
-{
-    constexpr struct td_cuda_format F = td_cuda_format_of(T);
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const size_t number = (size_t)group * m.n_tiles + at;
-    const uint8_t *tile = m.tiles + number * F.tile_bytes;
-
-    if (T == TD_F32) { /* ascending columns */
-        const float *w = (const float *)tile;
-
-        for (uint32_t k = 0; k < TD_TILE_COLS; k++) {
-            const float low = w[k * TD_TILE_ROWS + g], high = w[k * TD_TILE_ROWS + g + 8];
-
-            for (uint32_t i = 0; i < 2; i++) {
-                const uint32_t token = t0 + 2 * t + i < n ? t0 + 2 * t + i : n - 1;
-                const float x =
-                    ((const float *)act.x)[((size_t)token * act.n_tiles + at) * TD_TILE_COLS + k];
-
-                if (k < m.tile[at].n) {
-                    c[i] = fmaf(low, x, c[i]);
-                    c[2 + i] = fmaf(high, x, c[2 + i]);
-                }
-            }
-        }
-    } else {
-        const uint16_t *x =
-            (const uint16_t *)act.x + ((size_t)(t0 + g) * act.n_tiles + at) * TD_TILE_COLS;
-        uint32_t low[4], high[4], b[4] = {0, 0, 0, 0};
-
-        td_tile_pairs<T>(tile, lane, 0, low);
-        td_tile_pairs<T>(tile, lane, 1, high);
-        if (t0 + g < n) {
-            if (F.halves) {
-                const uint2 first = *(const uint2 *)(x + 4 * t);
-                const uint2 second = *(const uint2 *)(x + 16 + 4 * t);
-
-                b[0] = first.x;
-                b[1] = first.y;
-                b[2] = second.x;
-                b[3] = second.y;
-            } else {
-                const uint4 all = *(const uint4 *)(x + 8 * t);
-
-                b[0] = all.x;
-                b[1] = all.y;
-                b[2] = all.z;
-                b[3] = all.w;
-            }
-        }
-        if (F.scale_bytes == 0 && F.super_bytes == 0) {
-            for (uint32_t j = 0; j < 2; j++) {
-                const uint32_t a[4] = {low[2 * j], high[2 * j], low[2 * j + 1], high[2 * j + 1]};
-
-                if (T == TD_BF16)
-                    td_num_mma_bf16(c, a, b + 2 * j);
-                else
-                    td_num_mma_f16(c, a, b + 2 * j);
-            }
-        } else {
-            const uint8_t *scales = m.scales + number * F.scale_bytes;
-            const uint8_t *supers =
-                F.super_tiles
-                    ? m.supers + ((size_t)group * m.n_supers + at / F.super_tiles) * F.super_bytes
-                    : NULL;
-            struct td_tile_scale s[2];
-            float dot[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-
-            for (uint32_t j = 0; j < 2; j++) {
-                const uint32_t a[4] = {low[2 * j], high[2 * j], low[2 * j + 1], high[2 * j + 1]};
-
-                td_num_mma_f16(dot, a, b + 2 * j);
-                if (j == 0 && !F.halves)
-                    continue;
-                s[0] = td_tile_scale_of<T>(scales, supers, g, 0, j);
-                s[1] = td_tile_scale_of<T>(scales, supers, g, 1, j);
-                for (uint32_t i = 0; i < 4; i++) {
-                    c[i] = fmaf(dot[i], s[i / 2].scale, c[i]);
-                    dot[i] = 0.0f;
-                }
-            }
-            if (F.mins)
-                for (uint32_t i = 0; i < 4; i++) {
-                    const uint32_t token = t0 + 2 * t + i % 2 < n ? t0 + 2 * t + i % 2 : n - 1;
-
-                    c[i] = fmaf(-s[i / 2].min, act.sums[(size_t)token * act.n_tiles + at], c[i]);
-                }
-        }
+        if (token < p.n)
+            td_cuda_load_token<T>(
+                (const uint16_t *)acts.x + ((size_t)token * acts.n_tiles + at) * TD_TILE_COLS, b);
+        if (td_cuda_format_of(T).mins)
+            for (uint32_t i = 0; i < 2; i++)
+                sums[i] = of_c + i < p.n ? acts.sums[(size_t)(of_c + i) * acts.n_tiles + at] : 0.0f;
+        for (uint32_t i = 0; i < G; i++)
+            td_cuda_add_tile<T>(w[i], b, sums, c[i][k]);
     }
 }
 
-/* All leaves of 16 rows by 8 tokens into `leaves` [n_leaves x 8 tokens x 16 rows]. */
-template <enum td_dtype T>
-__device__ void sum_leaves(const struct td_cuda_weights &m, const struct act &act, uint32_t group,
-                           uint32_t t0, uint32_t n, float *leaves)
+/* All leaves of a block into `leaves`. */
+template <enum td_dtype T, uint32_t G, uint32_t N>
+__device__ void sum_leaves(const struct td_cuda_product &p, const struct td_cuda_weights &m,
+                           const struct td_cuda_acts &acts, uint32_t group, uint32_t t0,
+                           float *leaves)
 {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
     for (uint32_t leaf = threadIdx.x / 32; leaf < m.n_leaves; leaf += WARPS) {
         const uint32_t end = m.leaf_end[leaf];
-        float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        float *to = leaves + (size_t)leaf * LEAF_FLOATS;
+        float c[G][N][4] = {};
+        float *to = leaves + (size_t)leaf * BLOCK_FLOATS<G, N>;
 
-#pragma unroll 4
-        for (uint32_t at = leaf ? m.leaf_end[leaf - 1] : 0; at < end; at++)
-            add_tile<T>(m, act, group, at, t0, n, c);
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t token = t0 + 2 * t + i % 2 < n ? t0 + 2 * t + i % 2 : n - 1;
-            const float scale = act.scale ? act.scale[(size_t)token * act.n_leaves + leaf] : 1.0f;
-
-            to[(2 * t + i % 2) * TD_TILE_ROWS + g + i / 2 * 8] = c[i] * scale;
+#pragma unroll(G *N == 1 ? 4 : 1)
+        for (uint32_t at = leaf ? m.leaf_end[leaf - 1] : 0; at < end; at++) {
+            if constexpr (T == TD_F32)
+                add_plain(p, m, acts, group, at, t0, c[0][0]);
+            else
+                add_tiles<T, G, N>(p, m, acts, group, at, t0, c);
         }
+        for (uint32_t k = 0; k < N; k++)
+            for (uint32_t i = 0; i < 4; i++) {
+                const uint32_t token = 8 * k + 2 * t + i % 2;
+                const float scale =
+                    td_cuda_leaf_scale(acts, t0 + token < p.n ? t0 + token : p.n - 1, leaf);
+
+                for (uint32_t j = 0; j < G; j++)
+                    to[token * G * TD_TILE_ROWS + j * TD_TILE_ROWS + g + i / 2 * 8] =
+                        c[j][k][i] * scale;
+            }
     }
 }
 
-/* The tree over the leaves [begin, end), in place: the sum is in the first one. */
-__device__ void join_leaves(float *leaves, uint32_t begin, uint32_t end)
+/* The tree over the leaves [begin, end), `stride` apart, in place: the sum is in the first one. */
+__device__ float join_leaves(float *leaves, uint32_t begin, uint32_t end, uint32_t stride)
 {
     for (uint32_t step = 1; step < end - begin; step *= 2)
         for (uint32_t i = begin; i + step < end; i += 2 * step)
-            leaves[(size_t)i * LEAF_FLOATS] =
-                leaves[(size_t)i * LEAF_FLOATS] + leaves[(size_t)(i + step) * LEAF_FLOATS];
+            leaves[(size_t)i * stride] =
+                leaves[(size_t)i * stride] + leaves[(size_t)(i + step) * stride];
+    return leaves[(size_t)begin * stride];
 }
 
-struct product {
-    struct td_cuda_weights m, gate; /* gate.tiles NULL: none */
-    struct act act, gate_act;
-    float *out; /* [n_parts x n x n_rows] */
-    uint32_t n;
-};
-
-/* The gate is of the same type. */
-template <enum td_dtype T>
-__global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ struct product p)
+/* A gate is of the same type. */
+template <enum td_dtype T, uint32_t G, uint32_t N>
+__global__ void __launch_bounds__(THREADS, 1)
+    multiply(const __grid_constant__ struct td_cuda_product p)
 {
+    constexpr uint32_t FLOATS = BLOCK_FLOATS<G, N>, ROWS = G * TD_TILE_ROWS;
     float *leaves = (float *)td_num_shared();
-    float *gates = leaves + (size_t)p.m.n_leaves * LEAF_FLOATS;
-    const uint32_t group = blockIdx.y, t0 = blockIdx.x * TOKENS;
-    const uint32_t row = group * TD_TILE_ROWS + threadIdx.x % TD_TILE_ROWS;
-    const uint32_t token = t0 + threadIdx.x / TD_TILE_ROWS;
+    float *gates = leaves + (size_t)p.m.n_leaves * FLOATS;
+    const uint32_t group = blockIdx.y * G, t0 = blockIdx.x * N * 8;
 
-    sum_leaves<T>(p.m, p.act, group, t0, p.n, leaves);
+    sum_leaves<T, G, N>(p, p.m, p.acts, group, t0, leaves);
     if (p.gate.tiles)
-        sum_leaves<T>(p.gate, p.gate_act, group, t0, p.n, gates);
+        sum_leaves<T, G, N>(p, p.gate, p.gate_acts, group, t0, gates);
     __syncthreads();
-    if (threadIdx.x >= LEAF_FLOATS || row >= p.m.n_rows || token >= p.n)
-        return;
-    for (uint32_t part = 0; part < p.m.n_parts; part++) {
-        const uint32_t begin = p.m.part_begin[part];
-        float sum;
+    for (uint32_t e = threadIdx.x; e < FLOATS; e += THREADS) {
+        const uint32_t row = group * TD_TILE_ROWS + e % ROWS, token = t0 + e / ROWS;
 
-        join_leaves(leaves + threadIdx.x, begin, p.m.part_begin[part + 1]);
-        sum = leaves[(size_t)begin * LEAF_FLOATS + threadIdx.x];
-        if (p.gate.tiles) {
-            join_leaves(gates + threadIdx.x, 0, p.gate.n_leaves);
-            sum = td_num_silu(gates[threadIdx.x], sum);
+        if (row >= p.m.n_rows || token >= p.n)
+            continue;
+        for (uint32_t part = 0; part < p.m.n_parts; part++) {
+            const size_t at = ((size_t)part * p.n + token) * p.m.n_rows + row;
+            float sum =
+                join_leaves(leaves + e, p.m.part_begin[part], p.m.part_begin[part + 1], FLOATS);
+
+            if (p.gate.tiles)
+                sum = td_num_silu(join_leaves(gates + e, 0, p.gate.n_leaves, FLOATS), sum);
+            else if (p.gates)
+                sum = td_num_silu(p.gates[at], sum);
+            p.out[at] = sum;
         }
-        p.out[((size_t)part * p.n + token) * p.m.n_rows + row] = sum;
     }
 }
 
@@ -348,66 +197,40 @@ __global__ void dequantise(const __grid_constant__ struct td_cuda_weights m, con
 
 /* ---- the host's part ---- */
 
-/* The activations of a call. */
-struct acts {
-    struct {
-        enum td_cuda_act form;
-        const struct td_cuda_matrix *m; /* whose cut it is */
-        struct act act;
-    } item[2 * TD_KERN_MAX_OUTPUTS];
-    uint32_t n;
-};
-
-uint32_t act_for(struct acts *acts, const struct td_matrix *matrix)
+size_t shared_bytes(const struct td_cuda_product *p, uint32_t floats)
 {
-    const struct td_cuda_matrix *m = (const struct td_cuda_matrix *)matrix;
-    const enum td_cuda_act form = td_cuda_format_of(matrix->dtype).act;
-    uint32_t i = 0;
-
-    while (i < acts->n && (acts->item[i].form != form || !td_cuda_same_cut(acts->item[i].m, m)))
-        i++;
-    if (i == acts->n)
-        acts->item[acts->n++] = {
-            form,
-            m,
-            {NULL, NULL, NULL, m->view.tile, m->view.leaf_end, m->view.n_tiles, m->view.n_leaves}};
-    return i;
+    return (size_t)(p->m.n_leaves + (p->gate.tiles ? p->gate.n_leaves : 0)) * floats *
+           sizeof(float);
 }
 
-/* Where everything lies from `base` on; returns its bytes. */
-size_t lay_out(struct acts *acts, uint32_t n, uint8_t *base, float **factor)
+template <enum td_dtype T, uint32_t G, uint32_t N>
+bool launch_as(struct td_cuda *cuda, const struct td_cuda_product *p)
 {
-    size_t at = td_cuda_align(n * sizeof(float));
+    const size_t shared = shared_bytes(p, BLOCK_FLOATS<G, N>);
 
-    *factor = (float *)base;
-    for (uint32_t i = 0; i < acts->n; i++) {
-        struct act *a = &acts->item[i].act;
-        const enum td_cuda_act form = acts->item[i].form;
-        const size_t tiles = (size_t)n * a->n_tiles;
+    if (shared > cuda->most_shared)
+        return false;
+    td_cuda_launch(cuda, multiply<T, G, N>,
+                   dim3((p->n + 8 * N - 1) / (8 * N), (td_cuda_groups(p->m.n_rows) + G - 1) / G),
+                   dim3(THREADS), shared, *p);
+    return true;
+}
 
-        a->x = base + at;
-        at += td_cuda_align(tiles * TD_TILE_COLS * (form == TD_CUDA_PLAIN ? 4 : 2));
-        if (form != TD_CUDA_F16)
-            continue;
-        a->scale = (float *)(base + at);
-        at += td_cuda_align((size_t)n * a->n_leaves * sizeof(float));
-        a->sums = (float *)(base + at);
-        at += td_cuda_align(tiles * sizeof(float));
+/* As many tokens at a time as there are and as leaves have room for. */
+template <enum td_dtype T>
+void launch_multiply(struct td_cuda *cuda, const struct td_cuda_product *p)
+{
+    if constexpr (T != TD_F32) {
+        if (!p->gate.tiles && td_cuda_multiply_many(cuda, T, p))
+            return;
+        if ((p->n > 32 && launch_as<T, 2, 8>(cuda, p)) ||
+            (p->n > 16 && launch_as<T, 2, 4>(cuda, p)) || (p->n > 8 && launch_as<T, 1, 2>(cuda, p)))
+            return;
     }
-    return at;
+    (void)launch_as<T, 1, 1>(cuda, p);
 }
 
-template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const struct product *p)
-{
-    const size_t shared = (size_t)(p->m.n_leaves + (p->gate.tiles ? p->gate.n_leaves : 0)) *
-                          LEAF_FLOATS * sizeof(float);
-
-    td_cuda_launch(cuda, multiply<T>,
-                   dim3((p->n + TOKENS - 1) / TOKENS, td_cuda_groups(p->m.n_rows)), dim3(THREADS),
-                   shared, *p);
-}
-
-void launch(struct td_cuda *cuda, enum td_dtype type, const struct product *p)
+void launch(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)
 {
     switch (type) {
 #define CASE(T, ...)                                                                               \
@@ -421,15 +244,9 @@ void launch(struct td_cuda *cuda, enum td_dtype type, const struct product *p)
     }
 }
 
-void launch_prepare(struct td_cuda *cuda, enum td_cuda_act form, const struct source *src,
-                    const struct act *act, uint32_t n)
+const struct td_cuda_weights &view_of(const struct td_matrix *m)
 {
-    if (form == TD_CUDA_PLAIN)
-        td_cuda_launch(cuda, prepare<TD_CUDA_PLAIN>, dim3(n), dim3(PREPARE_THREADS), 0, *src, *act);
-    else if (form == TD_CUDA_BF16)
-        td_cuda_launch(cuda, prepare<TD_CUDA_BF16>, dim3(n), dim3(PREPARE_THREADS), 0, *src, *act);
-    else
-        td_cuda_launch(cuda, prepare<TD_CUDA_F16>, dim3(n), dim3(PREPARE_THREADS), 0, *src, *act);
+    return ((const struct td_cuda_matrix *)m)->view;
 }
 
 } // namespace
@@ -439,58 +256,37 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
                               struct td_err *err)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
-    struct acts acts = {};
-    struct source src = {in->x,   in->rows,          in->add, in->norm,
-                         in->eps, outs[0].m->n_cols, NULL,    false};
+    struct td_cuda_actset set = {};
     uint32_t act_of[TD_KERN_MAX_OUTPUTS], gate_act[TD_KERN_MAX_OUTPUTS] = {0};
     enum td_status s;
 
     for (uint32_t i = 0; i < n_outs; i++) {
-        act_of[i] = act_for(&acts, outs[i].m);
+        act_of[i] = td_cuda_acts_for(&set, outs[i].m);
         if (outs[i].gate)
-            gate_act[i] = act_for(&acts, outs[i].gate);
+            gate_act[i] = td_cuda_acts_for(&set, outs[i].gate);
     }
-    s = td_cuda_reserve(cuda, &cuda->scratch, lay_out(&acts, n, NULL, &src.factor), err);
-    if (s)
-        return s;
-    (void)lay_out(&acts, n, cuda->scratch.data, &src.factor);
-    for (uint32_t i = 0; i < acts.n; i++) {
-        launch_prepare(cuda, acts.item[i].form, &src, &acts.item[i].act, n);
-        src.add = NULL; /* the first has done it */
-        src.has_factor = src.norm != NULL;
-    }
-    for (uint32_t i = 0; i < n_outs; i++) {
+    s = td_cuda_acts_prepare(cuda, in, n, outs[0].m->n_cols, &set, err);
+    for (uint32_t i = 0; !s && i < n_outs; i++) {
         const struct td_kern_output *o = &outs[i];
-        struct product p = {((const struct td_cuda_matrix *)o->m)->view,
-                            {},
-                            acts.item[act_of[i]].act,
-                            {},
-                            o->out,
-                            n};
-        float *of_gate;
+        struct td_cuda_product p = {view_of(o->m), {}, set.item[act_of[i]].acts, {}, NULL,
+                                    o->out,        n};
 
-        if (o->gate && o->gate->dtype == o->m->dtype) {
-            p.gate = ((const struct td_cuda_matrix *)o->gate)->view;
-            p.gate_act = acts.item[gate_act[i]].act;
+        if (o->gate && n <= FUSED_TOKENS && o->gate->dtype == o->m->dtype) {
+            p.gate = view_of(o->gate);
+            p.gate_acts = set.item[gate_act[i]].acts;
+        } else if (o->gate) { /* by itself, before */
+            struct td_cuda_product gate = {
+                view_of(o->gate), {}, set.item[gate_act[i]].acts, {}, NULL, NULL, n};
+
+            s = td_cuda_reserve(cuda, &cuda->gates, (size_t)n * o->m->n_rows * sizeof(float), err);
+            if (s)
+                return s;
+            p.gates = gate.out = (float *)cuda->gates.data;
+            launch(cuda, o->gate->dtype, &gate);
         }
         launch(cuda, o->m->dtype, &p);
-        if (!o->gate || p.gate.tiles)
-            continue;
-        /* A gate of another type is multiplied by itself. */
-        s = td_cuda_reserve(cuda, &cuda->gates, (size_t)n * o->m->n_rows * sizeof(float), err);
-        if (s)
-            return s;
-        of_gate = (float *)cuda->gates.data;
-        p = {((const struct td_cuda_matrix *)o->gate)->view,
-             {},
-             acts.item[gate_act[i]].act,
-             {},
-             of_gate,
-             n};
-        launch(cuda, o->gate->dtype, &p);
-        td_cuda_silu_mul(kern, of_gate, o->out, (size_t)n * o->m->n_rows, o->out);
     }
-    return TD_OK;
+    return s;
 }
 
 void td_cuda_rows(struct td_kern *kern, const struct td_matrix *matrix, const uint32_t *ids,

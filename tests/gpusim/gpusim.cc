@@ -16,6 +16,7 @@ enum {
     MAX_THREADS = 1024,
     STACK_BYTES = 128 << 10,
     WARP_WORDS = 8,
+    MAX_COPIES = 32,
     SHARED_BYTES = 227 << 10,
     N_SMS = 4
 };
@@ -25,9 +26,17 @@ enum state { RUNS, IN_WARP, IN_BLOCK, ENDED };
 struct fiber {
     void *at; /* its stack pointer while another runs */
     enum state state;
+    uint32_t n_copies, n_closed; /* under way, and batches that were closed */
+};
+
+struct pending {
+    void *to;
+    const void *from; /* NULL: zeros */
+    uint32_t batch;
 };
 
 struct fiber fibers[MAX_THREADS];
+struct pending pending[MAX_THREADS][MAX_COPIES];
 uint8_t *stacks;
 void *scheduler;
 uint32_t n_threads, words[MAX_THREADS][WARP_WORDS];
@@ -80,7 +89,7 @@ void prepare_fiber(uint32_t i)
 
     memset(top, 0, 8 * sizeof *top);
     top[6] = (void *)first; /* what the switch returns to; the stack is as after a call then */
-    fibers[i] = {top, RUNS};
+    fibers[i] = {top, RUNS, 0, 0};
 }
 
 /* Lets go who waits for others that are all there. False: nobody can go on. */
@@ -166,6 +175,38 @@ void *gpusim_shared(void)
     return shared;
 }
 
+void gpusim_copy16(void *to, const void *from, bool there)
+{
+    struct fiber *me = &fibers[gpusim_thread.x];
+
+    if (me->n_copies == MAX_COPIES || (uintptr_t)to % 16 || (uintptr_t)from % 16)
+        abort();
+    pending[gpusim_thread.x][me->n_copies++] = {to, there ? from : NULL, me->n_closed};
+    memset(to, 0xa5, 16); /* nobody reads what was there any more */
+}
+
+void gpusim_copies_close(void)
+{
+    fibers[gpusim_thread.x].n_closed++;
+}
+
+void gpusim_copies_wait(uint32_t n_left)
+{
+    struct fiber *me = &fibers[gpusim_thread.x];
+    struct pending *all = pending[gpusim_thread.x];
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < me->n_copies; i++) {
+        if (all[i].batch + n_left >= me->n_closed)
+            all[n++] = all[i];
+        else if (all[i].from)
+            memcpy(all[i].to, all[i].from, 16);
+        else
+            memset(all[i].to, 0, 16);
+    }
+    me->n_copies = n;
+}
+
 cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
                        void *arg)
 {
@@ -182,6 +223,7 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
     entry_arg = arg;
     gpusim_place.grid = grid;
     gpusim_place.n_threads = block;
+    memset(shared + shared_bytes, 0x5c, SHARED_BYTES - shared_bytes);
     for (uint32_t z = 0; z < grid.z; z++)
         for (uint32_t y = 0; y < grid.y; y++)
             for (uint32_t x = 0; x < grid.x; x++) {
@@ -192,6 +234,12 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
                     return cudaErrorLaunchFailure;
                 }
             }
+    for (size_t i = shared_bytes; i < SHARED_BYTES; i++)
+        if (shared[i] != 0x5c) {
+            fprintf(stderr, "gpusim: a block of %zu bytes of shared memory wrote behind them\n",
+                    shared_bytes);
+            return cudaErrorLaunchFailure;
+        }
     return cudaSuccess;
 }
 

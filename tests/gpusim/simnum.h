@@ -11,6 +11,10 @@ void gpusim_warp_put(const uint32_t *words, uint32_t n);
 const uint32_t *gpusim_warp_of(uint32_t lane);
 void gpusim_warp_done(void);
 void *gpusim_shared(void);
+/* Copies that come when they are waited for, and no earlier. */
+void gpusim_copy16(void *to, const void *from, bool there);
+void gpusim_copies_close(void);
+void gpusim_copies_wait(uint32_t n_left);
 
 static inline float td_num_bits(uint32_t u)
 {
@@ -124,6 +128,21 @@ static inline float td_num_xor(float v, uint32_t mask)
 static inline void *td_num_shared(void)
 {
     return gpusim_shared();
+}
+
+static inline void td_num_copy16(void *shared, const void *from, bool there)
+{
+    gpusim_copy16(shared, from, there);
+}
+
+static inline void td_num_copies_close(void)
+{
+    gpusim_copies_close();
+}
+
+template <int N> static inline void td_num_copies_wait(void)
+{
+    gpusim_copies_wait(N);
 }
 
 #endif

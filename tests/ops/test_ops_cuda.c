@@ -207,6 +207,47 @@ static void test_cuda_linear_gives_a_row_the_same_bits_in_every_batch(void **sta
     }
 }
 
+/* Kernels for many tokens and for some give the bits of those for a few. Of a real device the many are enough to fill it. */
+static void test_cuda_linear_gives_many_tokens_the_bits_of_a_few(void **state)
+{
+    static const uint32_t sizes[] = {1, 9, 20, 40, 64, 65};
+    const bool is_simulated = strstr(td_kern_name(cuda), "simulated");
+    const uint32_t n = is_simulated ? 133 : 1100, rows = is_simulated ? 135 : 2200;
+
+    (void)state;
+    td_ops_seed(4008);
+    for (uint32_t i = 0; i < N_TYPES; i++) {
+        uint32_t unit = (uint32_t)td_dtype_info(TYPES[i])->sum_cols;
+        uint32_t cols = unit == 256   ? 4 * unit
+                        : unit == 128 ? 6 * unit
+                        : unit == 32  ? 20 * unit
+                                      : 500;
+        struct td_ops_cut cut = td_ops_cut_random(TYPES[i], cols, 16, 1 + i % 3);
+        struct td_ops_weights w;
+        struct td_matrix *m;
+        float *x = td_ops_activations((size_t)n * cols), *all;
+
+        td_ops_weights_init(&w, TYPES[i], rows, cols);
+        m = td_ops_pack(cuda, &w, &cut);
+        all = multiply(m, x, n, cols, rows, cut.n_parts);
+        for (uint32_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
+            uint32_t first = td_ops_below(n - sizes[k] + 1);
+            float *out = multiply(m, x + (size_t)first * cols, sizes[k], cols, rows, cut.n_parts);
+
+            for (uint32_t p = 0; p < cut.n_parts; p++)
+                td_ops_assert_same(out + (size_t)p * sizes[k] * rows,
+                                   all + ((size_t)p * n + first) * rows, (size_t)sizes[k] * rows,
+                                   "%s: part %u of rows %u .. %u in a batch of %u\n",
+                                   td_dtype_info(TYPES[i])->name, p, first, first + sizes[k], n);
+            free(out);
+        }
+        td_kern_matrix_close(cuda, m);
+        td_ops_weights_deinit(&w);
+        free(all);
+        free(x);
+    }
+}
+
 /* Leaves of equal columns on 2, 3 and 5 ranks: what all of them join is what one has. */
 static void test_cuda_linear_gives_the_same_bits_in_every_split(void **state)
 {
@@ -316,7 +357,7 @@ static void run_step(struct td_kern *kern, const struct td_kern_input *in, uint3
 /* A residual, a norm, a gate (of the same and of another type), two outputs, rows by number: as on the CPU. */
 static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
 {
-    enum { N = 5, ROWS = 37, COLS = 512, STORED = 9 };
+    enum { FEW = 5, N = 11, ROWS = 37, COLS = 512, STORED = 14 };
     static const enum td_dtype pairs[][3] = {{TD_F32, TD_F32, TD_F32},
                                              {TD_BF16, TD_BF16, TD_F16},
                                              {TD_Q4_K, TD_Q4_K, TD_Q6_K},
@@ -324,13 +365,14 @@ static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
     (void)state;
     td_ops_seed(4004);
     for (uint32_t i = 0; i < 4; i++)
-        for (uint32_t with = 0; with < 8; with++) {
+        for (uint32_t with = 0; with < 16; with++) {
             struct td_ops_weights w[3];
             struct td_matrix *m[2][3];
             float *x = td_ops_activations(STORED * COLS), *add = td_ops_activations(N * COLS);
             float *norm = td_ops_activations(COLS), *out[2][2],
                   *x_after = malloc(STORED * COLS * 4);
-            uint32_t ids[N] = {8, 0, 3, 1, 5};
+            const uint32_t n = with & 8 ? N : FEW; /* a gate is fused, or is not */
+            uint32_t ids[N] = {8, 0, 3, 1, 5, 13, 12, 2, 9, 4, 7};
             float *dx = up(x, STORED * COLS * 4), *dadd = up(add, N * COLS * 4),
                   *dnorm = up(norm, COLS * 4);
             uint32_t *dids = up(ids, sizeof ids);
@@ -354,14 +396,14 @@ static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
                     out[d][k] = malloc(N * ROWS * 4);
                     outs[k].out = d ? dout[k] : out[d][k];
                 }
-                run_step(d ? cuda : cpu, &in, N, outs, &err);
+                run_step(d ? cuda : cpu, &in, n, outs, &err);
                 for (int k = 0; d && k < 2; k++)
-                    down(out[1][k], dout[k], N * ROWS * 4);
+                    down(out[1][k], dout[k], n * ROWS * 4);
             }
             down(x_after, dx, STORED * COLS * 4);
             td_ops_assert_same(x_after, x, STORED * COLS, "what a residual leaves\n");
             for (int k = 0; k < 2; k++) {
-                double off = off_by(out[1][k], out[0][k], N * ROWS);
+                double off = off_by(out[1][k], out[0][k], n * ROWS);
 
                 if (!(off < (i == 0 ? 1e-5 : 1e-2)))
                     fail_msg("%s, output %d, case %u: off by %g of the largest",
@@ -700,6 +742,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cuda_linear_is_float64_within_its_roundings),
         cmocka_unit_test(test_cuda_linear_gives_a_row_the_same_bits_in_every_batch),
+        cmocka_unit_test(test_cuda_linear_gives_many_tokens_the_bits_of_a_few),
         cmocka_unit_test(test_cuda_linear_gives_the_same_bits_in_every_split),
         cmocka_unit_test(test_cuda_linear_steps_are_those_of_the_cpu),
         cmocka_unit_test(test_cuda_rows_are_the_stored_weights),

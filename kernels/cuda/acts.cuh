@@ -1,0 +1,35 @@
+/* Activations as products read them: the columns lie as the tiles of a matrix have them, rounded to the form that its type wants.
+ * F16 has a power of two per leaf, which is never split, so that no rank's share of a row decides about another's. */
+#ifndef TD_KERNELS_CUDA_ACTS_CUH
+#define TD_KERNELS_CUDA_ACTS_CUH
+
+#include "kernels/cuda/device.cuh"
+
+/* All tokens in one form and cut. */
+struct td_cuda_acts {
+    uint8_t *x;   /* [n x n_tiles x 32] F32, BF16 or F16 */
+    float *scale; /* F16: [n x n_leaves] what a leaf's sum is multiplied with; else NULL */
+    float *sums;  /* F16: [n x n_tiles] of each tile's columns */
+    const struct td_cuda_tile *tile; /* [n_tiles] */
+    const uint32_t *leaf_end;        /* [n_leaves] in tiles */
+    uint32_t n_tiles, n_leaves;
+};
+
+/* The activations of a call, in every form and cut that its matrices want. */
+struct td_cuda_actset {
+    struct {
+        enum td_cuda_act form;
+        const struct td_cuda_matrix *m; /* whose cut it is */
+        struct td_cuda_acts acts;
+    } item[2 * TD_KERN_MAX_OUTPUTS];
+    uint32_t n;
+};
+
+/* The place in the set of what `m` wants, which it then has. */
+uint32_t td_cuda_acts_for(struct td_cuda_actset *set, const struct td_matrix *m);
+/* Enqueues what fills the set from n rows; its memory is the device's scratch. TD_NO_MEMORY. */
+enum td_status td_cuda_acts_prepare(struct td_cuda *cuda, const struct td_kern_input *in,
+                                    uint32_t n, uint32_t n_cols, struct td_cuda_actset *set,
+                                    struct td_err *err);
+
+#endif

@@ -68,3 +68,12 @@ size_t td_devicekind_matrix_bytes(enum td_devicekind kind, enum td_dtype type, s
     return groups * (tiles * (f->tile + f->scale) +
                      (f->super_tiles ? ceil_div(tiles, f->super_tiles) * f->super : 0));
 }
+
+size_t td_devicekind_scratch_bytes(enum td_devicekind kind, size_t n, size_t n_cols)
+{
+    /* Rows in two forms of 16 bits, each with a scale and a sum per tile at most; a gate's results. */
+    const size_t tile = 2 * (TD_TILE_COLS * 2 + 2 * sizeof(float)) + TD_TILE_COLS * sizeof(float);
+
+    return kind == TD_ON_CPU ? 0
+                             : n * ceil_div(n_cols, TD_TILE_COLS) * tile + TD_CUDA_PARTIAL_BYTES;
+}

@@ -7,9 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Partial results of attention and the like; more than kernels/cuda takes for them. */
-static const size_t CUDA_SCRATCH = 16 << 20;
-
 static uint32_t ceil_div(uint32_t a, uint32_t b)
 {
     return (a + b - 1) / b;
@@ -306,11 +303,6 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     if (rank == 0)
         floats += (size_t)plan->max_num_seqs *
                   (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops : s->n_vocab);
-    if (plan->device == TD_ON_CUDA) { /* rows in two forms of half the size, with their scales */
-        size_t widest = w.q > w.ff ? w.q : w.ff;
-
-        floats += n * (widest > d ? widest : d) * 9 / 8 + CUDA_SCRATCH / sizeof(float);
-    }
     return floats;
 }
 
@@ -463,6 +455,7 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
     const struct td_spec *s = model->spec;
     uint32_t group = s->n_heads / s->n_kv_heads;
     size_t kv_row_bytes = td_dtype_row_bytes(plan->kv_dtype, s->head_dim);
+    struct td_plan_widths widths = td_plan_widths(plan, model, rank);
 
     for (uint32_t l = r->layer_begin; l < r->layer_end; l++) {
         struct td_plan_slice slice = td_plan_slice(plan, model, rank, l);
@@ -482,7 +475,10 @@ static void account_rank(const struct td_plan_model *model, struct td_plan *plan
         if (r->tp_index > 0)
             r->replicated_bytes += (size_t)s->d_model * sizeof(float);
     }
-    r->buffer_bytes = buffer_floats(plan, model, rank) * sizeof(float);
+    r->buffer_bytes =
+        buffer_floats(plan, model, rank) * sizeof(float) +
+        td_devicekind_scratch_bytes(plan->device, plan->max_batched_tokens,
+                                    max_size(s->d_model, max_size(widths.q, widths.ff)));
     r->exchanged_bytes_per_token = exchanged(plan, model, rank);
 }
 

@@ -191,5 +191,12 @@ else
     failed=$((failed + 1))
     echo "FAILED: bench_kern: $(grep -m 1 '^FAILED' "$bench" || echo "it did not end in order")"
 fi
-tell "" && sed 's/^# /## /; s/^## Matrices/### Matrices/; s/^## Attention/### Attention/' "$bench" >>"$report"
+tell "" && sed 's/^# /## /; s/^## Matrices/### Matrices/; s/^## Attention/### Attention/; s/^## Prompts/### Prompts/' "$bench" >>"$report"
+tell "" && tell "## PyTorch beside it" && tell ""
+if timeout -k 10 120 python3 tests/gpu/torchrates.py >"$folder/log.txt" 2>&1; then
+    { echo "| what | rate |" && echo "|---|---:|" && cat "$folder/log.txt"; } | tee -a "$report"
+else
+    skipped=$((skipped + 1))
+    echo "skipped: PyTorch's rates: gpu: $(tail -n 1 "$folder/log.txt")"
+fi
 finish

@@ -1,8 +1,6 @@
-/* Attention over the cache. A block of threads takes one row, a few query heads of one KV head, and a run of chunks of keys; chunks
- * join in the fixed tree by their index, inside a run and then over the runs, so that neither the runs nor who else is in the
- * call is seen in a result. */
-#include "kernels/cuda/device.cuh"
-#include "kernels/cuda/kvcells.cuh"
+/* Attention over the cache: what a call is cut into, and the kernels for F32, whose numbers stay as they are. There a block takes one
+ * row, a span of query heads, and a run of chunks of keys. */
+#include "kernels/cuda/attend.cuh"
 
 namespace
 {
@@ -10,26 +8,10 @@ namespace
 enum {
     THREADS = 128,
     WARPS = THREADS / 32,
-    HEADS = 8,       /* query heads of a block */
-    MAX_SPANS = 128, /* runs of query heads that share a KV head, HEADS at most each */
-    KEYS = TD_KERN_CHUNK_KEYS,
+    HEADS = TD_ATTEND_HEADS,
+    KEYS = TD_ATTEND_KEYS,
     LEAST_RUN = 4, /* chunks of a run, a power of two */
     BLOCKS_PER_SM = 4
-};
-
-struct span {
-    uint16_t head, n, kv_head;
-};
-
-struct job {
-    struct td_cuda_kv kv;
-    struct td_kv_rows rows;
-    const float *q; /* [n x n_heads x head_dim] */
-    float *out;
-    float *partials; /* [n x n_heads x n_runs x (2 + head_dim)] max, sum, acc; NULL for one run */
-    float scale;
-    uint32_t n_heads, run, n_runs, levels;
-    struct span span[MAX_SPANS];
 };
 
 /* What a chunk, or several that are joined, give: per head {max, sum, acc [dim]}. */
@@ -62,9 +44,8 @@ __device__ void join(float *left, const float *right, uint32_t n, uint32_t dim)
 }
 
 /* Keys or values of `n` tokens from `first` on into `to` [KEYS x (dim + 1)]. */
-template <enum td_dtype T>
-__device__ void load_chunk(const struct job &job, const uint32_t *blocks, uint32_t kv_head,
-                           uint32_t half, uint32_t first, uint32_t n, float *to)
+__device__ void load_chunk(const struct td_attend_job &job, const uint32_t *blocks,
+                           uint32_t kv_head, uint32_t half, uint32_t first, uint32_t n, float *to)
 {
     const uint32_t dim = job.kv.head_dim;
 
@@ -74,16 +55,15 @@ __device__ void load_chunk(const struct job &job, const uint32_t *blocks, uint32
 
         for (uint32_t d = threadIdx.x % 32; d < dim; d += 32)
             to[(size_t)i * (dim + 1) + d] =
-                td_cuda_kv_read<T>(job.kv, cell, at % job.kv.block_tokens, d);
+                td_cuda_kv_read<TD_F32>(job.kv, cell, at % job.kv.block_tokens, d);
     }
     __syncthreads();
 }
 
-template <enum td_dtype T>
-__global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct job job)
+__global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct td_attend_job job)
 {
     const uint32_t dim = job.kv.head_dim, row = blockIdx.x, run = blockIdx.z;
-    const struct span span = job.span[blockIdx.y];
+    const struct td_attend_span span = job.span[blockIdx.y];
     const uint32_t n_keys = job.rows.positions[row] + 1;
     const uint32_t n_chunks = (n_keys + KEYS - 1) / KEYS;
     const uint32_t begin = run * job.run;
@@ -106,7 +86,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
         float *to = level_of(levels, depth++, dim);
 
         __syncthreads(); /* all are done with the chunk before */
-        load_chunk<T>(job, blocks, span.kv_head, 0, first, n, chunk);
+        load_chunk(job, blocks, span.kv_head, 0, first, n, chunk);
         for (uint32_t i = threadIdx.x; i < span.n * KEYS; i += THREADS) {
             const float *k = chunk + (size_t)(i % KEYS) * (dim + 1), *qh = q + i / KEYS * dim;
             float dot = 0.0f;
@@ -116,7 +96,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
             weights[i] = dot;
         }
         __syncthreads();
-        load_chunk<T>(job, blocks, span.kv_head, 1, first, n, chunk);
+        load_chunk(job, blocks, span.kv_head, 1, first, n, chunk);
         for (uint32_t h = threadIdx.x / 32; h < span.n; h += WARPS) {
             float *w = weights + h * KEYS, max = -INFINITY, sum;
             const float low = lane < n ? w[lane] : -INFINITY;
@@ -171,7 +151,8 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
 }
 
 /* The runs of one row and head into the first of them. */
-__global__ void __launch_bounds__(THREADS) join_runs(const __grid_constant__ struct job job)
+__global__ void __launch_bounds__(THREADS)
+    join_runs(const __grid_constant__ struct td_attend_job job)
 {
     const uint32_t dim = job.kv.head_dim, row = blockIdx.x, head = blockIdx.y;
     const uint32_t n_chunks = job.rows.positions[row] / KEYS + 1;
@@ -190,7 +171,7 @@ __global__ void __launch_bounds__(THREADS) join_runs(const __grid_constant__ str
 
 /* ---- the host's part ---- */
 
-uint32_t cut_spans(struct span *span, const uint32_t *kv_of_head, uint32_t n_heads)
+uint32_t cut_spans(struct td_attend_span *span, const uint32_t *kv_of_head, uint32_t n_heads)
 {
     uint32_t n = 0;
 
@@ -198,7 +179,7 @@ uint32_t cut_spans(struct span *span, const uint32_t *kv_of_head, uint32_t n_hea
         if (n && span[n - 1].kv_head == kv_of_head[h] && span[n - 1].n < HEADS) {
             span[n - 1].n++;
         } else {
-            if (n == MAX_SPANS)
+            if (n == TD_ATTEND_SPANS)
                 return UINT32_MAX;
             span[n++] = {(uint16_t)h, 1, (uint16_t)kv_of_head[h]};
         }
@@ -225,13 +206,19 @@ size_t shared_bytes(uint32_t dim, uint32_t levels)
 
 } // namespace
 
+void td_cuda_join_runs(struct td_cuda *cuda, const struct td_attend_job *job)
+{
+    td_cuda_launch(cuda, join_runs, dim3(job->n, job->n_heads), dim3(THREADS), 0, *job);
+}
+
 enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *kv,
                                  const struct td_kv_rows *rows, uint32_t n, const float *q,
                                  uint32_t n_heads, const uint32_t *kv_of_head, float scale,
                                  float *out, struct td_err *err)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
-    struct job job = {td_cuda_kv_of(kv), *rows, q, out, NULL, scale, n_heads, 1, 1, 0, {}};
+    struct td_attend_job job = {td_cuda_kv_of(kv), *rows, q, out, NULL, scale, n,
+                                n_heads,           1,     1, 0,   1,    {}};
     const uint32_t n_spans = cut_spans(job.span, kv_of_head, n_heads), dim = kv->head_dim;
     const uint32_t most_chunks = (rows->most_keys + KEYS - 1) / KEYS;
     enum td_status s;
@@ -239,7 +226,9 @@ enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *
     if (n_spans == UINT32_MAX)
         return td_err_set(err, TD_UNSUPPORTED,
                           "%u query heads with %u KV heads: %s takes up to %d runs", n_heads,
-                          kv->n_kv_heads, kern->name, MAX_SPANS);
+                          kv->n_kv_heads, kern->name, TD_ATTEND_SPANS);
+    if (kv->dtype != TD_F32)
+        return td_cuda_flash(cuda, kv->dtype, &job, n_spans, err);
     while (job.run < most_chunks)
         job.run *= 2;
     while (job.run > LEAST_RUN && ((uint64_t)n * n_spans * ((most_chunks + job.run - 1) / job.run) <
@@ -255,18 +244,9 @@ enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *
             return s;
         job.partials = (float *)cuda->scratch.data;
     }
-    switch (kv->dtype) {
-#define CASE(T)                                                                                    \
-    case T:                                                                                        \
-        td_cuda_launch(cuda, attend<T>, dim3(n, n_spans, job.n_runs), dim3(THREADS),               \
-                       shared_bytes(dim, job.levels), job);                                        \
-        break;
-        TD_CUDA_EACH_KV(CASE)
-#undef CASE
-    default:
-        break;
-    }
+    td_cuda_launch(cuda, attend, dim3(n, n_spans, job.n_runs), dim3(THREADS),
+                   shared_bytes(dim, job.levels), job);
     if (job.n_runs > 1)
-        td_cuda_launch(cuda, join_runs, dim3(n, n_heads), dim3(THREADS), 0, job);
+        td_cuda_join_runs(cuda, &job);
     return TD_OK;
 }

@@ -2,7 +2,11 @@
 #ifndef TD_KERNELS_CUDA_FORMATS_H
 #define TD_KERNELS_CUDA_FORMATS_H
 
-enum { TD_TILE_ROWS = 16, TD_TILE_COLS = 32 };
+enum {
+    TD_TILE_ROWS = 16,
+    TD_TILE_COLS = 32,
+    TD_CUDA_PARTIAL_BYTES = 64 << 20 /* most that attention keeps of runs of keys */
+};
 
 /* Calls X(type, form of its activations, tile_bytes, scale_bytes of a tile, super_tiles, super_bytes, halves, mins) for every type that
  * the device holds. */

@@ -26,6 +26,15 @@ __device__ __forceinline__ uint8_t *td_cuda_kv_cell(const struct td_cuda_kv &kv,
     return kv.data + (((size_t)block * kv.n_kv_heads + head) * 2 + half) * kv.half_bytes;
 }
 
+/* Of Q8_0: what dimension d of token t is multiplied with. */
+__device__ __forceinline__ float td_cuda_kv_scale(const struct td_cuda_kv &kv, const uint8_t *half,
+                                                  uint32_t t, uint32_t d)
+{
+    const uint16_t *scales = (const uint16_t *)(half + (size_t)kv.block_tokens * kv.head_dim);
+
+    return td_num_f16(scales[((size_t)t * kv.head_dim + d) / 32]);
+}
+
 /* Dimension d of token t of half a cell. */
 template <enum td_dtype T>
 __device__ __forceinline__ float td_cuda_kv_read(const struct td_cuda_kv &kv, const uint8_t *half,
@@ -39,9 +48,7 @@ __device__ __forceinline__ float td_cuda_kv_read(const struct td_cuda_kv &kv, co
         return td_num_f16(((const uint16_t *)half)[at]);
     if (T == TD_BF16)
         return td_num_bf16(((const uint16_t *)half)[at]);
-    const uint16_t *scales = (const uint16_t *)(half + (size_t)kv.block_tokens * kv.head_dim);
-
-    return (float)(int8_t)half[at] * td_num_f16(scales[at / 32]);
+    return (float)(int8_t)half[at] * td_cuda_kv_scale(kv, half, t, d);
 }
 
 #endif

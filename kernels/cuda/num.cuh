@@ -95,6 +95,16 @@ __device__ __forceinline__ void td_num_mma_bf16(float c[4], const uint32_t a[4],
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* Two 8 x 8 tables of 16 bits, one below the other, turned round: lanes 0 .. 15 name their rows in shared memory, 16 bytes each; b[i]
+ * has rows 2t, 2t + 1 of table i and column g. (PTX ISA, ldmatrix) */
+__device__ __forceinline__ void td_num_transposed(const uint16_t *row, uint32_t b[2])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(b[0]), "=r"(b[1])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
 /* The value of lane (this ^ mask). */
 __device__ __forceinline__ float td_num_xor(float v, uint32_t mask)
 {

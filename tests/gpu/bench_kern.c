@@ -1,5 +1,5 @@
-/* How fast a GPU's kernels are, beside how fast it copies: one token's and a few tokens' way through the matrices of an 8B Llama, for
- * every type of weights, and attention over long sequences. Prints Markdown; asserts nothing.
+/* How fast a GPU's kernels are, beside how fast it copies: one token's, a few tokens' and prompts' way through the matrices of an 8B
+ * Llama, for every type of weights, and attention over long sequences. Prints Markdown; asserts nothing.
  *
  *     bench_kern PLUGIN [layers]
  */
@@ -17,7 +17,7 @@ enum {
     KV_HEADS = 8,
     DIM = 128,
     MAX_LAYERS = 32,
-    MAX_TOKENS = 64,
+    MAX_TOKENS = 8192,
     BLOCK = 16
 };
 
@@ -150,13 +150,13 @@ static void open_model(struct model *m, enum td_dtype type, uint32_t n_layers)
                                      matrix(type, FF, D, d),
                                      matrix(type, FF, D, d),
                                      matrix(type, D, FF, ff)};
-    m->x = device(MAX_TOKENS * D * 4);
+    m->x = device((size_t)MAX_TOKENS * D * 4);
     m->norm = device(D * 4);
-    m->q = device(MAX_TOKENS * HEADS * DIM * 4);
-    m->k = device(MAX_TOKENS * KV_HEADS * DIM * 4);
-    m->v = device(MAX_TOKENS * KV_HEADS * DIM * 4);
-    m->ff = device(MAX_TOKENS * FF * 4);
-    m->parts = device(MAX_TOKENS * D * 4);
+    m->q = device((size_t)MAX_TOKENS * HEADS * DIM * 4);
+    m->k = device((size_t)MAX_TOKENS * KV_HEADS * DIM * 4);
+    m->v = device((size_t)MAX_TOKENS * KV_HEADS * DIM * 4);
+    m->ff = device((size_t)MAX_TOKENS * FF * 4);
+    m->parts = device((size_t)MAX_TOKENS * D * 4);
 }
 
 static void close_model(struct model *m)
@@ -193,10 +193,11 @@ static void run_model(void *arg)
     }
 }
 
+static const enum td_dtype types[] = {TD_BF16, TD_F16,  TD_F8_E4M3, TD_Q8_0, TD_Q6_K,
+                                      TD_Q5_K, TD_Q4_K, TD_Q4_0,    TD_MXFP4};
+
 static void bench_linear(double copy, uint32_t n_layers)
 {
-    static const enum td_dtype types[] = {TD_BF16, TD_F16,  TD_F8_E4M3, TD_Q8_0, TD_Q6_K,
-                                          TD_Q5_K, TD_Q4_K, TD_Q4_0,    TD_MXFP4};
     static const uint32_t tokens[] = {1, 2, 4, 8, 16, 64};
 
     printf("\n## Matrices of %u layers of an 8B Llama\n\nGB/s of weights as they are held, share "
@@ -226,6 +227,32 @@ static void bench_linear(double copy, uint32_t n_layers)
     }
 }
 
+static void bench_prompts(void)
+{
+    static const uint32_t tokens[] = {128, 512, 2048, 8192};
+    const double ops_of_token =
+        2.0 * D * (HEADS * DIM + 2.0 * KV_HEADS * DIM + HEADS * DIM + 3.0 * FF);
+
+    printf("\n## Prompts through the matrices of a layer of an 8B Llama\n\nTFLOP/s, best of "
+           "five.\n\n| type |");
+    for (int k = 0; k < 4; k++)
+        printf(" %u tokens |", tokens[k]);
+    printf("\n|---|---:|---:|---:|---:|\n");
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        struct model m;
+
+        open_model(&m, types[i], 1);
+        printf("| %s |", td_dtype_info(types[i])->name);
+        for (int k = 0; k < 4; k++) {
+            m.n = tokens[k];
+            printf(" %.0f |", ops_of_token * m.n / best_of(run_model, &m) * 1e-12);
+            fflush(stdout);
+        }
+        putchar('\n');
+        close_model(&m);
+    }
+}
+
 /* ---- attention ---- */
 
 struct attention {
@@ -244,37 +271,38 @@ static void attend_once(void *arg)
                                 a->out, &err));
 }
 
-/* n sequences of so many keys, one row each. */
-static double attention_rate(enum td_dtype type, uint32_t n, uint32_t keys)
+/* Seconds that attention takes with n sequences of so many keys, for the last row of each or, of a prompt, for all. */
+static double attention_time(enum td_dtype type, uint32_t n_seqs, uint32_t keys, bool is_prompt)
 {
-    const uint32_t per_seq = keys / BLOCK;
+    const uint32_t per_seq = keys / BLOCK, n = is_prompt ? keys : n_seqs;
     struct attention a = {.n = n,
                           .view = {.dtype = type,
-                                   .n_blocks = n * per_seq,
+                                   .n_blocks = n_seqs * per_seq,
                                    .n_kv_heads = KV_HEADS,
                                    .block_tokens = BLOCK,
                                    .head_dim = DIM}};
-    uint32_t *table = malloc((size_t)n * per_seq * 4), *first = malloc(n * 4), *at = malloc(n * 4);
-    uint32_t *index = device(((size_t)n * per_seq + 2 * n) * 4);
+    const uint32_t n_blocks = a.view.n_blocks;
+    uint32_t *table = malloc((size_t)n_blocks * 4), *first = malloc(n * 4), *at = malloc(n * 4);
+    uint32_t *index = device(((size_t)n_blocks + 2 * n) * 4);
     const size_t bytes = td_kern_kv_bytes(&a.view);
-    double rate;
+    double seconds;
 
-    for (uint32_t i = 0; i < n * per_seq; i++)
-        table[i] = (uint32_t)((uint64_t)i * 2654435761u % (n * per_seq));
+    for (uint32_t i = 0; i < n_blocks; i++)
+        table[i] = (uint32_t)((uint64_t)i * 2654435761u % n_blocks);
     for (uint32_t i = 0; i < n; i++) {
-        first[i] = i * per_seq;
-        at[i] = keys - 1;
+        first[i] = is_prompt ? 0 : i * per_seq;
+        at[i] = is_prompt ? i : keys - 1;
     }
     td_kern_copy(kern, index, at, n * 4);
     td_kern_copy(kern, index + n, first, n * 4);
-    td_kern_copy(kern, index + 2 * n, table, (size_t)n * per_seq * 4);
+    td_kern_copy(kern, index + 2 * n, table, (size_t)n_blocks * 4);
     a.rows = (struct td_kv_rows){index, index + n, index + 2 * n, keys};
     for (uint32_t h = 0; h < HEADS; h++)
         a.kv_of_head[h] = h / (HEADS / KV_HEADS);
     a.view.data = device(bytes);
     a.q = device((size_t)n * HEADS * DIM * 4);
     a.out = device((size_t)n * HEADS * DIM * 4);
-    rate = 8 * (double)bytes / best_of(attend_once, &a);
+    seconds = best_of(attend_once, &a) / 8;
     td_kern_free(kern, a.view.data, bytes);
     td_kern_free(kern, a.q, 0);
     td_kern_free(kern, a.out, 0);
@@ -282,13 +310,13 @@ static double attention_rate(enum td_dtype type, uint32_t n, uint32_t keys)
     free(table);
     free(first);
     free(at);
-    return rate;
+    return seconds;
 }
 
 static void bench_attention(double copy)
 {
     static const uint32_t seqs[] = {1, 8, 64}, keys[] = {2048, 8192};
-    static const enum td_dtype types[] = {TD_BF16, TD_F16, TD_Q8_0};
+    static const enum td_dtype caches[] = {TD_BF16, TD_F16, TD_Q8_0};
 
     printf("\n## Attention of one token a sequence\n\n32 heads, 8 KV heads, 128 dimensions, pages "
            "of %d tokens: GB/s of keys and "
@@ -297,15 +325,29 @@ static void bench_attention(double copy)
            BLOCK);
     for (int t = 0; t < 3; t++)
         for (int s = 0; s < 3; s++) {
-            printf("| %s | %u |", td_dtype_info(types[t])->name, seqs[s]);
+            printf("| %s | %u |", td_dtype_info(caches[t])->name, seqs[s]);
             for (int k = 0; k < 2; k++) {
-                double rate = attention_rate(types[t], seqs[s], keys[k]);
+                const double bytes =
+                    2.0 * KV_HEADS * seqs[s] * keys[k] * (double)td_dtype_row_bytes(caches[t], DIM);
+                const double rate = bytes / attention_time(caches[t], seqs[s], keys[k], false);
 
                 printf(" %.0f (%.0f %%) |", rate * 1e-9, 100 * rate / copy);
             }
             putchar('\n');
             fflush(stdout);
         }
+    printf("\n## Attention of a prompt\n\nTFLOP/s, half of the square counted.\n\n| cache | 2048 "
+           "tokens | 8192 tokens |\n|---|---:|---:|\n");
+    for (int t = 0; t < 3; t++) {
+        printf("| %s |", td_dtype_info(caches[t])->name);
+        for (int k = 0; k < 2; k++) {
+            const double ops = 4.0 * HEADS * DIM * keys[k] * (keys[k] + 1) / 2;
+
+            printf(" %.0f |", ops / attention_time(caches[t], 1, keys[k], true) * 1e-12);
+        }
+        putchar('\n');
+        fflush(stdout);
+    }
 }
 
 int main(int argc, char **argv)
@@ -319,6 +361,7 @@ int main(int argc, char **argv)
     printf("# Kernels on %s\n\nCopying from device to device reads and writes %.0f GB/s.\n",
            td_kern_name(kern), copy * 1e-9);
     bench_linear(copy, n_layers < 1 || n_layers > MAX_LAYERS ? 8 : (uint32_t)n_layers);
+    bench_prompts();
     bench_attention(copy);
     td_kern_close(kern);
     return 0;

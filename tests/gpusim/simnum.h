@@ -110,6 +110,22 @@ static inline void td_num_mma_bf16(float c[4], const uint32_t a[4], const uint32
     gpusim_mma(c, a, b, td_bf16_to_f32);
 }
 
+static inline void td_num_transposed(const uint16_t *row, uint32_t b[2])
+{
+    const uint32_t lane = gpusim_thread.x % 32, g = lane / 4, t = lane % 4;
+    uint32_t mine[4];
+
+    memcpy(mine, row, sizeof mine);
+    gpusim_warp_put(mine, 4);
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t low = gpusim_warp_of(8 * i + 2 * t)[g / 2] >> 16 * (g % 2);
+        const uint32_t high = gpusim_warp_of(8 * i + 2 * t + 1)[g / 2] >> 16 * (g % 2);
+
+        b[i] = (low & 0xffffu) | high << 16;
+    }
+    gpusim_warp_done();
+}
+
 static inline uint32_t td_num_xor(uint32_t v, uint32_t mask)
 {
     uint32_t other;

@@ -78,6 +78,23 @@ void td_kern_run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint3
         kern->ops->run(kern, n, task, arg);
 }
 
+bool td_kern_replay(struct td_kern *kern, uint64_t key)
+{
+    return kern->ops->replay && kern->ops->replay(kern, key);
+}
+
+void td_kern_record(struct td_kern *kern, uint64_t key)
+{
+    if (kern->ops->record)
+        kern->ops->record(kern, key);
+}
+
+void td_kern_record_end(struct td_kern *kern)
+{
+    if (kern->ops->record_end)
+        kern->ops->record_end(kern);
+}
+
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
 {
     return kern->ops->sync(kern, err);

@@ -46,6 +46,7 @@ struct td_kern_cuda_params {
     uint32_t device; /* CUDA's ordinal */
     const char *
         plugin; /* path, borrowed for the call; NULL: libtensord_cuda.so beside the program or in its lib folder */
+    bool graphs; /* operations are recorded and replayed */
     /* For td_kern_run; NULL: the calling thread does it. */
     void (*run)(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
     void *user;
@@ -88,6 +89,14 @@ size_t td_kern_free_bytes(struct td_kern *kern);
 size_t td_kern_weight_bytes(const struct td_kern *kern);
 /* Waits until everything enqueued so far is done; reports a device failure. */
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err);
+
+/* Operations that come again and again with the same arguments, between td_kern_record and td_kern_record_end: the contents of memory
+ * may differ, its addresses and all numbers may not. Where td_kern_replay finds what was recorded under the key, it enqueues all of
+ * that, and they need not be asked for one by one. Between the two are operations alone: no memory is had, given back or copied,
+ * nobody syncs. A device that gains nothing by it records nothing. */
+bool td_kern_replay(struct td_kern *kern, uint64_t key);
+void td_kern_record(struct td_kern *kern, uint64_t key);
+void td_kern_record_end(struct td_kern *kern);
 
 /* ---- dense ---- */
 

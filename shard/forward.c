@@ -3,6 +3,10 @@
 
 #include <math.h>
 #include <string.h>
+#include <xxhash.h>
+
+/* Rows of a step whose layers are recorded: of more, beginning them costs little beside them. */
+enum { RECORDED_ROWS = 64 };
 
 _Static_assert((int)TD_STEP_MAX_PARTS <= (int)TD_SUMTHREAD_DEPTH,
                "a sum of each part is under way");
@@ -81,7 +85,9 @@ static enum td_status prepare_rows(struct pass *p)
             return td_err_set(p->err, TD_INVALID, "a step names KV block %u of %u", step->table[i],
                               plan->n_blocks);
     p->n = step->n_rows;
-    s->rows.most_keys = most_keys;
+    s->rows.most_keys = TD_KERN_CHUNK_KEYS; /* a bound that few steps have of their own */
+    while (s->rows.most_keys < most_keys)
+        s->rows.most_keys *= 2;
     td_kern_copy(s->p.kern, s->rows.device.position, s->rows.position, p->n * sizeof(uint32_t));
     td_kern_copy(s->p.kern, s->rows.device.first_block, s->rows.first_block,
                  p->n * sizeof(uint32_t));
@@ -385,9 +391,22 @@ static void cut_rows(struct pass *p)
     p->sums = s->sums;
 }
 
+/* What no step of few rows differs in from another under the same key, but in what its buffers hold. A group whose ranks exchange
+ * anything inside of layers has none (0). */
+static uint64_t layers_key(const struct pass *p)
+{
+    const struct td_shard *s = p->s;
+    const struct {
+        const float *x, *sum;
+        uint32_t n, most_keys;
+    } key = {s->buf.x, s->buf.sum, p->n, s->rows.most_keys};
+
+    return s->p.plan->tp == 1 && p->n <= RECORDED_ROWS ? XXH3_64bits(&key, sizeof key) | 1 : 0;
+}
+
 /* Parts go one after the other in every layer: rows of the same sequence attend to keys and values of that layer that came with an
  * earlier part, and the sums of all ranks come in one order. */
-static enum td_status layers(struct pass *p)
+static enum td_status all_layers(struct pass *p)
 {
     struct td_shard *s = p->s;
     enum td_status st = td_kern_rope_angles(s->p.kern, s->freq, s->p.model->spec->head_dim,
@@ -407,6 +426,22 @@ static enum td_status layers(struct pass *p)
     }
     if (st && p->sums) /* what is under way still uses the group and the buffers */
         (void)td_sumthread_wait_all(p->sums, NULL);
+    return st;
+}
+
+static enum td_status layers(struct pass *p)
+{
+    struct td_kern *kern = p->s->p.kern;
+    const uint64_t key = layers_key(p);
+    enum td_status st;
+
+    if (!key)
+        return all_layers(p);
+    if (td_kern_replay(kern, key))
+        return TD_OK;
+    td_kern_record(kern, key);
+    st = all_layers(p);
+    td_kern_record_end(kern);
     return st;
 }
 

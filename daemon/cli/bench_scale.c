@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 48, ARG_BYTES = 32, DEFAULT_MOST_RANKS = 8, LAB_DEFAULT_RANKS = 2 };
+enum { MAX_ARGS = 56, ARG_BYTES = 32, DEFAULT_MOST_RANKS = 8, LAB_DEFAULT_RANKS = 2 };
 
 extern char **environ;
 
@@ -261,6 +261,7 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     add_text(a, "--device", o->device);
     snprintf(a->text[a->n], ARG_BYTES, "%.9g", o->gpu_memory_utilization);
     add_text(a, "--gpu-memory-utilization", a->text[a->n]);
+    add_text(a, "--cuda-graphs", td_options_word(o, &o->cuda_graphs));
     if (o->cuda_plugin)
         add_text(a, "--cuda-plugin", o->cuda_plugin);
     add_text(a, "--cpu-isa", td_options_word(o, &o->cpu_isa));

@@ -26,6 +26,7 @@ static const char *const sum_algorithms[] = {
     "lanes", "leaders-doubling", "lanes-doubling", "measure",  NULL};
 static const char *const exchange_dtypes[] = {"f32", "bf16", "q8_0", NULL};
 static const char *const overlaps[] = {"auto", "on", "off", NULL};
+static const char *const switches[] = {"off", "on", NULL};
 static const char *const layouts[] = {"tp", "pp", "tpxpp", "all", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
@@ -106,6 +107,11 @@ static const struct td_option table[] = {
     {"gpu-memory-utilization", NULL, NULL, TD_OPTION_FLOAT, AT(gpu_memory_utilization),
      GROUP | SCALE | TD_FOR_WORKER, .metavar = "SHARE", .low = 0.01, .high = 1, .preset = "0.9",
      .help = "share of a GPU's free memory that its ranks may use"},
+    {"cuda-graphs", NULL, NULL, TD_OPTION_ENUM, AT(cuda_graphs), GROUP | SCALE | TD_FOR_WORKER,
+     .values = switches, .preset = "on",
+     .help = "a step of up to 64 rows on a GPU is recorded as a graph, and begun by one call when "
+             "its like "
+             "comes again; ranks that exchange anything inside of layers record none"},
     {"cuda-plugin", NULL, NULL, TD_OPTION_STRING, AT(cuda_plugin), GROUP | SCALE | TD_FOR_WORKER,
      .metavar = "FILE", .preset_note = "libtensord_cuda.so beside the program or in its lib folder",
      .help = "the plug-in of --device cuda"},

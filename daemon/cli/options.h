@@ -134,6 +134,7 @@ struct td_options {
     int exchange_dtype;                         /* enum td_exchange_dtype */
     int overlap;                                /* enum td_overlap_mode */
     const char *device;                         /* "cpu", "cuda", "cuda:N" */
+    int cuda_graphs;                            /* 1: on */
     const char *cuda_plugin;                    /* NULL: the usual place */
     double gpu_memory_utilization;              /* share of what is free */
     int cpu_isa;                                /* enum td_option_isa */

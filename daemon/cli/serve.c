@@ -257,6 +257,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           o->device,
                           "--gpu-memory-utilization",
                           gpu_share,
+                          "--cuda-graphs",
+                          td_options_word(o, &o->cuda_graphs),
                           "--cpu-isa",
                           td_options_word(o, &o->cpu_isa),
                           "--transport",

@@ -34,6 +34,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
                                    .isa = td_options_word(opts, &opts->cpu_isa),
                                    .device = opts->device,
                                    .cuda_plugin = opts->cuda_plugin,
+                                   .cuda_graphs = opts->cuda_graphs,
                                    .gpu_share = opts->gpu_memory_utilization,
                                    .sums = sums_of(opts),
                                    .exchange = (enum td_exchange_dtype)opts->exchange_dtype,

@@ -26,7 +26,7 @@ static enum td_status open_gpu(struct td_node *node, uint32_t local_rank, uint32
     const struct td_node_params *p = &node->params;
     const char *number = strchr(p->device, ':');
     struct td_kern_cuda_params params = {
-        .plugin = p->cuda_plugin, .run = run_on_host, .user = node->kern};
+        .plugin = p->cuda_plugin, .graphs = p->cuda_graphs, .run = run_on_host, .user = node->kern};
     uint32_t n_devices = 1, n_sharing = local_size;
     enum td_status s;
 

@@ -37,7 +37,8 @@ struct td_node_params {
     const char *isa;         /* as td_kern_cpu_params has it */
     const char *device;      /* "cpu", "cuda" or "cuda:N"; NULL: "cpu" */
     const char *cuda_plugin; /* as td_kern_cuda_params has it */
-    double gpu_share;        /* of a GPU's free memory that its ranks may use */
+    bool cuda_graphs;
+    double gpu_share; /* of a GPU's free memory that its ranks may use */
     struct td_sumchoice_params sums;
     enum td_exchange_dtype exchange;
     enum td_overlap_mode overlap; /* rank 0's counts */

@@ -46,6 +46,7 @@ void close_cuda(struct td_kern *kern)
     struct td_cuda *cuda = td_cuda_of(kern);
 
     cudaStreamSynchronize(cuda->stream);
+    td_cuda_graphs_drop(cuda);
     cudaFree(cuda->scratch.data);
     cudaFree(cuda->gates.data);
     cudaFree(cuda->rows.data);
@@ -88,6 +89,7 @@ void *alloc(struct td_kern *kern, size_t bytes)
 void release(struct td_kern *kern, void *ptr, size_t bytes)
 {
     (void)bytes;
+    td_cuda_graphs_drop(td_cuda_of(kern));
     td_cuda_note(td_cuda_of(kern), cudaFree(ptr));
 }
 
@@ -107,6 +109,7 @@ void *alloc_shared(struct td_kern *kern, size_t bytes)
 void release_shared(struct td_kern *kern, void *ptr, size_t bytes)
 {
     (void)bytes;
+    td_cuda_graphs_drop(td_cuda_of(kern));
     td_cuda_note(td_cuda_of(kern), cudaFreeHost(ptr));
 }
 
@@ -162,6 +165,9 @@ const struct td_kern_ops OPS = {.close = close_cuda,
                                 .free_bytes = free_bytes,
                                 .run = run,
                                 .sync = sync_cuda,
+                                .replay = td_cuda_replay,
+                                .record = td_cuda_record,
+                                .record_end = td_cuda_record_end,
                                 .matrix_open = td_cuda_matrix_open,
                                 .matrix_close = td_cuda_matrix_close,
                                 .matrix_pack = td_cuda_matrix_pack,
@@ -252,6 +258,7 @@ enum td_status td_cuda_reserve(struct td_cuda *cuda, struct td_cuda_buffer *buff
 
     if (bytes <= buffer->bytes)
         return TD_OK;
+    td_cuda_graphs_drop(cuda);
     td_cuda_note(cuda, cudaFree(buffer->data)); /* waits for who uses it */
     buffer->data = NULL;
     buffer->bytes = 0;

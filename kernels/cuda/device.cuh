@@ -13,6 +13,15 @@ struct td_cuda_buffer {
     size_t bytes;
 };
 
+enum { TD_CUDA_GRAPHS = 64 };
+
+/* Operations under one key; `exec` is NULL until they come a second time. */
+struct td_cuda_graph {
+    uint64_t key;
+    cudaGraphExec_t exec;
+    uint64_t used; /* when, counted in uses; 0: never */
+};
+
 struct td_cuda {
     struct td_kern head;
     struct td_kern_cuda_params p;
@@ -21,6 +30,9 @@ struct td_cuda {
     uint32_t n_sms;
     size_t most_shared; /* bytes a block may have */
     struct td_cuda_buffer scratch, gates, rows;
+    struct td_cuda_graph graph[TD_CUDA_GRAPHS];
+    struct td_cuda_graph *recording; /* NULL: what is enqueued is begun at once */
+    uint64_t n_graph_uses;
 };
 
 struct td_cuda_matrix {
@@ -73,7 +85,13 @@ static void td_cuda_launch(struct td_cuda *cuda, void (*kernel)(P...), dim3 grid
 #endif
 }
 
+/* No graph names memory that is about to go. */
+void td_cuda_graphs_drop(struct td_cuda *cuda);
+
 /* The operations of the table. */
+bool td_cuda_replay(struct td_kern *kern, uint64_t key);
+void td_cuda_record(struct td_kern *kern, uint64_t key);
+void td_cuda_record_end(struct td_kern *kern);
 enum td_status td_cuda_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape,
                                    struct td_matrix **m, struct td_err *err);
 void td_cuda_matrix_close(struct td_kern *kern, struct td_matrix *m);

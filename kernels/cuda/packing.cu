@@ -303,6 +303,7 @@ void td_cuda_matrix_close(struct td_kern *kern, struct td_matrix *matrix)
 {
     struct td_cuda_matrix *m = (struct td_cuda_matrix *)matrix;
 
+    td_cuda_graphs_drop(td_cuda_of(kern));
     td_cuda_note(td_cuda_of(kern), cudaFree(m->memory));
     free_matrix(m);
 }

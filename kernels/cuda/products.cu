@@ -9,7 +9,15 @@ namespace
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    FUSED_TOKENS = 8 /* a gate is multiplied with what it gates */
+    FUSED_TOKENS = 8, /* a gate is multiplied with what it gates */
+    AT_ONCE = 4       /* products of one launch */
+};
+
+/* Products of one type and of the same tokens, for one launch. */
+struct batch {
+    struct td_cuda_product product[AT_ONCE];
+    uint32_t n_down[AT_ONCE]; /* blocks over the rows of each */
+    uint32_t n;
 };
 
 /* Leaves of a block lie as [n_leaves x 8 N tokens x 16 G rows]. */
@@ -114,13 +122,18 @@ __device__ float join_leaves(float *leaves, uint32_t begin, uint32_t end, uint32
 
 /* A gate is of the same type. */
 template <enum td_dtype T, uint32_t G, uint32_t N>
-__global__ void __launch_bounds__(THREADS, 1)
-    multiply(const __grid_constant__ struct td_cuda_product p)
+__global__ void __launch_bounds__(THREADS, 1) multiply(const __grid_constant__ struct batch batch)
 {
     constexpr uint32_t FLOATS = BLOCK_FLOATS<G, N>, ROWS = G * TD_TILE_ROWS;
+    uint32_t which = 0, down = blockIdx.y;
+
+    while (down >= batch.n_down[which])
+        down -= batch.n_down[which++];
+
+    const struct td_cuda_product &p = batch.product[which];
     float *leaves = (float *)td_num_shared();
     float *gates = leaves + (size_t)p.m.n_leaves * FLOATS;
-    const uint32_t group = blockIdx.y * G, t0 = blockIdx.x * N * 8;
+    const uint32_t group = down * G, t0 = blockIdx.x * N * 8;
 
     sum_leaves<T, G, N>(p, p.m, p.acts, group, t0, leaves);
     if (p.gate.tiles)
@@ -204,38 +217,53 @@ size_t shared_bytes(const struct td_cuda_product *p, uint32_t floats)
 }
 
 template <enum td_dtype T, uint32_t G, uint32_t N>
-bool launch_as(struct td_cuda *cuda, const struct td_cuda_product *p)
+bool launch_as(struct td_cuda *cuda, struct batch *batch)
 {
-    const size_t shared = shared_bytes(p, BLOCK_FLOATS<G, N>);
+    uint32_t n_down = 0;
+    size_t shared = 0;
 
+    for (uint32_t i = 0; i < batch->n; i++) {
+        const struct td_cuda_product *p = &batch->product[i];
+        const size_t bytes = shared_bytes(p, BLOCK_FLOATS<G, N>);
+
+        shared = bytes > shared ? bytes : shared;
+        n_down += batch->n_down[i] = (td_cuda_groups(p->m.n_rows) + G - 1) / G;
+    }
     if (shared > cuda->most_shared)
         return false;
     td_cuda_launch(cuda, multiply<T, G, N>,
-                   dim3((p->n + 8 * N - 1) / (8 * N), (td_cuda_groups(p->m.n_rows) + G - 1) / G),
-                   dim3(THREADS), shared, *p);
+                   dim3((batch->product[0].n + 8 * N - 1) / (8 * N), n_down), dim3(THREADS), shared,
+                   *batch);
     return true;
 }
 
 /* As many tokens at a time as there are and as leaves have room for. */
-template <enum td_dtype T>
-void launch_multiply(struct td_cuda *cuda, const struct td_cuda_product *p)
+template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const struct batch *all)
 {
-    if constexpr (T != TD_F32) {
-        if (!p->gate.tiles && td_cuda_multiply_many(cuda, T, p))
+    const uint32_t n = all->product[0].n;
+    struct batch few = {};
+
+    for (uint32_t i = 0; i < all->n; i++)
+        if (T == TD_F32 || all->product[i].gate.tiles ||
+            !td_cuda_multiply_many(cuda, T, &all->product[i]))
+            few.product[few.n++] = all->product[i];
+    if (few.n == 0)
+        return;
+    if constexpr (T != TD_F32)
+        if ((n > 32 && launch_as<T, 2, 8>(cuda, &few)) ||
+            (n > 16 && launch_as<T, 2, 4>(cuda, &few)) || (n > 8 && launch_as<T, 1, 2>(cuda, &few)))
             return;
-        if ((p->n > 32 && launch_as<T, 2, 8>(cuda, p)) ||
-            (p->n > 16 && launch_as<T, 2, 4>(cuda, p)) || (p->n > 8 && launch_as<T, 1, 2>(cuda, p)))
-            return;
-    }
-    (void)launch_as<T, 1, 1>(cuda, p);
+    (void)launch_as<T, 1, 1>(cuda, &few);
 }
 
-void launch(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)
+void launch(struct td_cuda *cuda, enum td_dtype type, const struct batch *batch)
 {
+    if (batch->n == 0)
+        return;
     switch (type) {
 #define CASE(T, ...)                                                                               \
     case T:                                                                                        \
-        launch_multiply<T>(cuda, p);                                                               \
+        launch_multiply<T>(cuda, batch);                                                           \
         break;
         TD_CUDA_FORMATS(CASE)
 #undef CASE
@@ -257,6 +285,8 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
 {
     struct td_cuda *cuda = td_cuda_of(kern);
     struct td_cuda_actset set = {};
+    struct batch batch = {}, gate = {};
+    enum td_dtype type = outs[0].m->dtype;
     uint32_t act_of[TD_KERN_MAX_OUTPUTS], gate_act[TD_KERN_MAX_OUTPUTS] = {0};
     enum td_status s;
 
@@ -268,24 +298,33 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
     s = td_cuda_acts_prepare(cuda, in, n, outs[0].m->n_cols, &set, err);
     for (uint32_t i = 0; !s && i < n_outs; i++) {
         const struct td_kern_output *o = &outs[i];
-        struct td_cuda_product p = {view_of(o->m), {}, set.item[act_of[i]].acts, {}, NULL,
-                                    o->out,        n};
+        struct td_cuda_product *p;
 
-        if (o->gate && n <= FUSED_TOKENS && o->gate->dtype == o->m->dtype) {
-            p.gate = view_of(o->gate);
-            p.gate_acts = set.item[gate_act[i]].acts;
+        if (batch.n == AT_ONCE || (batch.n && o->m->dtype != type)) {
+            launch(cuda, type, &batch);
+            batch.n = 0;
+        }
+        type = o->m->dtype;
+        p = &batch.product[batch.n++];
+        *p = {view_of(o->m), {}, set.item[act_of[i]].acts, {}, NULL, o->out, n};
+        if (o->gate && n <= FUSED_TOKENS && o->gate->dtype == type) {
+            p->gate = view_of(o->gate);
+            p->gate_acts = set.item[gate_act[i]].acts;
         } else if (o->gate) { /* by itself, before */
-            struct td_cuda_product gate = {
-                view_of(o->gate), {}, set.item[gate_act[i]].acts, {}, NULL, NULL, n};
-
             s = td_cuda_reserve(cuda, &cuda->gates, (size_t)n * o->m->n_rows * sizeof(float), err);
             if (s)
-                return s;
-            p.gates = gate.out = (float *)cuda->gates.data;
+                break;
+            p->gates = (float *)cuda->gates.data;
+            gate.product[0] = {view_of(o->gate),          {}, set.item[gate_act[i]].acts, {}, NULL,
+                               (float *)cuda->gates.data, n};
+            gate.n = 1;
             launch(cuda, o->gate->dtype, &gate);
+            launch(cuda, type, &batch); /* before the next gate comes to the same place */
+            batch.n = 0;
         }
-        launch(cuda, o->m->dtype, &p);
     }
+    if (!s)
+        launch(cuda, type, &batch);
     return s;
 }
 

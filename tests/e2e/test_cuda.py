@@ -64,6 +64,15 @@ def test_prompt_chunks_and_pages_do_not_matter(tensord, find_model):
         assert (out["ids"], out["logits_hash"]) == (alone["ids"], alone["logits_hash"]), args
 
 
+@pytest.mark.parametrize("args", [(), ("-pp", 2)], ids=["alone", "pp2"])
+def test_recorded_steps_give_the_bits_of_those_that_are_not(tensord, find_model, args):
+    """Past 64 keys, where attention is told of twice as many."""
+    ranks = 2 if args else 0
+    prompt = "Once upon a time there was a little fox who lived near a big river and liked to play in the snow."
+    on, off = (generate(tensord, find_model(BF16_260K), *args, "--cuda-graphs", word, prompt=prompt, n=40, ranks=ranks) for word in ("on", "off"))
+    assert (on["ids"], on["logits_hash"]) == (off["ids"], off["logits_hash"])
+
+
 def test_perplexity_is_the_cpus(tensord, shared, tmp_path):
     text = tmp_path / "text"
     text.write_bytes((shared / "text/tinystories-dev.txt").read_bytes()[:500])

@@ -5,6 +5,7 @@
 #ifndef TD_TESTS_GPUSIM_CUDA_RUNTIME_H
 #define TD_TESTS_GPUSIM_CUDA_RUNTIME_H
 
+#include <functional>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -56,11 +57,14 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
-    cudaErrorLaunchFailure = 719
+    cudaErrorLaunchFailure = 719,
+    cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 enum { cudaStreamNonBlocking = 1 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 typedef struct gpusim_stream *cudaStream_t;
+typedef struct gpusim_graph *cudaGraph_t, *cudaGraphExec_t;
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -94,6 +98,16 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
                               size_t width, size_t height, cudaMemcpyKind kind,
                               cudaStream_t stream);
 
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+
+/* Keeps the call for the graph that is captured; false: none is. */
+bool gpusim_capture(const std::function<cudaError_t()> &call);
 /* Runs `thread(arg)` once for every thread of every block. */
 cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
                        void *arg);
@@ -102,10 +116,14 @@ template <class K, class... A>
 static cudaError_t gpusim_launch(K *kernel, dim3 grid, dim3 block, size_t shared_bytes,
                                  const A &...args)
 {
-    auto call = [&] { kernel(args...); };
+    auto launch = [=] {
+        auto call = [&] { kernel(args...); };
 
-    return gpusim_run(
-        grid, block, shared_bytes, [](void *arg) { (*(decltype(call) *)arg)(); }, &call);
+        return gpusim_run(
+            grid, block, shared_bytes, [](void *arg) { (*(decltype(call) *)arg)(); }, &call);
+    };
+
+    return gpusim_capture(launch) ? cudaSuccess : launch();
 }
 
 #endif

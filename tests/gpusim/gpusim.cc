@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <vector>
 
 struct gpusim_place gpusim_place;
 struct gpusim_thread gpusim_thread;
@@ -243,6 +244,70 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
     return cudaSuccess;
 }
 
+/* ---- graphs ---- */
+
+struct gpusim_graph {
+    std::vector<std::function<cudaError_t()>> calls;
+};
+
+static struct gpusim_graph *captured;
+
+bool gpusim_capture(const std::function<cudaError_t()> &call)
+{
+    if (captured)
+        captured->calls.push_back(call);
+    return captured;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode)
+{
+    (void)stream;
+    (void)mode;
+    if (captured)
+        return cudaErrorInvalidValue;
+    captured = new gpusim_graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
+{
+    (void)stream;
+    *graph = captured;
+    captured = NULL;
+    return *graph ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
+{
+    (void)flags;
+    *exec = new gpusim_graph(*graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    (void)stream;
+    for (const auto &call : exec->calls) {
+        cudaError_t e = call();
+
+        if (e != cudaSuccess)
+            return e;
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete exec;
+    return cudaSuccess;
+}
+
 /* ---- the runtime ---- */
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *kernel)
@@ -283,14 +348,17 @@ const char *cudaGetErrorString(cudaError_t e)
 {
     return e == cudaErrorMemoryAllocation ? "out of memory"
            : e == cudaErrorInvalidValue   ? "invalid argument"
-                                          : "unspecified launch failure";
+           : e == cudaErrorStreamCaptureUnsupported
+               ? "operation not permitted when stream is capturing"
+               : "unspecified launch failure";
 }
 
 const char *cudaGetErrorName(cudaError_t e)
 {
-    return e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation"
-           : e == cudaErrorInvalidValue   ? "cudaErrorInvalidValue"
-                                          : "cudaErrorLaunchFailure";
+    return e == cudaErrorMemoryAllocation           ? "cudaErrorMemoryAllocation"
+           : e == cudaErrorInvalidValue             ? "cudaErrorInvalidValue"
+           : e == cudaErrorStreamCaptureUnsupported ? "cudaErrorStreamCaptureUnsupported"
+                                                    : "cudaErrorLaunchFailure";
 }
 
 cudaError_t cudaGetLastError(void)
@@ -314,12 +382,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     (void)stream;
-    return cudaSuccess;
+    return captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
 /* Filled with what nobody should rely on. */
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
+    if (captured)
+        return cudaErrorStreamCaptureUnsupported;
     *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
     if (*p)
         memset(*p, 0x5a, bytes);
@@ -329,7 +399,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 cudaError_t cudaFree(void *p)
 {
     free(p);
-    return cudaSuccess;
+    return captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
@@ -352,6 +422,8 @@ cudaError_t cudaFreeHost(void *p)
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
 {
     (void)stream;
+    if (captured)
+        return cudaErrorStreamCaptureUnsupported;
     memset(p, value, bytes);
     return cudaSuccess;
 }
@@ -361,6 +433,8 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 {
     (void)kind;
     (void)stream;
+    if (captured)
+        return cudaErrorStreamCaptureUnsupported;
     memcpy(to, from, bytes);
     return cudaSuccess;
 }

@@ -22,7 +22,8 @@ static int open_devices(void **state)
 {
     const struct td_kern_cpu_params host = {.n_threads = 1, .isa = "ref"};
     const char *plugin = getenv("TD_OPS_CUDA_PLUGIN");
-    const struct td_kern_cuda_params device = {.plugin = plugin ? plugin : CUDA_PLUGIN};
+    const struct td_kern_cuda_params device = {.plugin = plugin ? plugin : CUDA_PLUGIN,
+                                               .graphs = true};
     struct td_err err;
     char text[512];
 
@@ -807,6 +808,63 @@ static void test_cuda_blocks_go_out_and_come_back(void **state)
 
 /* ---- opening ---- */
 
+/* What is recorded does the same work as what is asked for, on what the memory holds then; and nothing of it is left when memory goes. */
+static void test_cuda_recorded_operations_are_those_that_were_asked_for(void **state)
+{
+    enum { ROWS = 40, COLS = 96, N = 3, ROUNDS = 6 };
+    struct td_ops_weights w;
+    struct td_ops_cut cut;
+    struct td_matrix *m;
+    float *x[ROUNDS], *want[ROUNDS], *dx, *dout, *got = malloc(N * ROWS * sizeof *got);
+    uint32_t n_replayed = 0;
+    struct td_err err;
+
+    (void)state;
+    td_ops_seed(4011);
+    td_ops_weights_init(&w, TD_BF16, ROWS, COLS);
+    cut = td_ops_cut_random(TD_BF16, COLS, 3, 1);
+    m = td_ops_pack(cuda, &w, &cut);
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        x[i] = td_ops_activations(N * COLS);
+        want[i] = multiply(m, x[i], N, COLS, ROWS, 1);
+    }
+    dx = td_kern_alloc(cuda, N * COLS * 4), dout = td_kern_alloc(cuda, N * ROWS * 4);
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        td_kern_copy(cuda, dx, x[i], N * COLS * 4);
+        if (td_kern_replay(cuda, 7)) {
+            n_replayed++;
+        } else {
+            td_kern_record(cuda, 7);
+            assert_int_equal(td_kern_matmul(cuda, m, dx, N, dout, &err), TD_OK);
+            td_kern_record_end(cuda);
+        }
+        down(got, dout, N * ROWS * 4);
+        td_ops_assert_same(got, want[i], N * ROWS, "round %u\n", i);
+        assert_false(td_kern_replay(cuda, 8));
+        if (i == 3) /* the first comes as it is, the second is recorded */
+            assert_int_equal(n_replayed, 2);
+        if (i == 3)
+            drop(td_kern_alloc(cuda, 64));
+    }
+    assert_int_equal(n_replayed, 2);
+    td_kern_matrix_close(cuda, m);
+    assert_false(td_kern_replay(cuda, 7));
+    for (uint32_t key = 100; key < 300; key++) /* the ones that were used longest ago go */
+        for (uint32_t i = 0; i < 2; i++) {
+            td_kern_record(cuda, key);
+            assert_int_equal(td_kern_add(cuda, dx, dx, 1, &err), TD_OK);
+            td_kern_record_end(cuda);
+        }
+    assert_false(td_kern_replay(cuda, 101));
+    assert_true(td_kern_replay(cuda, 299));
+    assert_int_equal(td_kern_sync(cuda, &err), TD_OK);
+    drop(dx), drop(dout);
+    for (uint32_t i = 0; i < ROUNDS; i++)
+        free(x[i]), free(want[i]);
+    td_ops_weights_deinit(&w);
+    free(got);
+}
+
 static void test_cuda_says_what_is_missing(void **state)
 {
     struct td_kern_cuda_params p = {.plugin = "/nowhere/libtensord_cuda.so"};
@@ -838,6 +896,7 @@ int main(void)
         cmocka_unit_test(test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch),
         cmocka_unit_test(test_cuda_attention_of_many_sequences_is_that_of_each),
         cmocka_unit_test(test_cuda_blocks_go_out_and_come_back),
+        cmocka_unit_test(test_cuda_recorded_operations_are_those_that_were_asked_for),
         cmocka_unit_test(test_cuda_says_what_is_missing),
     };
 

@@ -71,8 +71,17 @@ def main():
 
             return test
 
+        def recorded():
+            ask = ("generate", "--model", TINY, "--prompt-ids", "1,2,3", "--max-tokens", 100, "--ignore-eos")
+            on, off = (run(*ask, "--cuda-graphs", word) for word in ("on", "off"))
+            assert (on["ids"], on["logits_hash"]) == (off["ids"], off["logits_hash"]), "recorded steps give other bits"
+            rates = [run("bench", TINY, "--cases", "decode", "--gen-tokens", 128, "--cuda-graphs", word)["cases"]["decode"]["best"] for word in
+                     ("on", "off")]
+            print(f"| decode of the shipped model, steps recorded or not | {rates[0]:.0f} tokens/s | {rates[1]:.0f} tokens/s |")
+
         case("greedy ids of the shipped model are the reference's", reference)
         case("the same bits whatever the chunks and pages", chunks)
+        case("the same bits from recorded steps", recorded)
         for kind in ("bf16", "f16", "q8_0", "q4_0"):
             case(f"perplexity of {kind} is the CPU's", score(kind))
     sys.exit(failed > 0)

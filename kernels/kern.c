@@ -89,10 +89,10 @@ void td_kern_record(struct td_kern *kern, uint64_t key)
         kern->ops->record(kern, key);
 }
 
-void td_kern_record_end(struct td_kern *kern)
+void td_kern_record_end(struct td_kern *kern, bool keep)
 {
     if (kern->ops->record_end)
-        kern->ops->record_end(kern);
+        kern->ops->record_end(kern, keep);
 }
 
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)

@@ -93,10 +93,11 @@ enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err);
 /* Operations that come again and again with the same arguments, between td_kern_record and td_kern_record_end: the contents of memory
  * may differ, its addresses and all numbers may not. Where td_kern_replay finds what was recorded under the key, it enqueues all of
  * that, and they need not be asked for one by one. Between the two are operations alone: no memory is had, given back or copied,
- * nobody syncs. A device that gains nothing by it records nothing. */
+ * nobody syncs. Without `keep`, because one of them was refused, nothing is recorded. A device that gains nothing by it records
+ * nothing. */
 bool td_kern_replay(struct td_kern *kern, uint64_t key);
 void td_kern_record(struct td_kern *kern, uint64_t key);
-void td_kern_record_end(struct td_kern *kern);
+void td_kern_record_end(struct td_kern *kern, bool keep);
 
 /* ---- dense ---- */
 

@@ -20,7 +20,7 @@ struct td_kern_ops {
     /* All three NULL: beginning an operation costs nothing to speak of. */
     bool (*replay)(struct td_kern *kern, uint64_t key);
     void (*record)(struct td_kern *kern, uint64_t key);
-    void (*record_end)(struct td_kern *kern);
+    void (*record_end)(struct td_kern *kern, bool keep);
     enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape,
                                   struct td_matrix **m, struct td_err *err);
     void (*matrix_close)(struct td_kern *kern, struct td_matrix *m);

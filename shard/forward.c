@@ -441,7 +441,7 @@ static enum td_status layers(struct pass *p)
         return TD_OK;
     td_kern_record(kern, key);
     st = all_layers(p);
-    td_kern_record_end(kern);
+    td_kern_record_end(kern, st == TD_OK);
     return st;
 }
 

@@ -91,7 +91,7 @@ void td_cuda_graphs_drop(struct td_cuda *cuda);
 /* The operations of the table. */
 bool td_cuda_replay(struct td_kern *kern, uint64_t key);
 void td_cuda_record(struct td_kern *kern, uint64_t key);
-void td_cuda_record_end(struct td_kern *kern);
+void td_cuda_record_end(struct td_kern *kern, bool keep);
 enum td_status td_cuda_matrix_open(struct td_kern *kern, const struct td_matrix_shape *shape,
                                    struct td_matrix **m, struct td_err *err);
 void td_cuda_matrix_close(struct td_kern *kern, struct td_matrix *m);

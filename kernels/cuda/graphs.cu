@@ -60,7 +60,7 @@ void td_cuda_record(struct td_kern *kern, uint64_t key)
     cuda->recording = g;
 }
 
-void td_cuda_record_end(struct td_kern *kern)
+void td_cuda_record_end(struct td_kern *kern, bool keep)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
     struct td_cuda_graph *g = cuda->recording;
@@ -76,6 +76,10 @@ void td_cuda_record_end(struct td_kern *kern)
     if (graph)
         td_cuda_note(cuda, cudaGraphDestroy(graph));
     td_cuda_note(cuda, e);
+    if (!keep && g->exec) {
+        td_cuda_note(cuda, cudaGraphExecDestroy(g->exec));
+        g->exec = NULL;
+    }
 }
 
 void td_cuda_graphs_drop(struct td_cuda *cuda)

@@ -836,7 +836,7 @@ static void test_cuda_recorded_operations_are_those_that_were_asked_for(void **s
         } else {
             td_kern_record(cuda, 7);
             assert_int_equal(td_kern_matmul(cuda, m, dx, N, dout, &err), TD_OK);
-            td_kern_record_end(cuda);
+            td_kern_record_end(cuda, true);
         }
         down(got, dout, N * ROWS * 4);
         td_ops_assert_same(got, want[i], N * ROWS, "round %u\n", i);
@@ -853,8 +853,13 @@ static void test_cuda_recorded_operations_are_those_that_were_asked_for(void **s
         for (uint32_t i = 0; i < 2; i++) {
             td_kern_record(cuda, key);
             assert_int_equal(td_kern_add(cuda, dx, dx, 1, &err), TD_OK);
-            td_kern_record_end(cuda);
+            td_kern_record_end(cuda, true);
         }
+    for (uint32_t i = 0; i < 3; i++) { /* what was refused is not kept */
+        td_kern_record(cuda, 300);
+        td_kern_record_end(cuda, false);
+        assert_false(td_kern_replay(cuda, 300));
+    }
     assert_false(td_kern_replay(cuda, 101));
     assert_true(td_kern_replay(cuda, 299));
     assert_int_equal(td_kern_sync(cuda, &err), TD_OK);

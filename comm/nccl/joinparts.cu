@@ -34,6 +34,19 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* Returns the launch's own error, where the last error could be an older one of somebody else. */
+cudaError_t launch(void (*kernel)(struct td_treestack, float *, size_t), unsigned n_blocks,
+                   struct td_treestack join, float *out, size_t n_floats, cudaStream_t stream)
+{
+#ifdef TD_GPUSIM
+    return gpusim_launch(stream, kernel, dim3(n_blocks), dim3(THREADS), 0, join, out, n_floats);
+#else
+    void *args[] = {&join, &out, &n_floats};
+
+    return cudaLaunchKernel((const void *)kernel, dim3(n_blocks), dim3(THREADS), args, 0, stream);
+#endif
+}
+
 bool is_aligned(const void *data)
 {
     return (size_t)data % sizeof(float4) == 0;
@@ -43,7 +56,6 @@ bool is_aligned(const void *data)
 
 int td_joinparts_enqueue(const struct td_treestack *join, float *out, size_t n_floats, void *stream)
 {
-    void *args[] = {const_cast<struct td_treestack *>(join), &out, &n_floats};
     bool in_fours = is_aligned(out);
     size_t n_blocks;
 
@@ -56,7 +68,6 @@ int td_joinparts_enqueue(const struct td_treestack *join, float *out, size_t n_f
         n_blocks = 1;
     if (n_blocks > MAX_BLOCKS)
         n_blocks = MAX_BLOCKS;
-    /* Returns the launch's own error, where the last error could be an older one of somebody else. */
-    return cudaLaunchKernel(in_fours ? join_parts<TD_TREESTACK_LANES> : join_parts<1>,
-                            dim3((unsigned)n_blocks), dim3(THREADS), args, 0, (cudaStream_t)stream);
+    return launch(in_fours ? join_parts<TD_TREESTACK_LANES> : join_parts<1>, (unsigned)n_blocks,
+                  *join, out, n_floats, (cudaStream_t)stream);
 }

@@ -72,7 +72,7 @@ static void td_cuda_launch(struct td_cuda *cuda, void (*kernel)(P...), dim3 grid
                            size_t shared, A... args)
 {
 #ifdef TD_GPUSIM
-    td_cuda_note(cuda, gpusim_launch(kernel, grid, block, shared, args...));
+    td_cuda_note(cuda, gpusim_launch(cuda->stream, kernel, grid, block, shared, args...));
 #else
     void *at[] = {(void *)&args...};
 

@@ -1,11 +1,12 @@
-/* The device of cuda_runtime.h. */
+/* Kernels of cuda_runtime.h: blocks one after the other, their threads as fibers. */
 #include <cuda_runtime.h>
 #include <simnum.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <vector>
+
+#include <mutex>
 
 struct gpusim_place gpusim_place;
 struct gpusim_thread gpusim_thread;
@@ -18,8 +19,7 @@ enum {
     STACK_BYTES = 128 << 10,
     WARP_WORDS = 8,
     MAX_COPIES = 32,
-    SHARED_BYTES = 227 << 10,
-    N_SMS = 4
+    SHARED_BYTES = GPUSIM_SHARED_BYTES
 };
 
 enum state { RUNS, IN_WARP, IN_BLOCK, ENDED };
@@ -211,6 +211,9 @@ void gpusim_copies_wait(uint32_t n_left)
 cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
                        void *arg)
 {
+    static std::mutex only_one;
+    const std::lock_guard<std::mutex> lock(only_one);
+
     n_threads = block.x;
     if (n_threads == 0 || n_threads > MAX_THREADS || n_threads % 32 || block.y != 1 ||
         block.z != 1 || shared_bytes > SHARED_BYTES || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
@@ -241,210 +244,5 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
                     shared_bytes);
             return cudaErrorLaunchFailure;
         }
-    return cudaSuccess;
-}
-
-/* ---- graphs ---- */
-
-struct gpusim_graph {
-    std::vector<std::function<cudaError_t()>> calls;
-};
-
-static struct gpusim_graph *captured;
-
-bool gpusim_capture(const std::function<cudaError_t()> &call)
-{
-    if (captured)
-        captured->calls.push_back(call);
-    return captured;
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode)
-{
-    (void)stream;
-    (void)mode;
-    if (captured)
-        return cudaErrorInvalidValue;
-    captured = new gpusim_graph;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
-{
-    (void)stream;
-    *graph = captured;
-    captured = NULL;
-    return *graph ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
-{
-    (void)flags;
-    *exec = new gpusim_graph(*graph);
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
-{
-    (void)stream;
-    for (const auto &call : exec->calls) {
-        cudaError_t e = call();
-
-        if (e != cudaSuccess)
-            return e;
-    }
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph)
-{
-    delete graph;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
-{
-    delete exec;
-    return cudaSuccess;
-}
-
-/* ---- the runtime ---- */
-
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *kernel)
-{
-    *attributes = {};
-    return kernel ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaGetDeviceCount(int *n)
-{
-    *n = 1;
-    return cudaSuccess;
-}
-
-cudaError_t cudaDriverGetVersion(int *version)
-{
-    *version = CUDART_VERSION;
-    return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int device)
-{
-    return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
-{
-    (void)device;
-    *prop = {};
-    snprintf(prop->name, sizeof prop->name, "simulated");
-    prop->major = 9;
-    prop->multiProcessorCount = N_SMS;
-    prop->sharedMemPerBlockOptin = SHARED_BYTES;
-    return cudaSuccess;
-}
-
-const char *cudaGetErrorString(cudaError_t e)
-{
-    return e == cudaErrorMemoryAllocation ? "out of memory"
-           : e == cudaErrorInvalidValue   ? "invalid argument"
-           : e == cudaErrorStreamCaptureUnsupported
-               ? "operation not permitted when stream is capturing"
-               : "unspecified launch failure";
-}
-
-const char *cudaGetErrorName(cudaError_t e)
-{
-    return e == cudaErrorMemoryAllocation           ? "cudaErrorMemoryAllocation"
-           : e == cudaErrorInvalidValue             ? "cudaErrorInvalidValue"
-           : e == cudaErrorStreamCaptureUnsupported ? "cudaErrorStreamCaptureUnsupported"
-                                                    : "cudaErrorLaunchFailure";
-}
-
-cudaError_t cudaGetLastError(void)
-{
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
-{
-    (void)flags;
-    *stream = NULL;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream)
-{
-    (void)stream;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t stream)
-{
-    (void)stream;
-    return captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
-}
-
-/* Filled with what nobody should rely on. */
-cudaError_t cudaMalloc(void **p, size_t bytes)
-{
-    if (captured)
-        return cudaErrorStreamCaptureUnsupported;
-    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
-    if (*p)
-        memset(*p, 0x5a, bytes);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaFree(void *p)
-{
-    free(p);
-    return captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
-{
-    *free_bytes = (size_t)1 << 30;
-    *total_bytes = (size_t)1 << 30;
-    return cudaSuccess;
-}
-
-cudaError_t cudaMallocHost(void **p, size_t bytes)
-{
-    return cudaMalloc(p, bytes);
-}
-
-cudaError_t cudaFreeHost(void *p)
-{
-    return cudaFree(p);
-}
-
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
-{
-    (void)stream;
-    if (captured)
-        return cudaErrorStreamCaptureUnsupported;
-    memset(p, value, bytes);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t stream)
-{
-    (void)kind;
-    (void)stream;
-    if (captured)
-        return cudaErrorStreamCaptureUnsupported;
-    memcpy(to, from, bytes);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream)
-{
-    (void)kind;
-    (void)stream;
-    for (size_t y = 0; y < height; y++)
-        memcpy((uint8_t *)to + y * to_pitch, (const uint8_t *)from + y * from_pitch, width);
     return cudaSuccess;
 }

@@ -18,21 +18,25 @@ enum { CAPTURES_ACROSS_HOSTS = 23007 };
 
 /* Between two looks at something: at once, then yielding the core, then asleep. */
 struct pace {
+    struct td_nccl *n;
     uint64_t began_ns;
     uint64_t limit_ns;
 };
 
 enum { SPIN_NS = 20 * 1000, YIELD_NS = 2 * 1000 * 1000, NAP_NS = 50 * 1000 };
 
-static struct pace pace_begin(uint64_t limit_ns)
+static struct pace pace_begin(struct td_nccl *n, uint64_t limit_ns)
 {
-    return (struct pace){td_clock_now_ns(), limit_ns};
+    return (struct pace){n, td_clock_now_ns(), limit_ns};
 }
 
-/* False when the time is up. */
+/* False when the time is up. A group that was given up takes this end with it. */
 static bool pace_goes_on(const struct pace *p)
 {
     uint64_t waited_ns = td_clock_now_ns() - p->began_ns;
+
+    if (atomic_load(&p->n->comm->world->failed) != TD_OK)
+        td_nccl_abort(p->n);
 
     if (waited_ns >= p->limit_ns)
         return false;
@@ -112,7 +116,7 @@ static enum td_status look(struct td_nccl *n, const char *op, bool *is_busy, str
 static enum td_status settle(struct td_nccl *n, const char *op, uint64_t limit_ns,
                              struct td_err *err)
 {
-    struct pace pace = pace_begin(limit_ns);
+    struct pace pace = pace_begin(n, limit_ns);
 
     for (;;) {
         bool is_busy = false;
@@ -153,7 +157,7 @@ enum td_status td_nccl_poll(struct td_nccl *n, struct td_err *err)
 
 static enum td_status await_mark(struct td_nccl *n, uint64_t limit_ns, struct td_err *err)
 {
-    struct pace pace = pace_begin(limit_ns);
+    struct pace pace = pace_begin(n, limit_ns);
 
     for (;;) {
         bool is_reached = false, is_busy;
@@ -324,9 +328,10 @@ enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *c
         return td_err_set(err, TD_NO_MEMORY, "no memory for an NCCL communicator of %u ranks",
                           comm->size);
     }
+    n->comm = comm;
     n->rank = comm->rank;
     n->n_ranks = comm->size;
-    n->op_limit_ns = config->op_limit_ns ? config->op_limit_ns : DEFAULT_LIMIT_NS;
+    td_nccl_set_limit(n, config->op_limit_ns);
     pthread_mutex_init(&n->lock, NULL);
 
     status = prepare(n, config, id, &own);
@@ -350,6 +355,11 @@ enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *c
     }
     *out = n;
     return TD_OK;
+}
+
+void td_nccl_set_limit(struct td_nccl *n, uint64_t op_limit_ns)
+{
+    n->op_limit_ns = op_limit_ns ? op_limit_ns : DEFAULT_LIMIT_NS;
 }
 
 void td_nccl_close(struct td_nccl *n)

@@ -50,8 +50,8 @@ struct td_nccl_config {
     bool captures_across_hosts;
 };
 
-/* Joins a communicator of the ranks of `comm`, in their order, each with its device. Collective over `comm`, which is used
- * during the call only, and whose deadline is replaced for it. All ranks succeed or all fail, for one reason that names a
+/* Joins a communicator of the ranks of `comm`, in their order, each with its device. Collective over `comm`, whose deadline is
+ * replaced for the call, and which is borrowed until the close: once it is given up or aborted, this end's waits end too. All ranks succeed or all fail, for one reason that names a
  * rank: it lacks the plug-in, the library or the device, or versions differ or are too old. Two ranks on one GPU need an
  * NCCL_HOSTID each. TD_PEER_TIMED_OUT when a rank does not come. */
 enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *config,
@@ -59,6 +59,8 @@ enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *c
 /* Flushes and frees; an end that failed is aborted instead. Waits up to op_limit_ns for the flush. After the last operation
  * of any other thread on it. NULL is legal. */
 void td_nccl_close(struct td_nccl *nccl);
+/* From now on the host's part of one operation, and a wait without a limit of its own, may take so long; 0: the 60 s. */
+void td_nccl_set_limit(struct td_nccl *nccl, uint64_t op_limit_ns);
 /* Ends everything that is enqueued or waited for on this end. Any thread; the first call counts, and may take as long as NCCL
  * needs to give its resources back. */
 void td_nccl_abort(struct td_nccl *nccl);
@@ -88,9 +90,10 @@ enum td_status td_nccl_sendrecv(struct td_nccl *nccl, uint32_t to, const void *d
                                 struct td_err *err);
 enum td_status td_nccl_bcast(struct td_nccl *nccl, uint32_t root, void *data, size_t bytes,
                              void *stream, struct td_err *err);
-/* `bytes` of every rank; `recv` [n_ranks x bytes] in rank order, of which the own place may be `send`. */
-enum td_status td_nccl_all_gather(struct td_nccl *nccl, const void *send, void *recv, size_t bytes,
-                                  void *stream, struct td_err *err);
+/* Rank r gives bytes[r] from `send`; everyone gets all of them, in rank order, in `recv` (sum of bytes), of which the own place may
+ * be `send` where all give as many. */
+enum td_status td_nccl_all_gather(struct td_nccl *nccl, const void *send, const size_t *bytes,
+                                  void *recv, void *stream, struct td_err *err);
 /* NCCL's own sum of n elements (F32, F16, BF16), in an order that depends on the number of ranks and the size: not exact,
  * only where --exact does not rule. `out` may be `in`. */
 enum td_status td_nccl_all_reduce_inexact(struct td_nccl *nccl, const void *in, void *out, size_t n,

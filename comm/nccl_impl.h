@@ -22,6 +22,7 @@ struct td_nccl {
     uint32_t rank;
     uint32_t n_ranks;
     uint64_t op_limit_ns;
+    const struct td_comm *comm; /* borrowed; of the same ranks */
     bool captures;
     atomic_int failed;      /* enum td_status; TD_OK while usable. Set once, by the owner */
     atomic_bool is_aborted; /* any thread */

@@ -68,24 +68,55 @@ enum td_status td_nccl_bcast(struct td_nccl *n, uint32_t root, void *data, size_
     return td_nccl_finish(n, "bcast", n->plug->bcast(n->end, root, data, bytes, stream, err), err);
 }
 
-enum td_status td_nccl_all_gather(struct td_nccl *n, const void *send, void *recv, size_t bytes,
-                                  void *stream, struct td_err *err)
+static bool all_equal(const size_t *bytes, uint32_t n)
 {
-    enum td_status status = td_commargs_data("all_gather", "send", send, bytes, err);
+    for (uint32_t r = 1; r < n; r++)
+        if (bytes[r] != bytes[0])
+            return false;
+    return true;
+}
 
+/* Messages of as many bytes as each rank has, the own ones too. */
+static enum td_status gather_uneven(struct td_nccl *n, const void *send, const size_t *bytes,
+                                    char *recv, void *stream, struct td_err *err)
+{
+    enum td_status status = n->plug->group_begin(n->end, err);
+
+    if (status != TD_OK)
+        return status;
+    for (uint32_t r = 0; r < n->n_ranks; recv += bytes[r++]) {
+        if (bytes[r])
+            n->plug->recv(n->end, r, recv, bytes[r], stream);
+        if (bytes[n->rank])
+            n->plug->send(n->end, r, send, bytes[n->rank], stream);
+    }
+    return n->plug->group_end(n->end, err);
+}
+
+enum td_status td_nccl_all_gather(struct td_nccl *n, const void *send, const size_t *bytes,
+                                  void *recv, void *stream, struct td_err *err)
+{
+    enum td_status status = td_commargs_data("all_gather", "send", send, bytes[n->rank], err);
+    size_t total = 0;
+
+    for (uint32_t r = 0; status == TD_OK && r < n->n_ranks; r++) {
+        if (bytes[r] > SIZE_MAX - total)
+            status = td_err_set(err, TD_INVALID, "all_gather: bytes of %u ranks overflow a size",
+                                n->n_ranks);
+        total += bytes[r];
+    }
     if (status == TD_OK)
-        status = td_commargs_data("all_gather", "recv", recv, bytes, err);
-    if (status == TD_OK && bytes > SIZE_MAX / n->n_ranks)
-        return td_err_set(err, TD_INVALID, "all_gather: %u times %zu bytes overflow a size",
-                          n->n_ranks, bytes);
-    if (status == TD_OK && bytes == 0)
+        status = td_commargs_data("all_gather", "recv", recv, total, err);
+    if (status == TD_OK && total == 0)
         return td_nccl_check_usable(n, "all_gather", err);
     if (status == TD_OK)
         status = td_nccl_begin(n, "all_gather", stream, err);
     if (status != TD_OK)
         return status;
-    return td_nccl_finish(n, "all_gather",
-                          n->plug->all_gather(n->end, send, recv, bytes, stream, err), err);
+    status = all_equal(bytes, n->n_ranks)
+                 ? n->plug->all_gather(n->end, send, recv, bytes[0], stream, err)
+                 : gather_uneven(n, send, bytes, recv, stream, err);
+    return td_nccl_finish(n, "all_gather", status, err);
 }
 
 enum td_status td_nccl_all_reduce_inexact(struct td_nccl *n, const void *in, void *out,

@@ -50,6 +50,18 @@ size_t td_ncclsum_slice(const struct td_ncclsum *sum, size_t n_floats, uint32_t 
     return (unit / sum->n_ranks * r + unit % sum->n_ranks * r / sum->n_ranks) * SLICE_FLOATS;
 }
 
+size_t td_ncclsum_sent_bytes(const struct td_ncclsum *sum, size_t n_floats)
+{
+    const size_t others = sum->n_ranks - 1;
+    const size_t own = (size_t)(sum->first[sum->rank + 1] - sum->first[sum->rank]);
+    const size_t slice =
+        td_ncclsum_slice(sum, n_floats, sum->rank + 1) - td_ncclsum_slice(sum, n_floats, sum->rank);
+
+    return sizeof(float) * (td_ncclsum_goes_in_slices(sum, n_floats)
+                                ? own * (n_floats - slice) + others * slice
+                                : others * own * n_floats);
+}
+
 void td_ncclsum_join(const struct td_ncclsum *sum, const float *parts, const float *scratch,
                      size_t n_floats, size_t begin, struct td_treestack *join)
 {

@@ -31,6 +31,8 @@ static inline uint32_t td_ncclsum_parts(const struct td_ncclsum *sum)
 bool td_ncclsum_goes_in_slices(const struct td_ncclsum *sum, size_t n_floats);
 /* Rank r joins floats slice(r) .. slice(r + 1) - 1, r <= n_ranks: multiples of 4 floats but for the end. */
 size_t td_ncclsum_slice(const struct td_ncclsum *sum, size_t n_floats, uint32_t r);
+/* Payload bytes that this rank sends in one such sum. */
+size_t td_ncclsum_sent_bytes(const struct td_ncclsum *sum, size_t n_floats);
 
 /* The join of floats begin .. of all parts: this rank's lie in `parts`, the others' in `scratch`, each [n_floats]. */
 void td_ncclsum_join(const struct td_ncclsum *sum, const float *parts, const float *scratch,

@@ -33,6 +33,11 @@ bool td_kern_is_host(const struct td_kern *kern)
     return kern->is_host;
 }
 
+void *td_kern_stream(const struct td_kern *kern)
+{
+    return kern->stream;
+}
+
 void *td_kern_alloc(struct td_kern *kern, size_t bytes)
 {
     return kern->ops->alloc(kern, bytes);

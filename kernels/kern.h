@@ -73,6 +73,8 @@ bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);
 void td_kern_run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
 /* Whether the host reads and writes the device's memory as its own. */
 bool td_kern_is_host(const struct td_kern *kern);
+/* What operations are enqueued on, as the device knows it (cudaStream_t), for who enqueues something between them; NULL on a CPU. */
+void *td_kern_stream(const struct td_kern *kern);
 /* Device memory, aligned to 64 bytes and cleared. NULL when there is none left. */
 void *td_kern_alloc(struct td_kern *kern, size_t bytes);
 void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes);

@@ -59,6 +59,7 @@ struct td_kern {
     char name[32];
     const char *numerics;
     bool is_host; /* its memory is the host's: ids and tables can be checked */
+    void *stream; /* of the device's own kind; NULL: it has none */
     uint32_t n_threads;
     size_t weight_bytes;
 };

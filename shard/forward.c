@@ -1,4 +1,5 @@
 /* One step through this rank's layers: from token ids to logits. The order of every sum is fixed by the model. */
+#include "comm/sumthread.h"
 #include "shard/shard_impl.h"
 
 #include <math.h>
@@ -30,8 +31,7 @@ struct pass {
     uint32_t n;                /* rows */
     uint32_t n_logits, n_tops; /* that want their logits, and the largest of them */
     struct rows rows[TD_STEP_MAX_PARTS];
-    uint32_t n_parts;          /* of the step */
-    struct td_sumthread *sums; /* that brings sums together meanwhile; NULL: they are waited for */
+    uint32_t n_parts; /* of the step */
     struct td_err *err;
 };
 
@@ -130,8 +130,7 @@ static enum td_status embed(struct pass *p)
         if (st)
             return st;
     }
-    st = td_kern_sync(s->p.kern, p->err);
-    st = st ? st : td_comm_all_gather(s->tp, b->h, s->counts, b->sum, p->err);
+    st = td_exchange_all_gather(s->exchange, b->h, s->counts, b->sum, p->err);
     if (st)
         return st;
     for (uint32_t r = 0; r < tp; r++) {
@@ -149,7 +148,7 @@ static enum td_status await_sum(struct pass *p, struct rows *r)
     uint64_t number = r->sum_number;
 
     r->sum_number = 0;
-    return number ? td_sumthread_wait(p->sums, number, p->err) : TD_OK;
+    return td_exchange_await(p->s->exchange, number, p->err);
 }
 
 /* Adds to x what waits for it. */
@@ -177,12 +176,10 @@ static enum td_status from_residual(struct pass *p, struct rows *r, const float 
 /* The sum of a row-parallel matrix [d_model x cols] over all ranks of the stage, which then waits to be added to x. `m` is
  * NULL where this rank owns no leaf. */
 static enum td_status row_parallel(struct pass *p, struct rows *r, const struct td_matrix *m,
-                                   const float *in, uint32_t n_leaves,
-                                   const struct td_leaf_run *runs)
+                                   const float *in, const struct td_exchange_sum *sum)
 {
     struct td_shard *s = p->s;
     size_t n_floats = (size_t)r->n * s->p.model->spec->d_model;
-    struct td_tree_layout layout = {n_leaves, runs};
     enum td_status st = m ? td_kern_matmul(s->p.kern, m, in, r->n, r->parts, p->err)
                           : settle(p, r); /* nobody took it along */
 
@@ -190,13 +187,8 @@ static enum td_status row_parallel(struct pass *p, struct rows *r, const struct 
     if (st || s->p.plan->tp == 1)
         return st;
     r->pending = r->sum;
-    st = td_kern_sync(s->p.kern, p->err);
-    if (st)
-        return st;
-    if (!p->sums)
-        return td_comm_tree_sum(s->tp, &layout, r->parts, n_floats, r->all_parts, r->sum, p->err);
-    r->sum_number = td_sumthread_begin(p->sums, &layout, r->parts, n_floats, r->all_parts, r->sum);
-    return TD_OK;
+    return td_exchange_tree_sum(s->exchange, sum, r->parts, n_floats, r->all_parts, r->sum,
+                                p->n_parts > 1, &r->sum_number, p->err);
 }
 
 static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
@@ -206,7 +198,7 @@ static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
     struct td_kern *k = s->p.kern;
     const struct td_spec *spec = s->p.model->spec;
     const struct td_layer_weights *w = &s->weights.layer[i];
-    uint32_t tp = s->p.plan->tp, heads = w->slice.head_end - w->slice.head_begin;
+    uint32_t heads = w->slice.head_end - w->slice.head_begin;
     float scale = 1.0f / sqrtf((float)spec->head_dim);
     const struct td_kern_output qkv[] = {
         {.m = w->q, .out = b->q}, {.m = w->k, .out = b->k}, {.m = w->v, .out = b->v}};
@@ -229,9 +221,7 @@ static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
                                     scale, b->attn, p->err);
     }
     return st ? st
-              : row_parallel(p, r, w->o, b->attn,
-                             td_plan_attn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
-                             s->attn_runs + (size_t)i * tp);
+              : row_parallel(p, r, w->o, b->attn, &s->sums[i * TD_SHARD_SUMS + TD_SHARD_ATTENTION]);
 }
 
 static enum td_status feed_forward(struct pass *p, struct rows *r, uint32_t i)
@@ -246,8 +236,7 @@ static enum td_status feed_forward(struct pass *p, struct rows *r, uint32_t i)
         st = from_residual(p, r, w->ffn_norm, &gated, 1);
     return st ? st
               : row_parallel(p, r, w->down, b->ff,
-                             td_plan_ffn_leaves(s->p.model, s->me->layer_begin + i).n_leaves,
-                             s->ffn_runs + (size_t)i * s->p.plan->tp);
+                             &s->sums[i * TD_SHARD_SUMS + TD_SHARD_FEED_FORWARD]);
 }
 
 /* Copies the rows that want something: those of whole logits first, then those of the largest. */
@@ -276,8 +265,12 @@ static enum td_status gather_logits(struct pass *p, const float *slice_of_mine)
     for (uint32_t r = 0; r < plan->tp; r++)
         s->counts[r] = (size_t)p->n_logits * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) *
                        sizeof(float);
-    st = td_kern_sync(s->p.kern, p->err);
-    st = st ? st : td_comm_gather(s->tp, 0, slice_of_mine, s->counts, s->buf.gathered, p->err);
+    if (s->buf.slice != slice_of_mine)
+        td_kern_copy(s->p.kern, s->buf.slice, slice_of_mine, s->counts[s->me->tp_index]);
+    st = td_exchange_sync(s->exchange, p->err);
+    st = st ? st
+            : td_comm_gather(td_exchange_stage(s->exchange), 0, s->buf.slice, s->counts,
+                             s->buf.gathered, p->err);
     if (st || s->rank != 0)
         return st;
     for (uint32_t r = 0; r < plan->tp; r++) {
@@ -299,14 +292,14 @@ static enum td_status gather_top(struct pass *p, const float *slice, uint32_t wi
     size_t n = (size_t)p->n_tops * n_top;
     enum td_status st = td_kern_top(s->p.kern, slice, p->n_tops, width, n_top, mine, p->err);
 
-    st = st ? st : td_kern_sync(s->p.kern, p->err);
+    st = st ? st : td_exchange_sync(s->exchange, p->err);
     if (st || tp == 1)
         return st;
     for (size_t i = 0; i < n; i++)
         mine[i].id += mine[i].id == UINT32_MAX ? 0 : s->me->vocab_begin;
     for (uint32_t r = 0; r < tp; r++)
         s->counts[r] = n * sizeof *mine;
-    st = td_comm_gather(s->tp, 0, mine, s->counts, s->buf.all_top, p->err);
+    st = td_comm_gather(td_exchange_stage(s->exchange), 0, mine, s->counts, s->buf.all_top, p->err);
     if (st || s->rank != 0)
         return st;
     other += n; /* rank 0's own are in `mine` already */
@@ -348,7 +341,7 @@ static enum td_status finish(struct pass *p, struct td_step_result *result)
     struct td_shard *s = p->s;
     enum td_status st = head(p);
 
-    st = st ? st : td_kern_sync(s->p.kern, p->err); /* the host reads them next */
+    st = st ? st : td_exchange_sync(s->exchange, p->err); /* the host reads them next */
     if (!st && s->rank == 0) {
         result->logits = p->n_logits ? s->buf.logits : NULL;
         result->top = p->n_tops ? s->buf.top : NULL;
@@ -374,25 +367,21 @@ static struct rows rows_from(const struct pass *p, uint32_t first, uint32_t n)
                                 s->rows.device.table, s->rows.most_keys}};
 }
 
-/* A step in parts needs ranks to exchange with; without a thread for that, each sum is waited for, in the same order. */
+/* A step in parts needs ranks to exchange with, through the host: the device does one thing after the other. */
 static void cut_rows(struct pass *p)
 {
     struct td_shard *s = p->s;
-    uint32_t each = s->p.plan->tp > 1 ? p->step->part_rows : 0;
+    uint32_t each =
+        s->p.plan->tp > 1 && !td_exchange_is_direct(s->exchange) ? p->step->part_rows : 0;
 
     p->n_parts = td_step_n_parts(p->n, each);
     each = each ? each : p->n;
     for (uint32_t k = 0; k < p->n_parts; k++)
         p->rows[k] = rows_from(p, k * each, k + 1 < p->n_parts ? each : p->n - k * each);
-    if (p->n_parts == 1)
-        return;
-    if (!s->sums)
-        (void)td_sumthread_open(s->tp, s->p.sum_cpus, &s->sums, NULL);
-    p->sums = s->sums;
 }
 
-/* What no step of few rows differs in from another under the same key, but in what its buffers hold. A group whose ranks exchange
- * anything inside of layers has none (0). */
+/* What no step of few rows differs in from another under the same key, but in what its buffers hold. 0: it is not recorded, since
+ * the host takes part in what ranks exchange inside of layers. */
 static uint64_t layers_key(const struct pass *p)
 {
     const struct td_shard *s = p->s;
@@ -401,7 +390,9 @@ static uint64_t layers_key(const struct pass *p)
         uint32_t n, most_keys;
     } key = {s->buf.x, s->buf.sum, p->n, s->rows.most_keys};
 
-    return s->p.plan->tp == 1 && p->n <= RECORDED_ROWS ? XXH3_64bits(&key, sizeof key) | 1 : 0;
+    return td_exchange_records(s->exchange) && p->n <= RECORDED_ROWS
+               ? XXH3_64bits(&key, sizeof key) | 1
+               : 0;
 }
 
 /* Parts go one after the other in every layer: rows of the same sequence attend to keys and values of that layer that came with an
@@ -424,9 +415,18 @@ static enum td_status all_layers(struct pass *p)
         st = await_sum(p, &p->rows[k]);
         st = st ? st : settle(p, &p->rows[k]);
     }
-    if (st && p->sums) /* what is under way still uses the group and the buffers */
-        (void)td_sumthread_wait_all(p->sums, NULL);
+    if (st) /* what is under way still uses the group and the buffers */
+        td_exchange_await_all(s->exchange);
     return st;
+}
+
+/* Those of all layers. */
+static void count_sums(struct pass *p)
+{
+    const struct td_shard *s = p->s;
+
+    for (uint32_t i = 0; i < s->weights.n_layers * TD_SHARD_SUMS; i++)
+        td_exchange_count(s->exchange, &s->sums[i], (size_t)p->n * s->p.model->spec->d_model);
 }
 
 static enum td_status layers(struct pass *p)
@@ -437,8 +437,10 @@ static enum td_status layers(struct pass *p)
 
     if (!key)
         return all_layers(p);
-    if (td_kern_replay(kern, key))
+    if (td_kern_replay(kern, key)) {
+        count_sums(p);
         return TD_OK;
+    }
     td_kern_record(kern, key);
     st = all_layers(p);
     td_kern_record_end(kern, st == TD_OK);
@@ -456,7 +458,9 @@ static enum td_status run_whole(struct td_shard *s, const struct td_step *step,
     st = st ? st : embed(&p);
     st = st ? st : layers(&p);
     if (st || p.n_logits + p.n_tops == 0)
-        return st ? st : td_kern_sync(s->p.kern, err); /* a step has ended when its time is taken */
+        return st ? st
+                  : td_exchange_sync(s->exchange,
+                                     err); /* a step has ended when its time is taken */
     st = wanted_rows(&p, s->buf.x, s->buf.head_in);
     return st ? st : finish(&p, result);
 }
@@ -512,8 +516,7 @@ static enum td_status hand_on(struct td_shard *s, struct td_err *err)
         out_bytes = row_bytes(s, n_wanted(leaving));
         st = wanted_rows(&p, s->buf.x, out);
     }
-    st = st ? st : td_kern_sync(s->p.kern, err);
-    st = st ? st : td_comm_sendrecv(s->pipe, to, out, out_bytes, from, in, in_bytes, err);
+    st = st ? st : td_exchange_sendrecv(s->exchange, to, out, out_bytes, from, in, in_bytes, err);
     if (!st && stage) {
         s->buf.h = s->buf.x;
         s->buf.x = in;

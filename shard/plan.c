@@ -298,8 +298,11 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + w.ff + 2 * s->head_dim + w.own_parts * d +
                          (plan->tp > 1 ? w.all_parts * d : 0));
 
-    if (r->stage == 0)
-        floats += (size_t)plan->max_num_seqs * (d + tops + (r->vocab_end - r->vocab_begin));
+    if (r->stage == 0) /* where the host does not see the device's logits, it has its own */
+        floats +=
+            (size_t)plan->max_num_seqs * (d + tops +
+                                          (plan->device != TD_ON_CPU && plan->tp > 1 ? 2 : 1) *
+                                              (size_t)(r->vocab_end - r->vocab_begin));
     if (rank == 0)
         floats += (size_t)plan->max_num_seqs *
                   (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops : s->n_vocab);

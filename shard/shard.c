@@ -6,15 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-static enum td_status open_groups(struct td_shard *s, struct td_err *err)
+static enum td_status open_exchange(struct td_shard *s, struct td_err *err)
 {
-    const struct td_plan *plan = s->p.plan;
-    enum td_status st =
-        td_comm_split(s->p.world, (int)s->me->stage, (int)s->me->tp_index, &s->tp, err);
+    const struct td_exchange_params params = {.kern = s->p.kern,
+                                              .world = s->p.world,
+                                              .stage = s->me->stage,
+                                              .tp_index = s->me->tp_index,
+                                              .tp = s->p.plan->tp,
+                                              .pp = s->p.plan->pp,
+                                              .nccl = s->p.nccl,
+                                              .needs_nccl = s->p.needs_nccl,
+                                              .sum_cpus = s->p.sum_cpus};
 
-    if (!st && plan->pp > 1)
-        st = td_comm_split(s->p.world, 0, (int)s->rank, &s->pipe, err);
-    return st;
+    return td_exchange_open(&params, &s->exchange, err);
 }
 
 /* The frequencies, and room for what the device reads of a step. */
@@ -43,6 +47,31 @@ static enum td_status open_device_rows(struct td_shard *s, struct td_err *err)
     return TD_OK;
 }
 
+/* The sums of layer i of this stage. */
+static enum td_status open_sums(struct td_shard *s, uint32_t i, struct td_err *err)
+{
+    const struct td_plan *plan = s->p.plan;
+    const uint32_t layer = s->me->layer_begin + i;
+    const uint32_t n_leaves[TD_SHARD_SUMS] = {
+        [TD_SHARD_ATTENTION] = td_plan_attn_leaves(s->p.model, layer).n_leaves,
+        [TD_SHARD_FEED_FORWARD] = td_plan_ffn_leaves(s->p.model, layer).n_leaves};
+    struct td_leaf_run *runs = s->sum_runs + (size_t)i * TD_SHARD_SUMS * plan->tp;
+    enum td_status st = TD_OK;
+
+    for (uint32_t r = 0; r < plan->tp; r++) {
+        struct td_plan_slice slice =
+            td_plan_slice(plan, s->p.model, s->me->stage * plan->tp + r, layer);
+
+        runs[TD_SHARD_ATTENTION * plan->tp + r] = slice.attn_run;
+        runs[TD_SHARD_FEED_FORWARD * plan->tp + r] = slice.ffn_run;
+    }
+    for (uint32_t k = 0; !st && k < TD_SHARD_SUMS; k++)
+        st = td_exchange_sum_make(s->exchange,
+                                  &(struct td_tree_layout){n_leaves[k], runs + k * plan->tp},
+                                  &s->sums[i * TD_SHARD_SUMS + k], err);
+    return st;
+}
+
 /* What a step needs to know of every layer's split, computed once. */
 static enum td_status open_layout(struct td_shard *s, struct td_err *err)
 {
@@ -50,22 +79,23 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
     const struct td_spec *spec = s->p.model->spec;
     uint32_t n = s->weights.n_layers, group = spec->n_heads / spec->n_kv_heads;
     size_t rows = plan->max_batched_tokens;
+    enum td_status st;
 
     s->kv_of_head = calloc(n, sizeof *s->kv_of_head);
-    s->attn_runs = calloc((size_t)n * plan->tp, sizeof *s->attn_runs);
-    s->ffn_runs = calloc((size_t)n * plan->tp, sizeof *s->ffn_runs);
+    s->sums = calloc((size_t)n * TD_SHARD_SUMS, sizeof *s->sums);
+    s->sum_runs = calloc((size_t)n * TD_SHARD_SUMS * plan->tp, sizeof *s->sum_runs);
     s->counts = calloc(plan->tp, sizeof *s->counts);
     s->rows.position = calloc(rows, sizeof(uint32_t));
     s->rows.first_block = calloc(rows, sizeof(uint32_t));
     s->rows.owner = calloc(rows, sizeof(uint32_t));
     s->rows.id = calloc(rows, sizeof(uint32_t));
-    if (!s->kv_of_head || !s->attn_runs || !s->ffn_runs || !s->counts || !s->rows.position ||
+    if (!s->kv_of_head || !s->sums || !s->sum_runs || !s->counts || !s->rows.position ||
         !s->rows.first_block || !s->rows.owner || !s->rows.id)
         return td_err_set(err, TD_NO_MEMORY, "no memory for the layout of %u layers", n);
     if (plan->pp > 1 && !(s->ring = calloc(plan->pp, sizeof *s->ring)))
         return td_err_set(err, TD_NO_MEMORY, "no memory for %u steps", plan->pp);
     for (uint32_t i = 0; s->ring && i < plan->pp; i++) {
-        enum td_status st = td_step_open(
+        st = td_step_open(
             &s->ring[i], plan->max_batched_tokens, plan->max_num_seqs,
             td_step_table_cap(plan->max_num_seqs, plan->max_model_len, plan->block_tokens), err);
 
@@ -81,13 +111,9 @@ static enum td_status open_layout(struct td_shard *s, struct td_err *err)
             return td_err_set(err, TD_NO_MEMORY, "no memory for the heads of layer %u", i);
         for (uint32_t h = 0; h < heads; h++)
             s->kv_of_head[i][h] = (slice->head_begin + h) / group - slice->kv_begin;
-        for (uint32_t r = 0; r < plan->tp; r++) {
-            struct td_plan_slice other = td_plan_slice(
-                plan, s->p.model, s->me->stage * plan->tp + r, s->me->layer_begin + i);
-
-            s->attn_runs[i * plan->tp + r] = other.attn_run;
-            s->ffn_runs[i * plan->tp + r] = other.ffn_run;
-        }
+        st = open_sums(s, i, err);
+        if (st)
+            return st;
     }
     return TD_OK;
 }
@@ -102,6 +128,10 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     struct td_plan_widths w = td_plan_widths(plan, s->p.model, s->rank);
     size_t floats[2] = {0, 0}, tops = seqs * TD_TOP_MAX * sizeof(struct td_top) / sizeof(float);
     bool first = s->me->stage == 0, root = s->rank == 0, alone = plan->tp == 1;
+    /* What ranks, and what stages, exchange. */
+    bool ranks_seen = !alone && !td_exchange_is_direct(s->exchange);
+    bool stages_seen = plan->pp > 1 && !td_exchange_is_direct(s->exchange);
+    bool has_slice = first && !alone && !td_kern_is_host(s->p.kern);
     float *top, *all_top;
 
     {
@@ -110,19 +140,20 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             size_t floats;
             bool is_seen; /* by the host */
         } const all_buffers[] = {
-            {&b->x, n * d, plan->pp > 1},
-            {&b->h, n * d, plan->pp > 1 || !alone},
-            {&b->sum, n * d, plan->pp > 1 || !alone},
+            {&b->x, n * d, stages_seen},
+            {&b->h, n * d, stages_seen || ranks_seen},
+            {&b->sum, n * d, stages_seen || ranks_seen},
             {&b->q, n * w.q, false},
             {&b->attn, n * w.q, false},
             {&b->k, n * w.kv, false},
             {&b->v, n * w.kv, false},
             {&b->ff, n * w.ff, false},
             {&b->angles, n * 2 * spec->head_dim, false},
-            {&b->parts, w.own_parts * n * d, !alone},
-            {&b->all_parts, alone ? 0 : w.all_parts * n * d, true},
-            {&b->head_in, first ? seqs * d : 0, plan->pp > 1},
-            {&b->head_out, first ? seqs * vocab : 0, !alone},
+            {&b->parts, w.own_parts * n * d, ranks_seen},
+            {&b->all_parts, alone ? 0 : w.all_parts * n * d, ranks_seen},
+            {&b->head_in, first ? seqs * d : 0, stages_seen},
+            {&b->head_out, first ? seqs * vocab : 0, false},
+            {&b->slice, has_slice ? seqs * vocab : 0, true},
             {&b->gathered, root && !alone ? seqs * spec->n_vocab : 0, true},
             {&b->logits, root ? seqs * spec->n_vocab : 0, true},
             {&top, first ? tops : 0, true},
@@ -147,6 +178,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             floats[is_seen] += (all_buffers[i].floats + 15) & ~(size_t)15;
         }
     }
+    if (!has_slice)
+        b->slice = b->head_out;
     b->own_parts = w.own_parts;
     b->n_parts = w.all_parts;
     b->top = (struct td_top *)(void *)top;
@@ -178,7 +211,7 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
     s->rank = td_comm_rank(params->world);
     s->me = &params->plan->rank[s->rank];
     /* Groups first: opening them is collective, and a rank that cannot load must not leave the others waiting in it. */
-    st = open_groups(s, err);
+    st = open_exchange(s, err);
     st = st ? st
             : td_weights_load(&s->weights, params->kern, params->ck, params->plan, params->model,
                               s->rank, params->progress, params->user, err);
@@ -199,9 +232,7 @@ void td_shard_close(struct td_shard *s)
 {
     if (!s)
         return;
-    td_sumthread_close(s->sums);
-    td_comm_close(s->pipe);
-    td_comm_close(s->tp);
+    td_exchange_close(s->exchange);
     td_kern_free(s->p.kern, s->buf.memory[0], s->buf.bytes[0]);
     td_kern_free_shared(s->p.kern, s->buf.memory[1], s->buf.bytes[1]);
     td_kern_free(s->p.kern, s->rows.device.position, s->rows.device.bytes);
@@ -209,8 +240,8 @@ void td_shard_close(struct td_shard *s)
     for (uint32_t i = 0; s->kv_of_head && i < s->weights.n_layers; i++)
         free(s->kv_of_head[i]);
     free(s->kv_of_head);
-    free(s->attn_runs);
-    free(s->ffn_runs);
+    free(s->sums);
+    free(s->sum_runs);
     free(s->counts);
     for (uint32_t i = 0; s->ring && i < s->p.plan->pp; i++)
         td_step_close(&s->ring[i]);
@@ -227,38 +258,37 @@ void td_shard_close(struct td_shard *s)
 
 void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
 {
-    struct td_comm_stats tp = {0}, pipe = {0};
-    uint64_t hidden_ns = s->sums ? td_sumthread_hidden_ns(s->sums) : 0;
+    struct td_comm_stats exchanged;
 
-    td_comm_stats(s->tp, &tp);
-    tp.wait_ns -= hidden_ns < tp.wait_ns ? hidden_ns : tp.wait_ns;
-    if (s->pipe)
-        td_comm_stats(s->pipe, &pipe);
+    td_exchange_stats(s->exchange, &exchanged);
     *out = (struct td_shard_stats){.weight_bytes = td_weights_bytes(&s->weights),
                                    .kv_bytes = s->kv.bytes,
                                    .buffer_bytes = s->buf.bytes[0] + s->buf.bytes[1],
-                                   .exchanged_bytes = tp.sent_bytes + pipe.sent_bytes,
-                                   .wait_ns = tp.wait_ns + pipe.wait_ns,
-                                   .n_exchanges = tp.n_ops + pipe.n_ops};
+                                   .exchanged_bytes = exchanged.sent_bytes,
+                                   .wait_ns = exchanged.wait_ns,
+                                   .n_exchanges = exchanged.n_ops};
 }
 
 const char *td_shard_transport(const struct td_shard *s)
 {
-    return td_comm_transport(s->tp);
+    return td_exchange_transport(s->exchange);
+}
+
+const char *td_shard_nccl_refused(const struct td_shard *s)
+{
+    return td_exchange_refused(s->exchange);
 }
 
 void td_shard_set_sums(struct td_shard *s, const struct td_sum_choices *choices,
                        enum td_exchange_dtype dtype)
 {
-    td_comm_set_exchange(s->tp, dtype);
-    td_comm_set_sum_choices(s->tp, choices);
+    td_comm_set_exchange(td_exchange_stage(s->exchange), dtype);
+    td_comm_set_sum_choices(td_exchange_stage(s->exchange), choices);
 }
 
 void td_shard_set_deadline(struct td_shard *s, uint64_t op_limit_ns)
 {
-    td_comm_set_deadline(s->tp, op_limit_ns);
-    if (s->pipe)
-        td_comm_set_deadline(s->pipe, op_limit_ns);
+    td_exchange_set_deadline(s->exchange, op_limit_ns);
 }
 
 static enum td_status move_out(struct td_shard *s, const struct td_step_move *move,
@@ -271,7 +301,7 @@ static enum td_status move_out(struct td_shard *s, const struct td_step_move *mo
         st = td_kern_kv_save(s->p.kern, &s->kv.layer[i], move->from, to, err);
         to += td_kern_kv_block_bytes(&s->kv.layer[i]);
     }
-    st = st ? st : td_kern_sync(s->p.kern, err);
+    st = st ? st : td_exchange_sync(s->exchange, err);
     return st ? st : td_offload_put(s->offload, move->to, err);
 }
 
@@ -287,7 +317,7 @@ static enum td_status move_in(struct td_shard *s, const struct td_step_move *mov
         st = td_kern_kv_restore(s->p.kern, &s->kv.layer[i], move->to, from, err);
         from += td_kern_kv_block_bytes(&s->kv.layer[i]);
     }
-    return st ? st : td_kern_sync(s->p.kern, err);
+    return st ? st : td_exchange_sync(s->exchange, err);
 }
 
 static enum td_status move_down(struct td_shard *s, const struct td_step_move *move,

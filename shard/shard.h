@@ -6,6 +6,7 @@
 #define TD_SHARD_SHARD_H
 
 #include "comm/comm.h"
+#include "comm/nccl.h"
 #include "kernels/kern.h"
 #include "shard/kv.h"
 #include "shard/plan.h"
@@ -24,6 +25,9 @@ struct td_shard_params {
     struct td_comm *world;             /* borrows; its rank is the plan's rank */
     /* Hardware threads for the exchanges of a step in parts, borrows until close; NULL: those of the compute thread. */
     const cpu_set_t *sum_cpus;
+    const struct td_nccl_config *
+        nccl; /* borrows for the call; for exchanges from device to device; NULL: through the host */
+    bool needs_nccl;                  /* else the host's memory will do where there is no NCCL */
     const char *offload_dir;          /* borrows; NULL where the plan has no slots in a file */
     td_weights_progress_fn *progress; /* may be NULL */
     void *user;
@@ -69,8 +73,10 @@ struct td_shard_stats {
     uint64_t n_exchanges;
 };
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
-/* "shm", "mpi" and so on: how the ranks of this stage exchange data. */
+/* "nccl", "shm", "mpi" and so on: how the ranks of this stage exchange data. */
 const char *td_shard_transport(const struct td_shard *shard);
+/* Why it is not "nccl" although that was asked for; empty: it is, or was not. */
+const char *td_shard_nccl_refused(const struct td_shard *shard);
 /* How the sums over the ranks of a stage travel; on all of them alike. */
 void td_shard_set_sums(struct td_shard *shard, const struct td_sum_choices *choices,
                        enum td_exchange_dtype dtype);

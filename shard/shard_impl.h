@@ -2,11 +2,11 @@
 #ifndef TD_SHARD_SHARD_IMPL_H
 #define TD_SHARD_SHARD_IMPL_H
 
-#include "comm/sumthread.h"
+#include "shard/exchange.h"
 #include "shard/shard.h"
 
 /* Buffers of one step; n is at most max_batched_tokens. Those of the device alone are in one allocation, and in another those that the
- * host sees too: what ranks exchange, and results. A step in parts uses x, sum, angles, parts and
+ * host sees too: results, and what ranks exchange through its memory. A step in parts uses x, sum, angles, parts and
  * all_parts one behind the other, each part of the step as if it had buffers of that many rows, and the others by turns. */
 struct td_shard_buffers {
     float *x;         /* [n x d_model] residual stream */
@@ -21,6 +21,7 @@ struct td_shard_buffers {
     float *all_parts; /* [n_parts x n x d_model] of all ranks; NULL for tp 1 */
     float *head_in;   /* [max_num_seqs x d_model]; stage 0 */
     float *head_out;  /* [max_num_seqs x vocab slice]; stage 0 */
+    float *slice;     /* head_out where the host sees it; stage 0 with tp > 1 */
     float *gathered;  /* [max_num_seqs x n_vocab] slices in rank order; rank 0 with tp > 1 */
     float *logits;    /* [max_num_seqs x n_vocab]; rank 0 */
     struct td_top
@@ -46,22 +47,24 @@ struct td_shard_rows {
     } device;
 };
 
+/* The sums of a layer. */
+enum td_shard_sum { TD_SHARD_ATTENTION, TD_SHARD_FEED_FORWARD, TD_SHARD_SUMS };
+
 struct td_shard {
     struct td_shard_params p;
     uint32_t rank;
     const struct td_plan_rank *me;
-    struct td_comm *tp;        /* ranks of this stage; data */
-    struct td_sumthread *sums; /* of `tp`; NULL before the first step in parts */
-    struct td_comm *pipe;      /* all ranks; rows between stages; NULL for one stage */
+    struct td_exchange *exchange;
     struct td_weights weights;
     struct td_kv kv;
     struct td_offload *offload; /* NULL: every block stays on the device */
     struct td_shard_buffers buf;
     struct td_shard_rows rows;
-    uint32_t **kv_of_head;         /* [n_layers][heads of the slice] */
-    struct td_leaf_run *attn_runs; /* [n_layers x tp] leaves of every rank of the stage */
-    struct td_leaf_run *ffn_runs;
-    double *freq; /* [head_dim / 2], the device's */
+    uint32_t **kv_of_head;        /* [n_layers][heads of the slice] */
+    struct td_exchange_sum *sums; /* [n_layers x TD_SHARD_SUMS] */
+    struct td_leaf_run
+        *sum_runs; /* [n_layers x TD_SHARD_SUMS x tp] leaves of every rank of the stage */
+    double *freq;  /* [head_dim / 2], the device's */
     double rope_scale;
     size_t *counts; /* [tp] scratch for gathers */
     /* What is in the pipeline: the step that began k turns ago is ring[(n_turns - 1 - k) % pp]; without rows: none. One stage: NULL. */

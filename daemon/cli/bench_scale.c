@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_ARGS = 56, ARG_BYTES = 32, DEFAULT_MOST_RANKS = 8, LAB_DEFAULT_RANKS = 2 };
+enum { MAX_ARGS = 64, ARG_BYTES = 32, DEFAULT_MOST_RANKS = 8, LAB_DEFAULT_RANKS = 2 };
 
 extern char **environ;
 
@@ -264,6 +264,9 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     add_text(a, "--cuda-graphs", td_options_word(o, &o->cuda_graphs));
     if (o->cuda_plugin)
         add_text(a, "--cuda-plugin", o->cuda_plugin);
+    add_text(a, "--gpu-exchange", td_options_word(o, &o->gpu_exchange));
+    if (o->nccl_plugin)
+        add_text(a, "--nccl-plugin", o->nccl_plugin);
     add_text(a, "--cpu-isa", td_options_word(o, &o->cpu_isa));
     add_text(a, "--transport", td_options_word(o, &o->transport));
     add_text(a, "--sum-algorithm", td_options_word(o, &o->sum_algorithm));

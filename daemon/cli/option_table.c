@@ -27,6 +27,7 @@ static const char *const sum_algorithms[] = {
 static const char *const exchange_dtypes[] = {"f32", "bf16", "q8_0", NULL};
 static const char *const overlaps[] = {"auto", "on", "off", NULL};
 static const char *const switches[] = {"off", "on", NULL};
+static const char *const gpu_exchanges[] = {"auto", "nccl", "host", NULL};
 static const char *const layouts[] = {"tp", "pp", "tpxpp", "all", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
@@ -111,10 +112,18 @@ static const struct td_option table[] = {
      .values = switches, .preset = "on",
      .help = "a step of up to 64 rows on a GPU is recorded as a graph, and begun by one call when "
              "its like "
-             "comes again; ranks that exchange anything inside of layers record none"},
+             "comes again; not where ranks exchange through the host's memory inside of layers"},
     {"cuda-plugin", NULL, NULL, TD_OPTION_STRING, AT(cuda_plugin), GROUP | SCALE | TD_FOR_WORKER,
      .metavar = "FILE", .preset_note = "libtensord_cuda.so beside the program or in its lib folder",
      .help = "the plug-in of --device cuda"},
+    {"gpu-exchange", NULL, NULL, TD_OPTION_ENUM, AT(gpu_exchange), GROUP | SCALE | TD_FOR_WORKER,
+     .values = gpu_exchanges, .preset = "auto",
+     .help = "how ranks on GPUs exchange activations, with the same bits: nccl, from GPU to GPU; "
+             "host, through the hosts' memory; auto: nccl where every rank has it and a GPU of its "
+             "own"},
+    {"nccl-plugin", NULL, NULL, TD_OPTION_STRING, AT(nccl_plugin), GROUP | SCALE | TD_FOR_WORKER,
+     .metavar = "FILE", .preset_note = "tensord-nccl.so beside the program or in its lib folder",
+     .help = "the plug-in of --gpu-exchange nccl, which opens libnccl.so.2"},
     {"cpu-isa", NULL, NULL, TD_OPTION_ENUM, AT(cpu_isa),
      GROUP | SCALE | TD_FOR_WORKER | TD_FOR_DOCTOR, .values = isas, .preset = "auto",
      .help = "instruction set of the CPU kernels; auto takes the best that all ranks have"},

@@ -137,6 +137,8 @@ struct td_options {
     int cuda_graphs;                            /* 1: on */
     const char *cuda_plugin;                    /* NULL: the usual place */
     double gpu_memory_utilization;              /* share of what is free */
+    int gpu_exchange;                           /* enum td_node_gpu_exchange */
+    const char *nccl_plugin;                    /* NULL: the usual place */
     int cpu_isa;                                /* enum td_option_isa */
     int64_t threads;                            /* per rank; 0: cores of the host / its ranks */
     uint64_t memory_bytes;                      /* cap per rank; 0: the machine's */

@@ -259,6 +259,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           gpu_share,
                           "--cuda-graphs",
                           td_options_word(o, &o->cuda_graphs),
+                          "--gpu-exchange",
+                          td_options_word(o, &o->gpu_exchange),
                           "--cpu-isa",
                           td_options_word(o, &o->cpu_isa),
                           "--transport",
@@ -270,6 +272,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           "--overlap",
                           td_options_word(o, &o->overlap),
                           NULL, /* what only some groups have */
+                          NULL,
+                          NULL,
                           NULL,
                           NULL,
                           NULL,
@@ -299,6 +303,10 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
     if (o->cuda_plugin) {
         args[n_args++] = "--cuda-plugin";
         args[n_args++] = o->cuda_plugin;
+    }
+    if (o->nccl_plugin) {
+        args[n_args++] = "--nccl-plugin";
+        args[n_args++] = o->nccl_plugin;
     }
     if (o->cluster_ssl_ca) { /* paths: nothing secret stands on a command line */
         const char *const tls[] = {"--cluster-ssl-ca",       s->ssl_ca,

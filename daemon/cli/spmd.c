@@ -36,6 +36,8 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
                                    .cuda_plugin = opts->cuda_plugin,
                                    .cuda_graphs = opts->cuda_graphs,
                                    .gpu_share = opts->gpu_memory_utilization,
+                                   .gpu_exchange = (enum td_node_gpu_exchange)opts->gpu_exchange,
+                                   .nccl_plugin = opts->nccl_plugin,
                                    .sums = sums_of(opts),
                                    .exchange = (enum td_exchange_dtype)opts->exchange_dtype,
                                    .overlap = (enum td_overlap_mode)opts->overlap,

@@ -122,7 +122,6 @@ static void fill_group(const struct td_coord_status *st, Tensord__V1__GroupStatu
     g->generated_tokens = st->generated_tokens;
     g->last_error = (char *)st->last_error;
     g->n_restarts = st->n_restarts;
-    g->transport = st->n_ranks > 1 ? "mpi" : "self";
     if (st->served != NULL) {
         g->model = st->served->names[0];
         g->model_path = st->served->path;
@@ -130,6 +129,7 @@ static void fill_group(const struct td_coord_status *st, Tensord__V1__GroupStatu
     }
     if (st->n_ranks > 0) {
         g->numerics_class = (char *)st->members[0].numerics;
+        g->transport = (char *)st->members[0].transport;
         g->n_steps = st->members[0].n_steps;
     }
     if (st->plan != NULL) {

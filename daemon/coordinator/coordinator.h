@@ -189,6 +189,7 @@ struct td_member {
     char device[64];
     enum td_devicekind device_kind;
     char numerics[32];
+    char transport[16]; /* of activations, while a model is loaded */
     bool attached, loaded, lost;
     uint32_t n_cores;
     uint64_t memory_bytes;

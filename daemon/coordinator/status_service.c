@@ -96,6 +96,7 @@ static enum td_status write_group(const struct td_coord_status *st,
         s = td_bytes_appendf(out, ",\"layout\":{\"tp\":%u,\"pp\":%u,\"ep\":1,\"cp\":1,\"dp\":1}",
                              plan ? plan->tp : 0, plan ? plan->pp : 0);
     s = s ? s : text(out, "numerics_class", common_class(st));
+    s = s ? s : text(out, "transport", st->n_ranks ? st->members[0].transport : "");
     s = s ? s : number(out, "n_running", st->n_running);
     s = s ? s : number(out, "n_waiting", st->n_waiting);
     s = s ? s : number(out, "n_open", st->n_here);

@@ -184,6 +184,14 @@ static void refresh_gauges(struct td_compute *c)
 }
 
 /* What the other thread is told of the device and of the model that was loaded; without one, what has gone. */
+/* Of all ranks: stages of one rank each exchange by it too. */
+static const char *node_transport(const struct td_node *node)
+{
+    const char *transport = td_shard_transport(node->shard);
+
+    return strcmp(transport, "nccl") == 0 ? transport : td_comm_transport(node->world);
+}
+
 static void publish(struct td_compute *c, uint64_t load_ns)
 {
     const struct td_plan *plan = c->node.plan;
@@ -195,6 +203,7 @@ static void publish(struct td_compute *c, uint64_t load_ns)
         c->gauges.place = plan->rank[td_comm_rank(c->world)];
         c->gauges.kv_block_tokens = plan->block_tokens;
         c->gauges.max_model_len = plan->max_model_len;
+        c->gauges.transport = node_transport(&c->node);
     }
     if (!c->engine) {
         c->gauges.n_running = c->gauges.n_waiting = c->gauges.kv_blocks_used =

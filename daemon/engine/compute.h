@@ -80,6 +80,7 @@ struct td_compute_gauges {
     /* Of the plan, from TD_COMPUTE_LOADED on. */
     uint32_t kv_block_tokens, max_model_len;
     struct td_plan_rank place; /* this rank's */
+    const char *transport;     /* of activations, static */
 };
 
 /* Called on the compute thread when there is something to take; must only wake the loop. */

@@ -39,6 +39,7 @@ static enum td_status open_gpu(struct td_node *node, uint32_t local_rank, uint32
         params.device = local_rank % n_devices;
         n_sharing = (local_size + n_devices - 1) / n_devices;
     }
+    node->cuda_device = params.device;
     node->host_kern = node->kern;
     node->kern = NULL;
     s = td_kern_cuda_open(&params, &node->kern, err);
@@ -259,7 +260,7 @@ static enum td_status choose_sums(struct td_node *node, struct td_err *err)
     struct td_sum_choices choices;
     enum td_status s;
 
-    if (node->plan->tp == 1)
+    if (node->plan->tp == 1 || strcmp(td_shard_transport(node->shard), "nccl") == 0)
         return TD_OK;
     p.may_measure = node->owns_cores;
     s = td_sumchoice_make(node->stage ? node->stage : node->world, node->facts.host, &p, &choices,
@@ -273,9 +274,11 @@ static enum td_status choose_sums(struct td_node *node, struct td_err *err)
 static void open_overlap(struct td_node *node)
 {
     bool leads = td_comm_rank(node->world) == 0;
+    const char *transport = td_shard_transport(node->shard);
 
     td_overlapchoice_init(&node->overlap, leads ? node->params.overlap : TD_OVERLAP_OFF,
-                          node->plan->tp > 1, strcmp(td_shard_transport(node->shard), "shm") != 0);
+                          node->plan->tp > 1 && strcmp(transport, "nccl") != 0,
+                          strcmp(transport, "shm") != 0);
 }
 
 /* The layers of a step took this rank `ns`. */
@@ -295,6 +298,24 @@ static void learn_overlap(struct td_node *node, const struct td_step *step, uint
                                    (double)c->typical_ps[w] * 1e-6);
     td_log_debug("overlap rows=%u choice=%s%s per row", step->n_rows,
                  td_overlapchoice_name(c->best), line);
+}
+
+/* The shard with its exchange. Where NCCL would have been taken, and cannot be, the operator hears why. */
+static enum td_status open_shard(struct td_node *node, struct td_shard_params *shard,
+                                 struct td_err *err)
+{
+    const struct td_nccl_config nccl = {.plugin = node->params.nccl_plugin,
+                                        .device = (int)node->cuda_device};
+    enum td_status s;
+
+    if (!td_kern_is_host(node->kern) && node->params.gpu_exchange != TD_NODE_EXCHANGE_HOST)
+        shard->nccl = &nccl;
+    shard->needs_nccl = node->params.gpu_exchange == TD_NODE_EXCHANGE_NCCL;
+    s = td_shard_open(shard, &node->shard, err);
+    if (!s && td_comm_rank(node->world) == 0 && td_shard_nccl_refused(node->shard)[0])
+        td_log_warn("gpu exchange=\"host memory\" because=\"%s\"",
+                    td_shard_nccl_refused(node->shard));
+    return s;
 }
 
 enum td_status td_node_load(struct td_node *node, const struct td_plan_params *plan,
@@ -347,7 +368,7 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
 
         s = td_comm_split(node->world, (int)me->stage, (int)me->tp_index, &node->stage, err);
     }
-    s = s ? s : td_shard_open(&shard, &node->shard, err);
+    s = s ? s : open_shard(node, &shard, err);
     s = s ? s : choose_sums(node, err);
     if (!s)
         open_overlap(node);

@@ -32,6 +32,9 @@ struct td_node_facts {
     int64_t pid;
 };
 
+/* How ranks on GPUs exchange activations: by NCCL where all of them can, by it or not at all, through the host's memory. */
+enum td_node_gpu_exchange { TD_NODE_EXCHANGE_AUTO, TD_NODE_EXCHANGE_NCCL, TD_NODE_EXCHANGE_HOST };
+
 struct td_node_params {
     uint32_t n_threads;      /* 0: physical cores / ranks that share them */
     const char *isa;         /* as td_kern_cpu_params has it */
@@ -39,6 +42,8 @@ struct td_node_params {
     const char *cuda_plugin; /* as td_kern_cuda_params has it */
     bool cuda_graphs;
     double gpu_share; /* of a GPU's free memory that its ranks may use */
+    enum td_node_gpu_exchange gpu_exchange;
+    const char *nccl_plugin; /* as td_nccl_config has it */
     struct td_sumchoice_params sums;
     enum td_exchange_dtype exchange;
     enum td_overlap_mode overlap; /* rank 0's counts */
@@ -67,6 +72,7 @@ struct td_node {
     struct td_plan_model *model;
     struct td_plan *plan; /* NULL until loaded */
     struct td_kern *kern;
+    uint32_t cuda_device;      /* CUDA's ordinal, of a GPU */
     struct td_kern *host_kern; /* the CPU beside a GPU: its threads; NULL where `kern` is the CPU */
     struct td_shard *shard;
     struct td_draftmodel *draft; /* rank 0; NULL: none */

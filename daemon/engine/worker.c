@@ -253,7 +253,7 @@ static void tell_ready(struct td_worker *w)
     ready.tp_rank = g.place.tp_index;
     ready.first_layer = g.place.layer_begin;
     ready.n_layers = g.place.layer_end - g.place.layer_begin;
-    ready.transport = (char *)td_comm_transport(w->p.world);
+    ready.transport = (char *)g.transport;
     ready.model_hash = f.model_hash;
     ready.numerics_class = f.numerics;
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_READY;

@@ -216,6 +216,7 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     cuda->most_shared = prop.sharedMemPerBlockOptin;
     snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);
     e = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
+    cuda->head.stream = cuda->stream;
     return e == cudaSuccess ? TD_OK
                             : td_err_set(err, TD_DEVICE, "no stream on %s: %s", prop.name,
                                          cudaGetErrorString(e));

@@ -2,16 +2,22 @@
 what is said where something is missing. What a GPU does is checked by tests/gpu.sh."""
 
 import contextlib
+import copy
 import json
+import os
 import pathlib
+import signal
 
 import pytest
 from conftest import program
-from serving import MODEL, Server, needs_model
+from serving import MODEL, Server, needs_model, wait_until
 
 pytest_plugins = ["serving"]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CUDA = ("--device", "cuda", "--cuda-plugin", str(program().parent / "tensord_gpusim.so"))
+# The simulated NCCL, between as many GPUs as there are ranks.
+NCCL = ("--gpu-exchange", "nccl", "--nccl-plugin", str(program().parent / "tensord_nccl_gpusim.so"))
+NCCL_ENV = {"LD_LIBRARY_PATH": str(program().parent / "simnccl"), "GPUSIM_DEVICES": "4"}
 PROMPT = "Once upon a time"
 BF16_260K, F16_260K, F32_260K = (f"stories260K/gguf/stories260K-{t}.gguf" for t in ("BF16", "F16", "F32"))
 Q8_3M, Q4_3M = (f"stories3M/gguf/stories3M-{t}.gguf" for t in ("Q8_0", "Q4_0"))
@@ -25,6 +31,14 @@ LAYOUTS = {
 
 def generate(tensord, model, *args, ranks=0, prompt=PROMPT, n=4):
     return tensord.json_once("generate", "--model", model, "--prompt", prompt, "--max-tokens", n, "--ignore-eos", *CUDA, *args, ranks=ranks)
+
+
+@pytest.fixture
+def gpus(tensord):
+    """The program where every rank has a GPU of its own, and NCCL is there."""
+    there = copy.copy(tensord)
+    there.env = tensord.env | NCCL_ENV
+    return there
 
 
 @pytest.mark.parametrize("model", [F32_260K, F16_260K, BF16_260K])
@@ -71,6 +85,50 @@ def test_recorded_steps_give_the_bits_of_those_that_are_not(tensord, find_model,
     prompt = "Once upon a time there was a little fox who lived near a big river and liked to play in the snow."
     on, off = (generate(tensord, find_model(BF16_260K), *args, "--cuda-graphs", word, prompt=prompt, n=40, ranks=ranks) for word in ("on", "off"))
     assert (on["ids"], on["logits_hash"]) == (off["ids"], off["logits_hash"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exchanges_from_gpu_to_gpu_give_the_same_bits(tensord, gpus, find_model, layout):
+    """By NCCL, in recorded steps and in others."""
+    ranks, args = LAYOUTS[layout]
+    ask = {"prompt": "Once upon a time there was a little fox who lived near a big river.", "n": 12}
+    alone = generate(tensord, find_model(BF16_260K), **ask)
+    for graphs in ("on", "off"):
+        out = generate(gpus, find_model(BF16_260K), *args, *NCCL, "--cuda-graphs", graphs, ranks=ranks, **ask)
+        assert (out["ids"], out["logits_hash"]) == (alone["ids"], alone["logits_hash"]), graphs
+
+
+def test_a_rank_that_dies_in_an_exchange_by_nccl_is_replaced(gpus, find_model):
+    model = find_model(BF16_260K)
+    alone = gpus.json("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 60, "--ignore-eos", *CUDA)["text"]
+    ask = {"prompt": PROMPT, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    with Server("-n", 2, "--threads", 1, *CUDA, *NCCL, model=model, env=NCCL_ENV) as s:
+        s.wait_ready()
+        before = s.group()
+        assert before["transport"] == "nccl" and before["layout"]["tp"] == 2, before
+        stream = s.stream("/v1/completions", ask | {"stream": True})
+        text, events = "", iter(stream)
+        for _ in range(5):
+            text += json.loads(next(events))["choices"][0]["text"]
+        os.kill(before["ranks"][1]["pid"], signal.SIGKILL)
+        for event in events:
+            text += "" if event == "[DONE]" else json.loads(event)["choices"][0]["text"]
+        assert text == alone
+        s.wait_ready()
+        wait_until("the old ranks are gone", lambda: set(s.ranks()) == {r["pid"] for r in s.group()["ranks"]}, 5)
+        s.stop()
+
+
+def test_where_there_is_no_nccl_the_hosts_memory_is_used_or_it_is_said(gpus, find_model):
+    ask = ("generate", "--model", find_model(BF16_260K), "--prompt", PROMPT, "--max-tokens", 2, *CUDA, *NCCL)
+    for args, words in (
+        (("--nccl-plugin", "/nowhere.so"), "the plug-in /nowhere.so does not open"),
+        (("--device", "cuda:0"), "NCCL error 5"),  # two ranks on one GPU
+    ):
+        p = gpus.run(*ask, *args, ranks=2)
+        assert p.returncode == 1 and words in p.stderr, p.stderr
+        p = gpus.run(*ask, *args, "--gpu-exchange", "auto", ranks=2)
+        assert p.returncode == 0 and 'gpu exchange="host memory" because=' in p.stderr and words in p.stderr, p.stderr
 
 
 def test_perplexity_is_the_cpus(tensord, shared, tmp_path):

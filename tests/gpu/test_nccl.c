@@ -1,6 +1,6 @@
 /* NCCL between ranks on GPUs: every operation x size x layout, bits against td_tree_join, capture in a graph, time-outs,
  * aborts, a rank that dies. */
-/* modes: same-host death */
+/* modes: same-host death group-abort */
 #include "comm/comm.h"
 #include "comm/nccl_impl.h"
 #include "tests/gpu/gpu_rank.h"
@@ -61,6 +61,16 @@ static bool is_open(struct gpu_rank *g)
 
 /* ---- bytes ---- */
 
+/* As many of every rank; one call's, until the next. */
+static const size_t *each(size_t bytes)
+{
+    static size_t all[TD_TREE_MAX_RANKS];
+
+    for (uint32_t r = 0; r < TD_TREE_MAX_RANKS; r++)
+        all[r] = bytes;
+    return all;
+}
+
 static void all_gathers_every_size(struct gpu_rank *g)
 {
     for (size_t i = 0; is_open(g) && !g->fail[0] && i < N_SIZES; i++) {
@@ -75,13 +85,40 @@ static void all_gathers_every_size(struct gpu_rank *g)
         send = gpu_alloc(g, bytes, mine);
         recv = gpu_alloc(g, bytes * g->n_ranks, NULL);
         if (send && recv &&
-            gpu_ok(g, td_nccl_all_gather(g->nccl, send, recv, bytes, g->stream, &err), &err))
+            gpu_ok(g, td_nccl_all_gather(g->nccl, send, each(bytes), recv, g->stream, &err), &err))
             gpu_same(g, "all_gather", recv, all, bytes * g->n_ranks);
         gpu_free(send);
         gpu_free(recv);
         free(mine);
         free(all);
     }
+}
+
+/* Rank r gives r * 1000 bytes, the last one none. */
+static void all_gathers_as_many_as_each_has(struct gpu_rank *g)
+{
+    size_t bytes[TD_TREE_MAX_RANKS], total = 0, before = 0;
+    char *all;
+    void *send, *recv;
+    struct td_err err;
+
+    if (!is_open(g))
+        return;
+    for (uint32_t r = 0; r < g->n_ranks; r++) {
+        bytes[r] = r + 1 < g->n_ranks ? (r + 1) * 1000 : 0;
+        before += r < g->rank ? bytes[r] : 0;
+        total += bytes[r];
+    }
+    all = gpu_host(total);
+    check_fill(all, total, 77);
+    send = gpu_alloc(g, bytes[g->rank], all + before);
+    recv = gpu_alloc(g, total, NULL);
+    if (send && recv &&
+        gpu_ok(g, td_nccl_all_gather(g->nccl, send, bytes, recv, g->stream, &err), &err))
+        gpu_same(g, "all_gather", recv, all, total);
+    gpu_free(send);
+    gpu_free(recv);
+    free(all);
 }
 
 static void passes_messages_around_a_ring(struct gpu_rank *g)
@@ -439,8 +476,8 @@ static bool enqueue_step(struct gpu_rank *g, struct sum_case *s, void *all)
                                    g->stream, &err),
                   &err) &&
            gpu_ok(g,
-                  td_nccl_all_gather(g->nccl, s->out, all, s->n_floats * sizeof(float), g->stream,
-                                     &err),
+                  td_nccl_all_gather(g->nccl, s->out, each(s->n_floats * sizeof(float)), all,
+                                     g->stream, &err),
                   &err);
 }
 
@@ -555,12 +592,12 @@ static void refuses_wrong_arguments_and_stays_usable(struct gpu_rank *g)
     gpu_is(g, td_nccl_recv(n, g->n_ranks, data, 4, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_bcast(n, g->n_ranks, data, 4, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_bcast(n, 0, NULL, 4, s, &err), TD_INVALID, &err);
-    gpu_is(g, td_nccl_all_gather(n, data, NULL, 4, s, &err), TD_INVALID, &err);
+    gpu_is(g, td_nccl_all_gather(n, data, each(4), NULL, s, &err), TD_INVALID, &err);
     if (g->n_ranks > 1)
-        gpu_is(g, td_nccl_all_gather(n, data, data, SIZE_MAX, s, &err), TD_INVALID, &err);
+        gpu_is(g, td_nccl_all_gather(n, data, each(SIZE_MAX), data, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_all_reduce_inexact(n, data, data, 32, TD_Q8_0, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_tree_sum(n, &other, f, 4, f, f, s, &err), TD_INVALID, &err);
-    gpu_ok(g, td_nccl_all_gather(n, NULL, NULL, 0, s, &err), &err); /* no bytes is legal */
+    gpu_ok(g, td_nccl_all_gather(n, NULL, each(0), NULL, s, &err), &err); /* no bytes is legal */
     gpu_ok(g, td_nccl_bcast(n, 0, data, 64, s, &err), &err);
     gpu_ok(g, td_nccl_wait(n, s, 0, &err), &err);
     gpu_ok(g, td_nccl_poll(n, &err), &err);
@@ -648,6 +685,47 @@ static void an_abort_from_another_thread_ends_a_wait(struct gpu_rank *g)
     gpu_free(data);
 }
 
+/* The group that the end was opened beside. */
+static void *abort_group_soon(void *comm)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 300 * 1000 * 1000}, NULL);
+    td_comm_abort(comm);
+    return NULL;
+}
+
+/* Mode "group-abort". */
+static void an_abort_of_the_group_ends_a_wait(struct gpu_rank *g)
+{
+    char *data = gpu_alloc(g, 64, NULL);
+    struct td_nccl *nccl = data ? open_connected(g, 60 * SECOND, data) : NULL;
+    struct td_err err;
+    pthread_t thread;
+    enum td_status status;
+
+    if (!nccl)
+        return;
+    if (g->rank != g->n_ranks - 1) {
+        if (pthread_create(&thread, NULL, abort_group_soon, g->comm) != 0) {
+            gpu_fail(g, "no thread");
+            return;
+        }
+        status = td_nccl_all_reduce_inexact(nccl, data, data, 16, TD_F32, g->stream, &err);
+        if (status == TD_OK)
+            status = td_nccl_wait(nccl, g->stream, 0, &err);
+        gpu_is(g, status, TD_PEER_LOST, &err);
+        pthread_join(thread, NULL);
+        gpu_cuda(g, cudaStreamSynchronize(g->stream), "the stream after the abort");
+    } else {
+        nanosleep(&(struct timespec){.tv_sec = 2}, NULL);
+        td_nccl_abort(nccl); /* the others have left; a close would wait for them */
+    }
+    td_nccl_close(nccl);
+    printf("%s: %u ranks: an abort of the group ends a wait (rank %u): %s\n",
+           g->fail[0] ? "FAILED" : "ok", g->n_ranks, g->rank, g->fail);
+    fflush(stdout);
+    _Exit(g->fail[0] ? 1 : 0);
+}
+
 static void opens_again_after_an_abort(struct gpu_rank *g)
 {
     char *data = gpu_alloc(g, 64, NULL);
@@ -706,6 +784,7 @@ int main(int argc, char **argv)
     const struct gpu_case cases[] = {
         {"opens and tells its version", opens_and_tells_its_version, 1, ALL, NULL},
         {"all-gathers every size", all_gathers_every_size, 1, ALL, NULL},
+        {"all-gathers as many as each has", all_gathers_as_many_as_each_has, 2, ALL, NULL},
         {"passes messages around a ring", passes_messages_around_a_ring, 2, ALL, NULL},
         {"broadcasts from every root", broadcasts_from_every_root, 1, ALL, NULL},
         {"reduces whole numbers of every type", reduces_whole_numbers_of_every_type, 1, ALL, NULL},
@@ -728,6 +807,8 @@ int main(int argc, char **argv)
          ALL, "same-host"},
         {"a rank that dies ends the others' waits", a_rank_that_dies_ends_the_others_waits, 2, ALL,
          "death"},
+        {"an abort of the group ends a wait", an_abort_of_the_group_ends_a_wait, 2, ALL,
+         "group-abort"},
     };
 
     return gpu_main(argc, argv, cases, sizeof cases / sizeof cases[0]);

@@ -1,7 +1,8 @@
-/* NCCL for the simulated device, between processes of one host: messages through a file in /dev/shm, done in their streams' turn. The
- * device has one GPU, so ranks that name no NCCL_HOSTID of their own are refused, as NCCL does. */
+/* NCCL for the simulated device, between processes of one host: messages through a file in /dev/shm, done in their streams' turn. Two
+ * ranks on one GPU are refused, unless NCCL_HOSTID makes them two hosts, as NCCL does. */
 #include <cuda_runtime.h>
-#include <nccl.h>
+
+#include "simnccl.h"
 
 #include "kernels/base/half.h"
 
@@ -33,7 +34,7 @@ struct channel {
 /* What the ranks of a communicator share; the file's length is that of all channels. */
 struct meeting {
     std::atomic<uint32_t> n_joined;
-    uint64_t host[MAX_RANKS]; /* 0: not told */
+    uint64_t gpu[MAX_RANKS];  /* and its host */
     struct channel channel[]; /* [n_ranks x n_ranks] by sender, then receiver */
 };
 
@@ -67,14 +68,16 @@ struct ncclComm {
 namespace
 {
 
-uint64_t host_of_this(void)
+uint64_t gpu_of_this(void)
 {
     const char *name = getenv("NCCL_HOSTID");
+    int device = 0;
     uint64_t hash = 1469598103934665603u;
 
     for (name = name ? name : ""; *name; name++)
         hash = (hash ^ (uint8_t)*name) * 1099511628211u;
-    return hash | 1;
+    cudaGetDevice(&device);
+    return ((hash ^ (uint64_t)device) * 1099511628211u) | 1;
 }
 
 std::string path_of(const ncclUniqueId &id)
@@ -244,7 +247,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n_ranks, ncclUniqueId 
                          (uint32_t)rank,
                          (uint32_t)n_ranks,
                          false};
-    (*comm)->at->host[rank] = host_of_this();
+    (*comm)->at->gpu[rank] = gpu_of_this();
     (*comm)->at->n_joined++;
     return ncclInProgress;
 }
@@ -260,7 +263,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *state)
     unlink(comm->path.c_str());
     for (uint32_t i = 0; i < comm->n_ranks; i++)
         for (uint32_t k = 0; k < i; k++)
-            if (at.host[i] == at.host[k])
+            if (at.gpu[i] == at.gpu[k])
                 *state = ncclInvalidUsage; /* two ranks on one GPU */
     return ncclSuccess;
 }

@@ -38,7 +38,7 @@ struct gpusim_stream {
 namespace
 {
 
-enum { N_SMS = 4 };
+enum { N_SMS = 4, DEFAULT_DEVICES = 1 };
 
 /* Never freed: streams may outlive the end of main. */
 struct device {
@@ -47,6 +47,7 @@ struct device {
     std::set<gpusim_stream *> streams;
 } &device = *new struct device;
 
+thread_local int current_device;
 thread_local uint32_t n_captures; /* of this thread, which may not do everything meanwhile */
 
 void work(gpusim_stream *s)
@@ -152,21 +153,30 @@ cudaError_t cudaRuntimeGetVersion(int *version)
     return cudaDriverGetVersion(version);
 }
 
+/* As many as GPUSIM_DEVICES says. A process uses one of them. */
 cudaError_t cudaGetDeviceCount(int *n)
 {
-    *n = 1;
+    const char *text = getenv("GPUSIM_DEVICES");
+
+    *n = text ? atoi(text) : DEFAULT_DEVICES;
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int *device)
 {
-    *device = 0;
+    *device = current_device;
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device)
 {
-    return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+    int n = 0;
+
+    cudaGetDeviceCount(&n);
+    if (device < 0 || device >= n)
+        return cudaErrorInvalidValue;
+    current_device = device;
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)

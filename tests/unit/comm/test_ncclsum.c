@@ -124,6 +124,26 @@ static void test_ncclsum_joins_slices_to_the_same_bits(void **state)
     }
 }
 
+/* As the same sum between ranks of a host sends them, in one shot and, in slices that both cut alike, in two. */
+static void test_ncclsum_sends_the_bytes_of_a_tree_sum(void **state)
+{
+    static struct group g;
+
+    (void)state;
+    for (uint32_t n_ranks = 1; n_ranks <= MAX_RANKS; n_ranks++) {
+        const size_t sizes[] = {1, 4096, 65536, n_ranks * 16 * 5000};
+
+        make_group(&g, 31 + n_ranks, 16, n_ranks, MAX_FLOATS);
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+            for (uint32_t r = 0; r < n_ranks; r++) {
+                struct td_tree_layout layout = {16, g.runs};
+
+                assert_int_equal(td_ncclsum_sent_bytes(&g.sum[r], sizes[i]),
+                                 td_comm_tree_sum_bytes(&layout, n_ranks, r, sizes[i]));
+            }
+    }
+}
+
 static void test_ncclsum_slices_cover_all_floats_in_whole_vectors(void **state)
 {
     struct td_ncclsum sum = {.n_ranks = 7};
@@ -193,6 +213,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ncclsum_joins_the_parts_of_any_layout_in_the_trees_order),
         cmocka_unit_test(test_ncclsum_joins_slices_to_the_same_bits),
+        cmocka_unit_test(test_ncclsum_sends_the_bytes_of_a_tree_sum),
         cmocka_unit_test(test_ncclsum_slices_cover_all_floats_in_whole_vectors),
         cmocka_unit_test(test_ncclsum_knows_when_all_ranks_have_as_many_parts),
         cmocka_unit_test(test_ncclsum_refuses_what_is_no_layout),

@@ -1,6 +1,7 @@
-/* What tensord uses of NCCL, as the simulated library has it: names, numbers and meanings are NCCL's. */
-#ifndef TD_TESTS_GPUSIM_NCCL_H
-#define TD_TESTS_GPUSIM_NCCL_H
+/* What tensord uses of NCCL, as the simulated library has it: names, numbers and meanings are NCCL's. It is nccl.h to who is built
+ * against it. */
+#ifndef TD_TESTS_GPUSIM_SIMNCCL_H
+#define TD_TESTS_GPUSIM_SIMNCCL_H
 
 #include <cuda_runtime_api.h>
 
@@ -9,7 +10,10 @@ extern "C" {
 #endif
 
 #define NCCL_VERSION_CODE 22809
-#define NCCL_CONFIG_INITIALIZER {1}
+#define NCCL_CONFIG_INITIALIZER                                                                    \
+    {                                                                                              \
+        1                                                                                          \
+    }
 
 typedef struct ncclComm *ncclComm_t;
 typedef struct {

@@ -33,6 +33,11 @@ bool td_kern_is_host(const struct td_kern *kern)
     return kern->is_host;
 }
 
+const char *td_kern_bus_id(const struct td_kern *kern)
+{
+    return kern->bus_id;
+}
+
 void *td_kern_stream(const struct td_kern *kern)
 {
     return kern->stream;

@@ -64,6 +64,8 @@ void td_kern_close(struct td_kern *kern); /* NULL is legal; every matrix is clos
 const char *td_kern_name(const struct td_kern *kern); /* "cpu avx512" */
 const char *
 td_kern_numerics(const struct td_kern *kern); /* numerics class; equal classes give equal bits */
+/* A GPU's place on the host's PCI bus, "0000:1B:00.0"; empty: a CPU. */
+const char *td_kern_bus_id(const struct td_kern *kern);
 /* Whether matrices of `type` and caches of `type` can be held. */
 bool td_kern_supports_matrix(const struct td_kern *kern, enum td_dtype type);
 bool td_kern_supports_kv(const struct td_kern *kern, enum td_dtype type);

@@ -58,8 +58,9 @@ struct td_kern {
     const struct td_kern_ops *ops;
     char name[32];
     const char *numerics;
-    bool is_host; /* its memory is the host's: ids and tables can be checked */
-    void *stream; /* of the device's own kind; NULL: it has none */
+    bool is_host;    /* its memory is the host's: ids and tables can be checked */
+    char bus_id[32]; /* empty: it is on none */
+    void *stream;    /* of the device's own kind; NULL: it has none */
     uint32_t n_threads;
     size_t weight_bytes;
 };

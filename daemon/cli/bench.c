@@ -159,16 +159,13 @@ static bool is_steady(const struct td_bench *b, enum td_bench_case which,
 
 /* Keeps a run, or counts it as one to be repeated: as many as there are repetitions may be. The probes are equal on all ranks,
  * so all decide alike. */
-static bool keep(struct td_bench *b, enum td_bench_case which, double seconds,
-                 const struct td_stepsplit *split, const struct td_bench_limits *before,
-                 const struct td_bench_limits *after)
+static bool keep(struct td_bench *b, enum td_bench_case which, struct td_bench_run run,
+                 const struct td_bench_limits *before, const struct td_bench_limits *after)
 {
     struct td_bench_result *r = &b->result[which];
-    struct td_bench_run run = {.seconds = seconds,
-                               .split = *split,
-                               .steady = is_steady(b, which, before, after),
-                               .limits.memory = fmax(before->memory, after->memory)};
 
+    run.steady = is_steady(b, which, before, after);
+    run.limits.memory = fmax(before->memory, after->memory);
     run.limits.peak[b->peak] = fmax(before->peak[b->peak], after->peak[b->peak]);
     if (!run.steady && r->n_repeated < b->n_runs) {
         r->n_repeated++;
@@ -184,7 +181,6 @@ static bool keep(struct td_bench *b, enum td_bench_case which, double seconds,
 static enum td_status measure_loads(struct td_bench *b, struct td_bench_limits *before)
 {
     enum td_bench_case first = b->result[TD_BENCH_LOAD].asked ? TD_BENCH_LOAD : TD_BENCH_FIRST;
-    static const struct td_stepsplit none;
     struct td_bench_limits after = {0};
     double seconds[2];
     enum td_status s = TD_OK;
@@ -194,10 +190,12 @@ static enum td_status measure_loads(struct td_bench *b, struct td_bench_limits *
         s = s ? s : take_probe(b, &after);
         if (s)
             return s;
-        if (keep(b, first, seconds[first - TD_BENCH_LOAD], &none, before, &after) &&
+        if (keep(b, first, (struct td_bench_run){.seconds = seconds[first - TD_BENCH_LOAD]}, before,
+                 &after) &&
             first == TD_BENCH_LOAD && b->result[TD_BENCH_FIRST].asked) {
             b->result[TD_BENCH_FIRST].n_repeated = b->n_runs; /* goes with the other */
-            (void)keep(b, TD_BENCH_FIRST, seconds[1], &none, before, &after);
+            (void)keep(b, TD_BENCH_FIRST, (struct td_bench_run){.seconds = seconds[1]}, before,
+                       &after);
         }
         *before = after;
     }
@@ -215,13 +213,12 @@ static enum td_status measure_steps(struct td_bench *b, struct td_bench_limits *
     for (uint32_t i = 0; !s && i < b->n_runs; i++)
         for (int c = 0; !s && c < TD_BENCH_LOAD; c++)
             for (bool kept = !b->result[c].asked; !s && !kept;) {
-                struct td_stepsplit split;
-                double seconds;
+                struct td_bench_run run = {0};
 
-                s = td_bench_run_case(b, (enum td_bench_case)c, &seconds, &split);
+                s = td_bench_run_case(b, (enum td_bench_case)c, &run);
                 s = s ? s : take_probe(b, &after);
                 if (!s)
-                    kept = keep(b, (enum td_bench_case)c, seconds, &split, before, &after);
+                    kept = keep(b, (enum td_bench_case)c, run, before, &after);
                 *before = after;
             }
     return s;
@@ -302,6 +299,8 @@ int td_cmd_bench(const struct td_options *asked)
     if (s)
         return td_spmd_end(&spmd, &opts, s, &err);
     is_lead = spmd.rank == 0;
+    if (td_kern_bus_id(spmd.node.kern)[0]) /* without it no energy is known */
+        (void)td_gpuhealth_open(td_kern_bus_id(spmd.node.kern), &b.gpu, NULL);
     b.peak = peak_of(spmd.node.model->spec->dtype);
     s = measure(&b);
     if (!s && is_lead && opts.json)
@@ -309,6 +308,7 @@ int td_cmd_bench(const struct td_options *asked)
     else if (!s && is_lead)
         td_bench_print_text(&b);
     td_bench_probe_close(b.probe);
+    td_gpuhealth_close(b.gpu);
     td_step_close(&b.step);
     free(b.blocks);
     free(b.ids);

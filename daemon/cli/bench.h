@@ -6,6 +6,7 @@
 #include "daemon/cli/bench_probe.h"
 #include "daemon/cli/measure.h"
 #include "daemon/cli/spmd.h"
+#include "daemon/engine/gpuhealth.h"
 #include "daemon/engine/stepsplit.h"
 
 #include <stdbool.h>
@@ -27,13 +28,15 @@ struct td_bench_counts {
     uint64_t run_ns;    /* inside steps */
     uint64_t inside_ns; /* of it in exchanges */
     uint64_t sent_bytes, n_exchanges;
+    uint64_t gpu_energy; /* mJ, of its GPU since the driver was loaded; 0: unknown */
 };
 
 /* One repetition between two probes. */
 struct td_bench_run {
     double seconds;
     struct td_stepsplit
-        split; /* of them; the rest is the host's: making steps and telling the ranks */
+        split;     /* of them; the rest is the host's: making steps and telling the ranks */
+    double joules; /* that the GPUs of the group drew; 0: unknown */
     struct td_bench_limits limits; /* the better one of the two, each by itself */
     bool steady; /* the two differ by 20 % at most in what the case is held against */
 };
@@ -82,6 +85,7 @@ struct td_bench {
     struct td_bench_limits best; /* of all probes */
     uint32_t n_probes;
     struct td_bench_counts *counts; /* [2 x ranks] before and after a run */
+    struct td_gpuhealth *gpu;       /* of this rank; NULL: a CPU, or nobody tells */
     struct td_bench_result result[TD_BENCH_N_CASES];
     struct td_bench_group *groups; /* [2] before and after all cases; NULL without --json */
 };
@@ -101,9 +105,9 @@ uint64_t td_bench_blocks(const struct td_bench *bench, uint32_t block_tokens);
 enum td_status td_bench_prepare(struct td_bench *bench);
 /* Runs the prompts that the asked cases stand on, uncounted. */
 enum td_status td_bench_fill(struct td_bench *bench);
-/* One repetition of a case before TD_BENCH_LOAD: *seconds that it took on rank 0, and where they went. */
-enum td_status td_bench_run_case(struct td_bench *bench, enum td_bench_case which, double *seconds,
-                                 struct td_stepsplit *split);
+/* One repetition of a case before TD_BENCH_LOAD: what it took on rank 0, and where that went. */
+enum td_status td_bench_run_case(struct td_bench *bench, enum td_bench_case which,
+                                 struct td_bench_run *run);
 /* Lets the model go, loads it and runs one token: *pack seconds for the weights, *first until the token. What was prepared
  * stays valid. */
 enum td_status td_bench_run_load(struct td_bench *bench, double *pack, double *first);

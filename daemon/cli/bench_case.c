@@ -2,6 +2,7 @@
 #include "kernels/base/clock.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum {
     WARM_UP_STEPS = 4,
@@ -121,6 +122,7 @@ static double seconds_since(uint64_t start)
 static enum td_status gather_counts(struct td_bench *b, struct td_bench_counts *all)
 {
     struct td_shard_stats stats;
+    struct td_gpuhealth_sample gpu;
     struct td_bench_counts mine = {.run_ns = b->spmd->node.run_ns};
     size_t bytes[TD_PLAN_MAX_RANKS];
 
@@ -128,12 +130,26 @@ static enum td_status gather_counts(struct td_bench *b, struct td_bench_counts *
     mine.inside_ns = stats.wait_ns;
     mine.sent_bytes = stats.exchanged_bytes;
     mine.n_exchanges = stats.n_exchanges;
+    if (b->gpu) {
+        td_gpuhealth_read(b->gpu, &gpu);
+        mine.gpu_energy = gpu.value[TD_GPU_ENERGY];
+    }
     for (uint32_t r = 0; r < b->spmd->size; r++)
         bytes[r] = sizeof mine;
     return td_comm_all_gather(b->spmd->world, &mine, bytes, all, b->err);
 }
 
-static void count_run(struct td_bench *b, enum td_bench_case which, struct td_stepsplit *split)
+/* Whether rank r is the first one on its GPU, which others may share. */
+static bool is_first_on_gpu(const struct td_node_facts *facts, uint32_t r)
+{
+    for (uint32_t i = 0; i < r; i++)
+        if (strcmp(facts[i].host, facts[r].host) == 0 &&
+            strcmp(facts[i].bus_id, facts[r].bus_id) == 0)
+            return false;
+    return true;
+}
+
+static void count_run(struct td_bench *b, enum td_bench_case which, struct td_bench_run *run)
 {
     struct td_bench_counts *before = b->counts, *after = b->counts + b->spmd->size;
     struct td_bench_work *w = &b->result[which].work;
@@ -146,7 +162,11 @@ static void count_run(struct td_bench *b, enum td_bench_case which, struct td_st
         w->sent_bytes += (double)(after[r].sent_bytes - before[r].sent_bytes);
         w->n_exchanges += (double)(after[r].n_exchanges - before[r].n_exchanges);
     }
-    *split = td_stepsplit_of(b->spmd->size, run_ns, inside_ns);
+    run->split = td_stepsplit_of(b->spmd->size, run_ns, inside_ns);
+    run->joules = 0.0;
+    for (uint32_t r = 0; r < b->spmd->size; r++)
+        if (before[r].gpu_energy && is_first_on_gpu(b->spmd->facts, r))
+            run->joules += (double)(after[r].gpu_energy - before[r].gpu_energy) * 1e-3;
 }
 
 static enum td_status run_rows(struct td_bench *b, enum td_bench_case which)
@@ -165,17 +185,17 @@ static enum td_status run_rows(struct td_bench *b, enum td_bench_case which)
     }
 }
 
-enum td_status td_bench_run_case(struct td_bench *b, enum td_bench_case which, double *seconds,
-                                 struct td_stepsplit *split)
+enum td_status td_bench_run_case(struct td_bench *b, enum td_bench_case which,
+                                 struct td_bench_run *run)
 {
     enum td_status s = gather_counts(b, b->counts);
     uint64_t start = td_clock_now_ns();
 
     s = s ? s : run_rows(b, which);
-    *seconds = seconds_since(start);
+    run->seconds = seconds_since(start);
     s = s ? s : gather_counts(b, b->counts + b->spmd->size);
     if (!s)
-        count_run(b, which, split);
+        count_run(b, which, run);
     return s;
 }
 

@@ -93,6 +93,12 @@ static double host_of(const struct td_bench_run *run)
     return rest > 0.0 ? rest : 0.0;
 }
 
+/* That the GPUs drew for one token of the best run; 0: unknown. */
+static double joules_per_token(const struct td_bench_result *r)
+{
+    return best_run(r)->joules / (double)r->work.n_tokens;
+}
+
 static uint32_t count_unsteady(const struct td_bench_result *r)
 {
     uint32_t n = 0;
@@ -194,6 +200,23 @@ static void print_splits(const struct td_bench *b)
     }
 }
 
+static void print_energy(const struct td_bench *b)
+{
+    const char *before = "\nenergy    ";
+
+    for (int c = 0; c < TD_BENCH_LOAD; c++) {
+        const struct td_bench_result *r = &b->result[c];
+
+        if (!r->asked || joules_per_token(r) <= 0.0)
+            continue;
+        printf("%s%.4g J per token in %s", before, joules_per_token(r),
+               td_bench_case_name((enum td_bench_case)c));
+        before = ", ";
+    }
+    if (*before == ',')
+        printf("; of all GPUs, best run\n");
+}
+
 void td_bench_print_text(const struct td_bench *b)
 {
     const struct td_spmd *s = b->spmd;
@@ -233,6 +256,7 @@ void td_bench_print_text(const struct td_bench *b)
     for (int c = 0; c < TD_BENCH_N_CASES; c++)
         print_case(b, (enum td_bench_case)c);
     print_splits(b);
+    print_energy(b);
     printf("\nShares are best / median of the better probe beside each of %u runs; * is what "
            "limits.\n",
            b->n_runs);
@@ -294,6 +318,8 @@ static json_t *case_json(const struct td_bench *b, enum td_bench_case which)
                         b->has_peak
                             ? json_pack("{s:f,s:f}", "best", f.peak_best, "median", f.peak_median)
                             : json_null());
+    json_object_set_new(j, "joules_per_token",
+                        joules_per_token(r) > 0.0 ? json_real(joules_per_token(r)) : json_null());
     json_object_set_new(j, "sent_bytes_per_token", json_real(w->sent_bytes / (double)w->n_tokens));
     json_object_set_new(j, "exchanges_per_token",
                         json_real(w->n_exchanges / (double)b->spmd->size / (double)w->n_tokens));

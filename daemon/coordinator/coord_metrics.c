@@ -2,6 +2,7 @@
 
 #include "daemon/api/metrics.h"
 #include "daemon/coordinator/coordinator.h"
+#include "daemon/coordinator/gpu_metrics.h"
 #include "daemon/engine/stepsplit.h"
 
 #include <stdlib.h>
@@ -123,6 +124,7 @@ struct td_coord_metrics {
     struct td_metric *group[N_GROUP_VALUES][N_ROLES];
     struct td_metric *rolls[2]; /* done, failed */
     struct td_metric *refused[TD_N_REFUSALS];
+    struct td_gpu_metrics *gpus;
 };
 
 static void count_to(struct td_metric *counter, double value)
@@ -218,6 +220,7 @@ static void refresh(void *user)
     for (int i = 0; i < TD_N_REFUSALS; i++)
         count_to(m->refused[i], (double)s.n_refused[i]);
     refresh_groups(m, &s);
+    td_gpu_metrics_refresh(m->gpus, &s);
 }
 
 static enum td_status register_groups(struct td_coord_metrics *m, struct td_err *err)
@@ -275,6 +278,7 @@ enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics
         s = td_metrics_register(td_coord_metrics(c), &desc, &m->refused[i], err);
     }
     s = s ? s : register_groups(m, err);
+    s = s ? s : td_gpu_metrics_open(td_coord_metrics(c), &m->gpus, err);
     if (s) {
         free(m);
         return s;
@@ -286,5 +290,7 @@ enum td_status td_coord_metrics_open(struct td_coord *c, struct td_coord_metrics
 
 void td_coord_metrics_close(struct td_coord_metrics *m)
 {
+    if (m)
+        td_gpu_metrics_close(m->gpus);
     free(m);
 }

@@ -5,6 +5,7 @@
 #ifndef TD_DAEMON_COORDINATOR_COORDINATOR_H
 #define TD_DAEMON_COORDINATOR_COORDINATOR_H
 
+#include "daemon/engine/gpuhealth.h"
 #include "daemon/engine/request.h"
 #include "daemon/text/breakers.h"
 #include "daemon/text/chat.h"
@@ -189,6 +190,7 @@ struct td_member {
     char device[64];
     enum td_devicekind device_kind;
     char numerics[32];
+    char bus_id[32];    /* of a GPU */
     char transport[16]; /* of activations, while a model is loaded */
     bool attached, loaded, lost;
     uint32_t n_cores;
@@ -198,6 +200,9 @@ struct td_member {
     uint64_t exchanged_bytes, n_steps, wait_ns, step_ns;
     uint64_t gap_ns, n_gaps; /* between steps that followed each other */
     uint64_t heartbeat_ns;   /* when the last came, uv_hrtime */
+    uint64_t n_generated;    /* tokens since ready; rank 0 */
+    struct td_gpuhealth_sample gpu;
+    uint64_t gpu_energy_before; /* its figure when the model had been loaded; 0: not told yet */
 };
 
 /* No new requests are taken, since somebody asked for that. */

@@ -178,6 +178,7 @@ void td_group_loaded(struct member *m, const Tensord__Worker__V1__Ready *r)
     m->public.loaded = true;
     m->steps = (struct td_stepwatch){.n_marks = 0}; /* those of the model before are over */
     snprintf(m->public.transport, sizeof m->public.transport, "%s", r->transport);
+    m->public.gpu_energy_before = 0; /* the next heartbeat tells it */
     m->public.weight_bytes = r->weight_bytes;
     m->public.kv_bytes = r->kv_bytes;
     m->public.resident_bytes = r->resident_bytes;

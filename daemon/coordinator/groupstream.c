@@ -100,6 +100,7 @@ static void on_register(struct td_coord *c, struct td_grpc_stream *stream,
     snprintf(m->public.device, sizeof m->public.device, "%s", r->device_name);
     snprintf(m->public.numerics, sizeof m->public.numerics, "%s",
              r->n_numerics_classes ? r->numerics_classes[0] : "");
+    snprintf(m->public.bus_id, sizeof m->public.bus_id, "%s", r->bus_id);
     td_grpc_stream_set_user(stream, m);
     td_vigil_heard(&g->vigil, &m->peer);
     td_log_debug("worker registered rank=%u host=%s pid=%lld", r->world_rank, m->public.host,
@@ -129,6 +130,18 @@ static void note_gauges(struct group *g, const Tensord__Worker__V1__Heartbeat *h
     g->right_drafts = h->right_drafts;
 }
 
+static void note_gpu(struct td_member *m, const Tensord__Worker__V1__Heartbeat *h)
+{
+    m->gpu.has = 0;
+    for (size_t i = 0; i < h->n_gpu; i++)
+        if ((uint32_t)h->gpu[i]->figure < TD_GPU_N_FIGURES) {
+            m->gpu.has |= 1u << h->gpu[i]->figure;
+            m->gpu.value[h->gpu[i]->figure] = h->gpu[i]->value;
+        }
+    if (m->loaded && !m->gpu_energy_before && td_gpuhealth_has(&m->gpu, TD_GPU_ENERGY))
+        m->gpu_energy_before = m->gpu.value[TD_GPU_ENERGY];
+}
+
 static void on_heartbeat(struct member *m, const Tensord__Worker__V1__Heartbeat *h)
 {
     m->public.exchanged_bytes = h->exchanged_bytes;
@@ -137,6 +150,8 @@ static void on_heartbeat(struct member *m, const Tensord__Worker__V1__Heartbeat 
     m->public.step_ns = h->step_ns;
     m->public.gap_ns = h->gap_ns;
     m->public.n_gaps = h->n_gaps;
+    m->public.n_generated = h->generated_tokens;
+    note_gpu(&m->public, h);
     if (m->public.rank == 0)
         note_gauges(m->group, h);
     td_group_watch_steps(m, h);

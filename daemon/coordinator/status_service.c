@@ -5,6 +5,7 @@
 #include "daemon/api/openai.h"
 #include "daemon/coordinator/coordinator.h"
 #include "daemon/coordinator/drain_service.h"
+#include "daemon/coordinator/gpu_metrics.h"
 #include "daemon/coordinator/roll_service.h"
 
 #include <string.h>
@@ -63,6 +64,10 @@ static enum td_status write_rank(const struct td_coord_status *st, uint32_t i, s
                    m->heartbeat_ns && now > m->heartbeat_ns ? now - m->heartbeat_ns : 0);
     s = s ? s : number(out, "generation", st->generation);
     s = s ? s : text(out, "numerics_class", m->numerics);
+    if (!s && m->bus_id[0]) {
+        s = td_bytes_append_str(out, TD_STR(",\"gpu\":"));
+        s = s ? s : td_gpu_metrics_json(m, out);
+    }
     return s ? s : td_bytes_append_str(out, TD_STR("}"));
 }
 

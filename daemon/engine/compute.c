@@ -510,8 +510,9 @@ static void unload(struct td_compute *c, enum td_status status)
     struct td_err cause;
 
     td_err_set(&cause, TD_UNAVAILABLE, "the model was unloaded");
-    if (c->engine)
-        td_engine_fail_all(c->engine, status ? &c->err : &cause);
+    if (c->engine &&
+        !status) /* of a group that failed nobody hears: the next one goes on with its requests */
+        td_engine_fail_all(c->engine, &cause);
     td_engine_close(c->engine);
     c->engine = NULL;
     td_step_close(&c->step);

@@ -113,6 +113,7 @@ enum td_status td_node_open(struct td_node *node, struct td_comm *world,
     snprintf(f->version, sizeof f->version, "%s", TD_VERSION);
     gethostname(f->host, sizeof f->host - 1);
     snprintf(f->device, sizeof f->device, "%s", td_kern_name(node->kern));
+    snprintf(f->bus_id, sizeof f->bus_id, "%s", td_kern_bus_id(node->kern));
     f->device_kind = td_kern_is_host(node->kern) ? TD_ON_CPU : TD_ON_CUDA;
     snprintf(f->numerics, sizeof f->numerics, "%s%s", td_kern_numerics(node->kern),
              exchange_mark[params->exchange]);

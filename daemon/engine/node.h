@@ -23,6 +23,7 @@ struct td_node_facts {
     char host[64];
     char device[32]; /* "cpu avx512" */
     enum td_devicekind device_kind;
+    char bus_id[32];   /* of a GPU; empty: a CPU */
     char numerics[32]; /* class; must be equal on all ranks */
     char model_hash[33];
     char mpi[64];          /* the library's version, "Open MPI v4.1.4" */

@@ -1,6 +1,7 @@
 #include "daemon/engine/worker.h"
 
 #include "daemon/api/tls.h"
+#include "daemon/engine/gpuwatch.h"
 #include "daemon/engine/steplimit.h"
 #include "daemon/engine/vigil.h"
 #include "daemon/engine/wire.h"
@@ -32,6 +33,7 @@ struct td_worker {
     td_worker_end_fn *on_end;
     void *user;
     struct td_compute *compute;
+    struct td_gpuwatch *gpu;       /* NULL: a CPU, or nobody has registered yet */
     struct td_bytes authorization; /* "Bearer KEY" */
     struct sockaddr_storage address;
     char target[300]; /* "host:port" */
@@ -40,7 +42,7 @@ struct td_worker {
     uv_timer_t timer; /* heartbeat; before that, the next try to connect */
     uv_async_t wake;  /* from the compute thread */
     uv_connect_t connect;
-    int n_handles; /* open ones */
+    int n_handles; /* open ones, the watch over a GPU among them */
     bool tcp_open, connected, ending;
     uint64_t start_ns;
     char read_buffer[READ_BYTES];
@@ -161,12 +163,17 @@ static void send_message(struct td_worker *w, td_wire_worker_message *m)
 
 /* ---- the end ---- */
 
-static void on_closed(uv_handle_t *handle)
+static void on_one_closed(void *user)
 {
-    struct td_worker *w = handle->data;
+    struct td_worker *w = user;
 
     if (--w->n_handles == 0)
         w->on_end(w->end_status, &w->end_err, w->user);
+}
+
+static void on_closed(uv_handle_t *handle)
+{
+    on_one_closed(handle->data);
 }
 
 static void finish(struct td_worker *w, enum td_status status, const struct td_err *err)
@@ -186,6 +193,8 @@ static void finish(struct td_worker *w, enum td_status status, const struct td_e
         uv_close((uv_handle_t *)&w->tcp, on_closed);
     uv_close((uv_handle_t *)&w->timer, on_closed);
     uv_close((uv_handle_t *)&w->wake, on_closed);
+    if (w->gpu)
+        td_gpuwatch_close(w->gpu, on_one_closed, w);
 }
 
 /* ---- from the compute thread ---- */
@@ -207,6 +216,7 @@ static void register_now(struct td_worker *w)
     r.pid = f.pid;
     r.device_kind = td_wire_device_make(f.device_kind);
     r.device_name = f.device;
+    r.bus_id = f.bus_id;
     r.memory_total_bytes = f.memory_bytes;
     r.memory_free_bytes = f.memory_bytes;
     r.n_cores = f.n_cores;
@@ -215,6 +225,8 @@ static void register_now(struct td_worker *w)
     m.body_case = TENSORD__WORKER__V1__WORKER_MESSAGE__BODY_REGISTER;
     m.register_ = &r;
     w->registered = true;
+    if (f.bus_id[0] && !w->gpu && !td_gpuwatch_open(w->p.loop, f.bus_id, &w->gpu, NULL))
+        w->n_handles++;
     td_vigil_init(&w->vigil, FIRST_LEASE_NS, uv_hrtime());
     td_vigil_heard(&w->vigil, &w->coordinator);
     send_message(w, &m);
@@ -417,11 +429,31 @@ static void notify(void *user)
     uv_async_send(&((struct td_worker *)user)->wake);
 }
 
+/* Figures that the GPU tells; returns how many. */
+static size_t read_gpu(struct td_worker *w, Tensord__Worker__V1__GpuReading *readings,
+                       Tensord__Worker__V1__GpuReading **list)
+{
+    const struct td_gpuhealth_sample *sample = td_gpuwatch_look(w->gpu);
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < TD_GPU_N_FIGURES; i++) {
+        if (!td_gpuhealth_has(sample, (enum td_gpu_figure)i))
+            continue;
+        readings[n] = (Tensord__Worker__V1__GpuReading)TENSORD__WORKER__V1__GPU_READING__INIT;
+        readings[n].figure = (Tensord__Worker__V1__GpuFigure)i; /* numbered alike */
+        readings[n].value = sample->value[i];
+        list[n] = &readings[n];
+        n++;
+    }
+    return n;
+}
+
 static void tell_heartbeat(struct td_worker *w)
 {
     Tensord__Worker__V1__Heartbeat h = TENSORD__WORKER__V1__HEARTBEAT__INIT;
     const struct td_recorder *recorder = td_compute_recorder(w->compute);
     Tensord__Worker__V1__StepMark marks[TD_RECORDER_MARKS], *list[TD_RECORDER_MARKS];
+    Tensord__Worker__V1__GpuReading readings[TD_GPU_N_FIGURES], *gpu[TD_GPU_N_FIGURES];
     struct td_recorder_mark read[TD_RECORDER_MARKS];
     Tensord__Worker__V1__Whereabouts where;
     struct td_whereabouts at;
@@ -453,6 +485,8 @@ static void tell_heartbeat(struct td_worker *w)
         td_wireflight_at_make(&at, &where);
         h.at = &where;
     }
+    h.n_gpu = w->gpu ? read_gpu(w, readings, gpu) : 0;
+    h.gpu = gpu;
     h.n_marks = td_recorder_marks(recorder, read);
     h.marks = list;
     for (size_t i = 0; i < h.n_marks; i++) {

@@ -215,6 +215,9 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     cuda->n_sms = (uint32_t)prop.multiProcessorCount;
     cuda->most_shared = prop.sharedMemPerBlockOptin;
     snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);
+    if (cudaDeviceGetPCIBusId(cuda->head.bus_id, (int)sizeof cuda->head.bus_id,
+                              (int)cuda->p.device) != cudaSuccess)
+        (void)cudaGetLastError(); /* its health is not known then */
     e = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
     cuda->head.stream = cuda->stream;
     return e == cudaSuccess ? TD_OK

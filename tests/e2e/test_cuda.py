@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pathlib
+import re
 import signal
 
 import pytest
@@ -82,8 +83,8 @@ def test_prompt_chunks_and_pages_do_not_matter(tensord, find_model):
 def test_recorded_steps_give_the_bits_of_those_that_are_not(tensord, find_model, args):
     """Past 64 keys, where attention is told of twice as many."""
     ranks = 2 if args else 0
-    prompt = "Once upon a time there was a little fox who lived near a big river and liked to play in the snow."
-    on, off = (generate(tensord, find_model(BF16_260K), *args, "--cuda-graphs", word, prompt=prompt, n=40, ranks=ranks) for word in ("on", "off"))
+    prompt = "Once upon a time there was a little fox who lived near a big river and liked to play in the snow. He was happy and he ran to his mom."
+    on, off = (generate(tensord, find_model(BF16_260K), *args, "--cuda-graphs", word, prompt=prompt, n=20, ranks=ranks) for word in ("on", "off"))
     assert (on["ids"], on["logits_hash"]) == (off["ids"], off["logits_hash"])
 
 
@@ -100,8 +101,8 @@ def test_exchanges_from_gpu_to_gpu_give_the_same_bits(tensord, gpus, find_model,
 
 def test_a_rank_that_dies_in_an_exchange_by_nccl_is_replaced(gpus, find_model):
     model = find_model(BF16_260K)
-    alone = gpus.json("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 60, "--ignore-eos", *CUDA)["text"]
-    ask = {"prompt": PROMPT, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    alone = gpus.json("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 30, "--ignore-eos", *CUDA)["text"]
+    ask = {"prompt": PROMPT, "max_tokens": 30, "temperature": 0, "ignore_eos": True}
     with Server("-n", 2, "--threads", 1, *CUDA, *NCCL, model=model, env=NCCL_ENV) as s:
         s.wait_ready()
         before = s.group()
@@ -116,6 +117,57 @@ def test_a_rank_that_dies_in_an_exchange_by_nccl_is_replaced(gpus, find_model):
         assert text == alone
         s.wait_ready()
         wait_until("the old ranks are gone", lambda: set(s.ranks()) == {r["pid"] for r in s.group()["ranks"]}, 5)
+        s.stop()
+
+
+def values_of(text, name):
+    """{labels: value} of a metric."""
+    return {labels: float(value) for labels, value in re.findall(rf"^{name}(\S*) (\S+)$", text, re.M)}
+
+
+def test_how_the_gpus_are_is_told(tensord, find_model):
+    """By the simulated NVML: 250 W, whatever it does."""
+    env = {"LD_LIBRARY_PATH": str(program().parent / "simnvml"), "GPUSIM_DEVICES": "2"}
+    model = find_model(BF16_260K)
+    with Server("-n", 2, "--threads", 1, *CUDA, model=model, env=env) as s:
+        s.wait_ready()
+        s.complete(PROMPT, model=model.stem, max_tokens=30, ignore_eos=True)
+        wait_until("both have told, and again", lambda: len(values_of(s.get("/metrics").body.decode(), "tensord_gpu_power_watts")) == 2
+                   and values_of(s.get("/metrics").body.decode(), "tensord_gpu_joules_per_token")[""] > 0, 10)
+        text = s.get("/metrics").body.decode()
+        for name, expected in (("power_watts", {'{rank="0"}': 250, '{rank="1"}': 250}), ("temperature_celsius", {'{rank="0"}': 61, '{rank="1"}': 61}),
+                               ("nvlinks_up", {'{rank="0"}': 1, '{rank="1"}': 1}), ("nvlink_errors_total", {'{rank="0"}': 3, '{rank="1"}': 3}),
+                               ("ecc_errors_total", {f'{{rank="{r}",kind="corrected"}}': 7 for r in (0, 1)})):
+            assert values_of(text, f"tensord_gpu_{name}") == expected, text
+        assert values_of(text, "tensord_gpu_clock_hertz")['{rank="1",domain="sm"}'] == 1980e6
+        gpus = [r["gpu"] for r in s.group()["ranks"]]
+        assert [g["bus_id"] for g in gpus] == ["0000:01:00.0", "0000:02:00.0"] and gpus[0]["power_watts"] == 250
+        assert "ecc_errors_uncorrected" not in gpus[0] and gpus[0]["energy_joules"] > 0
+        s.stop()
+    ask = ("bench", model, "--cases", "decode", "--gen-tokens", 16, "--prompt-tokens", 8, "--repetitions", 1, "--json", *CUDA)
+    told = copy.copy(tensord)
+    told.env = tensord.env | env
+    decode = told.json(*ask, ranks=2)["cases"]["decode"]
+    assert decode["joules_per_token"] * decode["best"] == pytest.approx(500, rel=0.2), decode
+    assert tensord.json(*ask)["cases"]["decode"]["joules_per_token"] is None
+
+
+def test_a_gpu_that_fails_ends_its_rank_and_the_group_is_replaced(tensord, find_model, tmp_path):
+    model, fault = find_model(BF16_260K), tmp_path / "fault"
+    alone = tensord.json("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 30, "--ignore-eos", *CUDA)["text"]
+    with Server("-n", 1, "--threads", 1, *CUDA, model=model, env={"GPUSIM_FAULT": str(fault)}) as s:
+        s.wait_ready()
+        stream = s.stream("/v1/completions", {"prompt": PROMPT, "max_tokens": 30, "temperature": 0, "ignore_eos": True, "stream": True})
+        text, events = "", iter(stream)
+        for _ in range(5):
+            text += json.loads(next(events))["choices"][0]["text"]
+        fault.touch()
+        wait_until("the kernel has failed", lambda: not fault.exists(), 5)
+        for event in events:
+            text += "" if event == "[DONE]" else json.loads(event)["choices"][0]["text"]
+        assert text == alone
+        s.wait_ready()
+        assert s.group()["n_restarts"] == 1 and "cuda 0 simulated: unspecified launch failure" in s.group()["last_error"], s.group()
         s.stop()
 
 

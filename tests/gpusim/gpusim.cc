@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <mutex>
 
@@ -211,10 +212,16 @@ void gpusim_copies_wait(uint32_t n_left)
 cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
                        void *arg)
 {
+    static const char *const fault =
+        getenv("GPUSIM_FAULT"); /* a file: while it is there, a kernel fails and takes it away */
     static std::mutex only_one;
     const std::lock_guard<std::mutex> lock(only_one);
 
     n_threads = block.x;
+    if (fault && unlink(fault) == 0) {
+        fprintf(stderr, "gpusim: a fault, as '%s' asked for\n", fault);
+        return cudaErrorLaunchFailure;
+    }
     if (n_threads == 0 || n_threads > MAX_THREADS || n_threads % 32 || block.y != 1 ||
         block.z != 1 || shared_bytes > SHARED_BYTES || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
         grid.y > 65535 || grid.z > 65535)

@@ -196,6 +196,12 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const v
     return kernel ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *bus_id, int bytes, int device)
+{
+    snprintf(bus_id, (size_t)bytes, "0000:%02X:00.0", (unsigned)device + 1);
+    return cudaSuccess;
+}
+
 cudaError_t cudaDeviceSynchronize(void)
 {
     std::set<gpusim_stream *> all;

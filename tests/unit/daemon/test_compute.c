@@ -67,6 +67,9 @@ static struct td_compute_event await(struct group *g, uint32_t rank, enum td_com
 
     while (td_clock_now_ns() < until) {
         while (td_compute_take(g->rank[rank], &e)) {
+            /* The requests of a group that fails are those of the next one. */
+            if (kind == TD_COMPUTE_FAILED && e.kind == TD_COMPUTE_TOKEN)
+                assert_int_not_equal(e.token.finish, TD_FINISH_ERROR);
             if (e.kind == kind)
                 return e;
             if (e.kind == TD_COMPUTE_FAILED)

@@ -62,15 +62,6 @@ __device__ __forceinline__ uint32_t td_num_mul2(uint32_t a, uint32_t b)
     return c;
 }
 
-/* Two E4M3 in the low half of `v` as a pair of F16; exact. */
-__device__ __forceinline__ uint32_t td_num_e4m3x2(uint32_t v)
-{
-    uint32_t pair;
-
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((uint16_t)v));
-    return pair;
-}
-
 /* Bytes of a and b (0 .. 3 and 4 .. 7) that the nibbles of `selector` name. */
 __device__ __forceinline__ uint32_t td_num_bytes(uint32_t a, uint32_t b, uint32_t selector)
 {
@@ -146,6 +137,23 @@ __device__ __forceinline__ void *td_num_shared(void)
 }
 
 #endif
+
+/* Two E4M3 in the low half of `v` as a pair of F16; exact. Without an instruction for it (before sm_89) their bits are those of 2^-8 of
+ * each, as F16 has it. */
+__device__ __forceinline__ uint32_t td_num_e4m3x2(uint32_t v)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    uint32_t pair;
+
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((uint16_t)v));
+    return pair;
+#else
+    const uint32_t apart = (v & 0xffu) | (v & 0xff00u) << 8, rest = apart & 0x007f007fu;
+    const uint32_t is_nan = (rest + 0x00010001u) >> 7 & 0x00010001u;
+
+    return td_num_mul2((apart & 0x00800080u) << 8 | rest << 7, 0x5c005c00u) | is_nan * 0x7fffu;
+#endif
+}
 
 __device__ __forceinline__ float td_num_bf16(uint16_t h)
 {

@@ -4,7 +4,6 @@
 #define TD_TESTS_GPUSIM_SIMNUM_H
 
 #include "kernels/base/half.h"
-#include "kernels/quant/fp8.h"
 
 /* All lanes of a warp put `words` words down and get what lane `lane` put; 8 words at most. */
 void gpusim_warp_put(const uint32_t *words, uint32_t n);
@@ -56,12 +55,6 @@ static inline uint32_t td_num_mul2(uint32_t a, uint32_t b)
            (uint32_t)td_f32_to_f16(td_f16_to_f32((uint16_t)(a >> 16)) *
                                    td_f16_to_f32((uint16_t)(b >> 16)))
                << 16;
-}
-
-static inline uint32_t td_num_e4m3x2(uint32_t v)
-{
-    return (uint32_t)td_f32_to_f16(td_e4m3_to_f32((uint8_t)v)) |
-           (uint32_t)td_f32_to_f16(td_e4m3_to_f32((uint8_t)(v >> 8))) << 16;
 }
 
 static inline uint32_t td_num_bytes(uint32_t a, uint32_t b, uint32_t selector)

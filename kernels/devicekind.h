@@ -19,7 +19,7 @@ bool td_devicekind_caches(enum td_devicekind kind, enum td_dtype type);
  * a row is no whole number of the type's blocks. */
 size_t td_devicekind_matrix_bytes(enum td_devicekind kind, enum td_dtype type, size_t n_rows,
                                   size_t n_cols, size_t leaf_cols);
-/* Bytes that operations on n rows of up to n_cols take for themselves. */
+/* Bytes that operations on n rows of up to n_cols take for themselves, with what inexact ones would. */
 size_t td_devicekind_scratch_bytes(enum td_devicekind kind, size_t n, size_t n_cols);
 
 #endif

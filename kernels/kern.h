@@ -47,6 +47,8 @@ struct td_kern_cuda_params {
     const char *
         plugin; /* path, borrowed for the call; NULL: libtensord_cuda.so beside the program or in its lib folder */
     bool graphs; /* operations are recorded and replayed */
+    /* Rows of a linear step from which NVIDIA's library multiplies, whose bits may depend on how many they are; 0: it never does. */
+    uint32_t inexact_from;
     /* For td_kern_run; NULL: the calling thread does it. */
     void (*run)(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
     void *user;

@@ -79,6 +79,24 @@ find_nccl() {
     done
 }
 
+# The folder that has include/cublasLt.h, for --exact off: beside nvcc, or that of a Python package.
+find_cublas() {
+    local try python
+    for try in "$(dirname "$(dirname "$1")")" /usr/local/cuda; do
+        if [ -e "$try/include/cublasLt.h" ]; then
+            echo "$try"
+            return
+        fi
+    done
+    for python in python3 python; do
+        try=$("$python" -c 'import nvidia, pathlib; print(next(h for p in nvidia.__path__ for h in pathlib.Path(p).rglob("cublasLt.h")).parents[1])' 2>/dev/null)
+        if [ -n "$try" ]; then
+            echo "$try"
+            return
+        fi
+    done
+}
+
 missing_tools() {
     local tool
     for tool in cmake cc c++; do
@@ -104,12 +122,13 @@ nccl=$(find_nccl "$nvcc")
     echo "$(date -u +%F), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), driver" \
         "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1), $("$nvcc" --version | sed -nE 's/.*release ([^,]*),.*/CUDA \1/p')"
 } >"$report"
-echo "nvcc: $nvcc, $("$nvcc" --version | sed -nE 's/.*release ([^,]*), (.*)/\2/p'); nccl.h: $nccl/include"
+cublas=$(find_cublas "$nvcc")
+echo "nvcc: $nvcc, $("$nvcc" --version | sed -nE 's/.*release ([^,]*), (.*)/\2/p'); nccl.h: $nccl/include; cublasLt.h: ${cublas:-nowhere}"
 
 # ---- building ----
 
 mkdir -p "$folder"
-export CUDACXX=$nvcc NCCL_HOME=$nccl
+export CUDACXX=$nvcc NCCL_HOME=$nccl CPATH=${cublas:+$cublas/include}${CPATH:+:$CPATH}
 if ! { cmake -S tests/gpu -B "$folder" && cmake --build "$folder" -j "$(nproc)"; } >"$folder/build.log" 2>&1; then
     tail -n 40 "$folder/build.log" | sed 's/^/    /'
     echo "FAILED: the build (the whole log is build-gpu/build.log)"
@@ -120,7 +139,7 @@ fi
 # ---- running ----
 
 # The library that belongs to the header, and then what the loader finds.
-export LD_LIBRARY_PATH=$nccl/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH=$nccl/lib${cublas:+:$cublas/lib:$cublas/lib64}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 # There is a GPU, so a test that finds none does not skip.
 export TD_NEED_GPU=1
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
@@ -193,10 +212,39 @@ else
 fi
 tell "" && sed 's/^# /## /; s/^## Matrices/### Matrices/; s/^## Attention/### Attention/; s/^## Prompts/### Prompts/' "$bench" >>"$report"
 tell "" && tell "## PyTorch beside it" && tell ""
-if timeout -k 10 120 python3 tests/gpu/torchrates.py >"$folder/log.txt" 2>&1; then
-    { echo "| what | rate |" && echo "|---|---:|" && cat "$folder/log.txt"; } | tee -a "$report"
-else
-    skipped=$((skipped + 1))
-    echo "skipped: PyTorch's rates: gpu: $(tail -n 1 "$folder/log.txt")"
-fi
+echo "| what | rate |" >"$folder/torch.md" && echo "|---|---:|" >>"$folder/torch.md"
+for script in torchrates torchdecode; do
+    if timeout -k 10 120 python3 tests/gpu/$script.py >"$folder/log.txt" 2>&1; then
+        grep '^|' "$folder/log.txt" | tee -a "$folder/torch.md"
+    else
+        skipped=$((skipped + 1))
+        echo "skipped: $script: gpu: $(tail -n 1 "$folder/log.txt")"
+    fi
+done
+cat "$folder/torch.md" >>"$report"
+
+# ---- memory and races ----
+
+# The op matrix once more under NVIDIA's checkers, as far as the time goes.
+tell "" && tell "## compute-sanitizer" && tell ""
+sanitizer=$(command -v compute-sanitizer || ls "$(dirname "$nvcc")/compute-sanitizer" 2>/dev/null)
+for tool in memcheck racecheck; do
+    if [ -z "$sanitizer" ]; then
+        skipped=$((skipped + 1))
+        echo "skipped: compute-sanitizer $tool: gpu: there is no compute-sanitizer"
+        continue
+    fi
+    timeout -k 10 90 "$sanitizer" --tool $tool --error-exitcode 3 "$folder/gpu/test_ops_cuda" >"$folder/$tool.txt" 2>&1
+    status=$?
+    if [ $status -eq 0 ]; then
+        passed=$((passed + 1))
+        tell "- ok: $tool finds nothing in the op matrix"
+    elif [ $status -eq 124 ] || grep -q 'Device not supported' "$folder/$tool.txt"; then
+        skipped=$((skipped + 1))
+        echo "skipped: compute-sanitizer $tool: gpu: $([ $status -eq 124 ] && echo "not done within 90 s" || echo "it does not support this machine")" | tee -a "$report"
+    else
+        failed=$((failed + 1))
+        echo "FAILED: compute-sanitizer $tool: $(grep -m 1 -E '=========  *(Invalid|Error|Race|Uninit)|=========' "$folder/$tool.txt")" | tee -a "$report"
+    fi
+done
 finish

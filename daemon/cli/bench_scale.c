@@ -262,6 +262,7 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     snprintf(a->text[a->n], ARG_BYTES, "%.9g", o->gpu_memory_utilization);
     add_text(a, "--gpu-memory-utilization", a->text[a->n]);
     add_text(a, "--cuda-graphs", td_options_word(o, &o->cuda_graphs));
+    add_text(a, "--exact", td_options_word(o, &o->exact));
     if (o->cuda_plugin)
         add_text(a, "--cuda-plugin", o->cuda_plugin);
     add_text(a, "--gpu-exchange", td_options_word(o, &o->gpu_exchange));

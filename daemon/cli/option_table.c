@@ -113,6 +113,12 @@ static const struct td_option table[] = {
      .help = "a step of up to 64 rows on a GPU is recorded as a graph, and begun by one call when "
              "its like "
              "comes again; not where ranks exchange through the host's memory inside of layers"},
+    {"exact", NULL, NULL, TD_OPTION_ENUM, AT(exact), GROUP | SCALE | TD_FOR_WORKER,
+     .values = switches, .preset = "on",
+     .help =
+         "on GPUs, as always on CPUs: the same bits alone and in every batch, on any number of "
+         "ranks, before and after a failure; off: NVIDIA's library (cuBLASLt) multiplies prompts "
+         "of 256 rows and more, in an order of its own"},
     {"cuda-plugin", NULL, NULL, TD_OPTION_STRING, AT(cuda_plugin), GROUP | SCALE | TD_FOR_WORKER,
      .metavar = "FILE", .preset_note = "libtensord_cuda.so beside the program or in its lib folder",
      .help = "the plug-in of --device cuda"},

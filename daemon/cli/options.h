@@ -135,6 +135,7 @@ struct td_options {
     int overlap;                                /* enum td_overlap_mode */
     const char *device;                         /* "cpu", "cuda", "cuda:N" */
     int cuda_graphs;                            /* 1: on */
+    int exact;                                  /* 1: on; a CPU always is */
     const char *cuda_plugin;                    /* NULL: the usual place */
     double gpu_memory_utilization;              /* share of what is free */
     int gpu_exchange;                           /* enum td_node_gpu_exchange */

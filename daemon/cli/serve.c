@@ -259,6 +259,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           gpu_share,
                           "--cuda-graphs",
                           td_options_word(o, &o->cuda_graphs),
+                          "--exact",
+                          td_options_word(o, &o->exact),
                           "--gpu-exchange",
                           td_options_word(o, &o->gpu_exchange),
                           "--cpu-isa",

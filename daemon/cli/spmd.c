@@ -35,6 +35,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
                                    .device = opts->device,
                                    .cuda_plugin = opts->cuda_plugin,
                                    .cuda_graphs = opts->cuda_graphs,
+                                   .exact = opts->exact,
                                    .gpu_share = opts->gpu_memory_utilization,
                                    .gpu_exchange = (enum td_node_gpu_exchange)opts->gpu_exchange,
                                    .nccl_plugin = opts->nccl_plugin,

@@ -5,6 +5,7 @@
 #include "daemon/log.h"
 #include "daemon/text/tokenizer.h"
 #include "kernels/base/clock.h"
+#include "kernels/cuda/formats.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,8 +26,11 @@ static enum td_status open_gpu(struct td_node *node, uint32_t local_rank, uint32
 {
     const struct td_node_params *p = &node->params;
     const char *number = strchr(p->device, ':');
-    struct td_kern_cuda_params params = {
-        .plugin = p->cuda_plugin, .graphs = p->cuda_graphs, .run = run_on_host, .user = node->kern};
+    struct td_kern_cuda_params params = {.plugin = p->cuda_plugin,
+                                         .graphs = p->cuda_graphs,
+                                         .run = run_on_host,
+                                         .user = node->kern,
+                                         .inexact_from = p->exact ? 0 : TD_CUDA_LIB_TOKENS};
     uint32_t n_devices = 1, n_sharing = local_size;
     enum td_status s;
 

@@ -42,6 +42,7 @@ struct td_node_params {
     const char *device;      /* "cpu", "cuda" or "cuda:N"; NULL: "cpu" */
     const char *cuda_plugin; /* as td_kern_cuda_params has it */
     bool cuda_graphs;
+    bool exact;       /* of a GPU: no library multiplies in an order of its own */
     double gpu_share; /* of a GPU's free memory that its ranks may use */
     enum td_node_gpu_exchange gpu_exchange;
     const char *nccl_plugin; /* as td_nccl_config has it */

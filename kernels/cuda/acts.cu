@@ -155,10 +155,10 @@ uint32_t td_cuda_acts_for(struct td_cuda_actset *set, const struct td_matrix *ma
     while (i < set->n && (set->item[i].form != form || !td_cuda_same_cut(set->item[i].m, m)))
         i++;
     if (i == set->n)
-        set->item[set->n++] = {
-            form,
-            m,
-            {NULL, NULL, NULL, m->view.tile, m->view.leaf_end, m->view.n_tiles, m->view.n_leaves}};
+        set->item[set->n++] = {form,
+                               m,
+                               {NULL, NULL, NULL, NULL, m->view.tile, m->view.leaf_end,
+                                m->view.n_tiles, m->view.n_leaves}};
     return i;
 }
 

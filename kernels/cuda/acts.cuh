@@ -7,9 +7,10 @@
 
 /* All tokens in one form and cut. */
 struct td_cuda_acts {
-    uint8_t *x;   /* [n x n_tiles x 32] F32, BF16 or F16 */
-    float *scale; /* F16: [n x n_leaves] what a leaf's sum is multiplied with; else NULL */
-    float *sums;  /* F16: [n x n_tiles] of each tile's columns */
+    uint8_t *x;        /* [n x n_tiles x 32] F32, BF16 or F16 */
+    float *scale;      /* F16: [n x n_leaves] what a leaf's sum is multiplied with; else NULL */
+    const float *flat; /* what all of that is; NULL: it differs */
+    float *sums;       /* F16: [n x n_tiles] of each tile's columns */
     const struct td_cuda_tile *tile; /* [n_tiles] */
     const uint32_t *leaf_end;        /* [n_leaves] in tiles */
     uint32_t n_tiles, n_leaves;

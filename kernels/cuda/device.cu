@@ -1,5 +1,5 @@
 /* The plug-in's table: devices, their memory and their errors. */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/libproducts.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +50,8 @@ void close_cuda(struct td_kern *kern)
     cudaFree(cuda->scratch.data);
     cudaFree(cuda->gates.data);
     cudaFree(cuda->rows.data);
+    cudaFree(cuda->unpacked.data);
+    td_cuda_lib_close(cuda);
     cudaStreamDestroy(cuda->stream);
     free(cuda);
 }
@@ -142,15 +144,18 @@ void run(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), 
 enum td_status sync_cuda(struct td_kern *kern, struct td_err *err)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
+    const char *in;
     cudaError_t e;
 
     td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
     e = cuda->failed;
+    in = cuda->failed_in ? cuda->failed_in : "";
     cuda->failed = cudaSuccess;
+    cuda->failed_in = NULL;
     if (e == cudaErrorMemoryAllocation)
         return td_err_set(err, TD_NO_MEMORY, "%s: %s", kern->name, cudaGetErrorString(e));
     return e == cudaSuccess ? TD_OK
-                            : td_err_set(err, TD_DEVICE, "%s: %s (%s)", kern->name,
+                            : td_err_set(err, TD_DEVICE, "%s: %s%s (%s)", kern->name, in,
                                          cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
@@ -245,10 +250,16 @@ enum td_status open(const struct td_kern_cuda_params *params, struct td_kern **k
     cuda->head.numerics = "cuda-1";
     cuda->head.n_threads = 1;
     s = begin(cuda, err);
-    if (s) {
+    if (!s && params->inexact_from) {
+        cuda->head.numerics = "cuda-1-inexact";
+        s = td_cuda_lib_open(cuda, err);
+        if (s)
+            close_cuda(&cuda->head);
+    } else if (s) {
         free(cuda);
-        return s;
     }
+    if (s)
+        return s;
     *kern = &cuda->head;
     return TD_OK;
 }

@@ -22,14 +22,19 @@ struct td_cuda_graph {
     uint64_t used; /* when, counted in uses; 0: never */
 };
 
+struct td_cuda_lib; /* NVIDIA's products (libproducts.cu) */
+
 struct td_cuda {
     struct td_kern head;
     struct td_kern_cuda_params p;
     cudaStream_t stream;
-    cudaError_t failed; /* the first failure since td_kern_sync told one */
+    cudaError_t failed;    /* the first failure since td_kern_sync told one */
+    const char *failed_in; /* "cuBLASLt: ", where it was; NULL: a call of ours */
     uint32_t n_sms;
     size_t most_shared; /* bytes a block may have */
     struct td_cuda_buffer scratch, gates, rows;
+    struct td_cuda_buffer unpacked; /* rows of a matrix in 16 bits, and what the library works in */
+    struct td_cuda_lib *lib;        /* NULL: everything is exact */
     struct td_cuda_graph graph[TD_CUDA_GRAPHS];
     struct td_cuda_graph *recording; /* NULL: what is enqueued is begun at once */
     uint64_t n_graph_uses;
@@ -39,7 +44,9 @@ struct td_cuda_matrix {
     struct td_matrix head;
     struct td_cuda_weights view;
     struct td_cuda_tile *tile; /* [view.n_tiles] the host's copy */
-    void *memory;              /* of the device: everything */
+    uint32_t part_tile[TD_KERN_MAX_PARTS +
+                       1]; /* part p has tiles part_tile[p] .. part_tile[p + 1] - 1 */
+    void *memory;          /* of the device: everything */
 };
 
 static inline struct td_cuda *td_cuda_of(struct td_kern *kern)

@@ -5,7 +5,10 @@
 enum {
     TD_TILE_ROWS = 16,
     TD_TILE_COLS = 32,
-    TD_CUDA_PARTIAL_BYTES = 64 << 20 /* most that attention keeps of runs of keys */
+    TD_CUDA_PARTIAL_BYTES = 64 << 20, /* most that attention keeps of runs of keys */
+    TD_CUDA_LIB_TOKENS = 256,         /* of a call that NVIDIA's library takes, if it may */
+    TD_CUDA_UNPACKED_BYTES =
+        128 << 20 /* that it needs: 4,096 rows of 14,336 columns, and 16 MiB to work in */
 };
 
 /* Calls X(type, form of its activations, tile_bytes, scale_bytes of a tile, super_tiles, super_bytes, halves, mins) for every type that

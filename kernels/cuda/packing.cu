@@ -239,6 +239,8 @@ enum td_status fill(struct td_cuda *cuda, struct td_cuda_matrix *m, const uint32
         return TD_NO_MEMORY;
     }
     (void)lay_out(m, (uint8_t *)m->memory);
+    for (uint32_t i = 1; i <= v->n_parts; i++)
+        m->part_tile[i] = leaf_end[v->part_begin[i] - 1];
     td_cuda_note(cuda, cudaMemsetAsync(m->memory, 0, m->head.bytes, cuda->stream));
     td_cuda_note(cuda, cudaMemcpyAsync((void *)v->tile, m->tile, v->n_tiles * sizeof *v->tile,
                                        cudaMemcpyDefault, cuda->stream));

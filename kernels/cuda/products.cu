@@ -1,7 +1,7 @@
 /* Linear steps of a few tokens: 16 or 32 rows of a matrix by 8 to 64 tokens are one block's. A leaf is summed by one warp, tile after
  * tile, on the tensor cores with F32 sums; leaves join in the fixed tree. So a result depends on its own token's row alone, and on
  * nothing of how leaves are dealt to ranks. */
-#include "kernels/cuda/products.cuh"
+#include "kernels/cuda/libproducts.cuh"
 
 namespace
 {
@@ -245,7 +245,8 @@ template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const stru
 
     for (uint32_t i = 0; i < all->n; i++)
         if (T == TD_F32 || all->product[i].gate.tiles ||
-            !td_cuda_multiply_many(cuda, T, &all->product[i]))
+            (!td_cuda_lib_multiply(cuda, T, &all->product[i]) &&
+             !td_cuda_multiply_many(cuda, T, &all->product[i])))
             few.product[few.n++] = all->product[i];
     if (few.n == 0)
         return;
@@ -272,9 +273,9 @@ void launch(struct td_cuda *cuda, enum td_dtype type, const struct batch *batch)
     }
 }
 
-const struct td_cuda_weights &view_of(const struct td_matrix *m)
+const struct td_cuda_matrix &mine(const struct td_matrix *m)
 {
-    return ((const struct td_cuda_matrix *)m)->view;
+    return *(const struct td_cuda_matrix *)m;
 }
 
 } // namespace
@@ -296,6 +297,8 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
             gate_act[i] = td_cuda_acts_for(&set, outs[i].gate);
     }
     s = td_cuda_acts_prepare(cuda, in, n, outs[0].m->n_cols, &set, err);
+    if (!s && td_cuda_lib_takes(cuda, n))
+        td_cuda_lib_flatten(cuda, &set, n);
     for (uint32_t i = 0; !s && i < n_outs; i++) {
         const struct td_kern_output *o = &outs[i];
         struct td_cuda_product *p;
@@ -306,17 +309,18 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
         }
         type = o->m->dtype;
         p = &batch.product[batch.n++];
-        *p = {view_of(o->m), {}, set.item[act_of[i]].acts, {}, NULL, o->out, n};
+        *p = {mine(o->m).view, {}, set.item[act_of[i]].acts, {}, NULL,
+              o->out,          n,  mine(o->m).part_tile};
         if (o->gate && n <= FUSED_TOKENS && o->gate->dtype == type) {
-            p->gate = view_of(o->gate);
+            p->gate = mine(o->gate).view;
             p->gate_acts = set.item[gate_act[i]].acts;
         } else if (o->gate) { /* by itself, before */
             s = td_cuda_reserve(cuda, &cuda->gates, (size_t)n * o->m->n_rows * sizeof(float), err);
             if (s)
                 break;
             p->gates = (float *)cuda->gates.data;
-            gate.product[0] = {view_of(o->gate),          {}, set.item[gate_act[i]].acts, {}, NULL,
-                               (float *)cuda->gates.data, n};
+            gate.product[0] = {mine(o->gate).view,        {}, set.item[gate_act[i]].acts, {}, NULL,
+                               (float *)cuda->gates.data, n,  mine(o->gate).part_tile};
             gate.n = 1;
             launch(cuda, o->gate->dtype, &gate);
             launch(cuda, type, &batch); /* before the next gate comes to the same place */

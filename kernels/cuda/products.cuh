@@ -12,6 +12,7 @@ struct td_cuda_product {
         *gates; /* [n x n_rows] the gate's product, where it was made before; NULL: it was not */
     float *out; /* [n_parts x n x n_rows] */
     uint32_t n;
+    const uint32_t *part_tile; /* the host's: of td_cuda_matrix */
 };
 
 /* A tile as one lane has it: rows g and g + 8, with their scales for each of its two products. */

@@ -71,6 +71,17 @@ def main():
 
             return test
 
+        def inexact():
+            ids = ",".join(str(i) for p in prompts for i in p["prompt_ids"] * 100).split(",")[:400]
+            ask = ("generate", "--model", TINY, "--prompt-ids", ",".join(ids), "--max-tokens", 4, "--ignore-eos", "--logprobs", 5)
+            on, off = (run(*ask, "--exact", word) for word in ("on", "off"))
+            assert on["logits_hash"] != off["logits_hash"], "the library has multiplied nothing"
+            for ours, theirs in zip(on["logprobs"], off["logprobs"]):
+                assert abs(ours["logprob"] - theirs["logprob"]) < 0.02, f"{theirs}, exact {ours}"
+            rates = [run("bench", TINY, "--cases", "prefill", "--prompt-tokens", 512, "--exact", word)["cases"]["prefill"]["best"] for word in
+                     ("on", "off")]
+            print(f"| prompt of the shipped model, exact or not | {rates[0]:.0f} tokens/s | {rates[1]:.0f} tokens/s |")
+
         def recorded():
             ask = ("generate", "--model", TINY, "--prompt-ids", "1,2,3", "--max-tokens", 100, "--ignore-eos")
             on, off = (run(*ask, "--cuda-graphs", word) for word in ("on", "off"))
@@ -82,6 +93,7 @@ def main():
         case("greedy ids of the shipped model are the reference's", reference)
         case("the same bits whatever the chunks and pages", chunks)
         case("the same bits from recorded steps", recorded)
+        case("without exactness nearly the same", inexact)
         for kind in ("bf16", "f16", "q8_0", "q4_0"):
             case(f"perplexity of {kind} is the CPU's", score(kind))
     sys.exit(failed > 0)

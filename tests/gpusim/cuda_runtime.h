@@ -59,6 +59,15 @@ extern struct gpusim_thread {
 /* Waits until all threads of the block that have not ended are here. */
 void __syncthreads(void);
 
+/* Threads change places nowhere inside of it. */
+static inline uint32_t atomicMax(uint32_t *at, uint32_t value)
+{
+    const uint32_t before = *at;
+
+    *at = before > value ? before : value;
+    return before;
+}
+
 /* ---- around kernels ---- */
 
 /* Does `call` on the stream, after what it was given before, or keeps it for the graph that is captured there. */

@@ -7,6 +7,7 @@
 #include "kernels/base/half.h"
 #include "kernels/quant/dequant.h"
 
+#include <dlfcn.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -17,17 +18,22 @@ static const enum td_dtype TYPES[] = {TD_F32,   TD_F16,  TD_BF16, TD_Q8_0, TD_Q4
 enum { N_TYPES = sizeof TYPES / sizeof TYPES[0] };
 
 static struct td_kern *cuda, *cpu;
+static bool inexact; /* two tokens and more are the library's */
 
 static int open_devices(void **state)
 {
     const struct td_kern_cpu_params host = {.n_threads = 1, .isa = "ref"};
     const char *plugin = getenv("TD_OPS_CUDA_PLUGIN");
-    const struct td_kern_cuda_params device = {.plugin = plugin ? plugin : CUDA_PLUGIN,
-                                               .graphs = true};
+    const struct td_kern_cuda_params device = {
+        .plugin = plugin ? plugin : CUDA_PLUGIN, .graphs = true, .inexact_from = inexact ? 2 : 0};
     struct td_err err;
     char text[512];
 
     (void)state;
+#ifdef CUBLASLT
+    if (!plugin) /* the device's own way to look for it finds it then */
+        assert_non_null(dlopen(CUBLASLT, RTLD_NOW));
+#endif
     if (td_kern_cuda_open(&device, &cuda, &err)) {
         print_message("%s\n", td_err_format(&err, text, sizeof text));
         return -1;
@@ -42,6 +48,14 @@ static int close_devices(void **state)
     td_kern_close(cuda);
     td_kern_close(cpu);
     return 0;
+}
+
+/* In the place of the exact one, and back. */
+static int swap_devices(void **state)
+{
+    close_devices(state);
+    inexact = !inexact;
+    return open_devices(state);
 }
 
 /* ---- memory ---- */
@@ -102,6 +116,8 @@ static void act_error(enum td_dtype dtype, double *own, double *of_max)
 {
     *own = dtype == TD_F32 ? 0 : dtype == TD_BF16 ? 0x1p-8 : 0x1p-11;
     *of_max = dtype == TD_F32 || dtype == TD_BF16 ? 0 : 0x1p-39;
+    if (inexact && dtype != TD_F32 && dtype != TD_F16 && dtype != TD_BF16)
+        *own += 0x1p-11; /* weights are rounded too */
 }
 
 /* `out` of one part of a cut against float64 of the stored weights. */
@@ -358,7 +374,7 @@ static void run_step(struct td_kern *kern, const struct td_kern_input *in, uint3
 /* A residual, a norm, a gate (of the same and of another type), two outputs, rows by number: as on the CPU. */
 static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
 {
-    enum { FEW = 5, N = 11, ROWS = 37, COLS = 512, STORED = 14 };
+    enum { FEW = 5, N = 11, ROWS = 38, COLS = 512, STORED = 14 };
     static const enum td_dtype pairs[][3] = {{TD_F32, TD_F32, TD_F32},
                                              {TD_BF16, TD_BF16, TD_F16},
                                              {TD_Q4_K, TD_Q4_K, TD_Q6_K},
@@ -421,6 +437,17 @@ static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
             drop(dx), drop(dadd), drop(dnorm), drop(dids);
             free(x), free(add), free(norm), free(x_after);
         }
+}
+
+static void test_cuda_inexact_products_are_float64_within_their_roundings(void **state)
+{
+    assert_string_equal(td_kern_numerics(cuda), "cuda-1-inexact");
+    test_cuda_linear_is_float64_within_its_roundings(state);
+}
+
+static void test_cuda_inexact_steps_are_those_of_the_cpu(void **state)
+{
+    test_cuda_linear_steps_are_those_of_the_cpu(state);
 }
 
 static void test_cuda_rows_are_the_stored_weights(void **state)
@@ -903,6 +930,11 @@ int main(void)
         cmocka_unit_test(test_cuda_blocks_go_out_and_come_back),
         cmocka_unit_test(test_cuda_recorded_operations_are_those_that_were_asked_for),
         cmocka_unit_test(test_cuda_says_what_is_missing),
+        cmocka_unit_test_setup_teardown(
+            test_cuda_inexact_products_are_float64_within_their_roundings, swap_devices,
+            swap_devices),
+        cmocka_unit_test_setup_teardown(test_cuda_inexact_steps_are_those_of_the_cpu, swap_devices,
+                                        swap_devices),
     };
 
     return cmocka_run_group_tests_name("cuda", tests, open_devices, close_devices);

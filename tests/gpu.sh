@@ -1,6 +1,7 @@
 #!/bin/bash
 # Everything that needs a GPU: builds tests/gpu with CUDA into build-gpu and runs it, all ranks on the GPUs that are there (one is
-# enough): the op matrix, the transport between GPUs, then the measurements. DIR/report.md has it all, section after section as they
+# enough): the op matrix, the transport between GPUs and the whole program (checks), then measurements: of kernels, of the program with an 8B
+# model, of PyTorch; last compute-sanitizer. DIR/report.md has it all, section after section as they
 # end. The last line is "N passed, N failed, N skipped"; the exit status is 1 when anything failed. Without a GPU everything is
 # skipped, by name. tests/README.md says what it needs.
 set -uo pipefail
@@ -14,13 +15,24 @@ failed=0
 skipped=0
 
 out=$folder
-if [ $# -eq 2 ] && [ "$1" = --out ]; then
+if [ "${1:-}" = --out ] && [ $# -ge 2 ]; then
     out=$2
-elif [ $# -gt 0 ]; then
-    echo "usage: tests/gpu.sh [--out DIR]   (NCCL_HOME, CUDACXX and CUDA_HOME say where NCCL and CUDA are when they are nowhere usual)"
-    [ "$1" = -h ] || [ "$1" = --help ] && exit 0
-    exit 2
+    shift 2
 fi
+parts=$*
+for part in $parts; do
+    case $part in
+    checks | kernels | program | torch | sanitizer) ;;
+    *)
+        echo "usage: tests/gpu.sh [--out DIR] [checks] [kernels] [program] [torch] [sanitizer]   (all of them; NCCL_HOME, CUDACXX and CUDA_HOME say where NCCL and CUDA are when they are nowhere usual)"
+        [ "$part" = -h ] || [ "$part" = --help ] && exit 0
+        exit 2
+        ;;
+    esac
+done
+wants() { # PART
+    [ -z "$parts" ] || [[ " $parts " == *" $1 "* ]]
+}
 report=$out/report.md
 mkdir -p "$out" && : >"$report" || exit 1
 
@@ -174,77 +186,112 @@ run() { # NAME  command...
     fi
 }
 
-tell "" && tell "## Checks" && tell ""
-run "the op matrix" "$folder/gpu/test_ops_cuda"
-for source in tests/gpu/test_*.c; do
-    name=$(basename "$source" .c)
-    for n in 1 2 3 4; do
-        if [ $has_mpi = yes ]; then
-            run "$name on $n ranks" mpirun -n $n "$folder/gpu/$name"
-        else
-            run "$name on $n ranks" "$folder/gpu/$name" $n
-        fi
+run_checks() {
+    local source name n mode
+    tell "" && tell "## Checks" && tell ""
+    run "the op matrix" "$folder/gpu/test_ops_cuda"
+    for source in tests/gpu/test_*.c; do
+        name=$(basename "$source" .c)
+        for n in 1 2 3 4; do
+            if [ $has_mpi = yes ]; then
+                run "$name on $n ranks" mpirun -n $n "$folder/gpu/$name"
+            else
+                run "$name on $n ranks" "$folder/gpu/$name" $n
+            fi
+        done
+        # Modes of their own: ranks that the test forks, since mpirun ends all when one dies.
+        read -ra modes < <(sed -nE 's/^\/\* modes: (.*) \*\/$/\1/p' "$source")
+        for mode in "${modes[@]}"; do
+            run "$name $mode" "$folder/gpu/$name" 2 "$mode"
+        done
     done
-    # Modes of their own: ranks that the test forks, since mpirun ends all when one dies.
-    read -ra modes < <(sed -nE 's/^\/\* modes: (.*) \*\/$/\1/p' "$source")
-    for mode in "${modes[@]}"; do
-        run "$name $mode" "$folder/gpu/$name" 2 "$mode"
-    done
-done
 
-# The program comes with the libraries that are missing here (tests/gpu/carry.sh).
-if [ -x build/carry/tensord ]; then
-    run "the whole path" python3 tests/gpu/whole.py "$root/build/carry/tensord" "$folder/libtensord_cuda.so"
-    grep '^|' "$folder/log.txt" >>"$report"
-else
-    skipped=$((skipped + 1))
-    echo "skipped: the whole path: gpu: there is no build/carry: tests/gpu/carry.sh makes it where the program is built"
-fi
+    # The program comes with the libraries that are missing here (tests/gpu/carry.sh).
+    if [ -x build/carry/tensord ]; then
+        run "the whole path" python3 tests/gpu/whole.py "$root/build/carry/tensord" "$folder/libtensord_cuda.so"
+        grep '^|' "$folder/log.txt" >>"$report"
+    else
+        skipped=$((skipped + 1))
+        echo "skipped: the whole path: gpu: there is no build/carry: tests/gpu/carry.sh makes it where the program is built"
+    fi
+}
 
 # ---- measuring ----
 
 bench=$folder/bench.md
-if timeout -k 10 240 "$folder/gpu/bench_kern" "$folder/libtensord_cuda.so" 2>&1 | tee "$bench" | grep -v '^FAILED'; [ "${PIPESTATUS[0]}" -eq 0 ]; then
-    passed=$((passed + 1))
-else
-    failed=$((failed + 1))
-    echo "FAILED: bench_kern: $(grep -m 1 '^FAILED' "$bench" || echo "it did not end in order")"
-fi
-tell "" && sed 's/^# /## /; s/^## Matrices/### Matrices/; s/^## Attention/### Attention/; s/^## Prompts/### Prompts/' "$bench" >>"$report"
-tell "" && tell "## PyTorch beside it" && tell ""
-echo "| what | rate |" >"$folder/torch.md" && echo "|---|---:|" >>"$folder/torch.md"
-for script in torchrates torchdecode; do
-    if timeout -k 10 120 python3 tests/gpu/$script.py >"$folder/log.txt" 2>&1; then
-        grep '^|' "$folder/log.txt" | tee -a "$folder/torch.md"
+run_kernels() {
+    if timeout -k 10 200 "$folder/gpu/bench_kern" "$folder/libtensord_cuda.so" 2>&1 | tee "$bench" | grep -v '^FAILED'; [ "${PIPESTATUS[0]}" -eq 0 ]; then
+        passed=$((passed + 1))
     else
-        skipped=$((skipped + 1))
-        echo "skipped: $script: gpu: $(tail -n 1 "$folder/log.txt")"
+        failed=$((failed + 1))
+        echo "FAILED: bench_kern: $(grep -m 1 '^FAILED' "$bench" || echo "it did not end in order")"
     fi
-done
-cat "$folder/torch.md" >>"$report"
+    tell "" && sed 's/^## /### /; s/^# /## /' "$bench" >>"$report"
+}
+
+# What a script prints as Markdown, also where it is stopped on its way.
+run_script() { # NAME  SECONDS  TITLE  command...
+    local name=$1 seconds=$2 title=$3 status
+    shift 3
+    timeout -k 10 "$seconds" "$@" >"$folder/$name.md" 2>"$folder/log.txt" </dev/null
+    status=$?
+    tell "" && tell "## $title" && tell "" && tee -a "$report" <"$folder/$name.md"
+    if [ $status -eq 124 ]; then
+        skipped=$((skipped + 1))
+        echo "skipped: $name: gpu: not done within $seconds s" | tee -a "$report"
+    elif [ $status -ne 0 ]; then
+        skipped=$((skipped + 1))
+        echo "skipped: $name: gpu: $(tail -n 1 "$folder/log.txt")" | tee -a "$report"
+    fi
+}
+
+run_program() {
+    local copy free
+    copy=$(sed -nE 's/.*reads and writes ([0-9]+) GB\/s.*/\1/p' "$bench" 2>/dev/null | head -n 1)
+    free=$(df --output=avail -k "$folder" | tail -n 1)
+    if [ ! -x build/carry/tensord ] || [ "$free" -lt 18000000 ]; then
+        skipped=$((skipped + 1))
+        echo "skipped: an 8B model: gpu: there is no build/carry, or no 18 GB for it in $folder"
+        return
+    fi
+    run_script wholebench 220 "An 8B Llama of random weights" python3 tests/gpu/wholebench.py "$root/build/carry/tensord" \
+        "$folder/libtensord_cuda.so" "$folder" "${copy:-4000}"
+}
 
 # ---- memory and races ----
 
 # The op matrix once more under NVIDIA's checkers, as far as the time goes.
-tell "" && tell "## compute-sanitizer" && tell ""
-sanitizer=$(command -v compute-sanitizer || ls "$(dirname "$nvcc")/compute-sanitizer" 2>/dev/null)
-for tool in memcheck racecheck; do
-    if [ -z "$sanitizer" ]; then
-        skipped=$((skipped + 1))
-        echo "skipped: compute-sanitizer $tool: gpu: there is no compute-sanitizer"
-        continue
-    fi
-    timeout -k 10 90 "$sanitizer" --tool $tool --error-exitcode 3 "$folder/gpu/test_ops_cuda" >"$folder/$tool.txt" 2>&1
-    status=$?
-    if [ $status -eq 0 ]; then
-        passed=$((passed + 1))
-        tell "- ok: $tool finds nothing in the op matrix"
-    elif [ $status -eq 124 ] || grep -q 'Device not supported' "$folder/$tool.txt"; then
-        skipped=$((skipped + 1))
-        echo "skipped: compute-sanitizer $tool: gpu: $([ $status -eq 124 ] && echo "not done within 90 s" || echo "it does not support this machine")" | tee -a "$report"
-    else
-        failed=$((failed + 1))
-        echo "FAILED: compute-sanitizer $tool: $(grep -m 1 -E '=========  *(Invalid|Error|Race|Uninit)|=========' "$folder/$tool.txt")" | tee -a "$report"
-    fi
-done
+run_sanitizer() {
+    local sanitizer tool status
+    tell "" && tell "## compute-sanitizer" && tell ""
+    sanitizer=$(command -v compute-sanitizer || ls "$(dirname "$nvcc")/compute-sanitizer" 2>/dev/null)
+    for tool in memcheck racecheck; do
+        if [ -z "$sanitizer" ]; then
+            skipped=$((skipped + 1))
+            echo "skipped: compute-sanitizer $tool: gpu: there is no compute-sanitizer"
+            continue
+        fi
+        timeout -k 10 90 "$sanitizer" --tool $tool --error-exitcode 3 "$folder/gpu/test_ops_cuda" >"$folder/$tool.txt" 2>&1
+        status=$?
+        if [ $status -eq 0 ]; then
+            passed=$((passed + 1))
+            tell "- ok: $tool finds nothing in the op matrix"
+        elif [ $status -eq 124 ] || grep -q 'Device not supported' "$folder/$tool.txt"; then
+            skipped=$((skipped + 1))
+            echo "skipped: compute-sanitizer $tool: gpu: $([ $status -eq 124 ] && echo "not done within 90 s" || echo "it does not support this machine")" | tee -a "$report"
+        else
+            failed=$((failed + 1))
+            echo "FAILED: compute-sanitizer $tool: $(grep -m 1 -E '=========  *(Invalid|Error|Race|Uninit)|=========' "$folder/$tool.txt")" | tee -a "$report"
+        fi
+    done
+}
+
+wants checks && run_checks
+wants kernels && run_kernels
+wants program && run_program
+if wants torch; then
+    run_script torchrates 60 "PyTorch: rates" python3 tests/gpu/torchrates.py
+    run_script torchdecode 120 "PyTorch: decode" python3 tests/gpu/torchdecode.py
+fi
+wants sanitizer && run_sanitizer
 finish

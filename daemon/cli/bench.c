@@ -12,8 +12,6 @@
 
 static const double STEADY = 0.2; /* two probes side by side may differ by this part */
 
-enum { FILL_TOKENS = 32 };
-
 static const char *const names[TD_BENCH_N_CASES] = {"decode", "prefill", "batch",
                                                     "depth",  "load",    "first"};
 
@@ -94,7 +92,8 @@ static enum td_status size_run(struct td_bench *b, struct td_options *opts)
     s = fit(b, "prompt-tokens", &b->opts->prompt_tokens, limit, &b->n_prompt);
     if (!s && b->result[TD_BENCH_DEPTH].asked)
         s = fit(b, "depth", &b->opts->depth, limit, &b->n_depth);
-    b->n_fill = b->n_prompt < FILL_TOKENS ? b->n_prompt : FILL_TOKENS;
+    if (!s && b->result[TD_BENCH_BATCH].asked)
+        s = fit(b, "batch-depth", &b->opts->batch_depth, limit, &b->n_fill);
     if (!s && b->result[TD_BENCH_BATCH].asked && opts->batch > opts->max_num_batched_tokens)
         s = td_err_set(b->err, TD_INVALID,
                        "--batch %lld is one step: expected at most --max-num-batched-tokens %lld",

@@ -419,6 +419,10 @@ static const struct td_option table[] = {
      .help = "decode steps of a repetition: tokens after the prompt, per sequence of a batch"},
     {"batch", NULL, NULL, TD_OPTION_INT, AT(batch), SPEED, .metavar = "N", .min = 1, .max = 65536,
      .preset = "16", .help = "sequences of the batched decode"},
+    {"batch-depth", NULL, NULL, TD_OPTION_INT, AT(batch_depth), TD_FOR_BENCH, .metavar = "N",
+     .min = 1, .max = 1 << 24, .preset = "32",
+     .help =
+         "tokens that stand before the decode of each sequence of the batch, run as prompts once"},
     {"depth", NULL, NULL, TD_OPTION_INT, AT(depth), SPEED | SCALE, .metavar = "N", .min = 1,
      .max = 1 << 24, .preset = "4096", SWEEP(depth, 0),
      .help = "tokens that stand before the decode at a depth; bench runs them as a prompt once; of "

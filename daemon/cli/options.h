@@ -240,6 +240,7 @@ struct td_options {
     int64_t prompt_tokens;
     int64_t gen_tokens;
     int64_t batch;
+    int64_t batch_depth;
     int64_t depth;
     bool predict;
     const char *cluster;

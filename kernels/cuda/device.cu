@@ -49,7 +49,7 @@ void close_cuda(struct td_kern *kern)
     td_cuda_graphs_drop(cuda);
     cudaFree(cuda->scratch.data);
     cudaFree(cuda->gates.data);
-    cudaFree(cuda->rows.data);
+    td_cuda_bays_close(cuda);
     cudaFree(cuda->unpacked.data);
     td_cuda_lib_close(cuda);
     cudaStreamDestroy(cuda->stream);
@@ -148,6 +148,7 @@ enum td_status sync_cuda(struct td_kern *kern, struct td_err *err)
     cudaError_t e;
 
     td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
+    td_cuda_bays_close(cuda); /* whoever waits has packed all there is */
     e = cuda->failed;
     in = cuda->failed_in ? cuda->failed_in : "";
     cuda->failed = cudaSuccess;

@@ -13,7 +13,15 @@ struct td_cuda_buffer {
     size_t bytes;
 };
 
-enum { TD_CUDA_GRAPHS = 64 };
+/* Rows of a file on their way to the device: in memory that it reads by itself, then its own. */
+struct td_cuda_bay {
+    uint8_t *host;
+    size_t host_bytes;
+    struct td_cuda_buffer rows;
+    cudaEvent_t packed; /* when nobody reads them any more; NULL: the bay is not open */
+};
+
+enum { TD_CUDA_GRAPHS = 64, TD_CUDA_BAYS = 2 };
 
 /* Operations under one key; `exec` is NULL until they come a second time. */
 struct td_cuda_graph {
@@ -32,7 +40,10 @@ struct td_cuda {
     const char *failed_in; /* "cuBLASLt: ", where it was; NULL: a call of ours */
     uint32_t n_sms;
     size_t most_shared; /* bytes a block may have */
-    struct td_cuda_buffer scratch, gates, rows;
+    struct td_cuda_buffer scratch, gates;
+    struct td_cuda_bay bay
+        [TD_CUDA_BAYS]; /* by turns, so that the host fills one while the device empties the other */
+    uint32_t n_packed;
     struct td_cuda_buffer unpacked; /* rows of a matrix in 16 bits, and what the library works in */
     struct td_cuda_lib *lib;        /* NULL: everything is exact */
     struct td_cuda_graph graph[TD_CUDA_GRAPHS];
@@ -91,6 +102,9 @@ static void td_cuda_launch(struct td_cuda *cuda, void (*kernel)(P...), dim3 grid
                  cudaLaunchKernel((const void *)kernel, grid, block, at, shared, cuda->stream));
 #endif
 }
+
+/* Gives the bays back, until the next matrix is packed. */
+void td_cuda_bays_close(struct td_cuda *cuda);
 
 /* No graph names memory that is about to go. */
 void td_cuda_graphs_drop(struct td_cuda *cuda);

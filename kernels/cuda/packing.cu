@@ -317,6 +317,65 @@ bool td_cuda_same_cut(const struct td_cuda_matrix *a, const struct td_cuda_matri
                   a->head.n_leaves * sizeof *a->head.leaf_end) == 0;
 }
 
+/* ---- on the way ---- */
+
+namespace
+{
+
+enum { HANDS = 16 }; /* that fill a bay */
+
+struct filling {
+    uint8_t *to;
+    const uint8_t *from;
+    size_t pitch, stride, row_bytes;
+    uint32_t n_rows;
+};
+
+void fill_some(void *arg, uint32_t i)
+{
+    const struct filling *f = (const struct filling *)arg;
+
+    for (uint32_t r = (uint32_t)((uint64_t)f->n_rows * i / HANDS);
+         r < (uint64_t)f->n_rows * (i + 1) / HANDS; r++)
+        memcpy(f->to + r * f->pitch, f->from + r * f->stride, f->row_bytes);
+}
+
+/* The bay whose turn it is, once it is empty, with room for so many bytes. NULL: no memory. */
+struct td_cuda_bay *next_bay(struct td_cuda *cuda, size_t bytes)
+{
+    struct td_cuda_bay *bay = &cuda->bay[cuda->n_packed++ % TD_CUDA_BAYS];
+
+    if (!bay->packed) {
+        if (cudaEventCreateWithFlags(&bay->packed, cudaEventDisableTiming) != cudaSuccess)
+            return NULL;
+    } else {
+        td_cuda_note(cuda, cudaEventSynchronize(bay->packed));
+    }
+    if (bytes > bay->host_bytes) {
+        td_cuda_note(cuda, cudaFreeHost(bay->host));
+        bay->host = NULL;
+        bay->host_bytes = 0;
+        if (cudaMallocHost((void **)&bay->host, bytes) != cudaSuccess)
+            return NULL;
+        bay->host_bytes = bytes;
+    }
+    return td_cuda_reserve(cuda, &bay->rows, bytes, NULL) ? NULL : bay;
+}
+
+} // namespace
+
+void td_cuda_bays_close(struct td_cuda *cuda)
+{
+    for (struct td_cuda_bay &bay : cuda->bay) {
+        if (!bay.packed)
+            continue;
+        td_cuda_note(cuda, cudaEventDestroy(bay.packed));
+        td_cuda_note(cuda, cudaFreeHost(bay.host));
+        td_cuda_note(cuda, cudaFree(bay.rows.data));
+        bay = {};
+    }
+}
+
 void td_cuda_matrix_pack(struct td_kern *kern, struct td_matrix *matrix, uint32_t row0,
                          uint32_t n_rows, const void *src, size_t stride_bytes, const float *scales)
 {
@@ -328,18 +387,22 @@ void td_cuda_matrix_pack(struct td_kern *kern, struct td_matrix *matrix, uint32_
     const dim3 blocks((uint32_t)((items + THREADS / 32 - 1) / (THREADS / 32)));
     struct file_rows rows = {NULL, pitch, NULL, (matrix->n_cols + 127) / 128, row0, n_rows};
     const size_t scale_bytes = scales ? (size_t)n_rows * rows.per_row * sizeof *scales : 0;
+    struct td_cuda_bay *bay = next_bay(cuda, data_bytes + scale_bytes);
+    struct filling f;
 
-    if (td_cuda_reserve(cuda, &cuda->rows, data_bytes + scale_bytes, NULL)) {
+    if (!bay) {
+        (void)cudaGetLastError();
         td_cuda_note(cuda, cudaErrorMemoryAllocation);
         return;
     }
-    rows.data = cuda->rows.data;
-    rows.scales = (const float *)(cuda->rows.data + data_bytes);
-    td_cuda_note(cuda, cudaMemcpy2DAsync(cuda->rows.data, pitch, src, stride_bytes, row_bytes,
-                                         n_rows, cudaMemcpyDefault, cuda->stream));
+    f = {bay->host, (const uint8_t *)src, pitch, stride_bytes, row_bytes, n_rows};
+    kern->ops->run(kern, HANDS, fill_some, &f);
     if (scales)
-        td_cuda_note(cuda, cudaMemcpyAsync((void *)rows.scales, scales, scale_bytes,
-                                           cudaMemcpyDefault, cuda->stream));
+        memcpy(bay->host + data_bytes, scales, scale_bytes);
+    rows.data = bay->rows.data;
+    rows.scales = (const float *)(bay->rows.data + data_bytes);
+    td_cuda_note(cuda, cudaMemcpyAsync(bay->rows.data, bay->host, data_bytes + scale_bytes,
+                                       cudaMemcpyDefault, cuda->stream));
     switch (matrix->dtype) {
 #define CASE(T, ...)                                                                               \
     case T:                                                                                        \
@@ -350,4 +413,5 @@ void td_cuda_matrix_pack(struct td_kern *kern, struct td_matrix *matrix, uint32_
     default:
         break;
     }
+    td_cuda_note(cuda, cudaEventRecord(bay->packed, cuda->stream));
 }

@@ -36,4 +36,5 @@ for _ in range(2):
     seconds(MANY)  # compiles, and records
 each = min((seconds(MANY) - seconds(FEW)) / (MANY - FEW) for _ in range(3))
 weights = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n) * 2
+print("| what | rate |\n|---|---:|")
 print(f"| transformers, static cache, compiled: decode of an 8B Llama in BF16 | {1 / each:.1f} tokens/s, {weights / each * 1e-9:.0f} GB/s of weights |")

@@ -28,6 +28,7 @@ def best_of(once, repeat):
 
 big = torch.empty(1 << 29, dtype=torch.bfloat16, device="cuda")
 to = torch.empty_like(big)
+print("| what | rate |\n|---|---:|")
 print(f"| copying, read and written | {2 * big.nbytes / best_of(lambda: to.copy_(big), 8) * 1e-9:.0f} GB/s |")
 del big, to
 for n in (512, 2048, 8192):

@@ -295,6 +295,13 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
     return !event->reached || *event->reached ? cudaSuccess : cudaErrorNotReady;
 }
 
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    while (cudaEventQuery(event) == cudaErrorNotReady)
+        std::this_thread::yield();
+    return cudaSuccess;
+}
+
 /* ---- graphs ---- */
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)

@@ -1,0 +1,82 @@
+"""Writes a GGUF file of a Llama with random weights, for measuring where no model is at hand: small numbers of both signs, as quickly as the
+disk takes them. It has no tokenizer.
+
+    python3 tests/gpu/randmodel.py OUT TYPE [LAYERS]
+
+TYPE is one of bf16, f16, q8_0, q4_0, q4_k, q5_k, q6_k, mxfp4; the shape is that of an 8B Llama 3 of LAYERS (32) layers."""
+
+import os
+import struct
+import sys
+
+D, FF, HEADS, KV_HEADS, DIM, VOCAB, CONTEXT = 4096, 14336, 32, 8, 128, 128256, 8192
+# Of a block: GGUF's number, weights, bytes, and what is fixed in them: 16-bit scales of about 2^-12, their exponents where all are floats.
+SMALL = b"\x00\x0c"
+TYPES = {
+    "f16": (1, 1, 2, {}),
+    "bf16": (30, 1, 2, {}),
+    "q4_0": (2, 32, 18, {0: SMALL}),
+    "q8_0": (8, 32, 34, {0: b"\x00\x08"}),
+    "q4_k": (12, 256, 144, {0: b"\x00\x04", 2: b"\x00\x08"}),
+    "q5_k": (13, 256, 176, {0: b"\x00\x02", 2: b"\x00\x08"}),
+    "q6_k": (14, 256, 210, {208: b"\x10\x00"}),
+    "mxfp4": (39, 32, 17, {0: b"\x79"}),
+}
+F32 = 0
+
+
+def text(s):
+    return struct.pack("<Q", len(s)) + s.encode()
+
+
+def random_blocks(kind, n_bytes):
+    """At least so many bytes of whole blocks."""
+    _, _, size, fixed = TYPES[kind]
+    n = (n_bytes + size - 1) // size
+    data = bytearray(os.urandom(n * size))
+    if kind in ("f16", "bf16"):  # sign and last bits are random, the exponent is not
+        high = {"f16": 0x20, "bf16": 0x3C}[kind]
+        data[1::2] = bytes(data[1::2]).translate(bytes(b & 0x80 | high | b & 1 for b in range(256)))
+    for at, value in fixed.items():
+        for i, byte in enumerate(value):
+            data[at + i :: size] = bytes([byte]) * n
+    return bytes(data)
+
+
+def main():
+    out, kind, layers = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 32
+    number, weights, size, _ = TYPES[kind]
+    matrix = lambda name, rows, cols: (name, (cols, rows), number, rows * cols // weights * size)
+    norm = lambda name: (name, (D,), F32, D * 4)
+    tensors = [matrix("token_embd.weight", VOCAB, D), norm("output_norm.weight"), matrix("output.weight", VOCAB, D)]
+    for i in range(layers):
+        b = f"blk.{i}."
+        tensors += [norm(b + "attn_norm.weight"), matrix(b + "attn_q.weight", HEADS * DIM, D), matrix(b + "attn_k.weight", KV_HEADS * DIM, D),
+                    matrix(b + "attn_v.weight", KV_HEADS * DIM, D), matrix(b + "attn_output.weight", D, HEADS * DIM),
+                    norm(b + "ffn_norm.weight"), matrix(b + "ffn_gate.weight", FF, D), matrix(b + "ffn_up.weight", FF, D),
+                    matrix(b + "ffn_down.weight", D, FF)]
+    facts = {"block_count": layers, "context_length": CONTEXT, "embedding_length": D, "feed_forward_length": FF, "attention.head_count": HEADS,
+             "attention.head_count_kv": KV_HEADS, "rope.dimension_count": DIM, "vocab_size": VOCAB}
+    floats = {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 500000.0}
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1 + len(facts) + len(floats))
+    head += text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    for name, value in facts.items():
+        head += text("llama." + name) + struct.pack("<II", 4, value)
+    for name, value in floats.items():
+        head += text("llama." + name) + struct.pack("<If", 6, value)
+    at = 0
+    for name, shape, of, n_bytes in tensors:
+        head += text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", of, at)
+        at += (n_bytes + 31) // 32 * 32
+    blocks = random_blocks(kind, 32 << 20)
+    ones = struct.pack("<f", 1.0) * D
+    with open(out, "wb", buffering=0) as f:
+        f.write(head + bytes(-len(head) % 32))
+        for name, shape, of, n_bytes in tensors:
+            data = ones if of == F32 else blocks
+            for begin in range(0, n_bytes, len(data)):
+                f.write(data[: min(len(data), n_bytes - begin)])
+            f.write(bytes(-n_bytes % 32))
+
+
+main()

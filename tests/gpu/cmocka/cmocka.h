@@ -12,9 +12,17 @@
 struct CMUnitTest {
     const char *name;
     void (*run)(void **state);
+    int (*setup)(void **state), (*teardown)(void **state);
 };
 
-#define cmocka_unit_test(test) ((struct CMUnitTest){#test, test})
+#define cmocka_unit_test(test)                                                                     \
+    {                                                                                              \
+#test, test, NULL, NULL                                                                    \
+    }
+#define cmocka_unit_test_setup_teardown(test, setup, teardown)                                     \
+    {                                                                                              \
+#test, test, setup, teardown                                                               \
+    }
 #define print_message(...) printf(__VA_ARGS__)
 #define fail_msg(...)                                                                              \
     do {                                                                                           \
@@ -38,6 +46,7 @@ struct CMUnitTest {
         if (td_a != td_b)                                                                          \
             fail_msg("%s is %lld, expected %lld", #a, td_a, td_b);                                 \
     } while (0)
+#define assert_string_equal(a, b) assert_true(strcmp(a, b) == 0)
 #define assert_memory_equal(a, b, n) assert_true(memcmp(a, b, n) == 0)
 #define skip() _exit(77)
 
@@ -57,7 +66,11 @@ static inline int td_cmocka_run(const struct CMUnitTest *tests, size_t n, int (*
 
             if (setup && setup(&state))
                 fail_msg("setting up failed");
+            if (tests[i].setup && tests[i].setup(&state))
+                fail_msg("setting up failed");
             tests[i].run(&state);
+            if (tests[i].teardown && tests[i].teardown(&state))
+                fail_msg("tearing down failed");
             if (teardown && teardown(&state))
                 fail_msg("tearing down failed");
             fflush(stdout);

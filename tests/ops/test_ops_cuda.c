@@ -56,7 +56,11 @@ static int swap_devices(void **state)
 {
     close_devices(state);
     inexact = !inexact;
-    return open_devices(state) && !(inexact && getenv("TD_OPS_CUDA_PLUGIN")) ? -1 : 0;
+#ifndef CUBLASLT /* a machine with a GPU may have none */
+    if (inexact)
+        return open_devices(state), 0;
+#endif
+    return open_devices(state);
 }
 
 /* ---- memory ---- */
@@ -440,7 +444,6 @@ static void test_cuda_linear_steps_are_those_of_the_cpu(void **state)
         }
 }
 
-/* A machine with a GPU may have no cuBLASLt. */
 static void need_library(void)
 {
     if (cuda)

@@ -245,11 +245,12 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
                     return cudaErrorLaunchFailure;
                 }
             }
-    for (size_t i = shared_bytes; i < SHARED_BYTES; i++)
-        if (shared[i] != 0x5c) {
-            fprintf(stderr, "gpusim: a block of %zu bytes of shared memory wrote behind them\n",
-                    shared_bytes);
-            return cudaErrorLaunchFailure;
-        }
+    if (shared_bytes < SHARED_BYTES &&
+        (shared[shared_bytes] != 0x5c || memcmp(shared + shared_bytes, shared + shared_bytes + 1,
+                                                SHARED_BYTES - shared_bytes - 1) != 0)) {
+        fprintf(stderr, "gpusim: a block of %zu bytes of shared memory wrote behind them\n",
+                shared_bytes);
+        return cudaErrorLaunchFailure;
+    }
     return cudaSuccess;
 }

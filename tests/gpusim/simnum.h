@@ -69,25 +69,36 @@ static inline uint32_t td_num_bytes(uint32_t a, uint32_t b, uint32_t selector)
 
 /* Lane 4g + t holds A rows g, g + 8 and columns 2t, 2t + 1 (a[0], a[1]) and 8 more (a[2], a[3]); B of column g and rows 2t, 2t + 1 (b[0])
  * and 8 more (b[1]); C of rows g (c[0], c[1]) and g + 8, columns 2t, 2t + 1. */
-static inline void gpusim_mma(float c[4], const uint32_t a[4], const uint32_t b[2],
-                              float (*value)(uint16_t))
+template <float (*VALUE)(uint16_t)>
+static inline void gpusim_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     const uint32_t lane = gpusim_thread.x % 32, g = lane / 4, t = lane % 4;
+    double row[2][16], column[2][16]; /* that this lane's four sums need */
 
     gpusim_warp_put(mine, 6);
+    for (uint32_t from = 0; from < 4; from++) {
+        const uint32_t *of_a = gpusim_warp_of(4 * g + from);
+
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t *of_b = gpusim_warp_of(4 * (2 * t + i) + from);
+
+            for (uint32_t half = 0; half < 2; half++) {
+                const uint32_t k = 8 * half + 2 * from, wa = of_a[2 * half + i],
+                               wb = of_b[4 + half];
+
+                row[i][k] = (double)VALUE((uint16_t)wa);
+                row[i][k + 1] = (double)VALUE((uint16_t)(wa >> 16));
+                column[i][k] = (double)VALUE((uint16_t)wb);
+                column[i][k + 1] = (double)VALUE((uint16_t)(wb >> 16));
+            }
+        }
+    }
     for (uint32_t i = 0; i < 4; i++) {
-        const uint32_t low = i / 2, column = 2 * t + i % 2; /* row g + 8 * low */
         double sum = (double)c[i];
 
-        for (uint32_t k = 0; k < 16; k++) {
-            const uint32_t *of_a = gpusim_warp_of(4 * g + k % 8 / 2);
-            const uint32_t *of_b = gpusim_warp_of(4 * column + k % 8 / 2);
-            const uint32_t wa = of_a[k / 8 * 2 + low], wb = of_b[4 + k / 8];
-
-            sum += (double)value((uint16_t)(k % 2 ? wa >> 16 : wa)) *
-                   (double)value((uint16_t)(k % 2 ? wb >> 16 : wb));
-        }
+        for (uint32_t k = 0; k < 16; k++)
+            sum += row[i / 2][k] * column[i % 2][k];
         c[i] = (float)sum;
     }
     gpusim_warp_done();
@@ -95,12 +106,12 @@ static inline void gpusim_mma(float c[4], const uint32_t a[4], const uint32_t b[
 
 static inline void td_num_mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
-    gpusim_mma(c, a, b, td_f16_to_f32);
+    gpusim_mma<td_f16_to_f32>(c, a, b);
 }
 
 static inline void td_num_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
-    gpusim_mma(c, a, b, td_bf16_to_f32);
+    gpusim_mma<td_bf16_to_f32>(c, a, b);
 }
 
 static inline void td_num_transposed(const uint16_t *row, uint32_t b[2])

@@ -39,7 +39,8 @@ cudaError_t launch(void (*kernel)(struct td_treestack, float *, size_t), unsigne
                    struct td_treestack join, float *out, size_t n_floats, cudaStream_t stream)
 {
 #ifdef TD_GPUSIM
-    return gpusim_launch(stream, kernel, dim3(n_blocks), dim3(THREADS), 0, join, out, n_floats);
+    return gpusim_launch(stream, kernel, dim3(n_blocks), dim3(THREADS), 0, false, join, out,
+                         n_floats);
 #else
     void *args[] = {&join, &out, &n_floats};
 

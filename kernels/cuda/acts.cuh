@@ -10,7 +10,7 @@ struct td_cuda_acts {
     uint8_t *x;        /* [n x n_tiles x 32] F32, BF16 or F16 */
     float *scale;      /* F16: [n x n_leaves] what a leaf's sum is multiplied with; else NULL */
     const float *flat; /* what all of that is; NULL: it differs */
-    float *sums;       /* F16: [n x n_tiles] of each tile's columns */
+    float *sums; /* [n x n_tiles] of each tile's columns, times 2^-24; NULL: no type has minima */
     const struct td_cuda_tile *tile; /* [n_tiles] */
     const uint32_t *leaf_end;        /* [n_leaves] in tiles */
     uint32_t n_tiles, n_leaves;
@@ -21,6 +21,7 @@ struct td_cuda_actset {
     struct {
         enum td_cuda_act form;
         const struct td_cuda_matrix *m; /* whose cut it is */
+        bool mins;                      /* a matrix wants the sums */
         struct td_cuda_acts acts;
     } item[2 * TD_KERN_MAX_OUTPUTS];
     uint32_t n;

@@ -62,6 +62,7 @@ __device__ void load_chunk(const struct td_attend_job &job, const uint32_t *bloc
 
 __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct td_attend_job job)
 {
+    td_num_await_earlier();
     const uint32_t dim = job.kv.head_dim, row = blockIdx.x, run = blockIdx.z;
     const struct td_attend_span span = job.span[blockIdx.y];
     const uint32_t n_keys = job.rows.positions[row] + 1;
@@ -154,6 +155,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
 __global__ void __launch_bounds__(THREADS)
     join_runs(const __grid_constant__ struct td_attend_job job)
 {
+    td_num_await_earlier();
     const uint32_t dim = job.kv.head_dim, row = blockIdx.x, head = blockIdx.y;
     const uint32_t n_chunks = job.rows.positions[row] / KEYS + 1;
     const uint32_t n_runs = (n_chunks + job.run - 1) / job.run;

@@ -40,6 +40,7 @@ struct td_cuda {
     const char *failed_in; /* "cuBLASLt: ", where it was; NULL: a call of ours */
     uint32_t n_sms;
     size_t most_shared; /* bytes a block may have */
+    bool overlaps;      /* a kernel begins while the one before it ends (td_num_await_earlier) */
     struct td_cuda_buffer scratch, gates;
     struct td_cuda_bay bay
         [TD_CUDA_BAYS]; /* by turns, so that the host fills one while the device empties the other */
@@ -54,7 +55,8 @@ struct td_cuda {
 struct td_cuda_matrix {
     struct td_matrix head;
     struct td_cuda_weights view;
-    struct td_cuda_tile *tile; /* [view.n_tiles] the host's copy */
+    struct td_cuda_tile *tile;              /* [view.n_tiles] the host's copy */
+    uint32_t leaf_tile[TD_KERN_MAX_LEAVES]; /* the host's copy of view.leaf_end */
     uint32_t part_tile[TD_KERN_MAX_PARTS +
                        1]; /* part p has tiles part_tile[p] .. part_tile[p + 1] - 1 */
     void *memory;          /* of the device: everything */
@@ -84,22 +86,25 @@ enum td_status td_cuda_reserve(struct td_cuda *cuda, struct td_cuda_buffer *buff
 /* Whether the columns of both are cut into the same leaves, so that they read the same activations. */
 bool td_cuda_same_cut(const struct td_cuda_matrix *a, const struct td_cuda_matrix *b);
 
-/* Enqueues a kernel whose parameters are `args`, in their order and of their types. */
+/* Enqueues a kernel whose parameters are `args`, in their order and of their types; it calls td_num_await_earlier. */
 template <class... P, class... A>
 static void td_cuda_launch(struct td_cuda *cuda, void (*kernel)(P...), dim3 grid, dim3 block,
                            size_t shared, A... args)
 {
 #ifdef TD_GPUSIM
-    td_cuda_note(cuda, gpusim_launch(cuda->stream, kernel, grid, block, shared, args...));
+    td_cuda_note(cuda, gpusim_launch(cuda->stream, kernel, grid, block, shared, true, args...));
 #else
     void *at[] = {(void *)&args...};
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t launch = {grid, block, shared, cuda->stream, &early, cuda->overlaps};
 
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
     if (shared > 48 * 1024) /* more is given to who asks for it */
         td_cuda_note(cuda, cudaFuncSetAttribute((const void *)kernel,
                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 (int)shared));
-    td_cuda_note(cuda,
-                 cudaLaunchKernel((const void *)kernel, grid, block, at, shared, cuda->stream));
+    td_cuda_note(cuda, cudaLaunchKernelExC(&launch, (const void *)kernel, at));
 #endif
 }
 

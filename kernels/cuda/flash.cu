@@ -420,6 +420,7 @@ template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t WARPS>
 __global__ void __launch_bounds__(32 * WARPS, 1)
     flash(const __grid_constant__ struct td_attend_job job)
 {
+    td_num_await_earlier();
     struct area<PARTS<T>, M, D> *a = (struct area<PARTS<T>, M, D> *)td_num_shared();
     const struct td_attend_span span = job.span[blockIdx.y];
     const uint32_t begin = blockIdx.x * job.row_step;

@@ -60,6 +60,7 @@ __device__ void store(const struct td_cuda_kv &kv, uint8_t *half, uint32_t t, co
 template <enum td_dtype T>
 __global__ void __launch_bounds__(THREADS) rope_kv(const __grid_constant__ struct rope r)
 {
+    td_num_await_earlier();
     __shared__ float from[TD_KERN_MAX_HEAD_DIM], to[TD_KERN_MAX_HEAD_DIM], scratch[32];
     const uint32_t i = blockIdx.x, dim = r.kv.head_dim, n_q = r.in.n_heads, n_kv = r.kv.n_kv_heads;
     const bool is_q = blockIdx.y < n_q, is_v = blockIdx.y >= n_q + n_kv;

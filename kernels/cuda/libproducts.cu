@@ -67,6 +67,7 @@ namespace
 
 __global__ void __launch_bounds__(THREADS) largest_scale(const float *scale, size_t n, float *out)
 {
+    td_num_await_earlier();
     for (size_t i = blockIdx.x * (size_t)THREADS + threadIdx.x; i < n; i += gridDim.x * THREADS)
         atomicMax((uint32_t *)out,
                   td_num_f32_bits(scale[i])); /* positive: in the order of their bits */
@@ -76,6 +77,7 @@ __global__ void __launch_bounds__(THREADS) largest_scale(const float *scale, siz
 __global__ void __launch_bounds__(THREADS)
     flatten(const struct td_cuda_acts act, const float *scale)
 {
+    td_num_await_earlier();
     const uint32_t t = blockIdx.x;
     uint16_t *x = (uint16_t *)act.x + (size_t)t * act.n_tiles * TD_TILE_COLS;
     float *scales = act.scale + (size_t)t * act.n_leaves;
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(THREADS)
         for (uint32_t i = begin * TD_TILE_COLS + threadIdx.x; i < act.leaf_end[leaf] * TD_TILE_COLS;
              i += THREADS)
             x[i] = td_num_to_f16(td_num_f16(x[i]) * ratio);
-        for (uint32_t i = begin + threadIdx.x; i < act.leaf_end[leaf]; i += THREADS)
+        for (uint32_t i = begin + threadIdx.x; act.sums && i < act.leaf_end[leaf]; i += THREADS)
             act.sums[(size_t)t * act.n_tiles + i] = act.sums[(size_t)t * act.n_tiles + i] * ratio;
     }
     __syncthreads();
@@ -102,6 +104,7 @@ template <enum td_dtype T>
 __global__ void __launch_bounds__(THREADS) unpack(const struct td_cuda_weights m, uint32_t group0,
                                                   uint32_t tile0, uint32_t n_tiles, uint16_t *out)
 {
+    td_num_await_earlier();
     constexpr struct td_cuda_format F = td_cuda_format_of(T);
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t at = blockIdx.y * WARPS + threadIdx.x / 32;
@@ -121,8 +124,9 @@ __global__ void __launch_bounds__(THREADS) unpack(const struct td_cuda_weights m
         if (F.scale_bytes || F.super_bytes)
             for (uint32_t i = 0; i < 4; i++) {
                 const struct td_tile_scale s = w.scale[F.halves ? i / 2 : 1][half];
-                const float a = td_num_f16((uint16_t)pair[i]) * s.scale - s.min;
-                const float b = td_num_f16((uint16_t)(pair[i] >> 16)) * s.scale - s.min;
+                const float unit = td_tile_unit<T>();
+                const float a = td_num_f16((uint16_t)pair[i]) * unit * s.scale - s.min;
+                const float b = td_num_f16((uint16_t)(pair[i] >> 16)) * unit * s.scale - s.min;
 
                 pair[i] = td_num_to_f16(a) | (uint32_t)td_num_to_f16(b) << 16;
             }

@@ -128,6 +128,27 @@ template <int N> __device__ __forceinline__ void td_num_copies_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* Until all that was enqueued before the kernel is done and seen; from here on the next kernel may begin, as far as this. Every
+ * thread of every kernel comes here before it reads or writes memory. (PTX ISA, griddepcontrol) */
+__device__ __forceinline__ void td_num_await_earlier(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Brings whole 16 bytes of the device's memory into its cache: one thread for all, at any time. */
+__device__ __forceinline__ void td_num_prefetch(const void *from, uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#else
+    (void)from;
+    (void)bytes;
+#endif
+}
+
 /* The block's dynamic shared memory. */
 __device__ __forceinline__ void *td_num_shared(void)
 {
@@ -137,6 +158,19 @@ __device__ __forceinline__ void *td_num_shared(void)
 }
 
 #endif
+
+/* (a & mask) | b, in one instruction. */
+__device__ __forceinline__ uint32_t td_num_pick(uint32_t a, uint32_t mask, uint32_t b)
+{
+#if defined(__CUDA_ARCH__)
+    uint32_t c;
+
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(c) : "r"(a), "r"(mask), "r"(b));
+    return c;
+#else
+    return (a & mask) | b;
+#endif
+}
 
 /* Two E4M3 in the low half of `v` as a pair of F16; exact. Without an instruction for it (before sm_89) their bits are those of 2^-8 of
  * each, as F16 has it. */

@@ -71,6 +71,14 @@ template <enum td_dtype T> __device__ uint32_t zero_of(void)
     return T == TD_Q8_0 ? 128 : T == TD_Q4_0 ? 8 : T == TD_Q6_K ? 32 : 0;
 }
 
+/* A number's place in its half of a word. */
+__device__ uint32_t mxfp4(uint32_t v, uint32_t p)
+{
+    const uint32_t sign = p == 0 ? 15 : p == 1 ? 12 : p == 2 ? 14 : 13;
+
+    return (v & 7) << (9 - 3 * p) | (v >> 3) << sign;
+}
+
 /* The words of one lane of one tile. */
 template <enum td_dtype T>
 __device__ void pack_lane(const struct td_cuda_weights &m, const struct file_rows &rows,
@@ -100,7 +108,10 @@ __device__ void pack_lane(const struct td_cuda_weights &m, const struct file_row
                 tile[lane * 16 + half * 8 + i] = (uint8_t)v[i];
         } else {
             for (uint32_t p = 0; p < 4; p++) {
-                word |= (v[2 * p] & 15) << (4 * p) | (v[2 * p + 1] & 15) << (4 * (p + 4));
+                if (T == TD_MXFP4)
+                    word |= mxfp4(v[2 * p], p) | mxfp4(v[2 * p + 1], p) << 16;
+                else
+                    word |= (v[2 * p] & 15) << (4 * p) | (v[2 * p + 1] & 15) << (4 * (p + 4));
                 if (T == TD_Q5_K)
                     more |= (v[2 * p] >> 4) << p | (v[2 * p + 1] >> 4) << (p + 4);
                 if (T == TD_Q6_K)
@@ -163,6 +174,7 @@ __device__ void pack_scales(const struct td_cuda_weights &m, const struct file_r
 template <enum td_dtype T>
 __global__ void pack(const __grid_constant__ struct td_cuda_weights m, const struct file_rows rows)
 {
+    td_num_await_earlier();
     constexpr struct td_cuda_format F = td_cuda_format_of(T);
     const uint32_t lane = threadIdx.x % 32;
     const size_t item = blockIdx.x * (size_t)(THREADS / 32) + threadIdx.x / 32;
@@ -229,7 +241,7 @@ size_t lay_out(struct td_cuda_matrix *m, uint8_t *base)
     return at + td_cuda_align(v->n_leaves * sizeof *v->leaf_end);
 }
 
-enum td_status fill(struct td_cuda *cuda, struct td_cuda_matrix *m, const uint32_t *leaf_end)
+enum td_status fill(struct td_cuda *cuda, struct td_cuda_matrix *m)
 {
     const struct td_cuda_weights *v = &m->view;
     cudaError_t e = cudaMalloc(&m->memory, m->head.bytes);
@@ -240,13 +252,13 @@ enum td_status fill(struct td_cuda *cuda, struct td_cuda_matrix *m, const uint32
     }
     (void)lay_out(m, (uint8_t *)m->memory);
     for (uint32_t i = 1; i <= v->n_parts; i++)
-        m->part_tile[i] = leaf_end[v->part_begin[i] - 1];
+        m->part_tile[i] = m->leaf_tile[v->part_begin[i] - 1];
     td_cuda_note(cuda, cudaMemsetAsync(m->memory, 0, m->head.bytes, cuda->stream));
     td_cuda_note(cuda, cudaMemcpyAsync((void *)v->tile, m->tile, v->n_tiles * sizeof *v->tile,
                                        cudaMemcpyDefault, cuda->stream));
-    td_cuda_note(cuda,
-                 cudaMemcpyAsync((void *)v->leaf_end, leaf_end, v->n_leaves * sizeof *leaf_end,
-                                 cudaMemcpyDefault, cuda->stream));
+    td_cuda_note(cuda, cudaMemcpyAsync((void *)v->leaf_end, m->leaf_tile,
+                                       v->n_leaves * sizeof *v->leaf_end, cudaMemcpyDefault,
+                                       cuda->stream));
     td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream)); /* both may go */
     return TD_OK;
 }
@@ -266,7 +278,6 @@ enum td_status td_cuda_matrix_open(struct td_kern *kern, const struct td_matrix_
     const struct td_cuda_format f = td_cuda_format_of(shape->dtype);
     const uint32_t n_tiles = cut_tiles(shape, NULL, NULL);
     struct td_cuda_matrix *m = (struct td_cuda_matrix *)calloc(1, sizeof *m);
-    uint32_t leaf_end[TD_KERN_MAX_LEAVES];
     enum td_status s = TD_NO_MEMORY;
 
     if (m) {
@@ -284,8 +295,8 @@ enum td_status td_cuda_matrix_open(struct td_kern *kern, const struct td_matrix_
         m->head.bytes = lay_out(m, NULL);
         if (m->head.leaf_end && m->tile) {
             memcpy(m->head.leaf_end, shape->leaf_end, shape->n_leaves * sizeof *m->head.leaf_end);
-            cut_tiles(shape, m->tile, leaf_end);
-            s = fill(td_cuda_of(kern), m, leaf_end);
+            cut_tiles(shape, m->tile, m->leaf_tile);
+            s = fill(td_cuda_of(kern), m);
         }
     }
     if (s) {

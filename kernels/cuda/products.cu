@@ -9,8 +9,9 @@ namespace
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    FUSED_TOKENS = 8, /* a gate is multiplied with what it gates */
-    AT_ONCE = 4       /* products of one launch */
+    FUSED_TOKENS = 8,     /* a gate is multiplied with what it gates */
+    AT_ONCE = 4,          /* products of one launch */
+    PREFETCH_BYTES = 4096 /* of a warp */
 };
 
 /* Products of one type and of the same tokens, for one launch. */
@@ -48,66 +49,130 @@ __device__ void add_plain(const struct td_cuda_product &p, const struct td_cuda_
     }
 }
 
-/* c += one tile column of G groups times 8 N tokens from t0 on. */
-template <enum td_dtype T, uint32_t G, uint32_t N>
+/* Sums of the numbers of tokens `token` and the next in U tiles from `at` on; zeros for no such token. */
+template <uint32_t U>
+__device__ __forceinline__ void load_sums(const struct td_cuda_acts &acts, uint32_t token,
+                                          uint32_t n, uint32_t at, float sums[U][2])
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        const float *from = acts.sums + (size_t)(token + i) * acts.n_tiles + at;
+
+        for (uint32_t u = 0; u < U; u += 4) {
+            float4 four = {0.0f, 0.0f, 0.0f, 0.0f};
+
+            if (token + i < n && U == 1)
+                four.x = *from;
+            else if (token + i < n)
+                four = *(const float4 *)(from + u);
+            sums[u][i] = four.x;
+            if (U > 1) {
+                sums[(u + 1) % U][i] = four.y;
+                sums[(u + 2) % U][i] = four.z;
+                sums[(u + 3) % U][i] = four.w;
+            }
+        }
+    }
+}
+
+/* c += U tile columns of G groups times 8 N tokens: all words of the matrix are asked for before the first is used. */
+template <enum td_dtype T, uint32_t G, uint32_t N, uint32_t U>
 __device__ __forceinline__ void add_tiles(const struct td_cuda_product &p,
                                           const struct td_cuda_weights &m,
                                           const struct td_cuda_acts &acts, uint32_t group,
                                           uint32_t at, uint32_t t0, float c[G][N][4])
 {
+    constexpr struct td_cuda_format F = td_cuda_format_of(T);
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const uint32_t last = td_cuda_groups(m.n_rows) - 1;
-    struct td_cuda_fragment<T> w[G];
+    struct td_tile_words<T> words[U][G];
+    struct td_tile_super<T> super[G];
+    float sums[N][U][2];
 
-    for (uint32_t i = 0; i < G; i++)
-        td_cuda_load_tile<T>(m, group + i < last ? group + i : last, at, &w[i]);
-    for (uint32_t k = 0; k < N; k++) {
-        const uint32_t token = t0 + 8 * k + g, of_c = t0 + 8 * k + 2 * t;
-        uint32_t b[4] = {0, 0, 0, 0};
-        float sums[2] = {0.0f, 0.0f};
-
-        if (token < p.n)
-            td_cuda_load_token<T>(
-                (const uint16_t *)acts.x + ((size_t)token * acts.n_tiles + at) * TD_TILE_COLS, b);
-        if (td_cuda_format_of(T).mins)
-            for (uint32_t i = 0; i < 2; i++)
-                sums[i] = of_c + i < p.n ? acts.sums[(size_t)(of_c + i) * acts.n_tiles + at] : 0.0f;
+#pragma unroll
+    for (uint32_t u = 0; u < U; u++)
         for (uint32_t i = 0; i < G; i++)
-            td_cuda_add_tile<T>(w[i], b, sums, c[i][k]);
+            td_cuda_load_words<T>(m, group + i < last ? group + i : last, at + u, &words[u][i]);
+    for (uint32_t k = 0; k < N && F.mins; k++)
+        load_sums<U>(acts, t0 + 8 * k + 2 * t, p.n, at, sums[k]);
+#pragma unroll
+    for (uint32_t u = 0; u < U; u++) {
+        struct td_cuda_fragment<T> w[G];
+
+        for (uint32_t i = 0; i < G; i++) {
+            if (F.super_tiles && (u == 0 || u % F.super_tiles == 0))
+                td_cuda_load_super<T>(m, group + i < last ? group + i : last, at + u, &super[i]);
+            td_cuda_unpack<T>(words[u][i], super[i], &w[i]);
+        }
+        for (uint32_t k = 0; k < N; k++) {
+            const uint32_t token = t0 + 8 * k + g;
+            uint32_t b[4] = {0, 0, 0, 0};
+
+            if (token < p.n)
+                td_cuda_load_token<T>((const uint16_t *)acts.x +
+                                          ((size_t)token * acts.n_tiles + at + u) * TD_TILE_COLS,
+                                      b);
+            for (uint32_t i = 0; i < G; i++)
+                td_cuda_add_tile<T>(w[i], b, sums[k][u], c[i][k]);
+        }
     }
 }
 
+/* Tiles at a time: 64 or 128 bytes of a lane's are on their way. A run of supers (of 4 or 8 tiles) begins where a leaf does. */
+template <enum td_dtype T, uint32_t G, uint32_t N>
+constexpr uint32_t AT_A_TIME = G *N > 2                                  ? 1
+                               : td_cuda_format_of(T).tile_bytes >= 1024 ? 4
+                                                                         : 8;
+
 /* All leaves of a block into `leaves`. */
 template <enum td_dtype T, uint32_t G, uint32_t N>
-__device__ void sum_leaves(const struct td_cuda_product &p, const struct td_cuda_weights &m,
-                           const struct td_cuda_acts &acts, uint32_t group, uint32_t t0,
-                           float *leaves)
+__device__ __forceinline__ void
+sum_leaves(const struct td_cuda_product &p, const struct td_cuda_weights &m,
+           const struct td_cuda_acts &acts, uint32_t group, uint32_t t0, float *leaves)
 {
+    constexpr uint32_t U = AT_A_TIME<T, G, N>;
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
     for (uint32_t leaf = threadIdx.x / 32; leaf < m.n_leaves; leaf += WARPS) {
         const uint32_t end = m.leaf_end[leaf];
+        uint32_t at = leaf ? m.leaf_end[leaf - 1] : 0;
         float c[G][N][4] = {};
         float *to = leaves + (size_t)leaf * BLOCK_FLOATS<G, N>;
 
-#pragma unroll(G *N == 1 ? 4 : 1)
-        for (uint32_t at = leaf ? m.leaf_end[leaf - 1] : 0; at < end; at++) {
-            if constexpr (T == TD_F32)
+        if constexpr (T == TD_F32) {
+            for (; at < end; at++)
                 add_plain(p, m, acts, group, at, t0, c[0][0]);
-            else
-                add_tiles<T, G, N>(p, m, acts, group, at, t0, c);
+        } else {
+            for (; at + U <= end; at += U)
+                add_tiles<T, G, N, U>(p, m, acts, group, at, t0, c);
+            if (U == 8 && at + 4 <= end) {
+                add_tiles<T, G, N, 4>(p, m, acts, group, at, t0, c);
+                at += 4;
+            }
+            for (; at < end; at++)
+                add_tiles<T, G, N, 1>(p, m, acts, group, at, t0, c);
         }
         for (uint32_t k = 0; k < N; k++)
             for (uint32_t i = 0; i < 4; i++) {
                 const uint32_t token = 8 * k + 2 * t + i % 2;
-                const float scale =
-                    td_cuda_leaf_scale(acts, t0 + token < p.n ? t0 + token : p.n - 1, leaf);
+                const uint32_t of = t0 + token < p.n ? t0 + token : p.n - 1;
 
                 for (uint32_t j = 0; j < G; j++)
                     to[token * G * TD_TILE_ROWS + j * TD_TILE_ROWS + g + i / 2 * 8] =
-                        c[j][k][i] * scale;
+                        td_cuda_leaf_sum<T>(acts, of, leaf, c[j][k][i]);
             }
     }
+}
+
+/* Brings what the warp will read first nearer, while the kernel before this one ends. */
+template <enum td_dtype T>
+__device__ __forceinline__ void prefetch(const struct td_cuda_weights &m, uint32_t group)
+{
+    constexpr uint32_t TILE = td_cuda_format_of(T).tile_bytes;
+    const uint32_t leaf = threadIdx.x / 32, n = m.n_tiles / m.n_leaves;
+
+    if (threadIdx.x % 32 == 0 && leaf < m.n_leaves && n)
+        td_num_prefetch(m.tiles + ((size_t)group * m.n_tiles + leaf * n) * TILE,
+                        n * TILE < PREFETCH_BYTES ? n * TILE : (PREFETCH_BYTES / TILE) * TILE);
 }
 
 /* The tree over the leaves [begin, end), `stride` apart, in place: the sum is in the first one. */
@@ -122,7 +187,8 @@ __device__ float join_leaves(float *leaves, uint32_t begin, uint32_t end, uint32
 
 /* A gate is of the same type. */
 template <enum td_dtype T, uint32_t G, uint32_t N>
-__global__ void __launch_bounds__(THREADS, 1) multiply(const __grid_constant__ struct batch batch)
+__global__ void __launch_bounds__(THREADS, G *N > 2 ? 1 : 2)
+    multiply(const __grid_constant__ struct batch batch)
 {
     constexpr uint32_t FLOATS = BLOCK_FLOATS<G, N>, ROWS = G * TD_TILE_ROWS;
     uint32_t which = 0, down = blockIdx.y;
@@ -135,6 +201,8 @@ __global__ void __launch_bounds__(THREADS, 1) multiply(const __grid_constant__ s
     float *gates = leaves + (size_t)p.m.n_leaves * FLOATS;
     const uint32_t group = down * G, t0 = blockIdx.x * N * 8;
 
+    prefetch<T>(p.m, group);
+    td_num_await_earlier();
     sum_leaves<T, G, N>(p, p.m, p.acts, group, t0, leaves);
     if (p.gate.tiles)
         sum_leaves<T, G, N>(p, p.gate, p.gate_acts, group, t0, gates);
@@ -164,6 +232,7 @@ template <enum td_dtype T>
 __global__ void dequantise(const __grid_constant__ struct td_cuda_weights m, const uint32_t *ids,
                            uint32_t n, float *out)
 {
+    td_num_await_earlier();
     constexpr struct td_cuda_format F = td_cuda_format_of(T);
     const size_t item = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     const uint32_t t = (uint32_t)(item % 4), at = (uint32_t)(item / 4 % m.n_tiles);
@@ -173,12 +242,20 @@ __global__ void dequantise(const __grid_constant__ struct td_cuda_weights m, con
         return;
     const uint32_t id = ids[i], group = id / TD_TILE_ROWS, g = id % 8, half = id % 16 / 8;
     const size_t number = (size_t)group * m.n_tiles + at;
-    const uint8_t *tile = m.tiles + number * F.tile_bytes;
     const struct td_cuda_tile columns = m.tile[at];
+    struct td_tile_words<T> words;
+    struct td_tile_super<T> super;
     uint32_t pair[4];
 
-    if (T != TD_F32)
-        td_tile_pairs<T>(tile, 4 * g + t, half, pair);
+    if constexpr (T != TD_F32) {
+        td_tile_load<T>(m.tiles + number * F.tile_bytes, m.scales + number * F.scale_bytes,
+                        4 * g + t, &words);
+        if constexpr (F.super_tiles != 0)
+            td_tile_load_super<T>(m.supers + ((size_t)group * m.n_supers + at / F.super_tiles) *
+                                                 F.super_bytes,
+                                  4 * g + t, &super);
+        td_tile_pairs<T>(words, half, pair);
+    }
     for (uint32_t k = 0; k < 8; k++) {
         const uint32_t column = td_tile_column(F.halves, t, k);
         float v;
@@ -186,21 +263,16 @@ __global__ void dequantise(const __grid_constant__ struct td_cuda_weights m, con
         if (column >= columns.n)
             continue;
         if (T == TD_F32) {
-            v = ((const float *)tile)[column * TD_TILE_ROWS + id % 16];
+            v = ((const float *)(m.tiles + number * F.tile_bytes))[column * TD_TILE_ROWS + id % 16];
         } else {
             const uint16_t bits = (uint16_t)(k % 2 ? pair[k / 2] >> 16 : pair[k / 2] & 0xffffu);
 
-            v = T == TD_BF16 ? td_num_bf16(bits) : td_num_f16(bits);
+            v = (T == TD_BF16 ? td_num_bf16(bits) : td_num_f16(bits)) * td_tile_unit<T>();
             if (T == TD_MXFP4 && v == 0.0f) /* zero has no sign there */
                 v = 0.0f;
         }
         if (F.scale_bytes || F.super_bytes) {
-            const struct td_tile_scale s = td_tile_scale_of<T>(
-                m.scales + number * F.scale_bytes,
-                F.super_tiles
-                    ? m.supers + ((size_t)group * m.n_supers + at / F.super_tiles) * F.super_bytes
-                    : NULL,
-                g, half, k / 4);
+            const struct td_tile_scale s = td_tile_scale_of<T>(words, super, half, k / 4);
 
             v = F.mins ? s.scale * v - s.min : s.scale * v;
         }

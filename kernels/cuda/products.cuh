@@ -22,27 +22,54 @@ template <enum td_dtype T> struct td_cuda_fragment {
 };
 
 template <enum td_dtype T>
+__device__ __forceinline__ void td_cuda_load_words(const struct td_cuda_weights &m, uint32_t group,
+                                                   uint32_t at, struct td_tile_words<T> *to)
+{
+    constexpr struct td_cuda_format F = td_cuda_format_of(T);
+    const size_t number = (size_t)group * m.n_tiles + at;
+
+    td_tile_load<T>(m.tiles + number * F.tile_bytes, m.scales + number * F.scale_bytes,
+                    threadIdx.x % 32, to);
+}
+
+/* Of the run that tile `at` is in. */
+template <enum td_dtype T>
+__device__ __forceinline__ void td_cuda_load_super(const struct td_cuda_weights &m, uint32_t group,
+                                                   uint32_t at, struct td_tile_super<T> *to)
+{
+    constexpr struct td_cuda_format F = td_cuda_format_of(T);
+
+    if constexpr (F.super_tiles != 0)
+        td_tile_load_super<T>(m.supers +
+                                  ((size_t)group * m.n_supers + at / F.super_tiles) * F.super_bytes,
+                              threadIdx.x % 32, to);
+}
+
+template <enum td_dtype T>
+__device__ __forceinline__ void td_cuda_unpack(const struct td_tile_words<T> &words,
+                                               const struct td_tile_super<T> &super,
+                                               struct td_cuda_fragment<T> *to)
+{
+    constexpr struct td_cuda_format F = td_cuda_format_of(T);
+
+    td_tile_pairs<T>(words, 0, to->low);
+    td_tile_pairs<T>(words, 1, to->high);
+    if (F.scale_bytes || F.super_bytes)
+        for (uint32_t j = F.halves ? 0 : 1; j < 2; j++)
+            for (uint32_t row = 0; row < 2; row++)
+                to->scale[j][row] = td_tile_scale_of<T>(words, super, row, j);
+}
+
+template <enum td_dtype T>
 __device__ __forceinline__ void td_cuda_load_tile(const struct td_cuda_weights &m, uint32_t group,
                                                   uint32_t at, struct td_cuda_fragment<T> *to)
 {
-    constexpr struct td_cuda_format F = td_cuda_format_of(T);
-    const uint32_t lane = threadIdx.x % 32;
-    const size_t number = (size_t)group * m.n_tiles + at;
-    const uint8_t *tile = m.tiles + number * F.tile_bytes;
+    struct td_tile_words<T> words;
+    struct td_tile_super<T> super;
 
-    td_tile_pairs<T>(tile, lane, 0, to->low);
-    td_tile_pairs<T>(tile, lane, 1, to->high);
-    if (F.scale_bytes || F.super_bytes) {
-        const uint8_t *scales = m.scales + number * F.scale_bytes;
-        const uint8_t *supers =
-            F.super_tiles
-                ? m.supers + ((size_t)group * m.n_supers + at / F.super_tiles) * F.super_bytes
-                : NULL;
-
-        for (uint32_t j = F.halves ? 0 : 1; j < 2; j++)
-            for (uint32_t row = 0; row < 2; row++)
-                to->scale[j][row] = td_tile_scale_of<T>(scales, supers, lane / 4, row, j);
-    }
+    td_cuda_load_words<T>(m, group, at, &words);
+    td_cuda_load_super<T>(m, group, at, &super);
+    td_cuda_unpack<T>(words, super, to);
 }
 
 /* A lane's words of one token's 32 numbers. */
@@ -100,11 +127,14 @@ __device__ __forceinline__ void td_cuda_add_tile(const struct td_cuda_fragment<T
             c[i] = fmaf(-w.scale[1][i / 2].min, sums[i % 2], c[i]);
 }
 
-/* What a leaf's sum of a token is multiplied with. */
-__device__ __forceinline__ float td_cuda_leaf_scale(const struct td_cuda_acts &acts, uint32_t token,
-                                                    uint32_t leaf)
+/* A leaf's sum of a token, of which `sum` is the numbers' alone. */
+template <enum td_dtype T>
+__device__ __forceinline__ float td_cuda_leaf_sum(const struct td_cuda_acts &acts, uint32_t token,
+                                                  uint32_t leaf, float sum)
 {
-    return acts.scale ? acts.scale[(size_t)token * acts.n_leaves + leaf] : 1.0f;
+    if (td_tile_unit<T>() != 1.0f) /* by itself: both together may be too large */
+        sum = sum * td_tile_unit<T>();
+    return acts.scale ? sum * acts.scale[(size_t)token * acts.n_leaves + leaf] : sum;
 }
 
 /* Many tokens at once, of every type but F32. False: nothing was enqueued, because another way suits the shape or the device

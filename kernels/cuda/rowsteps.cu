@@ -20,18 +20,21 @@ dim3 blocks_for(size_t n)
 
 __global__ void gather(const float *x, const uint32_t *rows, size_t n, uint32_t dim, float *out)
 {
+    td_num_await_earlier();
     for (EACH(i, n * dim))
         out[i] = x[(size_t)rows[i / dim] * dim + i % dim];
 }
 
 __global__ void silu_mul(const float *gate, const float *up, size_t n, float *out)
 {
+    td_num_await_earlier();
     for (EACH(i, n))
         out[i] = td_num_silu(gate[i], up[i]);
 }
 
 __global__ void add(float *x, const float *y, size_t n)
 {
+    td_num_await_earlier();
     for (EACH(i, n))
         x[i] = x[i] + y[i];
 }
@@ -39,6 +42,7 @@ __global__ void add(float *x, const float *y, size_t n)
 /* One block a row. */
 __global__ void rmsnorm(const float *x, const float *weight, uint32_t dim, float eps, float *out)
 {
+    td_num_await_earlier();
     __shared__ float scratch[32];
     const size_t at = blockIdx.x * (size_t)dim;
     float squares = 0.0f, factor;
@@ -53,6 +57,7 @@ __global__ void rmsnorm(const float *x, const float *weight, uint32_t dim, float
 __global__ void angles_of(const double *freq, uint32_t dim, double scale, bool interleaved,
                           const uint32_t *positions, uint32_t n, float *angles)
 {
+    td_num_await_earlier();
     const uint32_t half = dim / 2;
 
     for (EACH(i, (size_t)n * half)) {

@@ -23,6 +23,7 @@ __device__ void take(float *value, uint32_t *id, float other, uint32_t other_id)
 __global__ void __launch_bounds__(THREADS)
     find_top(const float *rows, uint32_t width, uint32_t n_top, struct td_top *out)
 {
+    td_num_await_earlier();
     __shared__ float values[32];
     __shared__ uint32_t ids[32];
     const float *x = rows + (size_t)blockIdx.x * width;

@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     multiply_many(const __grid_constant__ struct td_cuda_product p, const uint32_t n_down,
                   const uint32_t n_across)
 {
+    td_num_await_earlier();
     uint16_t *stages = (uint16_t *)td_num_shared();
     float *waiting = (float *)(stages + STAGES * STAGE_WORDS);
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
@@ -147,14 +148,12 @@ __global__ void __launch_bounds__(THREADS, 1)
         }
         if (at + 1 < p.m.leaf_end[leaf])
             continue;
-        if (p.acts.scale) {
-            EACH(i, j, k)
-            {
-                const uint32_t token = t0 + 8 * j + 2 * t + k % 2;
+        EACH(i, j, k)
+        {
+            const uint32_t token = t0 + 8 * j + 2 * t + k % 2;
 
-                c[i][j][k] =
-                    c[i][j][k] * td_cuda_leaf_scale(p.acts, token < p.n ? token : p.n - 1, leaf);
-            }
+            c[i][j][k] =
+                td_cuda_leaf_sum<T>(p.acts, token < p.n ? token : p.n - 1, leaf, c[i][j][k]);
         }
         if (join(leaf - p.m.part_begin[part], p.m.part_begin[part + 1] - p.m.part_begin[part], c,
                  first, waiting)) {

@@ -72,19 +72,20 @@ static inline uint32_t atomicMax(uint32_t *at, uint32_t value)
 
 /* Does `call` on the stream, after what it was given before, or keeps it for the graph that is captured there. */
 void gpusim_enqueue(cudaStream_t stream, const std::function<cudaError_t()> &call);
-/* Runs `thread(arg)` once for every thread of every block. */
-cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
-                       void *arg);
+/* Runs `thread(arg)` once for every thread of every block. `early`: it may begin before what comes before it has ended, and has to await
+ * that. */
+cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, bool early,
+                       void (*thread)(void *arg), void *arg);
 
 template <class K, class... A>
 static cudaError_t gpusim_launch(cudaStream_t stream, K *kernel, dim3 grid, dim3 block,
-                                 size_t shared_bytes, const A &...args)
+                                 size_t shared_bytes, bool early, const A &...args)
 {
     gpusim_enqueue(stream, [=] {
         auto call = [&] { kernel(args...); };
 
         return gpusim_run(
-            grid, block, shared_bytes, [](void *arg) { (*(decltype(call) *)arg)(); }, &call);
+            grid, block, shared_bytes, early, [](void *arg) { (*(decltype(call) *)arg)(); }, &call);
     });
     return cudaSuccess;
 }

@@ -29,6 +29,7 @@ struct fiber {
     void *at; /* its stack pointer while another runs */
     enum state state;
     uint32_t n_copies, n_closed; /* under way, and batches that were closed */
+    bool awaited;                /* what was enqueued before the kernel */
 };
 
 struct pending {
@@ -91,7 +92,7 @@ void prepare_fiber(uint32_t i)
 
     memset(top, 0, 8 * sizeof *top);
     top[6] = (void *)first; /* what the switch returns to; the stack is as after a call then */
-    fibers[i] = {top, RUNS, 0, 0};
+    fibers[i] = {top, RUNS, 0, 0, false};
 }
 
 /* Lets go who waits for others that are all there. False: nobody can go on. */
@@ -127,8 +128,8 @@ bool all_ended(void)
     return true;
 }
 
-/* One block, from whichever thread chance says. */
-bool run_block(void)
+/* One block, from whichever thread chance says. Returns what went wrong, else NULL. */
+const char *run_block(bool early)
 {
     for (uint32_t i = 0; i < n_threads; i++)
         prepare_fiber(i);
@@ -144,12 +145,20 @@ bool run_block(void)
                 any = true;
             }
         if (!release() && !any && !all_ended())
-            return false;
+            return "threads of a block wait for each other in vain";
     }
-    return true;
+    for (uint32_t i = 0; i < n_threads; i++)
+        if (early && !fibers[i].awaited)
+            return "a thread has not awaited what comes before its kernel";
+    return NULL;
 }
 
 } // namespace
+
+void gpusim_await_earlier(void)
+{
+    fibers[gpusim_thread.x].awaited = true;
+}
 
 void __syncthreads(void)
 {
@@ -209,8 +218,8 @@ void gpusim_copies_wait(uint32_t n_left)
     me->n_copies = n;
 }
 
-cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *arg),
-                       void *arg)
+cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, bool early,
+                       void (*thread)(void *arg), void *arg)
 {
     static const char *const fault =
         getenv("GPUSIM_FAULT"); /* a file: while it is there, a kernel fails and takes it away */
@@ -240,8 +249,8 @@ cudaError_t gpusim_run(dim3 grid, dim3 block, size_t shared_bytes, void (*thread
             for (uint32_t x = 0; x < grid.x; x++) {
                 gpusim_place.block = dim3(x, y, z);
                 memset(shared, 0xa5, shared_bytes); /* nobody relies on what was there */
-                if (!run_block()) {
-                    fprintf(stderr, "gpusim: threads of a block wait for each other in vain\n");
+                if (const char *wrong = run_block(early)) {
+                    fprintf(stderr, "gpusim: %s\n", wrong);
                     return cudaErrorLaunchFailure;
                 }
             }

@@ -10,6 +10,8 @@ void gpusim_warp_put(const uint32_t *words, uint32_t n);
 const uint32_t *gpusim_warp_of(uint32_t lane);
 void gpusim_warp_done(void);
 void *gpusim_shared(void);
+/* A thread that ends without it is a failure of its kernel. */
+void gpusim_await_earlier(void);
 /* Copies that come when they are waited for, and no earlier. */
 void gpusim_copy16(void *to, const void *from, bool there);
 void gpusim_copies_close(void);
@@ -143,6 +145,19 @@ static inline uint32_t td_num_xor(uint32_t v, uint32_t mask)
 static inline float td_num_xor(float v, uint32_t mask)
 {
     return td_half_bits_f32(td_num_xor(td_half_f32_bits(v), mask));
+}
+
+static inline void td_num_await_earlier(void)
+{
+    gpusim_await_earlier();
+}
+
+static inline void td_num_prefetch(const void *from, uint32_t bytes)
+{
+    if ((uintptr_t)from % 16 || bytes % 16 || bytes == 0)
+        abort();
+    (void)*(const volatile uint8_t *)from;
+    (void)((const volatile uint8_t *)from)[bytes - 1];
 }
 
 static inline void *td_num_shared(void)

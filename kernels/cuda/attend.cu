@@ -10,7 +10,8 @@ enum {
     WARPS = THREADS / 32,
     HEADS = TD_ATTEND_HEADS,
     KEYS = TD_ATTEND_KEYS,
-    LEAST_RUN = 4, /* chunks of a run, a power of two */
+    LEAST_RUN = 2, /* chunks of a run, a power of two */
+    AT_ONCE = 32,  /* results that are joined at a time, a power of two */
     BLOCKS_PER_SM = 4
 };
 
@@ -35,6 +36,31 @@ __device__ void join(float *left, const float *right, uint32_t n, uint32_t dim)
     if (threadIdx.x < n) {
         float *l = left + (size_t)threadIdx.x * (dim + 2);
         const float *r = right + (size_t)threadIdx.x * (dim + 2);
+        const float max = r[0] > l[0] ? r[0] : l[0];
+
+        l[1] = fmaf(l[1], td_num_exp(l[0] - max), r[1] * td_num_exp(r[0] - max));
+        l[0] = max;
+    }
+    __syncthreads();
+}
+
+/* Of n results those `step` apart, every other one with the next behind it; all threads. */
+__device__ void join_pairs(float *results, uint32_t n, uint32_t step, uint32_t dim)
+{
+    const uint32_t pairs = (n + step - 1) / step / 2;
+
+    for (uint32_t i = threadIdx.x; i < pairs * dim; i += THREADS) {
+        float *l = results + (size_t)(i / dim * 2 * step) * (dim + 2);
+        const float *r = l + (size_t)step * (dim + 2);
+        const float max = r[0] > l[0] ? r[0] : l[0];
+
+        l[2 + i % dim] =
+            fmaf(l[2 + i % dim], td_num_exp(l[0] - max), r[2 + i % dim] * td_num_exp(r[0] - max));
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < pairs; i += THREADS) {
+        float *l = results + (size_t)(i * 2 * step) * (dim + 2);
+        const float *r = l + (size_t)step * (dim + 2);
         const float max = r[0] > l[0] ? r[0] : l[0];
 
         l[1] = fmaf(l[1], td_num_exp(l[0] - max), r[1] * td_num_exp(r[0] - max));
@@ -151,24 +177,37 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
     }
 }
 
-/* The runs of one row and head into the first of them. */
+/* The runs of one row and head, up to AT_ONCE neighbours at a time: their results meet in shared memory, and what they give takes
+ * the place of the first. */
 __global__ void __launch_bounds__(THREADS)
     join_runs(const __grid_constant__ struct td_attend_job job)
 {
     td_num_await_earlier();
-    const uint32_t dim = job.kv.head_dim, row = blockIdx.x, head = blockIdx.y;
+    const uint32_t dim = job.kv.head_dim, row = blockIdx.x, head = blockIdx.y, each = dim + 2;
     const uint32_t n_chunks = job.rows.positions[row] / KEYS + 1;
     const uint32_t n_runs = (n_chunks + job.run - 1) / job.run;
     const size_t at = (size_t)row * job.n_heads + head;
-    float *run = job.partials + at * job.n_runs * (dim + 2);
+    float *run = job.partials + at * job.n_runs * each;
+    float *here = (float *)td_num_shared(); /* [AT_ONCE x each] */
 
     if (n_runs == 1)
         return;
-    for (uint32_t step = 1; step < n_runs; step *= 2)
-        for (uint32_t i = 0; i + step < n_runs; i += 2 * step)
-            join(run + (size_t)i * (dim + 2), run + (size_t)(i + step) * (dim + 2), 1, dim);
+    for (uint32_t apart = 1; apart < n_runs; apart *= AT_ONCE)
+        for (uint32_t first = 0; first < n_runs; first += apart * AT_ONCE) {
+            const uint32_t left = (n_runs - first + apart - 1) / apart;
+            const uint32_t n = left < AT_ONCE ? left : (uint32_t)AT_ONCE;
+
+            for (uint32_t i = threadIdx.x; i < n * each; i += THREADS)
+                here[i] = run[(size_t)(first + i / each * apart) * each + i % each];
+            __syncthreads();
+            for (uint32_t step = 1; step < n; step *= 2)
+                join_pairs(here, n, step, dim);
+            for (uint32_t i = threadIdx.x; i < each; i += THREADS)
+                run[(size_t)first * each + i] = here[i];
+            __syncthreads();
+        }
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
-        job.out[at * dim + d] = run[2 + d] * (1.0f / run[1]);
+        job.out[at * dim + d] = here[2 + d] * (1.0f / here[1]);
 }
 
 /* ---- the host's part ---- */
@@ -210,7 +249,8 @@ size_t shared_bytes(uint32_t dim, uint32_t levels)
 
 void td_cuda_join_runs(struct td_cuda *cuda, const struct td_attend_job *job)
 {
-    td_cuda_launch(cuda, join_runs, dim3(job->n, job->n_heads), dim3(THREADS), 0, *job);
+    td_cuda_launch(cuda, join_runs, dim3(job->n, job->n_heads), dim3(THREADS),
+                   AT_ONCE * (job->kv.head_dim + 2) * sizeof(float), *job);
 }
 
 enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *kv,

@@ -15,7 +15,7 @@ enum {
         8, /* numbers at the end of a row of shared memory, so that its columns lie in different banks */
     S_STRIDE = KEYS + 4,
     P_STRIDE = KEYS + PAD,
-    LEAST_RUN = 4,
+    LEAST_RUN = 2,
     FEW_ROWS = 64, /* up to so many rows may be of as many sequences: each has a block of its own */
     BLOCKS_PER_SM = 4
 };

@@ -91,7 +91,7 @@ __device__ __forceinline__ void add_tiles(const struct td_cuda_product &p,
 #pragma unroll
     for (uint32_t u = 0; u < U; u++)
         for (uint32_t i = 0; i < G; i++)
-            td_cuda_load_words<T>(m, group + i < last ? group + i : last, at + u, &words[u][i]);
+            td_cuda_load_words<T>(m, group + i < last ? group + i : last, at, u, &words[u][i]);
     for (uint32_t k = 0; k < N && F.mins; k++)
         load_sums<U>(acts, t0 + 8 * k + 2 * t, p.n, at, sums[k]);
 #pragma unroll
@@ -109,7 +109,8 @@ __device__ __forceinline__ void add_tiles(const struct td_cuda_product &p,
 
             if (token < p.n)
                 td_cuda_load_token<T>((const uint16_t *)acts.x +
-                                          ((size_t)token * acts.n_tiles + at + u) * TD_TILE_COLS,
+                                          ((size_t)token * acts.n_tiles + at) * TD_TILE_COLS +
+                                          u * TD_TILE_COLS,
                                       b);
             for (uint32_t i = 0; i < G; i++)
                 td_cuda_add_tile<T>(w[i], b, sums[k][u], c[i][k]);

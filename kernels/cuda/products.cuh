@@ -21,15 +21,17 @@ template <enum td_dtype T> struct td_cuda_fragment {
     struct td_tile_scale scale[2][2]; /* [product][row]; only the second where it is for both */
 };
 
+/* Tile u behind `at`: all u have one address, and an offset that is known when they are compiled. */
 template <enum td_dtype T>
 __device__ __forceinline__ void td_cuda_load_words(const struct td_cuda_weights &m, uint32_t group,
-                                                   uint32_t at, struct td_tile_words<T> *to)
+                                                   uint32_t at, uint32_t u,
+                                                   struct td_tile_words<T> *to)
 {
     constexpr struct td_cuda_format F = td_cuda_format_of(T);
     const size_t number = (size_t)group * m.n_tiles + at;
 
-    td_tile_load<T>(m.tiles + number * F.tile_bytes, m.scales + number * F.scale_bytes,
-                    threadIdx.x % 32, to);
+    td_tile_load<T>(m.tiles + number * F.tile_bytes + u * F.tile_bytes,
+                    m.scales + number * F.scale_bytes + u * F.scale_bytes, threadIdx.x % 32, to);
 }
 
 /* Of the run that tile `at` is in. */
@@ -67,7 +69,7 @@ __device__ __forceinline__ void td_cuda_load_tile(const struct td_cuda_weights &
     struct td_tile_words<T> words;
     struct td_tile_super<T> super;
 
-    td_cuda_load_words<T>(m, group, at, &words);
+    td_cuda_load_words<T>(m, group, at, 0, &words);
     td_cuda_load_super<T>(m, group, at, &super);
     td_cuda_unpack<T>(words, super, to);
 }

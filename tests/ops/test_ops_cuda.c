@@ -545,16 +545,17 @@ static void test_cuda_row_operations_are_those_of_the_cpu(void **state)
 
 static void test_cuda_top_is_that_of_the_cpu(void **state)
 {
-    static const uint32_t widths[] = {1, 17, 1023, 1025, 5000};
-    static const uint32_t tops[] = {1, 3, 20};
+    static const uint32_t widths[] = {1, 17, 1023, 1025, 5000, 300000};
+    static const uint32_t tops[] = {1, 3, TD_TOP_MAX};
     static const float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f};
     enum { N = 4 };
 
     (void)state;
     td_ops_seed(4007);
-    for (uint32_t w = 0; w < 5; w++)
-        for (uint32_t k = 0; k < 3; k++) {
-            size_t n = (size_t)N * widths[w];
+    for (uint32_t w = 0; w < 6; w++)
+        for (uint32_t k = w == 5 ? 2 : 0; k < 3; k++) {
+            const uint32_t n_rows = w == 5 ? 1 : N; /* the widest costs most */
+            const size_t n = (size_t)n_rows * widths[w];
             float *x = malloc(n * sizeof *x), *dx;
             struct td_top want[N * TD_TOP_MAX], got[N * TD_TOP_MAX], *dout;
             struct td_err err;
@@ -568,10 +569,10 @@ static void test_cuda_top_is_that_of_the_cpu(void **state)
             }
             dx = up(x, n * sizeof *x);
             dout = td_kern_alloc(cuda, sizeof got);
-            assert_int_equal(td_kern_top(cpu, x, N, widths[w], tops[k], want, &err), TD_OK);
-            assert_int_equal(td_kern_top(cuda, dx, N, widths[w], tops[k], dout, &err), TD_OK);
-            down(got, dout, N * tops[k] * sizeof *got);
-            for (uint32_t i = 0; i < N * tops[k]; i++)
+            assert_int_equal(td_kern_top(cpu, x, n_rows, widths[w], tops[k], want, &err), TD_OK);
+            assert_int_equal(td_kern_top(cuda, dx, n_rows, widths[w], tops[k], dout, &err), TD_OK);
+            down(got, dout, n_rows * tops[k] * sizeof *got);
+            for (uint32_t i = 0; i < n_rows * tops[k]; i++)
                 if (got[i].id != want[i].id || !(got[i].value == want[i].value))
                     fail_msg("width %u, place %u: id %u (%g), expected %u (%g)", widths[w], i,
                              got[i].id, (double)got[i].value, want[i].id, (double)want[i].value);
@@ -586,7 +587,7 @@ static void test_cuda_top_is_that_of_the_cpu(void **state)
 /* Sequences in blocks dealt at random, the same on both devices; every position up to the last is stored. */
 struct story {
     enum td_dtype type;
-    uint32_t dim, n_heads, n_kv, block_tokens, n_blocks, n_keys;
+    uint32_t dim, n_heads, n_kv, block_tokens, n_blocks, n_keys, attend_from;
     bool interleaved, has_norm;
     uint32_t *table;
     uint32_t kv_of_head[32];
@@ -606,7 +607,8 @@ static void drop_twice(bool on_cuda, void *p)
         free(p);
 }
 
-/* Stores positions in pieces of `step` rows, and attends with the rows of each piece; out [n_keys x n_heads x dim]. */
+/* Stores positions in pieces of `step` rows, and attends with the rows of each piece, but none before attend_from; out [n_keys x n_heads x
+ * dim]. */
 static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out, float *q_out)
 {
     struct td_kern *kern = on_cuda ? cuda : cpu;
@@ -652,9 +654,14 @@ static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out,
                                       .interleaved = s->interleaved};
 
         assert_int_equal(td_kern_rope_kv(kern, &view, &rows, n, &in, &err), TD_OK);
-        assert_int_equal(td_kern_attention(kern, &view, &rows, n, q + i * nq, s->n_heads,
-                                           s->kv_of_head, 0.2f, dout + i * nq, &err),
-                         TD_OK);
+        const uint32_t at = i < s->attend_from ? s->attend_from : i;
+        const struct td_kv_rows those = {dpos + at, dzero + at, table, i + n};
+
+        if (at < i + n)
+            assert_int_equal(td_kern_attention(kern, &view, &those, i + n - at, q + at * nq,
+                                               s->n_heads, s->kv_of_head, 0.2f, dout + at * nq,
+                                               &err),
+                             TD_OK);
     }
     td_kern_copy(kern, out, dout, s->n_keys * nq * 4);
     td_kern_copy(kern, q_out, q, s->n_keys * nq * 4);
@@ -699,23 +706,24 @@ static void test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch(v
         {.dim = 32, .n_heads = 6, .n_kv = 2, .block_tokens = 32, .n_keys = 260},
         {.dim = 64, .n_heads = 20, .n_kv = 1, .block_tokens = 64, .n_keys = 66, .has_norm = true},
         {.dim = 96, .n_heads = 3, .n_kv = 3, .block_tokens = 16, .n_keys = 80},
-        {.dim = 256,
+        {.dim = 256, .n_heads = 2, .n_kv = 1, .block_tokens = 8, .n_keys = 65, .interleaved = true},
+        {.dim = 32,
          .n_heads = 2,
          .n_kv = 1,
-         .block_tokens = 8,
-         .n_keys = 65,
-         .interleaved = true}};
+         .block_tokens = 64,
+         .n_keys = 4500,
+         .attend_from = 4498}};
 
     (void)state;
     td_ops_seed(4008);
-    for (uint32_t i = 0; i < 5; i++)
+    for (uint32_t i = 0; i < 6; i++)
         for (uint32_t t = 0; t < 4; t++) {
             struct story s = shapes[i];
             size_t n;
             float *want, *all, *some, *q_want, *q;
 
             s.type = types[t];
-            if (s.type == TD_Q8_0 && s.dim % 32)
+            if ((s.type == TD_Q8_0 && s.dim % 32) || (s.attend_from && t > 1))
                 continue;
             begin_story(&s);
             n = (size_t)s.n_keys * s.n_heads * s.dim;

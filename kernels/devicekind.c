@@ -74,7 +74,8 @@ size_t td_devicekind_scratch_bytes(enum td_devicekind kind, size_t n, size_t n_c
     /* Rows in two forms of 16 bits, each with a scale and a sum per tile at most; a gate's results. */
     const size_t tile = 2 * (TD_TILE_COLS * 2 + 2 * sizeof(float)) + TD_TILE_COLS * sizeof(float);
 
-    return kind == TD_ON_CPU ? 0
-                             : n * ceil_div(n_cols, TD_TILE_COLS) * tile + TD_CUDA_PARTIAL_BYTES +
-                                   (n >= TD_CUDA_LIB_TOKENS ? TD_CUDA_UNPACKED_BYTES : 0);
+    return kind == TD_ON_CPU
+               ? 0
+               : n * ceil_div(n_cols, TD_TILE_COLS) * tile + TD_CUDA_PARTIAL_BYTES +
+                     TD_CUDA_SPLIT_BYTES + (n >= TD_CUDA_LIB_TOKENS ? TD_CUDA_UNPACKED_BYTES : 0);
 }

@@ -49,6 +49,7 @@ void close_cuda(struct td_kern *kern)
     td_cuda_graphs_drop(cuda);
     cudaFree(cuda->scratch.data);
     cudaFree(cuda->gates.data);
+    cudaFree(cuda->partials.data);
     td_cuda_bays_close(cuda);
     cudaFree(cuda->unpacked.data);
     td_cuda_lib_close(cuda);

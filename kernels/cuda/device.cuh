@@ -41,7 +41,7 @@ struct td_cuda {
     uint32_t n_sms;
     size_t most_shared; /* bytes a block may have */
     bool overlaps;      /* a kernel begins while the one before it ends (td_num_await_earlier) */
-    struct td_cuda_buffer scratch, gates;
+    struct td_cuda_buffer scratch, gates, partials;
     struct td_cuda_bay bay
         [TD_CUDA_BAYS]; /* by turns, so that the host fills one while the device empties the other */
     uint32_t n_packed;

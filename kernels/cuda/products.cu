@@ -324,8 +324,8 @@ template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const stru
     if (few.n == 0)
         return;
     if constexpr (T != TD_F32)
-        if ((n > 32 && launch_as<T, 2, 8>(cuda, &few)) ||
-            (n > 16 && launch_as<T, 2, 4>(cuda, &few)) || (n > 8 && launch_as<T, 1, 2>(cuda, &few)))
+        if (td_cuda_multiply_some(cuda, T, few.product, few.n) ||
+            (n > 8 && launch_as<T, 1, 2>(cuda, &few)))
             return;
     (void)launch_as<T, 1, 1>(cuda, &few);
 }

@@ -139,6 +139,12 @@ __device__ __forceinline__ float td_cuda_leaf_sum(const struct td_cuda_acts &act
     return acts.scale ? sum * acts.scale[(size_t)token * acts.n_leaves + leaf] : sum;
 }
 
+enum { TD_CUDA_FEW_TOKENS = 16 }; /* up to which a block takes 16 rows of a matrix */
+
+/* Some tokens at once; as td_cuda_multiply_many, of up to 4 products with the same tokens. */
+bool td_cuda_multiply_some(struct td_cuda *cuda, enum td_dtype type,
+                           const struct td_cuda_product *products, uint32_t n);
+
 /* Many tokens at once, of every type but F32. False: nothing was enqueued, because another way suits the shape or the device
  * better. p->gate is not there. */
 bool td_cuda_multiply_many(struct td_cuda *cuda, enum td_dtype type,

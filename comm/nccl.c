@@ -140,8 +140,11 @@ void td_nccl_abort(struct td_nccl *n)
     is_first = !n->is_given_back;
     n->is_given_back = true;
     pthread_mutex_unlock(&n->lock);
-    if (is_first)
-        (void)n->plug->break_off(n->end, NULL); /* nothing is left to be done about its error */
+    if (!is_first)
+        return;
+    if (n->drop_graphs)
+        n->drop_graphs(n->user);
+    (void)n->plug->break_off(n->end, NULL); /* nothing is left to be done about its error */
 }
 
 enum td_status td_nccl_poll(struct td_nccl *n, struct td_err *err)
@@ -331,6 +334,8 @@ enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *c
     n->comm = comm;
     n->rank = comm->rank;
     n->n_ranks = comm->size;
+    n->drop_graphs = config->drop_graphs;
+    n->user = config->user;
     td_nccl_set_limit(n, config->op_limit_ns);
     pthread_mutex_init(&n->lock, NULL);
 
@@ -368,6 +373,8 @@ void td_nccl_close(struct td_nccl *n)
 
     if (!n)
         return;
+    if (n->drop_graphs)
+        n->drop_graphs(n->user);
     if (td_nccl_check_usable(n, "close", &err) == TD_OK &&
         n->plug->finalize(n->end, &err) == TD_OK &&
         settle(n, "close", n->op_limit_ns, &err) == TD_OK) {

@@ -48,6 +48,10 @@ struct td_nccl_config {
     /* Lets operations be captured in a graph although ranks are on several hosts and NCCL is older than 2.30.7, which may
      * deadlock when it is replayed (2.28.9 was seen to). */
     bool captures_across_hosts;
+    /* Called on the end's own thread before NCCL is closed or broken off, which waits for every graph that holds an operation of it: there is
+     * none any more when this returns. NULL: nobody captures. */
+    void (*drop_graphs)(void *user);
+    void *user;
 };
 
 /* Joins a communicator of the ranks of `comm`, in their order, each with its device. Collective over `comm`, whose deadline is
@@ -62,7 +66,7 @@ void td_nccl_close(struct td_nccl *nccl);
 /* From now on the host's part of one operation, and a wait without a limit of its own, may take so long; 0: the 60 s. */
 void td_nccl_set_limit(struct td_nccl *nccl, uint64_t op_limit_ns);
 /* Ends everything that is enqueued or waited for on this end. Any thread; the first call counts, and may take as long as NCCL
- * needs to give its resources back. */
+ * needs to give its resources back; on another thread only where nobody captures. */
 void td_nccl_abort(struct td_nccl *nccl);
 /* TD_OK while nothing has failed on the way, else NCCL's error. Does not wait. */
 enum td_status td_nccl_poll(struct td_nccl *nccl, struct td_err *err);

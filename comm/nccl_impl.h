@@ -24,6 +24,8 @@ struct td_nccl {
     uint64_t op_limit_ns;
     const struct td_comm *comm; /* borrowed; of the same ranks */
     bool captures;
+    void (*drop_graphs)(void *user); /* of td_nccl_config */
+    void *user;
     atomic_int failed;      /* enum td_status; TD_OK while usable. Set once, by the owner */
     atomic_bool is_aborted; /* any thread */
     pthread_mutex_t

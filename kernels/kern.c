@@ -105,6 +105,12 @@ void td_kern_record_end(struct td_kern *kern, bool keep)
         kern->ops->record_end(kern, keep);
 }
 
+void td_kern_forget(struct td_kern *kern)
+{
+    if (kern->ops->forget)
+        kern->ops->forget(kern);
+}
+
 enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err)
 {
     return kern->ops->sync(kern, err);

@@ -104,6 +104,8 @@ enum td_status td_kern_sync(struct td_kern *kern, struct td_err *err);
 bool td_kern_replay(struct td_kern *kern, uint64_t key);
 void td_kern_record(struct td_kern *kern, uint64_t key);
 void td_kern_record_end(struct td_kern *kern, bool keep);
+/* Nothing that was recorded is kept; waits for nothing. */
+void td_kern_forget(struct td_kern *kern);
 
 /* ---- dense ---- */
 

@@ -17,10 +17,11 @@ struct td_kern_ops {
     size_t (*free_bytes)(struct td_kern *kern); /* NULL: its memory is the host's */
     void (*run)(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
     enum td_status (*sync)(struct td_kern *kern, struct td_err *err);
-    /* All three NULL: beginning an operation costs nothing to speak of. */
+    /* All four NULL: beginning an operation costs nothing to speak of. */
     bool (*replay)(struct td_kern *kern, uint64_t key);
     void (*record)(struct td_kern *kern, uint64_t key);
     void (*record_end)(struct td_kern *kern, bool keep);
+    void (*forget)(struct td_kern *kern);
     enum td_status (*matrix_open)(struct td_kern *kern, const struct td_matrix_shape *shape,
                                   struct td_matrix **m, struct td_err *err);
     void (*matrix_close)(struct td_kern *kern, struct td_matrix *m);

@@ -18,13 +18,21 @@ struct td_exchange {
 
 /* ---- opening ---- */
 
+static void drop_graphs(void *user)
+{
+    td_kern_forget(user);
+}
+
 static enum td_status open_nccl(struct td_exchange *x, struct td_err *err)
 {
+    struct td_nccl_config config = *x->p.nccl;
     enum td_status st = TD_OK;
 
+    config.drop_graphs = drop_graphs;
+    config.user = x->p.kern;
     if (x->p.pp > 1)
-        st = td_nccl_open(x->pipe, x->p.nccl, &x->pipe_nccl, err);
-    return st || x->p.tp == 1 ? st : td_nccl_open(x->tp, x->p.nccl, &x->tp_nccl, err);
+        st = td_nccl_open(x->pipe, &config, &x->pipe_nccl, err);
+    return st || x->p.tp == 1 ? st : td_nccl_open(x->tp, &config, &x->tp_nccl, err);
 }
 
 static void close_nccl(struct td_exchange *x)
@@ -127,7 +135,7 @@ bool td_exchange_is_direct(const struct td_exchange *x)
 
 bool td_exchange_records(const struct td_exchange *x)
 {
-    return x->p.tp == 1 || (x->tp_nccl && td_nccl_captures(x->tp_nccl));
+    return x->p.tp == 1 || (x->tp_nccl && x->p.in_step && td_nccl_captures(x->tp_nccl));
 }
 
 const char *td_exchange_refused(const struct td_exchange *x)

@@ -19,7 +19,10 @@ struct td_exchange_params {
     uint32_t tp, pp;                   /* of all */
     const struct td_nccl_config *nccl; /* borrowed for the call; NULL: through the host's memory */
     bool needs_nccl;                   /* no other way will do */
-    const cpu_set_t *sum_cpus;         /* borrowed; as td_sumthread_open has it */
+    /* All ranks enqueue the same operations step for step, so that a step that one of them records or replays is recorded or replayed by
+     * all: NCCL wants that. */
+    bool in_step;
+    const cpu_set_t *sum_cpus; /* borrowed; as td_sumthread_open has it */
 };
 
 /* Collective over `world`. Where NCCL is asked for but not needed, and some rank cannot have it, all go through the host's memory. */

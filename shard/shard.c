@@ -6,6 +6,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Whether all ranks of this stage have as much of every layer. */
+static bool slices_are_even(const struct td_shard *s)
+{
+    const struct td_plan *plan = s->p.plan;
+    const uint32_t first = s->rank - s->me->tp_index;
+
+    for (uint32_t l = s->me->layer_begin; l < s->me->layer_end; l++) {
+        const struct td_plan_slice a = td_plan_slice(plan, s->p.model, first, l);
+
+        for (uint32_t r = first + 1; r < first + plan->tp; r++) {
+            const struct td_plan_slice b = td_plan_slice(plan, s->p.model, r, l);
+
+            if (a.head_end - a.head_begin != b.head_end - b.head_begin ||
+                a.kv_end - a.kv_begin != b.kv_end - b.kv_begin ||
+                a.ff_end - a.ff_begin != b.ff_end - b.ff_begin)
+                return false;
+        }
+    }
+    return true;
+}
+
 static enum td_status open_exchange(struct td_shard *s, struct td_err *err)
 {
     const struct td_exchange_params params = {.kern = s->p.kern,
@@ -16,6 +37,8 @@ static enum td_status open_exchange(struct td_shard *s, struct td_err *err)
                                               .pp = s->p.plan->pp,
                                               .nccl = s->p.nccl,
                                               .needs_nccl = s->p.needs_nccl,
+                                              .in_step =
+                                                  !s->p.device_is_shared && slices_are_even(s),
                                               .sum_cpus = s->p.sum_cpus};
 
     return td_exchange_open(&params, &s->exchange, err);

@@ -28,6 +28,7 @@ struct td_shard_params {
     const struct td_nccl_config *
         nccl; /* borrows for the call; for exchanges from device to device; NULL: through the host */
     bool needs_nccl;                  /* else the host's memory will do where there is no NCCL */
+    bool device_is_shared;            /* on some rank another shard is on the same device */
     const char *offload_dir;          /* borrows; NULL where the plan has no slots in a file */
     td_weights_progress_fn *progress; /* may be NULL */
     void *user;

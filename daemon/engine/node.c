@@ -332,6 +332,7 @@ enum td_status td_node_load(struct td_node *node, const struct td_plan_params *p
                                     .world = node->world,
                                     .sum_cpus = node->cores.seated ? &node->sum_cpus : NULL,
                                     .offload_dir = offload_dir,
+                                    .device_is_shared = draft_path != NULL,
                                     .progress = node->params.progress,
                                     .user = node->params.user};
     enum td_status s;

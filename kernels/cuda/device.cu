@@ -41,12 +41,22 @@ enum td_status count(uint32_t *n, struct td_err *err)
 
 /* ---- the table ---- */
 
+void free_outgrown(struct td_cuda *cuda)
+{
+    for (void *&old : cuda->outgrown) {
+        if (old)
+            td_cuda_note(cuda, cudaFree(old));
+        old = NULL;
+    }
+}
+
 void close_cuda(struct td_kern *kern)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
 
     cudaStreamSynchronize(cuda->stream);
     td_cuda_graphs_drop(cuda);
+    free_outgrown(cuda);
     cudaFree(cuda->scratch.data);
     cudaFree(cuda->gates.data);
     cudaFree(cuda->partials.data);
@@ -150,6 +160,7 @@ enum td_status sync_cuda(struct td_kern *kern, struct td_err *err)
 
     td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
     td_cuda_bays_close(cuda); /* whoever waits has packed all there is */
+    free_outgrown(cuda);
     e = cuda->failed;
     in = cuda->failed_in ? cuda->failed_in : "";
     cuda->failed = cudaSuccess;
@@ -159,6 +170,17 @@ enum td_status sync_cuda(struct td_kern *kern, struct td_err *err)
     return e == cudaSuccess ? TD_OK
                             : td_err_set(err, TD_DEVICE, "%s: %s%s (%s)", kern->name, in,
                                          cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+void forget(struct td_kern *kern)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+    cudaGraph_t graph = NULL;
+
+    if (cuda->recording && cudaStreamEndCapture(cuda->stream, &graph) == cudaSuccess && graph)
+        td_cuda_note(cuda, cudaGraphDestroy(graph));
+    cuda->recording = NULL;
+    td_cuda_graphs_drop(cuda);
 }
 
 const struct td_kern_ops OPS = {.close = close_cuda,
@@ -175,6 +197,7 @@ const struct td_kern_ops OPS = {.close = close_cuda,
                                 .replay = td_cuda_replay,
                                 .record = td_cuda_record,
                                 .record_end = td_cuda_record_end,
+                                .forget = forget,
                                 .matrix_open = td_cuda_matrix_open,
                                 .matrix_close = td_cuda_matrix_close,
                                 .matrix_pack = td_cuda_matrix_pack,
@@ -273,17 +296,28 @@ enum td_status td_cuda_reserve(struct td_cuda *cuda, struct td_cuda_buffer *buff
                                struct td_err *err)
 {
     void *data = NULL;
+    uint32_t i = 0;
 
     if (bytes <= buffer->bytes)
         return TD_OK;
     td_cuda_graphs_drop(cuda);
-    td_cuda_note(cuda, cudaFree(buffer->data)); /* waits for who uses it */
+    /* To give memory back waits for all that is enqueued, which may wait for a peer that is gone. */
+    while (i < TD_CUDA_OUTGROWN && cuda->outgrown[i])
+        i++;
+    if (i < TD_CUDA_OUTGROWN)
+        cuda->outgrown[i] = buffer->data;
+    else
+        td_cuda_note(cuda, cudaFree(buffer->data));
     buffer->data = NULL;
     buffer->bytes = 0;
     if (cudaMalloc(&data, bytes) != cudaSuccess) {
         (void)cudaGetLastError();
-        return td_err_set(err, TD_NO_MEMORY, "%s: no memory for %zu bytes of scratch",
-                          cuda->head.name, bytes);
+        free_outgrown(cuda); /* late, but it may be enough */
+        if (cudaMalloc(&data, bytes) != cudaSuccess) {
+            (void)cudaGetLastError();
+            return td_err_set(err, TD_NO_MEMORY, "%s: no memory for %zu bytes of scratch",
+                              cuda->head.name, bytes);
+        }
     }
     buffer->data = (uint8_t *)data;
     buffer->bytes = bytes;

@@ -21,7 +21,7 @@ struct td_cuda_bay {
     cudaEvent_t packed; /* when nobody reads them any more; NULL: the bay is not open */
 };
 
-enum { TD_CUDA_GRAPHS = 64, TD_CUDA_BAYS = 2 };
+enum { TD_CUDA_GRAPHS = 64, TD_CUDA_BAYS = 2, TD_CUDA_OUTGROWN = 8 };
 
 /* Operations under one key; `exec` is NULL until they come a second time. */
 struct td_cuda_graph {
@@ -42,6 +42,8 @@ struct td_cuda {
     size_t most_shared; /* bytes a block may have */
     bool overlaps;      /* a kernel begins while the one before it ends (td_num_await_earlier) */
     struct td_cuda_buffer scratch, gates, partials;
+    void *outgrown
+        [TD_CUDA_OUTGROWN]; /* what buffers were before they grew: given back when nothing reads it */
     struct td_cuda_bay bay
         [TD_CUDA_BAYS]; /* by turns, so that the host fills one while the device empties the other */
     uint32_t n_packed;
@@ -100,10 +102,11 @@ static void td_cuda_launch(struct td_cuda *cuda, void (*kernel)(P...), dim3 grid
 
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
-    if (shared > 48 * 1024) /* more is given to who asks for it */
+    if (shared >
+        48 * 1024) /* all there is: less would be too little for a recorded launch with more */
         td_cuda_note(cuda, cudaFuncSetAttribute((const void *)kernel,
                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)shared));
+                                                (int)cuda->most_shared));
     td_cuda_note(cuda, cudaLaunchKernelExC(&launch, (const void *)kernel, at));
 #endif
 }

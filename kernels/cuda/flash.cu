@@ -467,10 +467,12 @@ enum td_status launch(struct td_cuda *cuda, struct td_attend_job *job, uint32_t 
     if (job->n_runs > 1) { /* as many rows at a time as their partial results have room for */
         enum td_status s;
 
-        if (TD_CUDA_PARTIAL_BYTES / (row_bytes * job->n_runs) < n)
-            at_once = (uint32_t)(TD_CUDA_PARTIAL_BYTES / (row_bytes * job->n_runs)) /
-                      job->row_step * job->row_step;
-        at_once = at_once ? at_once : job->row_step;
+        const uint32_t most = (uint32_t)(TD_CUDA_PARTIAL_BYTES / (row_bytes * job->n_runs));
+
+        if (most < n)
+            at_once = most / job->row_step * job->row_step;
+        if (at_once == 0) /* a block takes fewer, then */
+            at_once = job->row_step = most ? most : 1;
         s = td_cuda_reserve(cuda, &cuda->scratch, row_bytes * job->n_runs * at_once, err);
         if (s)
             return s;

@@ -6,7 +6,7 @@ enum {
     TD_TILE_ROWS = 16,
     TD_TILE_COLS = 32,
     TD_CUDA_PARTIAL_BYTES = 64 << 20, /* most that attention keeps of runs of keys */
-    TD_CUDA_SPLIT_BYTES = 32 << 20,   /* that pieces of a linear step's sums have */
+    TD_CUDA_SPLIT_BYTES = 16 << 20,   /* that pieces of a linear step's sums have */
     TD_CUDA_LIB_TOKENS = 256,         /* of a call that NVIDIA's library takes, if it may */
     TD_CUDA_UNPACKED_BYTES =
         128 << 20 /* that it needs: 4,096 rows of 14,336 columns, and 16 MiB to work in */

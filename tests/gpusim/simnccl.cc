@@ -274,8 +274,16 @@ ncclResult_t ncclCommFinalize(ncclComm_t comm)
     return ncclSuccess;
 }
 
+/* As NCCL, waits for every graph that holds an operation of the communicator, but not for ever. */
 ncclResult_t ncclCommDestroy(ncclComm_t comm)
 {
+    for (int waited_ms = 0; comm->is_aborted.use_count() > 1; waited_ms++) {
+        if (waited_ms == 10000) {
+            fprintf(stderr, "simnccl: a graph outlives its communicator\n");
+            abort();
+        }
+        usleep(1000);
+    }
     unlink(comm->path.c_str());
     delete comm;
     return ncclSuccess;

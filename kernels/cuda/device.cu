@@ -244,7 +244,7 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     }
     cuda->n_sms = (uint32_t)prop.multiProcessorCount;
     cuda->most_shared = prop.sharedMemPerBlockOptin;
-    cuda->overlaps = prop.major >= 9 && !getenv("TENSORD_CUDA_NO_OVERLAP");
+    cuda->overlaps = prop.major >= 9 && !getenv("TD_CUDA_NO_OVERLAP") /* to measure without */;
     snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);
     if (cudaDeviceGetPCIBusId(cuda->head.bus_id, (int)sizeof cuda->head.bus_id,
                               (int)cuda->p.device) != cudaSuccess)

@@ -119,18 +119,27 @@ __global__ void __launch_bounds__(THREADS, 1)
     const uint32_t last = td_cuda_groups(p.m.n_rows) - 1;
     float c[GROUPS][OCTETS][4] = {}, first[GROUPS][OCTETS][4];
     struct td_cuda_fragment<T> w[GROUPS];
+    struct td_tile_words<T> next[GROUPS]; /* of the tile behind this one */
     uint32_t leaf = 0, part = 0;
 
     for (uint32_t at = 0; at < STAGES - 1; at++)
         fetch(p, block.t0, at, stages);
+    for (uint32_t i = 0; i < GROUPS; i++)
+        td_cuda_load_words<T>(p.m, group + i < last ? group + i : last, 0, 0, &next[i]);
     for (uint32_t at = 0; at < p.m.n_tiles; at++) {
         const uint16_t *x = stages + at % STAGES * STAGE_WORDS;
 
-        for (uint32_t i = 0; i < GROUPS; i++)
-            td_cuda_load_tile<T>(p.m, group + i < last ? group + i : last, at, &w[i]);
+        for (uint32_t i = 0; i < GROUPS; i++) {
+            struct td_tile_super<T> super;
+
+            td_cuda_load_super<T>(p.m, group + i < last ? group + i : last, at, &super);
+            td_cuda_unpack<T>(next[i], super, &w[i]);
+        }
         td_num_copies_wait<STAGES - 2>();
         __syncthreads(); /* all of this tile is there, and nobody reads the one before any more */
         fetch(p, block.t0, at + STAGES - 1, stages);
+        for (uint32_t i = 0; i < GROUPS && at + 1 < p.m.n_tiles; i++)
+            td_cuda_load_words<T>(p.m, group + i < last ? group + i : last, at + 1, 0, &next[i]);
 #pragma unroll
         for (uint32_t j = 0; j < OCTETS; j++) {
             uint32_t b[4];

@@ -112,7 +112,9 @@ static const struct td_option table[] = {
      .values = switches, .preset = "on",
      .help = "a step of up to 64 rows on a GPU is recorded as a graph, and begun by one call when "
              "its like "
-             "comes again; not where ranks exchange through the host's memory inside of layers"},
+             "comes again; not where ranks exchange through the host's memory inside of layers, "
+             "nor where "
+             "their slices are uneven or one has a draft model too"},
     {"exact", NULL, NULL, TD_OPTION_ENUM, AT(exact), GROUP | SCALE | TD_FOR_WORKER,
      .values = switches, .preset = "on",
      .help =

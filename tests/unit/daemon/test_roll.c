@@ -14,7 +14,7 @@
 
 #define MODEL TD_SOURCE "/tests/models/tensord-tiny"
 
-enum { MAX_LAUNCHES = 4, MAX_IDS = 300, BLOCK = 16 };
+enum { MAX_LAUNCHES = 4, MAX_IDS = 1200, BLOCK = 16 };
 
 struct rig;
 
@@ -258,6 +258,7 @@ static void test_roll_at_once_goes_on_with_the_same_ids(void **state)
     struct story golden, cut;
     struct td_err err;
     struct rig r;
+    bool was_cut;
 
     (void)state;
     if (no_model())
@@ -277,6 +278,9 @@ static void test_roll_at_once_goes_on_with_the_same_ids(void **state)
     assert_int_equal(other.generation, 2);
     assert_int_equal(other.n_here, 0);
     assert_int_equal(status_of(&r).n_here, 1);
+    while (!status_of(&r).roll.has_taken_over && !r.n_told)
+        uv_run(&r.loop, UV_RUN_ONCE);
+    was_cut = cut.finish == TD_FINISH_NONE; /* else it had ended, perhaps before the takeover */
     while (!r.n_told)
         uv_run(&r.loop, UV_RUN_ONCE);
     assert_int_equal(r.told, TD_OK);
@@ -287,7 +291,7 @@ static void test_roll_at_once_goes_on_with_the_same_ids(void **state)
     assert_int_equal(status_of(&r).generation, 2);
     wait_tokens(&r, &cut, MAX_IDS + 1);
     check_equal(&cut, &golden);
-    assert_int_equal(status_of(&r).roll.n_replayed + status_of(&r).roll.n_finished, 1);
+    assert_in_range(status_of(&r).roll.n_replayed + status_of(&r).roll.n_finished, was_cut, 1);
     assert_int_equal(status_of(&r).n_rolls_done, 1);
     teardown(&r);
     assert_int_equal(r.n_told, 1);

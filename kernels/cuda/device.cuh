@@ -62,6 +62,9 @@ struct td_cuda_matrix {
     uint32_t part_tile[TD_KERN_MAX_PARTS +
                        1]; /* part p has tiles part_tile[p] .. part_tile[p + 1] - 1 */
     void *memory;          /* of the device: everything */
+    /* F8_E4M3: whether the rows so far have one scale each, or share one in every block of 128 x 128; those of the last row. */
+    bool has_row_scales, has_block_scales;
+    float *last_scales; /* [runs of 128 columns] */
 };
 
 static inline struct td_cuda *td_cuda_of(struct td_kern *kern)

@@ -1,5 +1,6 @@
-/* cuBLASLt, opened at run time, so that a machine without it needs none. It knows no types of ours: rows of a matrix are unpacked to 16 bits
- * first, as many at a time as there is room for, in the columns' order of the tiles, which is the activations' too. */
+/* cuBLASLt, opened at run time, so that a machine without it needs none. It knows no types of ours: rows of a matrix are unpacked first
+ * (unpacking.cu), as many at a time as there is room for, in the columns' order of the tiles, which is the activations' too. F8_E4M3 is
+ * multiplied as it is where its scales are of one kind that the library knows; all others are 16 bits. */
 #include "kernels/cuda/libproducts.cuh"
 
 #if __has_include(<cublasLt.h>)
@@ -11,9 +12,9 @@
 
 enum {
     THREADS = 256,
-    WARPS = THREADS / 32,
     N_ALGOS = 64,
     WORKSPACE_BYTES = 16 << 20,
+    SCALE_BYTES = 1 << 20, /* of the rows that are unpacked at a time */
     MOST_ALIGNED = 256,
     ONE = 0, /* in lib->numbers */
     ZERO = 1,
@@ -34,8 +35,13 @@ enum {
     X(cublasLtMatmulAlgoGetHeuristic)                                                              \
     X(cublasLtMatmul)
 
+/* What is multiplied: 16-bit numbers; E4M3 with a scale per row of both; with one per block of 128 x 128 weights and per run of 128
+ * activations. */
+enum way { BITS_16, BY_ROW, BY_BLOCK, WAYS };
+
 /* out [n x n_rows] = x [n x k] * w [rows x k]^T; the library counts columns first. */
 struct shape {
+    enum way way;
     cudaDataType_t type;
     uint32_t rows, n, k;
     uint32_t x_stride, n_rows;       /* of a row of x and of out */
@@ -54,7 +60,7 @@ struct td_cuda_lib {
     FUNCTIONS(X)
 #undef X
     cublasLtHandle_t handle;
-    cublasLtMatmulDesc_t desc;
+    cublasLtMatmulDesc_t desc[WAYS]; /* NULL: the library knows no such way */
     float *numbers; /* the device's: 1, 0, and the scales of a call's activations */
     struct choice choice[N_ALGOS];
     uint32_t n_choices; /* made so far */
@@ -97,74 +103,6 @@ __global__ void __launch_bounds__(THREADS)
         scales[leaf] = *scale;
 }
 
-/* ---- matrices ---- */
-
-/* Rows of groups from `group0` on, columns of tiles [tile0, tile0 + n_tiles): out [.. x n_tiles * 32], a warp a tile. */
-template <enum td_dtype T>
-__global__ void __launch_bounds__(THREADS) unpack(const struct td_cuda_weights m, uint32_t group0,
-                                                  uint32_t tile0, uint32_t n_tiles, uint16_t *out)
-{
-    td_num_await_earlier();
-    constexpr struct td_cuda_format F = td_cuda_format_of(T);
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t at = blockIdx.y * WARPS + threadIdx.x / 32;
-    struct td_cuda_fragment<T> w;
-
-    if (at >= n_tiles)
-        return;
-    td_cuda_load_tile<T>(m, group0 + blockIdx.x, tile0 + at, &w);
-    for (uint32_t half = 0; half < 2; half++) {
-        uint32_t pair[4];
-        uint16_t *to = out +
-                       ((size_t)blockIdx.x * TD_TILE_ROWS + g + 8 * half) * n_tiles * TD_TILE_COLS +
-                       at * TD_TILE_COLS;
-
-        for (uint32_t i = 0; i < 4; i++)
-            pair[i] = half ? w.high[i] : w.low[i];
-        if (F.scale_bytes || F.super_bytes)
-            for (uint32_t i = 0; i < 4; i++) {
-                const struct td_tile_scale s = w.scale[F.halves ? i / 2 : 1][half];
-                const float unit = td_tile_unit<T>();
-                const float a = td_num_f16((uint16_t)pair[i]) * unit * s.scale - s.min;
-                const float b = td_num_f16((uint16_t)(pair[i] >> 16)) * unit * s.scale - s.min;
-
-                pair[i] = td_num_to_f16(a) | (uint32_t)td_num_to_f16(b) << 16;
-            }
-        if (F.halves) {
-            *(uint2 *)(to + 4 * t) = {pair[0], pair[1]};
-            *(uint2 *)(to + 16 + 4 * t) = {pair[2], pair[3]};
-        } else {
-            *(uint4 *)(to + 8 * t) = {pair[0], pair[1], pair[2], pair[3]};
-        }
-    }
-}
-
-template <enum td_dtype T>
-void launch(struct td_cuda *cuda, dim3 grid, const struct td_cuda_weights &m, uint32_t group0,
-            uint32_t tile0, uint32_t n_tiles, uint16_t *out)
-{
-    if constexpr (T != TD_F32)
-        td_cuda_launch(cuda, unpack<T>, grid, dim3(THREADS), 0, m, group0, tile0, n_tiles, out);
-}
-
-void launch_unpack(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_weights &m,
-                   uint32_t group0, uint32_t n_groups, uint32_t tile0, uint32_t n_tiles,
-                   uint16_t *out)
-{
-    const dim3 grid(n_groups, (n_tiles + WARPS - 1) / WARPS);
-
-    switch (type) {
-#define CASE(T, ...)                                                                               \
-    case T:                                                                                        \
-        launch<T>(cuda, grid, m, group0, tile0, n_tiles, out);                                     \
-        break;
-        TD_CUDA_FORMATS(CASE)
-#undef CASE
-    default:
-        break;
-    }
-}
-
 /* ---- the library ---- */
 
 uint32_t aligned(const void *p, size_t stride_bytes)
@@ -201,6 +139,15 @@ void close_layouts(const struct td_cuda_lib *lib, struct layouts *l)
             lib->cublasLtMatrixLayoutDestroy_(one);
 }
 
+/* Rows that are unpacked at a time, of so many bytes each. */
+uint32_t rows_at_once(size_t bytes)
+{
+    const size_t room = (TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES - SCALE_BYTES) / bytes;
+    const size_t rows = room < SCALE_BYTES / sizeof(float) ? room : SCALE_BYTES / sizeof(float);
+
+    return (uint32_t)(rows >= 128 ? rows / 128 * 128 : rows / TD_TILE_ROWS * TD_TILE_ROWS);
+}
+
 /* What the library recommends for a shape, which is asked for once. */
 const struct choice *choose(struct td_cuda_lib *lib, const struct shape &s, const struct layouts &l)
 {
@@ -235,42 +182,222 @@ const struct choice *choose(struct td_cuda_lib *lib, const struct shape &s, cons
                            wish, a.name, &a.bytes, sizeof a.bytes) == CUBLAS_STATUS_SUCCESS;
     c->is_there =
         well &&
-        lib->cublasLtMatmulAlgoGetHeuristic_(lib->handle, lib->desc, l.w, l.x, l.out, l.out, wish,
-                                             1, &found, &n) == CUBLAS_STATUS_SUCCESS &&
+        lib->cublasLtMatmulAlgoGetHeuristic_(lib->handle, lib->desc[s.way], l.w, l.x, l.out, l.out,
+                                             wish, 1, &found, &n) == CUBLAS_STATUS_SUCCESS &&
         n == 1 && found.state == CUBLAS_STATUS_SUCCESS;
     c->algo = found.algo;
     lib->cublasLtMatmulPreferenceDestroy_(wish);
     return c;
 }
 
-/* `w` lies before the workspace. False: the library has nothing for it. */
-bool multiply(struct td_cuda *cuda, const struct shape &s, const uint16_t *w, const uint16_t *x,
-              const float *alpha, float *out)
+/* One call of the library: rows of a part of a product. */
+struct piece {
+    struct shape shape;
+    uint32_t part, tile, n_tiles, row;
+};
+
+/* Calls f(piece) for all of a product until it says false; returns what it said. `x` and `out` count for their alignment. */
+template <class F>
+bool each_piece(enum way way, cudaDataType_t type, const struct td_cuda_weights &m,
+                const uint32_t *part_tile, uint32_t n, const void *x, const float *out, F f)
+{
+    const size_t width = way == BITS_16 ? 2 : 1;
+
+    for (uint32_t part = 0; part < m.n_parts; part++) {
+        struct piece p;
+        uint32_t at_once;
+
+        memset(&p, 0, sizeof p); /* shapes are compared byte by byte */
+        p.part = part;
+        p.tile = part_tile[part];
+        p.n_tiles = part_tile[part + 1] - p.tile;
+        p.shape.way = way;
+        p.shape.type = type;
+        p.shape.n = n;
+        p.shape.k = p.n_tiles * TD_TILE_COLS;
+        p.shape.x_stride = m.n_tiles * TD_TILE_COLS;
+        p.shape.n_rows = m.n_rows;
+        p.shape.x_aligned =
+            aligned((const uint8_t *)x + p.tile * TD_TILE_COLS * width, p.shape.x_stride * width);
+        at_once = rows_at_once(p.shape.k * width);
+        for (p.row = 0; p.row < m.n_rows; p.row += at_once) {
+            p.shape.rows = m.n_rows - p.row < at_once ? m.n_rows - p.row : at_once;
+            p.shape.out_aligned =
+                aligned(out + (size_t)part * n * m.n_rows + p.row, m.n_rows * sizeof *out);
+            if (!f(p))
+                return false;
+        }
+    }
+    return true;
+}
+
+/* What is known of the shape, or NULL: the library has nothing for it. */
+const struct choice *find(struct td_cuda_lib *lib, const struct shape &s)
+{
+    struct layouts l;
+    const struct choice *c = open_layouts(lib, s, &l) ? choose(lib, s, l) : NULL;
+
+    close_layouts(lib, &l);
+    return c && c->is_there ? c : NULL;
+}
+
+/* Multiplies the rows that are unpacked. */
+void multiply(struct td_cuda *cuda, const struct choice *c, const void *x, const float *alpha,
+              const float *beta, float *out)
 {
     struct td_cuda_lib *lib = cuda->lib;
     struct layouts l;
-    const struct choice *c = open_layouts(lib, s, &l) ? choose(lib, s, l) : NULL;
-    const bool is_there = c && c->is_there;
 
-    if (is_there &&
-        lib->cublasLtMatmul_(lib->handle, lib->desc, alpha, w, l.w, x, l.x, lib->numbers + ZERO,
-                             out, l.out, out, l.out, &c->algo,
+    if (!open_layouts(lib, c->shape, &l) ||
+        lib->cublasLtMatmul_(lib->handle, lib->desc[c->shape.way], alpha, cuda->unpacked.data, l.w,
+                             x, l.x, beta, out, l.out, out, l.out, &c->algo,
                              cuda->unpacked.data + TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES,
                              WORKSPACE_BYTES, cuda->stream) != CUBLAS_STATUS_SUCCESS) {
         td_cuda_note(cuda, cudaErrorLaunchFailure);
         cuda->failed_in = "cuBLASLt: ";
     }
     close_layouts(lib, &l);
-    return is_there;
 }
 
-/* Rows that are unpacked at a time. */
-uint32_t rows_at_once(uint32_t k)
+bool multiply_16(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)
 {
-    const size_t rows = (TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES) / (k * sizeof(uint16_t));
+    const bool is_bf16 = p->acts.form == TD_CUDA_BF16;
+    const float *numbers = cuda->lib->numbers;
 
-    return (uint32_t)(rows >= 128 ? rows / 128 * 128 : rows / TD_TILE_ROWS * TD_TILE_ROWS);
+    return each_piece(BITS_16, is_bf16 ? CUDA_R_16BF : CUDA_R_16F, p->m, p->part_tile, p->n,
+                      p->acts.x, p->out, [&](const struct piece &at) {
+                          const struct choice *c = find(cuda->lib, at.shape);
+
+                          if (!c)
+                              return false;
+                          td_cuda_unpack_rows(cuda, type, p->m, at.row / TD_TILE_ROWS,
+                                              td_cuda_groups(at.shape.rows), at.tile, at.n_tiles,
+                                              (uint16_t *)cuda->unpacked.data);
+                          multiply(cuda, c, (const uint16_t *)p->acts.x + at.tile * TD_TILE_COLS,
+                                   is_bf16 ? numbers + ONE : p->acts.flat, numbers + ZERO,
+                                   p->out + (size_t)at.part * p->n * p->m.n_rows + at.row);
+                          return true;
+                      });
 }
+
+/* ---- eight bits ---- */
+
+#if CUBLAS_VERSION >= 120900
+
+const float ALPHA = 1.0f, BETA = 0.0f;
+
+/* NULL: this version of the library does not know them. */
+cublasLtMatmulDesc_t open_bytes(const struct td_cuda_lib *lib, int32_t scales_of_w,
+                                int32_t scales_of_x)
+{
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const struct {
+        cublasLtMatmulDescAttributes_t name;
+        const void *value;
+    } attributes[] = {{CUBLASLT_MATMUL_DESC_TRANSA, &transposed},
+                      {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &scales_of_w},
+                      {CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &scales_of_x}};
+    cublasLtMatmulDesc_t desc = NULL;
+
+    if (lib->cublasLtMatmulDescCreate_(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) !=
+        CUBLAS_STATUS_SUCCESS)
+        return NULL;
+    for (const auto &a : attributes)
+        if (lib->cublasLtMatmulDescSetAttribute_(desc, a.name, a.value, 4) !=
+            CUBLAS_STATUS_SUCCESS) {
+            lib->cublasLtMatmulDescDestroy_(desc);
+            return NULL;
+        }
+    return desc;
+}
+
+void open_bytes(struct td_cuda_lib *lib)
+{
+    lib->desc[BY_ROW] = open_bytes(lib, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F,
+                                   CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    lib->desc[BY_BLOCK] = open_bytes(lib, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F,
+                                     CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
+}
+
+bool set_scales(const struct td_cuda_lib *lib, enum way way, const float *of_w, const float *of_x)
+{
+    return lib->cublasLtMatmulDescSetAttribute_(lib->desc[way],
+                                                CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &of_w,
+                                                sizeof of_w) == CUBLAS_STATUS_SUCCESS &&
+           lib->cublasLtMatmulDescSetAttribute_(lib->desc[way],
+                                                CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &of_x,
+                                                sizeof of_x) == CUBLAS_STATUS_SUCCESS;
+}
+
+float *unpacked_scales(const struct td_cuda *cuda)
+{
+    return (float *)(cuda->unpacked.data + TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES - SCALE_BYTES);
+}
+
+/* Whether the library has all that a product needs. `x` and `out` as in each_piece. */
+bool takes_bytes(struct td_cuda *cuda, enum way way, const struct td_cuda_matrix *m, uint32_t n,
+                 const float *out)
+{
+    struct td_cuda_lib *lib = cuda->lib;
+
+    return lib->desc[way] &&
+           set_scales(lib, way, unpacked_scales(cuda), lib->numbers) && /* any; they count later */
+           each_piece(way, CUDA_R_8F_E4M3, m->view, m->part_tile, n, NULL, out,
+                      [&](const struct piece &p) {
+                          return (way == BY_ROW || p.tile % TD_CUDA_RUN_TILES == 0) &&
+                                 find(lib, p.shape);
+                      });
+}
+
+/* td_cuda_lib_form has asked for all of it before. */
+void multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p)
+{
+    const enum way way = p->acts.form == TD_CUDA_E4M3 ? BY_ROW : BY_BLOCK;
+    struct td_cuda_lib *lib = cuda->lib;
+    const bool is_done = each_piece(
+        way, CUDA_R_8F_E4M3, p->m, p->part_tile, p->n, NULL, p->out, [&](const struct piece &at) {
+            const struct choice *c = find(lib, at.shape);
+            float *scales = unpacked_scales(cuda);
+            const float *of_x =
+                p->acts.scale +
+                (way == BY_ROW ? (size_t)0
+                               : (size_t)at.tile / TD_CUDA_RUN_TILES * td_cuda_run_pitch(p->n));
+
+            if (!c || !set_scales(lib, way, scales, of_x))
+                return false;
+            td_cuda_unpack_bytes(cuda, p->m, at.row / TD_TILE_ROWS, td_cuda_groups(at.shape.rows),
+                                 at.tile, at.n_tiles, way == BY_BLOCK, cuda->unpacked.data, scales);
+            multiply(cuda, c, p->acts.x + at.tile * TD_TILE_COLS, &ALPHA, &BETA,
+                     p->out + (size_t)at.part * p->n * p->m.n_rows + at.row);
+            return true;
+        });
+
+    if (!is_done) {
+        td_cuda_note(cuda, cudaErrorLaunchFailure);
+        cuda->failed_in = "cuBLASLt: ";
+    }
+}
+
+#else /* a library that knows no such scales */
+
+void open_bytes(struct td_cuda_lib *lib)
+{
+    (void)lib;
+}
+
+bool takes_bytes(struct td_cuda *cuda, enum way way, const struct td_cuda_matrix *m, uint32_t n,
+                 const float *out)
+{
+    (void)cuda, (void)way, (void)m, (void)n, (void)out;
+    return false;
+}
+
+void multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p)
+{
+    (void)cuda, (void)p;
+}
+
+#endif
 
 } // namespace
 
@@ -303,14 +430,16 @@ enum td_status td_cuda_lib_open(struct td_cuda *cuda, struct td_err *err)
         return td_err_set(err, TD_CORRUPT, "%s has no %s: expected NVIDIA's library", name,
                           missing);
     if (lib->cublasLtCreate_(&lib->handle) != CUBLAS_STATUS_SUCCESS ||
-        lib->cublasLtMatmulDescCreate_(&lib->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) !=
+        lib->cublasLtMatmulDescCreate_(&lib->desc[BITS_16], CUBLAS_COMPUTE_32F, CUDA_R_32F) !=
             CUBLAS_STATUS_SUCCESS ||
-        lib->cublasLtMatmulDescSetAttribute_(lib->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+        lib->cublasLtMatmulDescSetAttribute_(lib->desc[BITS_16], CUBLASLT_MATMUL_DESC_TRANSA,
+                                             &transposed,
                                              sizeof transposed) != CUBLAS_STATUS_SUCCESS ||
-        lib->cublasLtMatmulDescSetAttribute_(lib->desc, CUBLASLT_MATMUL_DESC_POINTER_MODE,
+        lib->cublasLtMatmulDescSetAttribute_(lib->desc[BITS_16], CUBLASLT_MATMUL_DESC_POINTER_MODE,
                                              &on_device, sizeof on_device) != CUBLAS_STATUS_SUCCESS)
         return td_err_set(err, TD_DEVICE, "%s does not begin on %s; '--exact on' works without",
                           name, cuda->head.name);
+    open_bytes(lib);
     if (cudaMalloc((void **)&lib->numbers, bytes) != cudaSuccess)
         return td_err_set(err, TD_NO_MEMORY, "%s: no memory for %zu bytes", cuda->head.name, bytes);
     td_cuda_note(cuda, cudaMemcpyAsync(lib->numbers, NUMBERS, sizeof NUMBERS, cudaMemcpyDefault,
@@ -325,8 +454,9 @@ void td_cuda_lib_close(struct td_cuda *cuda)
     if (!lib)
         return;
     cudaFree(lib->numbers);
-    if (lib->desc)
-        lib->cublasLtMatmulDescDestroy_(lib->desc);
+    for (cublasLtMatmulDesc_t desc : lib->desc)
+        if (desc)
+            lib->cublasLtMatmulDescDestroy_(desc);
     if (lib->handle)
         lib->cublasLtDestroy_(lib->handle);
     if (lib->library)
@@ -342,7 +472,7 @@ void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint3
         float *scale = cuda->lib->numbers + SCALES + i;
         const size_t n_scales = (size_t)n * acts->n_leaves;
 
-        if (set->item[i].form != TD_CUDA_F16)
+        if (acts->form != TD_CUDA_F16)
             continue;
         td_cuda_note(cuda, cudaMemsetAsync(scale, 0, sizeof *scale, cuda->stream));
         td_cuda_launch(cuda, largest_scale,
@@ -353,38 +483,26 @@ void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint3
     }
 }
 
+enum td_cuda_act td_cuda_lib_form(struct td_cuda *cuda, const struct td_cuda_matrix *m, uint32_t n,
+                                  const float *out)
+{
+    if (td_cuda_lib_takes(cuda, n)) {
+        if (m->has_row_scales && takes_bytes(cuda, BY_ROW, m, n, out))
+            return TD_CUDA_E4M3;
+        if (m->has_block_scales && takes_bytes(cuda, BY_BLOCK, m, n, out))
+            return TD_CUDA_E4M3_RUNS;
+    }
+    return td_cuda_format_of(m->head.dtype).act;
+}
+
 bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)
 {
-    const bool is_bf16 = td_cuda_format_of(type).act == TD_CUDA_BF16;
-    uint16_t *w = (uint16_t *)cuda->unpacked.data;
-
-    if (!td_cuda_lib_takes(cuda, p->n) || td_cuda_format_of(type).act == TD_CUDA_PLAIN)
+    if (!td_cuda_lib_takes(cuda, p->n) || p->acts.form == TD_CUDA_PLAIN)
         return false;
-    for (uint32_t part = 0; part < p->m.n_parts; part++) {
-        const uint32_t begin = p->part_tile[part], n_tiles = p->part_tile[part + 1] - begin;
-        const uint32_t k = n_tiles * TD_TILE_COLS, at_once = rows_at_once(k);
-        const uint16_t *x = (const uint16_t *)p->acts.x + begin * TD_TILE_COLS;
-
-        for (uint32_t row = 0; row < p->m.n_rows; row += at_once) {
-            const uint32_t rows = p->m.n_rows - row < at_once ? p->m.n_rows - row : at_once;
-            float *out = p->out + (size_t)part * p->n * p->m.n_rows + row;
-            struct shape s;
-
-            memset(&s, 0, sizeof s); /* compared byte by byte */
-            s.type = is_bf16 ? CUDA_R_16BF : CUDA_R_16F;
-            s.rows = rows;
-            s.n = p->n;
-            s.k = k;
-            s.x_stride = p->acts.n_tiles * TD_TILE_COLS;
-            s.n_rows = p->m.n_rows;
-            s.x_aligned = aligned(x, s.x_stride * sizeof *x);
-            s.out_aligned = aligned(out, s.n_rows * sizeof *out);
-            launch_unpack(cuda, type, p->m, row / TD_TILE_ROWS, td_cuda_groups(rows), begin,
-                          n_tiles, w);
-            if (!multiply(cuda, s, w, x, is_bf16 ? cuda->lib->numbers + ONE : p->acts.flat, out))
-                return false;
-        }
-    }
+    if (p->acts.form == TD_CUDA_E4M3 || p->acts.form == TD_CUDA_E4M3_RUNS)
+        multiply_8(cuda, p);
+    else if (!multiply_16(cuda, type, p))
+        return false;
     if (p->gates)
         td_cuda_silu_mul(&cuda->head, p->gates, p->out, (size_t)p->n * p->m.n_rows, p->out);
     return true;
@@ -409,6 +527,15 @@ void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint3
     (void)cuda;
     (void)set;
     (void)n;
+}
+
+enum td_cuda_act td_cuda_lib_form(struct td_cuda *cuda, const struct td_cuda_matrix *m, uint32_t n,
+                                  const float *out)
+{
+    (void)cuda;
+    (void)n;
+    (void)out;
+    return td_cuda_format_of(m->head.dtype).act;
 }
 
 bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)

@@ -12,10 +12,27 @@ static inline bool td_cuda_lib_takes(const struct td_cuda *cuda, uint32_t n)
 {
     return cuda->lib && n >= cuda->p.inexact_from;
 }
+/* The activations that a matrix of F8_E4M3 gets in a call of n tokens, whose results come to `out` (only its alignment counts): E4M3 where
+ * its scales and the library allow it, else its own. */
+enum td_cuda_act td_cuda_lib_form(struct td_cuda *cuda, const struct td_cuda_matrix *m, uint32_t n,
+                                  const float *out);
 /* Gives all F16 rows of the set one scale, as it needs them. */
 void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint32_t n);
 /* False: nothing was enqueued, because the library has nothing for the shape or the call is too small. p->gate is not there. */
 bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type,
                           const struct td_cuda_product *p);
+
+/* ---- rows of a matrix as the library reads them (unpacking.cu) ---- */
+
+/* Rows of groups [group0, group0 + n_groups), columns of tiles [tile0, tile0 + n_tiles), in the tiles' order: out
+ * [.. x n_tiles * 32] BF16 or F16. Every type but F32. */
+void td_cuda_unpack_rows(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_weights &m,
+                         uint32_t group0, uint32_t n_groups, uint32_t tile0, uint32_t n_tiles,
+                         uint16_t *out);
+/* The same of F8_E4M3: E4M3, and their scales: one per row, or, with `by_block`, [blocks of 128 rows x blocks of 128 columns, as
+ * many as td_cuda_run_pitch(n_tiles / 4)]. */
+void td_cuda_unpack_bytes(struct td_cuda *cuda, const struct td_cuda_weights &m, uint32_t group0,
+                          uint32_t n_groups, uint32_t tile0, uint32_t n_tiles, bool by_block,
+                          uint8_t *out, float *scales);
 
 #endif

@@ -18,8 +18,10 @@
 #include "kernels/cuda/formats.h"
 #include "kernels/cuda/num.cuh"
 
-/* How a type wants its activations: F32; BF16; F16 with a power of two per leaf that puts its largest magnitude at 2^14. */
-enum td_cuda_act { TD_CUDA_PLAIN, TD_CUDA_BF16, TD_CUDA_F16, TD_CUDA_ACTS };
+/* How a type wants its activations: F32; BF16; F16 with a power of two per leaf that puts its largest magnitude at 2^14; E4M3 with one
+ * per row, or per run of TD_CUDA_RUN_TILES tiles, that puts it at 2^7. */
+enum td_cuda_act { TD_CUDA_PLAIN, TD_CUDA_BF16, TD_CUDA_F16, TD_CUDA_E4M3, TD_CUDA_E4M3_RUNS };
+enum { TD_CUDA_RUN_TILES = 4 }; /* 128 columns, as many as F8_E4M3 has under one scale */
 
 struct td_cuda_format {
     enum td_cuda_act act;

@@ -189,6 +189,23 @@ __device__ __forceinline__ uint32_t td_num_e4m3x2(uint32_t v)
 #endif
 }
 
+/* To nearest, ties to even; 448 of its sign for what lies beyond. */
+__device__ __forceinline__ uint8_t td_num_to_e4m3(float f)
+{
+    const uint32_t bits = td_num_f32_bits(f), sign = bits >> 24 & 0x80u, a = bits & 0x7fffffffu;
+    uint32_t out;
+
+    if (a > 0x7f800000u)
+        out = 0x7f; /* no number */
+    else if (a >= 0x43e00000u)
+        out = 0x7e;
+    else if (a < 0x3c800000u) /* below 2^-6: a multiple of 2^-9, rounded by the adder */
+        out = td_num_f32_bits(td_num_bits(a) + 16384.0f) - 0x46800000u;
+    else
+        out = (a + 0x7ffffu + (a >> 20 & 1u) - 0x3c000000u) >> 20;
+    return (uint8_t)(sign | out);
+}
+
 __device__ __forceinline__ float td_num_bf16(uint16_t h)
 {
     return td_num_bits((uint32_t)h << 16);
@@ -240,6 +257,28 @@ __device__ __forceinline__ float td_num_block_sum(float v, float *scratch)
     for (uint32_t w = 0; w < warps; w++)
         sum = sum + scratch[w];
     return sum;
+}
+
+__device__ __forceinline__ uint32_t td_num_warp_max(uint32_t v)
+{
+    for (uint32_t mask = 16; mask; mask >>= 1) {
+        const uint32_t other = td_num_xor(v, mask);
+
+        v = other > v ? other : v;
+    }
+    return v;
+}
+
+/* The largest of a block, as above. */
+__device__ __forceinline__ uint32_t td_num_block_max(uint32_t v, uint32_t *scratch)
+{
+    v = td_num_warp_max(v);
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (uint32_t w = 0; w < blockDim.x / 32; w++)
+        v = scratch[w] > v ? scratch[w] : v;
+    return v;
 }
 
 #endif

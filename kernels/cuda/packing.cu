@@ -267,7 +267,23 @@ void free_matrix(struct td_cuda_matrix *m)
 {
     free(m->tile);
     free(m->head.leaf_end);
+    free(m->last_scales);
     free(m);
+}
+
+/* What is still true of a matrix whose rows come in their order. `scales` [n_rows x per_row]. */
+void look_at_scales(struct td_cuda_matrix *m, uint32_t row0, uint32_t n_rows, const float *scales,
+                    uint32_t per_row)
+{
+    const float *above = m->last_scales;
+
+    for (uint32_t r = row0; r < row0 + n_rows; r++, above = scales, scales += per_row) {
+        for (uint32_t i = 1; i < per_row; i++)
+            m->has_row_scales = m->has_row_scales && scales[i] == scales[0];
+        for (uint32_t i = 0; r % 128 && i < per_row; i++)
+            m->has_block_scales = m->has_block_scales && scales[i] == above[i];
+    }
+    memcpy(m->last_scales, above, per_row * sizeof *above);
 }
 
 } // namespace
@@ -292,8 +308,10 @@ enum td_status td_cuda_matrix_open(struct td_kern *kern, const struct td_matrix_
         memcpy(m->view.part_begin, shape->part_begin, sizeof m->view.part_begin);
         m->head.leaf_end = (uint32_t *)malloc(shape->n_leaves * sizeof *m->head.leaf_end);
         m->tile = (struct td_cuda_tile *)malloc(n_tiles * sizeof *m->tile);
+        m->has_row_scales = m->has_block_scales = shape->dtype == TD_F8_E4M3;
+        m->last_scales = (float *)calloc(shape->n_cols / 128 + 1, sizeof *m->last_scales);
         m->head.bytes = lay_out(m, NULL);
-        if (m->head.leaf_end && m->tile) {
+        if (m->head.leaf_end && m->tile && m->last_scales) {
             memcpy(m->head.leaf_end, shape->leaf_end, shape->n_leaves * sizeof *m->head.leaf_end);
             cut_tiles(shape, m->tile, m->leaf_tile);
             s = fill(td_cuda_of(kern), m);
@@ -408,8 +426,10 @@ void td_cuda_matrix_pack(struct td_kern *kern, struct td_matrix *matrix, uint32_
     }
     f = {bay->host, (const uint8_t *)src, pitch, stride_bytes, row_bytes, n_rows};
     kern->ops->run(kern, HANDS, fill_some, &f);
-    if (scales)
+    if (scales) {
         memcpy(bay->host + data_bytes, scales, scale_bytes);
+        look_at_scales((struct td_cuda_matrix *)matrix, row0, n_rows, scales, rows.per_row);
+    }
     rows.data = bay->rows.data;
     rows.scales = (const float *)(bay->rows.data + data_bytes);
     td_cuda_note(cuda, cudaMemcpyAsync(bay->rows.data, bay->host, data_bytes + scale_bytes,

@@ -351,6 +351,14 @@ const struct td_cuda_matrix &mine(const struct td_matrix *m)
     return *(const struct td_cuda_matrix *)m;
 }
 
+/* `out` NULL: it is aligned as all memory of ours. */
+enum td_cuda_act form_of(struct td_cuda *cuda, const struct td_matrix *m, uint32_t n,
+                         const float *out)
+{
+    return m->dtype == TD_F8_E4M3 ? td_cuda_lib_form(cuda, &mine(m), n, out)
+                                  : td_cuda_format_of(m->dtype).act;
+}
+
 } // namespace
 
 enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *in, uint32_t n,
@@ -365,9 +373,10 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
     enum td_status s;
 
     for (uint32_t i = 0; i < n_outs; i++) {
-        act_of[i] = td_cuda_acts_for(&set, outs[i].m);
+        act_of[i] = td_cuda_acts_for(&set, outs[i].m, form_of(cuda, outs[i].m, n, outs[i].out));
         if (outs[i].gate)
-            gate_act[i] = td_cuda_acts_for(&set, outs[i].gate);
+            gate_act[i] =
+                td_cuda_acts_for(&set, outs[i].gate, form_of(cuda, outs[i].gate, n, NULL));
     }
     s = td_cuda_acts_prepare(cuda, in, n, outs[0].m->n_cols, &set, err);
     if (!s && td_cuda_lib_takes(cuda, n))
@@ -384,7 +393,7 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
         p = &batch.product[batch.n++];
         *p = {mine(o->m).view, {}, set.item[act_of[i]].acts, {}, NULL,
               o->out,          n,  mine(o->m).part_tile};
-        if (o->gate && n <= FUSED_TOKENS && o->gate->dtype == type) {
+        if (o->gate && n <= FUSED_TOKENS && o->gate->dtype == type && !td_cuda_lib_takes(cuda, n)) {
             p->gate = mine(o->gate).view;
             p->gate_acts = set.item[gate_act[i]].acts;
         } else if (o->gate) { /* by itself, before */

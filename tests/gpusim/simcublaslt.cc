@@ -1,10 +1,13 @@
-/* cuBLASLt for the simulated device: products of 16-bit numbers, the first matrix transposed, numbers on the device. What is not aligned
- * as was said, or has an odd number of rows, it does not take. */
+/* cuBLASLt for the simulated device: products of 16-bit numbers and of E4M3 with scales, the first matrix transposed. What is not aligned
+ * as was said, or has an odd number of rows, of E4M3 one that is no multiple of 16, it does not take.
+ * Scales lie as NVIDIA's Transformer Engine hands them over (Float8BlockQuantizer.get_scale_shape): of blocks of 128 x 128 a line per
+ * 128 rows, of runs of 128 a line per run, each filled up to a multiple of four. */
 #include <cuda_runtime.h>
 
 #include "simcublaslt.h"
 
 #include "kernels/base/half.h"
+#include "kernels/quant/fp8.h"
 
 #include <string.h>
 
@@ -15,6 +18,8 @@ struct simcublaslt_handle {
 struct simcublaslt_desc {
     cublasOperation_t op_a;
     cublasLtPointerMode_t pointers;
+    int32_t a_mode, b_mode;
+    const float *a_scale, *b_scale;
 };
 
 struct simcublaslt_layout {
@@ -35,9 +40,37 @@ bool is_aligned(const void *p, uint64_t bytes)
     return (uintptr_t)p % bytes == 0;
 }
 
-float number(cudaDataType_t type, uint16_t bits)
+float number(cudaDataType_t type, const void *from, uint64_t i)
 {
-    return type == CUDA_R_16F ? td_f16_to_f32(bits) : td_bf16_to_f32(bits);
+    return type == CUDA_R_8F_E4M3 ? td_e4m3_to_f32(((const uint8_t *)from)[i])
+           : type == CUDA_R_16F   ? td_f16_to_f32(((const uint16_t *)from)[i])
+                                  : td_bf16_to_f32(((const uint16_t *)from)[i]);
+}
+
+bool is_way(const simcublaslt_desc &d, cudaDataType_t type)
+{
+    if (type != CUDA_R_8F_E4M3)
+        return d.a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F && d.b_mode == d.a_mode &&
+               !d.a_scale && !d.b_scale;
+    return is_aligned(d.a_scale, 16) && is_aligned(d.b_scale, 16) && d.a_scale && d.b_scale &&
+           ((d.a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F && d.b_mode == d.a_mode) ||
+            (d.a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F &&
+             d.b_mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F));
+}
+
+/* Of column k of row r of a matrix with so many rows and columns. */
+float scale(int32_t mode, const float *from, uint64_t rows, uint64_t cols, uint64_t r, uint64_t k)
+{
+    switch (mode) {
+    case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
+        return from[r];
+    case CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F:
+        return from[k / 128 * ((rows + 3) / 4 * 4) + r];
+    case CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F:
+        return from[r / 128 * (((cols + 127) / 128 + 3) / 4 * 4) + k / 128];
+    default:
+        return 1.0f;
+    }
 }
 
 } // namespace
@@ -74,11 +107,23 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
                                               cublasLtMatmulDescAttributes_t name,
                                               const void *value, size_t bytes)
 {
-    if (bytes != 4)
-        return CUBLAS_STATUS_INVALID_VALUE;
-    memcpy(name == CUBLASLT_MATMUL_DESC_TRANSA ? (void *)&desc->op_a : (void *)&desc->pointers,
-           value, bytes);
-    return CUBLAS_STATUS_SUCCESS;
+    const struct {
+        cublasLtMatmulDescAttributes_t name;
+        void *to;
+        size_t bytes;
+    } attributes[] = {{CUBLASLT_MATMUL_DESC_POINTER_MODE, &desc->pointers, 4},
+                      {CUBLASLT_MATMUL_DESC_TRANSA, &desc->op_a, 4},
+                      {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &desc->a_scale, sizeof(void *)},
+                      {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &desc->b_scale, sizeof(void *)},
+                      {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &desc->a_mode, 4},
+                      {CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &desc->b_mode, 4}};
+
+    for (const auto &a : attributes)
+        if (a.name == name && a.bytes == bytes) {
+            memcpy(a.to, value, bytes);
+            return CUBLAS_STATUS_SUCCESS;
+        }
+    return CUBLAS_STATUS_INVALID_VALUE;
 }
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType_t type,
@@ -123,13 +168,14 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatmulHeuristicResult_t *results, int *n)
 {
     const bool fits = desc->op_a == CUBLAS_OP_T && a->rows == b->rows && a->cols == d->rows &&
-                      b->cols == d->cols && a->type == b->type && d->type == CUDA_R_32F && c == d;
+                      b->cols == d->cols && a->type == b->type && d->type == CUDA_R_32F && c == d &&
+                      is_way(*desc, a->type);
 
     (void)handle;
     *n = 0;
     if (!fits || most < 1)
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (d->rows % 2)
+    if (d->rows % (a->type == CUDA_R_8F_E4M3 ? 16 : 2))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     memset(results, 0, sizeof *results);
     for (uint32_t i = 0; i < 3; i++) /* what the product is then held to */
@@ -147,28 +193,33 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               void *workspace, size_t workspace_bytes, cudaStream_t stream)
 {
     const simcublaslt_layout la = *a_layout, lb = *b_layout, ld = *d_layout;
+    const simcublaslt_desc how = *desc;
+    const bool on_device = how.pointers == CUBLASLT_POINTER_MODE_DEVICE;
+    const float host_alpha = on_device ? 0.0f : *(const float *)alpha;
+    const float host_beta = on_device ? 0.0f : *(const float *)beta;
 
     (void)handle;
     (void)c;
     (void)c_layout;
-    if (desc->pointers != CUBLASLT_POINTER_MODE_DEVICE || !is_aligned(a, algo->data[0]) ||
-        !is_aligned(b, algo->data[1]) || !is_aligned(d, algo->data[2]))
+    if (!is_aligned(a, algo->data[0]) || !is_aligned(b, algo->data[1]) ||
+        !is_aligned(d, algo->data[2]) || !is_way(how, la.type))
         return CUBLAS_STATUS_INVALID_VALUE;
     gpusim_enqueue(stream, [=] {
-        const uint16_t *w = (const uint16_t *)a, *x = (const uint16_t *)b;
+        const float by = on_device ? *(const float *)alpha : host_alpha;
 
         memset(workspace, 0xa5, workspace_bytes);
-        if (*(const float *)beta != 0.0f)
+        if ((on_device ? *(const float *)beta : host_beta) != 0.0f)
             return cudaErrorInvalidValue;
         for (uint64_t t = 0; t < ld.cols; t++)
             for (uint64_t r = 0; r < ld.rows; r++) {
                 double sum = 0.0;
 
                 for (uint64_t k = 0; k < la.rows; k++)
-                    sum += (double)number(la.type, w[r * (uint64_t)la.ld + k]) *
-                           (double)number(lb.type, x[t * (uint64_t)lb.ld + k]);
-                ((float *)d)[t * (uint64_t)ld.ld + r] =
-                    (float)(sum * (double)*(const float *)alpha);
+                    sum += (double)number(la.type, a, r * (uint64_t)la.ld + k) *
+                           (double)number(lb.type, b, t * (uint64_t)lb.ld + k) *
+                           (double)scale(how.a_mode, how.a_scale, ld.rows, la.rows, r, k) *
+                           (double)scale(how.b_mode, how.b_scale, ld.cols, lb.rows, t, k);
+                ((float *)d)[t * (uint64_t)ld.ld + r] = (float)(sum * (double)by);
             }
         return cudaSuccess;
     });

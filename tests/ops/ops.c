@@ -194,6 +194,26 @@ void td_ops_weights_init_bytes(struct td_ops_weights *w, enum td_dtype dtype, ui
     w->original = NULL;
 }
 
+void td_ops_weights_rescale(struct td_ops_weights *w, uint32_t block_rows, uint32_t block_cols)
+{
+    const size_t per_row = (w->cols + 127) / 128;
+
+    for (uint32_t r = 0; r < w->rows; r++)
+        for (uint32_t k = 0; k < w->cols; k++) {
+            float *scale = &w->scales[r * per_row + k / 128];
+            float old = *scale;
+
+            if (k % 128)
+                continue;
+            *scale = w->scales[r / block_rows * block_rows * per_row +
+                               k / block_cols * block_cols / 128];
+            for (uint32_t i = k; i < k + 128 && i < w->cols; i++) {
+                w->values[(size_t)r * w->cols + i] *= *scale / old;
+                w->original[(size_t)r * w->cols + i] *= *scale / old;
+            }
+        }
+}
+
 void td_ops_weights_deinit(struct td_ops_weights *w)
 {
     free(w->file);

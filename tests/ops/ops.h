@@ -57,6 +57,8 @@ void td_ops_weights_init(struct td_ops_weights *w, enum td_dtype dtype, uint32_t
 /* The same with random bytes for blocks: any scale, NaN and infinity too. No originals. */
 void td_ops_weights_init_bytes(struct td_ops_weights *w, enum td_dtype dtype, uint32_t rows,
                                uint32_t cols);
+/* F8_E4M3 with one scale in every block of so many rows and columns instead; columns are a multiple of 128. */
+void td_ops_weights_rescale(struct td_ops_weights *w, uint32_t block_rows, uint32_t block_cols);
 void td_ops_weights_deinit(struct td_ops_weights *w);
 
 /* How the columns of a matrix are cut. */

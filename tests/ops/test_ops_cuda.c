@@ -6,6 +6,7 @@
 #include "comm/tree.h"
 #include "kernels/base/half.h"
 #include "kernels/quant/dequant.h"
+#include "kernels/quant/fp8.h"
 
 #include <dlfcn.h>
 #include <float.h>
@@ -117,12 +118,18 @@ static float *multiply(const struct td_matrix *m, const float *x, uint32_t n, ui
 }
 
 /* What rounding an activation is off by at most, of its own magnitude and of its row's largest. */
-static void act_error(enum td_dtype dtype, double *own, double *of_max)
+static void act_error(const struct td_ops_weights *w, double *own, double *of_max)
 {
+    const enum td_dtype dtype = w->dtype;
+
     *own = dtype == TD_F32 ? 0 : dtype == TD_BF16 ? 0x1p-8 : 0x1p-11;
     *of_max = dtype == TD_F32 || dtype == TD_BF16 ? 0 : 0x1p-39;
     if (inexact && dtype != TD_F32 && dtype != TD_F16 && dtype != TD_BF16)
-        *own += 0x1p-11; /* weights are rounded too */
+        *own += 0x1p-11;                                    /* weights are rounded too */
+    if (inexact && dtype == TD_F8_E4M3 && w->cols <= 128) { /* one scale a row: eight bits */
+        *own = 0x1p-4;
+        *of_max = 0x1p-17;
+    }
 }
 
 /* `out` of one part of a cut against float64 of the stored weights. */
@@ -131,7 +138,7 @@ static void check_part(const struct td_ops_weights *w, uint32_t from, uint32_t t
 {
     double own, of_max;
 
-    act_error(w->dtype, &own, &of_max);
+    act_error(w, &own, &of_max);
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t r = 0; r < w->rows; r++) {
             double want = 0, size = 0, max = 0, weights = 0, bound;
@@ -463,6 +470,142 @@ static void test_cuda_inexact_steps_are_those_of_the_cpu(void **state)
 {
     need_library();
     test_cuda_linear_steps_are_those_of_the_cpu(state);
+}
+
+/* x as E4M3 with a power of two per `run` columns that puts the largest at 2^7. */
+static double *in_eight_bits(const float *x, size_t n, uint32_t cols, uint32_t run)
+{
+    double *out = malloc(n * cols * sizeof *out);
+
+    for (size_t t = 0; t < n; t++)
+        for (uint32_t from = 0; from < cols; from += run) {
+            const uint32_t to = from + run < cols ? from + run : cols;
+            float max = 0.0f, scale = 1.0f;
+            int exponent;
+
+            for (uint32_t k = from; k < to; k++)
+                max = fmaxf(max, fabsf(x[t * cols + k]));
+            if (max > 0.0f) {
+                (void)frexpf(max, &exponent);
+                scale = ldexpf(1.0f, exponent - 8);
+            }
+            for (uint32_t k = from; k < to; k++)
+                out[t * cols + k] =
+                    (double)(td_e4m3_to_f32(td_f32_to_e4m3(x[t * cols + k] / scale)) * scale);
+        }
+    return out;
+}
+
+/* With a scale per row and with one per block of 128 x 128: float64 of what E4M3 leaves of the activations. A GPU may refuse a shape and
+ * take 16 bits, which are closer to the numbers themselves. */
+static void test_cuda_inexact_products_of_f8_take_eight_bits(void **state)
+{
+    static const uint32_t rows[] = {16, 144, 272, 256, 40}, tokens[] = {2, 5, 9, 130};
+    static const uint32_t cols[] = {128, 256, 640, 2304};
+    uint32_t n_equal = 0;
+    bool is_simulated;
+
+    (void)state;
+    need_library();
+    is_simulated = strstr(td_kern_name(cuda), "simulated");
+    td_ops_seed(4031);
+    for (uint32_t i = 0; i < 40; i++) {
+        const bool by_block = i % 2;
+        const uint32_t n = tokens[i / 2 % 4], n_cols = cols[(i / 8 + i) % 4];
+        struct td_ops_cut cut = td_ops_cut_random(TD_F8_E4M3, n_cols, 1 + i % 4, 1 + i % 3);
+        struct td_ops_weights w;
+        struct td_matrix *m;
+        float *x = td_ops_activations((size_t)n * n_cols), *out;
+        double *eight = in_eight_bits(x, n, n_cols, by_block ? 128 : n_cols);
+        struct td_ops_error of_x = {0, 0}, of_eight = {0, 0};
+
+        td_ops_weights_init(&w, TD_F8_E4M3, rows[i % 5], n_cols);
+        td_ops_weights_rescale(&w, by_block ? 128 : 1, by_block ? 128 : n_cols);
+        m = td_ops_pack(cuda, &w, &cut);
+        out = multiply(m, x, n, n_cols, w.rows, cut.n_parts);
+        for (uint32_t p = 0; p < cut.n_parts; p++)
+            for (size_t at = 0; at < (size_t)n * w.rows; at++) {
+                const size_t t = at / w.rows, r = at % w.rows;
+                uint32_t k = cut.part_begin[p] ? cut.leaf_end[cut.part_begin[p] - 1] : 0;
+                double exact = 0, rounded = 0;
+
+                for (; k < cut.leaf_end[cut.part_begin[p + 1] - 1]; k++) {
+                    exact += (double)w.values[r * n_cols + k] * (double)x[t * n_cols + k];
+                    rounded += (double)w.values[r * n_cols + k] * eight[t * n_cols + k];
+                }
+                td_ops_count(&of_x, (double)out[p * n * w.rows + at], exact);
+                td_ops_count(&of_eight, (double)out[p * n * w.rows + at], rounded);
+            }
+        if (td_ops_nmse(of_eight) < (is_simulated ? 1e-12 : 1e-6))
+            n_equal++; /* the sums of a GPU's tensor cores keep 14 bits */
+        else if (w.rows % 16 == 0 && is_simulated)
+            fail_msg("%u x %u, %u tokens, by %s: off by %g from eight bits, by %g from x", w.rows,
+                     n_cols, n, by_block ? "block" : "row", td_ops_nmse(of_eight),
+                     td_ops_nmse(of_x));
+        if (!(td_ops_nmse(of_x) < 3e-3))
+            fail_msg("%u x %u, %u tokens, by %s: off by %g", w.rows, n_cols, n,
+                     by_block ? "block" : "row", td_ops_nmse(of_x));
+        td_kern_matrix_close(cuda, m);
+        td_ops_weights_deinit(&w);
+        free(out), free(x), free(eight);
+    }
+    print_message("%u of 40 products of F8_E4M3 took eight bits\n", n_equal);
+    assert_true(is_simulated ? n_equal == 32 : true);
+}
+
+/* A residual, a norm and a gate on the way to eight bits, of short rows and of longer ones than a block holds at once. */
+static void test_cuda_inexact_steps_of_f8_are_those_of_the_cpu(void **state)
+{
+    enum { N = 6, ROWS = 48 };
+    static const uint32_t cols[] = {256, 2048, 17408};
+
+    (void)state;
+    need_library();
+    td_ops_seed(4032);
+    for (uint32_t i = 0; i < 12; i++) {
+        const uint32_t n_cols = cols[i / 4];
+        const bool by_block = i % 2, with = i % 4 / 2;
+        struct td_ops_weights w[2];
+        struct td_matrix *m[2][2];
+        float *x = td_ops_activations((size_t)N * n_cols);
+        float *add = td_ops_activations((size_t)N * n_cols), *norm = td_ops_activations(n_cols);
+        float *dx = up(x, (size_t)N * n_cols * 4), *dadd = up(add, (size_t)N * n_cols * 4),
+              *dnorm = up(norm, n_cols * 4ul);
+        float out[2][N * ROWS], *dout = td_kern_alloc(cuda, sizeof out[1]);
+        struct td_ops_error error = {0, 0};
+        struct td_err err;
+
+        for (int k = 0; k < 2; k++) {
+            td_ops_weights_init(&w[k], TD_F8_E4M3, ROWS, n_cols);
+            td_ops_weights_rescale(&w[k], by_block ? 128 : 1, by_block ? 128 : n_cols);
+            for (int d = 0; d < 2; d++)
+                m[d][k] = made(d, &w[k]);
+        }
+        for (int d = 0; d < 2; d++) {
+            struct td_kern_input in = {.x = d ? dx : x,
+                                       .add = with ? (d ? dadd : add) : NULL,
+                                       .norm = with ? (d ? dnorm : norm) : NULL,
+                                       .eps = 1e-5f};
+            struct td_kern_output o = {
+                .m = m[d][0], .gate = with ? NULL : m[d][1], .out = d ? dout : out[0]};
+
+            if (td_kern_linear(d ? cuda : cpu, &in, N, &o, 1, &err))
+                fail_msg("%s", err.cause);
+        }
+        down(out[1], dout, sizeof out[1]);
+        for (int k = 0; k < N * ROWS; k++)
+            td_ops_count(&error, (double)out[1][k], (double)out[0][k]);
+        if (!(td_ops_nmse(error) < 6e-3))
+            fail_msg("%u columns, by %s, %s: off by %g", n_cols, by_block ? "block" : "row",
+                     with ? "sum and norm" : "gate", td_ops_nmse(error));
+        for (int k = 0; k < 2; k++) {
+            td_kern_matrix_close(cpu, m[0][k]);
+            td_kern_matrix_close(cuda, m[1][k]);
+            td_ops_weights_deinit(&w[k]);
+        }
+        drop(dx), drop(dadd), drop(dnorm), drop(dout);
+        free(x), free(add), free(norm);
+    }
 }
 
 static void test_cuda_rows_are_the_stored_weights(void **state)
@@ -956,6 +1099,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             test_cuda_inexact_products_are_float64_within_their_roundings, swap_devices,
             swap_devices),
+        cmocka_unit_test_setup_teardown(test_cuda_inexact_products_of_f8_take_eight_bits,
+                                        swap_devices, swap_devices),
+        cmocka_unit_test_setup_teardown(test_cuda_inexact_steps_of_f8_are_those_of_the_cpu,
+                                        swap_devices, swap_devices),
         cmocka_unit_test_setup_teardown(test_cuda_inexact_steps_are_those_of_the_cpu, swap_devices,
                                         swap_devices),
     };

@@ -254,7 +254,7 @@ run_program() {
         echo "skipped: an 8B model: gpu: there is no build/carry, or no 18 GB for it in $folder"
         return
     fi
-    run_script wholebench 220 "An 8B Llama of random weights" python3 tests/gpu/wholebench.py "$root/build/carry/tensord" \
+    run_script wholebench 280 "An 8B Llama of random weights" python3 tests/gpu/wholebench.py "$root/build/carry/tensord" \
         "$folder/libtensord_cuda.so" "$folder" "${copy:-4000}"
 }
 

@@ -7,6 +7,7 @@ FOLDER takes one model at a time, up to 16 GB. Prints Markdown."""
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,13 +16,20 @@ HERE = pathlib.Path(__file__).resolve().parent
 OPS = 2.0 * (4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)), 4.0 * 4096 * 8192 / 2
 
 
+def remove(model):
+    if model.is_dir():
+        shutil.rmtree(model)
+    else:
+        model.unlink(missing_ok=True)
+
+
 def main():
     tensord, plugin, folder, copy = *sys.argv[1:4], float(sys.argv[4])
-    types = sys.argv[5].split(",") if len(sys.argv) > 5 else ["bf16", "q8_0", "q4_k", "q4_0"]
+    types = sys.argv[5].split(",") if len(sys.argv) > 5 else ["bf16", "f8_rows", "q8_0", "q4_k", "q4_0", "f8_blocks"]
     layers = int(sys.argv[6]) if len(sys.argv) > 6 else 32
     libraries = pathlib.Path(tensord).resolve().parent / "lib"
     env = os.environ | ({"LD_LIBRARY_PATH": f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"} if libraries.is_dir() else {})
-    model = pathlib.Path(folder) / "random.gguf"
+    model = pathlib.Path(folder) / "random"
 
     def bench(*args, more={}):
         p = subprocess.run([tensord, "bench", model, "--device", "cuda", "--cuda-plugin", plugin, "--json", "--repetitions", "3",
@@ -41,6 +49,7 @@ def main():
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     try:
         for kind in types:
+            remove(model)
             subprocess.run([sys.executable, HERE / "randmodel.py", model, kind, str(layers)], check=True)
             ask = ("--prompt-tokens", 512, "--gen-tokens", 64, "--batch", 64, "--batch-depth", 2048, "--max-num-seqs", 66, "--max-model-len", 4096,
                    "--max-num-batched-tokens", 2048)
@@ -58,7 +67,7 @@ def main():
             joules = cases["decode"]["joules_per_token"]
             print(f"| {kind} | " + " | ".join([*cells, "" if joules is None else f"{joules:.3g}"]) + " |", flush=True)
     finally:
-        model.unlink(missing_ok=True)
+        remove(model)
 
 
 main()

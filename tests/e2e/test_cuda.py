@@ -203,6 +203,20 @@ def test_a_prompt_by_nvidias_library_gives_nearly_the_same(tensord, find_model, 
 
 
 @needs_model
+def test_a_prompt_of_fp8_by_nvidias_library_gives_nearly_the_same(tensord, tmp_path):
+    """Weights with a scale per block of 128 x 128, as quantize makes them, activations in eight bits."""
+    tensord.run("quantize", MODEL, tmp_path / "f8", "--type", "f8_e4m3", check=True)
+    ids = ",".join(str(5 + i * 37 % 900) for i in range(300))
+    ask = ("generate", "--model", tmp_path / "f8", "--prompt-ids", ids, "--max-tokens", 2, "--ignore-eos", "--logprobs", 5)
+    there = copy.copy(tensord)
+    there.env = tensord.env | {"LD_LIBRARY_PATH": str(program().parent / "simcublaslt")}
+    cpu, exact, library = tensord.json(*ask), tensord.json(*ask, *CUDA), there.json(*ask, *CUDA, "--exact", "off")
+    assert library["logits_hash"] != exact["logits_hash"], "the library has multiplied nothing"
+    for ours, theirs in zip(cpu["logprobs"], library["logprobs"]):
+        assert theirs["id"] == ours["id"] and theirs["logprob"] == pytest.approx(ours["logprob"], abs=0.3)
+
+
+@needs_model
 def test_a_server_serves_from_it(tensord):
     alone = generate(tensord, MODEL, n=6)["text"]
     with Server("-n", 2, "--threads", 1, *CUDA) as s:

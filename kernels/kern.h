@@ -204,6 +204,7 @@ struct td_kv_rows {
     const uint32_t *first_block; /* [n] */
     const uint32_t *table;       /* block ids, each below n_blocks */
     uint32_t most_keys;          /* no position is this or above */
+    uint32_t n_seqs;             /* runs of neighbours of one sequence; 0: nobody has counted */
 };
 /* Bytes of a whole view. 0 where head_dim is no whole number of the type's blocks. */
 size_t td_kern_kv_bytes(const struct td_kv_view *kv);

@@ -49,7 +49,7 @@ static enum td_status prepare_rows(struct pass *p)
     struct td_shard *s = p->s;
     const struct td_step *step = p->step;
     const struct td_plan *plan = s->p.plan;
-    uint32_t most_keys = 0;
+    uint32_t most_keys = 0, n_seqs = 0;
 
     if (step->n_rows == 0 || step->n_rows > plan->max_batched_tokens)
         return td_err_set(p->err, TD_INVALID, "a step of %u rows: expected 1 to %u", step->n_rows,
@@ -79,12 +79,14 @@ static enum td_status prepare_rows(struct pass *p)
         s->rows.position[i] = row->position;
         s->rows.first_block[i] = seq->first_block;
         most_keys = row->position + 1 > most_keys ? row->position + 1 : most_keys;
+        n_seqs += i == 0 || row->seq != step->rows[i - 1].seq;
     }
     for (uint32_t i = 0; i < step->n_table; i++)
         if (step->table[i] >= plan->n_blocks)
             return td_err_set(p->err, TD_INVALID, "a step names KV block %u of %u", step->table[i],
                               plan->n_blocks);
     p->n = step->n_rows;
+    s->rows.n_seqs = n_seqs;
     s->rows.most_keys = TD_KERN_CHUNK_KEYS; /* a bound that few steps have of their own */
     while (s->rows.most_keys < most_keys)
         s->rows.most_keys *= 2;
@@ -364,7 +366,7 @@ static struct rows rows_from(const struct pass *p, uint32_t first, uint32_t n)
                          .parts = b->parts + b->own_parts * at,
                          .all_parts = b->all_parts ? b->all_parts + b->n_parts * at : NULL,
                          .kv = {s->rows.device.position + first, s->rows.device.first_block + first,
-                                s->rows.device.table, s->rows.most_keys}};
+                                s->rows.device.table, s->rows.most_keys, s->rows.n_seqs}};
 }
 
 /* A step in parts needs ranks to exchange with, through the host: the device does one thing after the other. */

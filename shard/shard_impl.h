@@ -37,9 +37,9 @@ struct td_shard_buffers {
 struct td_shard_rows {
     uint32_t *position;
     uint32_t *first_block;
-    uint32_t *owner; /* tp index that holds the token's embedding row */
-    uint32_t *id;    /* rows to look up or to gather */
-    uint32_t most_keys;
+    uint32_t *owner;            /* tp index that holds the token's embedding row */
+    uint32_t *id;               /* rows to look up or to gather */
+    uint32_t most_keys, n_seqs; /* as td_kv_rows has them */
     /* What of it the device reads, with the step's block table. */
     struct {
         uint32_t *position, *first_block, *id, *table;

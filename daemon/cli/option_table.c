@@ -120,7 +120,8 @@ static const struct td_option table[] = {
      .help =
          "on GPUs, as always on CPUs: the same bits alone and in every batch, on any number of "
          "ranks, before and after a failure; off: NVIDIA's library (cuBLASLt) multiplies prompts "
-         "of 256 rows and more, in an order of its own, of FP8 in eight bits"},
+         "of 256 rows and more, in an order of its own, of FP8 in eight bits, and their "
+         "attention goes over the keys once"},
     {"cuda-plugin", NULL, NULL, TD_OPTION_STRING, AT(cuda_plugin), GROUP | SCALE | TD_FOR_WORKER,
      .metavar = "FILE", .preset_note = "libtensord_cuda.so beside the program or in its lib folder",
      .help = "the plug-in of --device cuda"},

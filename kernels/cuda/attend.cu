@@ -10,8 +10,9 @@ enum {
     WARPS = THREADS / 32,
     HEADS = TD_ATTEND_HEADS,
     KEYS = TD_ATTEND_KEYS,
-    LEAST_RUN = 2, /* chunks of a run, a power of two */
-    AT_ONCE = 32,  /* results that are joined at a time, a power of two */
+    LEAST_RUN = 2,  /* chunks of a run, a power of two */
+    LEAST_ROWS = 8, /* of a sequence in the mean, for which a block takes many */
+    AT_ONCE = 32,   /* results that are joined at a time, a power of two */
     BLOCKS_PER_SM = 4
 };
 
@@ -269,8 +270,14 @@ enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *
         return td_err_set(err, TD_UNSUPPORTED,
                           "%u query heads with %u KV heads: %s takes up to %d runs", n_heads,
                           kv->n_kv_heads, kern->name, TD_ATTEND_SPANS);
-    if (kv->dtype != TD_F32)
+    if (kv->dtype != TD_F32) {
+        const bool is_prompt = rows->n_seqs && n / rows->n_seqs >= LEAST_ROWS;
+
+        if (is_prompt && cuda->p.inexact_from && n >= cuda->p.inexact_from &&
+            td_cuda_flash_prompts(cuda, kv->dtype, &job, n_spans))
+            return TD_OK;
         return td_cuda_flash(cuda, kv->dtype, &job, n_spans, err);
+    }
     while (job.run < most_chunks)
         job.run *= 2;
     while (job.run > LEAST_RUN && ((uint64_t)n * n_spans * ((most_chunks + job.run - 1) / job.run) <

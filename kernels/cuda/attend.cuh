@@ -31,9 +31,37 @@ struct td_attend_job {
     struct td_attend_span span[TD_ATTEND_SPANS];
 };
 
+template <enum td_dtype T> __device__ __forceinline__ uint16_t td_attend_narrow(float v)
+{
+    return T == TD_BF16 ? td_num_to_bf16(v) : td_num_to_f16(v);
+}
+
+template <enum td_dtype T>
+__device__ __forceinline__ void td_attend_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    if (T == TD_BF16)
+        td_num_mma_bf16(c, a, b);
+    else
+        td_num_mma_f16(c, a, b);
+}
+
+/* The power of two that brings a query's largest magnitude `max` (its bits) to 2^14, where it is F16, and its inverse. */
+template <enum td_dtype T> __device__ __forceinline__ float td_attend_up(uint32_t max, float *down)
+{
+    const uint32_t e = max >> 23;
+    const bool is_scaled = T != TD_BF16 && e > 14 && e < 255;
+
+    *down = is_scaled ? td_num_bits((e - 14) << 23) : 1.0f;
+    return is_scaled ? td_num_bits((254 + 14 - e) << 23) : 1.0f;
+}
+
 /* Attention over a cache of 16-bit floats or Q8_0 on the tensor cores; n_spans as in the job. */
 enum td_status td_cuda_flash(struct td_cuda *cuda, enum td_dtype type, struct td_attend_job *job,
                              uint32_t n_spans, struct td_err *err);
+/* The same of prompts, many of whose rows are of one sequence: nearly the same results, in fewer steps. False:
+ * nothing was enqueued, because the device has no room for it, or heads are no multiple of 8. */
+bool td_cuda_flash_prompts(struct td_cuda *cuda, enum td_dtype type, struct td_attend_job *job,
+                           uint32_t n_spans);
 /* The runs of every row and head, from the partials into the result. */
 void td_cuda_join_runs(struct td_cuda *cuda, const struct td_attend_job *job);
 

@@ -38,23 +38,9 @@ template <uint32_t M, uint32_t N> struct result {
     float max[M][2], sum[M][2], acc[M][N][4];
 };
 
-template <enum td_dtype T> __device__ __forceinline__ uint16_t narrow(float v)
-{
-    return T == TD_BF16 ? td_num_to_bf16(v) : td_num_to_f16(v);
-}
-
 template <enum td_dtype T> __device__ __forceinline__ float widen(uint16_t v)
 {
     return T == TD_BF16 ? td_num_bf16(v) : td_num_f16(v);
-}
-
-template <enum td_dtype T>
-__device__ __forceinline__ void mma(float c[4], const uint32_t a[4], const uint32_t b[2])
-{
-    if (T == TD_BF16)
-        td_num_mma_bf16(c, a, b);
-    else
-        td_num_mma_f16(c, a, b);
 }
 
 /* 16-bit numbers that a weight is the sum of; a query's, whose error the exponential makes larger, is always of two. */
@@ -64,7 +50,7 @@ template <enum td_dtype T, uint32_t N>
 __device__ __forceinline__ void split(float v, uint16_t part[N])
 {
     for (uint32_t i = 0; i < N; i++) {
-        part[i] = narrow<T>(v);
+        part[i] = td_attend_narrow<T>(v);
         v = v - widen<T>(part[i]);
     }
 }
@@ -107,7 +93,7 @@ __device__ void bring(const struct td_attend_job &job, const uint32_t *blocks, u
                 if (there && d + e < dim)
                     v = T == TD_Q8_0 && scales ? (float)(int8_t)cell[(size_t)token * dim + d + e]
                                                : td_cuda_kv_read<T>(job.kv, cell, token, d + e);
-                dst[e] = narrow<T>(v);
+                dst[e] = td_attend_narrow<T>(v);
             }
         if (T == TD_Q8_0 && scales && d % 32 == 0)
             scales[key * (D / 2) + d / 32] =
@@ -127,24 +113,16 @@ __device__ void bring_queries(const struct td_attend_job &job, const struct td_a
         const bool there = i < n * span.n;
         const uint32_t at = row + i / span.n;
         const float *q = job.q + ((size_t)at * job.n_heads + span.head + i % span.n) * dim;
-        uint32_t max = 0, e;
-        float up = 1.0f, down = 1.0f;
+        uint32_t max = 0;
+        float down;
 
         for (uint32_t d = lane; there && d < dim; d += 32) {
             const uint32_t bits = td_num_f32_bits(fabsf(q[d] * job.scale));
 
             max = bits > max ? bits : max;
         }
-        for (uint32_t mask = 16; mask; mask >>= 1) {
-            const uint32_t other = td_num_xor(max, mask);
+        const float up = td_attend_up<T>(td_num_warp_max(max), &down);
 
-            max = other > max ? other : max;
-        }
-        e = max >> 23;
-        if (T != TD_BF16 && e > 14 && e < 255) { /* the largest to 2^14 */
-            up = td_num_bits((254 + 14 - e) << 23);
-            down = td_num_bits((e - 14) << 23);
-        }
         for (uint32_t d = lane; d < 16 * D; d += 32) {
             uint16_t part[Q_PARTS];
 
@@ -185,7 +163,7 @@ __device__ void score(struct area<PARTS<T>, M, D> *a)
 
                 load_a(a->q[i] + 16 * m * a->STRIDE + 16 * k, a->STRIDE, q);
                 for (uint32_t j = 0; j < N; j++)
-                    mma<T>(T == TD_Q8_0 ? whole[m][j] : c[m][j], q, b[j]);
+                    td_attend_mma<T>(T == TD_Q8_0 ? whole[m][j] : c[m][j], q, b[j]);
             }
             for (uint32_t j = 0; T == TD_Q8_0 && k % 2 && j < N; j++)
                 for (uint32_t i = 0; i < 4; i++) {
@@ -266,7 +244,7 @@ __device__ void gather(const struct area<PARTS<T>, M, D> *a, struct result<M, N>
             td_num_transposed(a->v + (16 * k + lane % 16) * a->STRIDE + dim + 8 * j, b);
             for (uint32_t m = 0; m < M; m++)
                 for (uint32_t i = 0; i < PARTS<T>; i++)
-                    mma<T>(r->acc[m][j], p[m][i], b);
+                    td_attend_mma<T>(r->acc[m][j], p[m][i], b);
         }
     }
     for (uint32_t m = 0; m < M; m++)

@@ -96,6 +96,50 @@ __device__ __forceinline__ void td_num_transposed(const uint16_t *row, uint32_t 
                  : "memory");
 }
 
+/* Four such tables, whose rows lanes 8i .. 8i + 7 name; as they are: b[i] has row g of table i, columns 2t, 2t + 1; turned round as
+ * above. */
+__device__ __forceinline__ void td_num_tables(const uint16_t *row, uint32_t b[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+__device__ __forceinline__ void td_num_tables_turned(const uint16_t *row, uint32_t b[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* `low` and `high` as a pair, to nearest. */
+__device__ __forceinline__ uint32_t td_num_to_f16x2(float low, float high)
+{
+    uint32_t pair;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+__device__ __forceinline__ uint32_t td_num_to_bf16x2(float low, float high)
+{
+    uint32_t pair;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+/* 2 to the x, as near as the device's own instruction comes (2 ulp); only where results need not be exact. */
+__device__ __forceinline__ float td_num_exp2_nearly(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* The value of lane (this ^ mask). */
 __device__ __forceinline__ float td_num_xor(float v, uint32_t mask)
 {

@@ -44,7 +44,7 @@ static void check(enum td_status s, const struct td_err *err)
 static uint64_t rope_kv(struct bench *b, uint32_t i, uint32_t from, uint32_t n)
 {
     struct td_kv_view view = layer(b, i);
-    struct td_kv_rows rows = {b->positions + from, b->first, b->table, from + n};
+    struct td_kv_rows rows = {b->positions + from, b->first, b->table, from + n, 1};
     struct td_rope_kv in = {.q = b->q, .k = b->k, .v = b->v, .angles = b->angles, .n_heads = HEADS};
     struct td_err err;
     uint64_t begin = td_clock_now_ns();
@@ -57,7 +57,7 @@ static uint64_t rope_kv(struct bench *b, uint32_t i, uint32_t from, uint32_t n)
 static uint64_t attend(struct bench *b, uint32_t i, uint32_t from, uint32_t n)
 {
     struct td_kv_view view = layer(b, i);
-    struct td_kv_rows rows = {b->positions + from, b->first, b->table, from + n};
+    struct td_kv_rows rows = {b->positions + from, b->first, b->table, from + n, 1};
     struct td_err err;
     uint64_t begin = td_clock_now_ns();
 

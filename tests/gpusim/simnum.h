@@ -132,6 +132,49 @@ static inline void td_num_transposed(const uint16_t *row, uint32_t b[2])
     gpusim_warp_done();
 }
 
+static inline void td_num_tables(const uint16_t *row, uint32_t b[4])
+{
+    const uint32_t lane = gpusim_thread.x % 32;
+    uint32_t mine[4];
+
+    memcpy(mine, row, sizeof mine);
+    gpusim_warp_put(mine, 4);
+    for (uint32_t i = 0; i < 4; i++)
+        b[i] = gpusim_warp_of(8 * i + lane / 4)[lane % 4];
+    gpusim_warp_done();
+}
+
+static inline void td_num_tables_turned(const uint16_t *row, uint32_t b[4])
+{
+    const uint32_t lane = gpusim_thread.x % 32, g = lane / 4, t = lane % 4;
+    uint32_t mine[4];
+
+    memcpy(mine, row, sizeof mine);
+    gpusim_warp_put(mine, 4);
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t low = gpusim_warp_of(8 * i + 2 * t)[g / 2] >> 16 * (g % 2);
+        const uint32_t high = gpusim_warp_of(8 * i + 2 * t + 1)[g / 2] >> 16 * (g % 2);
+
+        b[i] = (low & 0xffffu) | high << 16;
+    }
+    gpusim_warp_done();
+}
+
+static inline uint32_t td_num_to_f16x2(float low, float high)
+{
+    return td_f32_to_f16(low) | (uint32_t)td_f32_to_f16(high) << 16;
+}
+
+static inline uint32_t td_num_to_bf16x2(float low, float high)
+{
+    return td_f32_to_bf16(low) | (uint32_t)td_f32_to_bf16(high) << 16;
+}
+
+static inline float td_num_exp2_nearly(float x)
+{
+    return x < -126.0f ? 0.0f : exp2f(x);
+}
+
 static inline uint32_t td_num_xor(uint32_t v, uint32_t mask)
 {
     uint32_t other;

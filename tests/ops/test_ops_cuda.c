@@ -785,7 +785,7 @@ static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out,
                      TD_OK);
     for (uint32_t i = 0, n; i < s->n_keys; i += n) {
         n = s->n_keys - i < step ? s->n_keys - i : step;
-        const struct td_kv_rows rows = {dpos + i, dzero + i, table, i + n};
+        const struct td_kv_rows rows = {dpos + i, dzero + i, table, i + n, 1};
         const struct td_rope_kv in = {.q = q + i * nq,
                                       .k = k + i * nk,
                                       .v = v + i * nk,
@@ -798,7 +798,7 @@ static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out,
 
         assert_int_equal(td_kern_rope_kv(kern, &view, &rows, n, &in, &err), TD_OK);
         const uint32_t at = i < s->attend_from ? s->attend_from : i;
-        const struct td_kv_rows those = {dpos + at, dzero + at, table, i + n};
+        const struct td_kv_rows those = {dpos + at, dzero + at, table, i + n, 1};
 
         if (at < i + n)
             assert_int_equal(td_kern_attention(kern, &view, &those, i + n - at, q + at * nq,
@@ -932,7 +932,7 @@ static void test_cuda_attention_of_many_sequences_is_that_of_each(void **state)
             dat = up(at, to[s] * 4), dfirst = up(first, to[s] * 4);
             assert_int_equal(
                 td_kern_rope_kv(
-                    cuda, &view, &(struct td_kv_rows){dat, dfirst, dtable, to[s]}, to[s],
+                    cuda, &view, &(struct td_kv_rows){dat, dfirst, dtable, to[s], 1}, to[s],
                     &(struct td_rope_kv){
                         .q = spare, .k = dk, .v = dv, .angles = angles, .n_heads = HEADS},
                     &err),
@@ -951,25 +951,81 @@ static void test_cuda_attention_of_many_sequences_is_that_of_each(void **state)
         dout = td_kern_alloc(cuda, (size_t)n * HEADS * DIM * 4);
         all = malloc((size_t)n * HEADS * DIM * 4), one = malloc(HEADS * DIM * 4);
         assert_int_equal(td_kern_attention(cuda, &view,
-                                           &(struct td_kv_rows){dat, dfirst, dtable, 331}, n, dq,
-                                           HEADS, kv_of_head, 0.3f, dout, &err),
+                                           &(struct td_kv_rows){dat, dfirst, dtable, 331, SEQS}, n,
+                                           dq, HEADS, kv_of_head, 0.3f, dout, &err),
                          TD_OK);
         down(all, dout, (size_t)n * HEADS * DIM * 4);
         for (uint32_t i = 0; i < n; i += 1 + i % 3) {
             assert_int_equal(td_kern_attention(
                                  cuda, &view,
-                                 &(struct td_kv_rows){dat + i, dfirst + i, dtable, at[i] + 1}, 1,
+                                 &(struct td_kv_rows){dat + i, dfirst + i, dtable, at[i] + 1, 1}, 1,
                                  dq + (size_t)i * HEADS * DIM, HEADS, kv_of_head, 0.3f, dout, &err),
                              TD_OK);
             down(one, dout, HEADS * DIM * 4);
-            td_ops_assert_same(one, all + (size_t)i * HEADS * DIM, HEADS * DIM,
-                               "%s, position %u of the sequence at block %u\n",
-                               td_dtype_info(types[t])->name, at[i], first[i]);
+            if (!inexact)
+                td_ops_assert_same(one, all + (size_t)i * HEADS * DIM, HEADS * DIM,
+                                   "%s, position %u of the sequence at block %u\n",
+                                   td_dtype_info(types[t])->name, at[i], first[i]);
+            else if (!(off_by(all + (size_t)i * HEADS * DIM, one, HEADS * DIM) < 2e-2))
+                fail_msg("%s, position %u of the sequence at block %u: off by %g",
+                         td_dtype_info(types[t])->name, at[i], first[i],
+                         off_by(all + (size_t)i * HEADS * DIM, one, HEADS * DIM));
         }
         td_kern_free(cuda, view.data, 0);
         drop(dtable), drop(dq), drop(dat), drop(dfirst), drop(dout), drop(angles);
         free(q), free(all), free(one);
     }
+}
+
+static void test_cuda_inexact_attention_of_many_sequences_is_that_of_each(void **state)
+{
+    need_library();
+    test_cuda_attention_of_many_sequences_is_that_of_each(state);
+}
+
+/* With an online softmax, queries and weights rounded to 8 bits (BF16) or to 11: the square of what that is off by, over that of the
+ * results. */
+static void test_cuda_inexact_attention_of_prompts_is_that_of_the_cpu(void **state)
+{
+    static const enum td_dtype types[] = {TD_F16, TD_BF16, TD_Q8_0};
+    static const double most[] = {5e-6, 1e-4, 1e-5};
+    static const struct story shapes[] = {
+        {.dim = 8, .n_heads = 8, .n_kv = 4, .block_tokens = 4, .n_keys = 70, .interleaved = true},
+        {.dim = 32, .n_heads = 6, .n_kv = 2, .block_tokens = 32, .n_keys = 260},
+        {.dim = 64, .n_heads = 20, .n_kv = 1, .block_tokens = 64, .n_keys = 66, .has_norm = true},
+        {.dim = 96, .n_heads = 3, .n_kv = 3, .block_tokens = 16, .n_keys = 150},
+        {.dim = 128, .n_heads = 8, .n_kv = 2, .block_tokens = 16, .n_keys = 200},
+        {.dim = 256, .n_heads = 2, .n_kv = 1, .block_tokens = 8, .n_keys = 130}};
+
+    (void)state;
+    need_library();
+    td_ops_seed(4033);
+    for (uint32_t i = 0; i < 6; i++)
+        for (uint32_t t = 0; t < 3; t++) {
+            struct story s = shapes[i];
+            float *want, *got, *q;
+            size_t n;
+
+            s.type = types[t];
+            if (s.type == TD_Q8_0 && s.dim % 32)
+                continue;
+            begin_story(&s);
+            n = (size_t)s.n_keys * s.n_heads * s.dim;
+            want = malloc(n * 4), got = malloc(n * 4), q = malloc(n * 4);
+            tell(false, &s, s.n_keys, want, q);
+            for (uint32_t step = 50; step <= s.n_keys + 50; step += s.n_keys) {
+                struct td_ops_error error = {0, 0};
+
+                tell(true, &s, step, got, q);
+                for (size_t k = 0; k < n; k++)
+                    td_ops_count(&error, (double)got[k], (double)want[k]);
+                if (!(td_ops_nmse(error) < most[t]))
+                    fail_msg("%s, dimension %u, %u rows at a time: off by %g",
+                             td_dtype_info(s.type)->name, s.dim, step, td_ops_nmse(error));
+            }
+            free(want), free(got), free(q);
+            free(s.table), free(s.q), free(s.k), free(s.v), free(s.norm);
+        }
 }
 
 static void test_cuda_blocks_go_out_and_come_back(void **state)
@@ -1101,6 +1157,11 @@ int main(void)
             swap_devices),
         cmocka_unit_test_setup_teardown(test_cuda_inexact_products_of_f8_take_eight_bits,
                                         swap_devices, swap_devices),
+        cmocka_unit_test_setup_teardown(test_cuda_inexact_attention_of_prompts_is_that_of_the_cpu,
+                                        swap_devices, swap_devices),
+        cmocka_unit_test_setup_teardown(
+            test_cuda_inexact_attention_of_many_sequences_is_that_of_each, swap_devices,
+            swap_devices),
         cmocka_unit_test_setup_teardown(test_cuda_inexact_steps_of_f8_are_those_of_the_cpu,
                                         swap_devices, swap_devices),
         cmocka_unit_test_setup_teardown(test_cuda_inexact_steps_are_those_of_the_cpu, swap_devices,

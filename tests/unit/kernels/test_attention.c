@@ -132,7 +132,7 @@ static struct cache fill_cache(struct td_kern *kern, const struct problem *p, ui
                                .head_dim = p->dim}};
     size_t bytes = td_kern_kv_bytes(&c.view), n_k = (size_t)p->n * p->n_kv * p->dim;
     uint32_t *first = calloc(p->n, sizeof *first), step = n_blocks % 7 ? 7 : 11;
-    struct td_kv_rows rows = {p->positions, first, NULL, p->n};
+    struct td_kv_rows rows = {p->positions, first, NULL, p->n, 0};
     struct td_rope_kv in = {
         .v = p->v, .angles = p->angles, .n_heads = p->n_heads, .interleaved = true};
     struct td_err err;
@@ -168,7 +168,7 @@ static void attend(const struct cache *c, const struct problem *p, const uint32_
     size_t row = (size_t)p->n_heads * p->dim;
     float *q = malloc((n * row + 1) * sizeof *q);
     uint32_t *first = calloc(n, sizeof *first);
-    struct td_kv_rows rows = {positions, first, c->table, p->n};
+    struct td_kv_rows rows = {positions, first, c->table, p->n, 0};
     struct td_err err;
 
     for (uint32_t i = 0; i < n; i++)
@@ -472,7 +472,7 @@ static void test_attention_rotates_and_normalises_as_float64_does_on_every_isa(v
             struct td_kern *kern = open_isa(ISAS[isa], 2);
             float *got = malloc((n_q + n_k) * sizeof *got);
             struct td_kv_view view = {TD_F16, NULL, N, KV, BT, dim};
-            struct td_kv_rows rows = {positions, first, table, N * BT};
+            struct td_kv_rows rows = {positions, first, table, N * BT, 0};
             struct td_rope_kv in = {.q = got,
                                     .k = got + n_q,
                                     .v = v,
@@ -540,7 +540,7 @@ static void test_attention_refuses_caches_that_it_cannot_hold_by_name(void **sta
 {
     struct td_kern *kern = open_isa(NULL, 1);
     uint32_t zero = 0, kv_of_head = 0;
-    struct td_kv_rows rows = {&zero, &zero, &zero, 1};
+    struct td_kv_rows rows = {&zero, &zero, &zero, 1, 0};
     struct td_kv_view view = {TD_Q8_0, &zero, 1, 1, 16, 80};
     struct td_rope_kv in = {0};
     float x[80] = {0};

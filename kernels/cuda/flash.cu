@@ -10,14 +10,12 @@ namespace
 
 enum {
     KEYS = TD_ATTEND_KEYS,
-    Q_PARTS = 2,
+    Q_PARTS = TD_ATTEND_Q_PARTS,
     PAD =
         8, /* numbers at the end of a row of shared memory, so that its columns lie in different banks */
     S_STRIDE = KEYS + 4,
     P_STRIDE = KEYS + PAD,
-    LEAST_RUN = 2,
-    FEW_ROWS = 64, /* up to so many rows may be of as many sequences: each has a block of its own */
-    BLOCKS_PER_SM = 4
+    FEW_ROWS = 64 /* up to so many rows may be of as many sequences: each has a block of its own */
 };
 
 /* A block's shared memory for 16 M queries and heads filled up to 16 D dimensions; weights are sums of P numbers. */
@@ -37,23 +35,6 @@ template <uint32_t P, uint32_t M, uint32_t D> struct area {
 template <uint32_t M, uint32_t N> struct result {
     float max[M][2], sum[M][2], acc[M][N][4];
 };
-
-template <enum td_dtype T> __device__ __forceinline__ float widen(uint16_t v)
-{
-    return T == TD_BF16 ? td_num_bf16(v) : td_num_f16(v);
-}
-
-/* 16-bit numbers that a weight is the sum of; a query's, whose error the exponential makes larger, is always of two. */
-template <enum td_dtype T> constexpr uint32_t PARTS = T == TD_BF16 ? 2 : 1;
-
-template <enum td_dtype T, uint32_t N>
-__device__ __forceinline__ void split(float v, uint16_t part[N])
-{
-    for (uint32_t i = 0; i < N; i++) {
-        part[i] = td_attend_narrow<T>(v);
-        v = v - widen<T>(part[i]);
-    }
-}
 
 /* Rows g and g + 8, columns 2t .. and 8 more, of 16 x 16 numbers. */
 __device__ __forceinline__ void load_a(const uint16_t *from, uint32_t stride, uint32_t a[4])
@@ -105,7 +86,7 @@ __device__ void bring(const struct td_attend_job &job, const uint32_t *blocks, u
 /* The queries of `n` rows from `row` on, and what is known of each. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t THREADS>
 __device__ void bring_queries(const struct td_attend_job &job, const struct td_attend_span &span,
-                              uint32_t row, uint32_t n, struct area<PARTS<T>, M, D> *a)
+                              uint32_t row, uint32_t n, struct area<td_attend_parts<T>, M, D> *a)
 {
     const uint32_t dim = job.kv.head_dim, lane = threadIdx.x % 32;
 
@@ -126,7 +107,7 @@ __device__ void bring_queries(const struct td_attend_job &job, const struct td_a
         for (uint32_t d = lane; d < 16 * D; d += 32) {
             uint16_t part[Q_PARTS];
 
-            split<T, Q_PARTS>(there && d < dim ? q[d] * job.scale * up : 0.0f, part);
+            td_attend_split<T, Q_PARTS>(there && d < dim ? q[d] * job.scale * up : 0.0f, part);
             for (uint32_t k = 0; k < Q_PARTS; k++)
                 a->q[k][i * a->STRIDE + d] = part[k];
         }
@@ -139,7 +120,7 @@ __device__ void bring_queries(const struct td_attend_job &job, const struct td_a
 
 /* Scores of the warp's keys for all queries. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t WARPS>
-__device__ void score(struct area<PARTS<T>, M, D> *a)
+__device__ void score(struct area<td_attend_parts<T>, M, D> *a)
 {
     constexpr uint32_t N = KEYS / 8 / WARPS;
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -186,7 +167,7 @@ __device__ void score(struct area<PARTS<T>, M, D> *a)
 
 /* Scores into weights; eight lanes have a query. `first` is the chunk's first key. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t THREADS>
-__device__ void weigh(struct area<PARTS<T>, M, D> *a, uint32_t first)
+__device__ void weigh(struct area<td_attend_parts<T>, M, D> *a, uint32_t first)
 {
     const uint32_t lane = threadIdx.x % 8;
 
@@ -207,12 +188,13 @@ __device__ void weigh(struct area<PARTS<T>, M, D> *a, uint32_t first)
         }
 #pragma unroll
         for (uint32_t k = 0; k < KEYS / 8; k++) {
-            uint16_t part[PARTS<T>];
+            uint16_t part[td_attend_parts<T>];
 
-            split<T, PARTS<T>>(s[k] == -INFINITY ? 0.0f : td_num_exp(s[k] - max), part);
-            for (uint32_t j = 0; j < PARTS<T>; j++) {
+            td_attend_split<T, td_attend_parts<T>>(
+                s[k] == -INFINITY ? 0.0f : td_num_exp(s[k] - max), part);
+            for (uint32_t j = 0; j < td_attend_parts<T>; j++) {
                 a->p[j][i * P_STRIDE + 8 * k + lane] = part[j];
-                sum = sum + widen<T>(part[j]);
+                sum = sum + td_attend_widen<T>(part[j]);
             }
         }
         for (uint32_t mask = 4; mask; mask >>= 1)
@@ -226,24 +208,24 @@ __device__ void weigh(struct area<PARTS<T>, M, D> *a, uint32_t first)
 
 /* The weights times the warp's dimensions of the values. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t N>
-__device__ void gather(const struct area<PARTS<T>, M, D> *a, struct result<M, N> *r)
+__device__ void gather(const struct area<td_attend_parts<T>, M, D> *a, struct result<M, N> *r)
 {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, dim = threadIdx.x / 32 * N * 8;
 
     *r = {};
 #pragma unroll
     for (uint32_t k = 0; k < KEYS / 16; k++) {
-        uint32_t p[M][PARTS<T>][4];
+        uint32_t p[M][td_attend_parts<T>][4];
 
         for (uint32_t m = 0; m < M; m++)
-            for (uint32_t i = 0; i < PARTS<T>; i++)
+            for (uint32_t i = 0; i < td_attend_parts<T>; i++)
                 load_a(a->p[i] + 16 * m * P_STRIDE + 16 * k, P_STRIDE, p[m][i]);
         for (uint32_t j = 0; j < N; j++) {
             uint32_t b[2];
 
             td_num_transposed(a->v + (16 * k + lane % 16) * a->STRIDE + dim + 8 * j, b);
             for (uint32_t m = 0; m < M; m++)
-                for (uint32_t i = 0; i < PARTS<T>; i++)
+                for (uint32_t i = 0; i < td_attend_parts<T>; i++)
                     td_attend_mma<T>(r->acc[m][j], p[m][i], b);
         }
     }
@@ -299,7 +281,7 @@ __device__ void let_wait(const struct result<M, N> &r, float *waiting)
 /* Results of the run, or the whole where there is but one. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t N>
 __device__ void store(const struct td_attend_job &job, const struct td_attend_span &span,
-                      uint32_t row, uint32_t run, const struct area<PARTS<T>, M, D> *a,
+                      uint32_t row, uint32_t run, const struct area<td_attend_parts<T>, M, D> *a,
                       const struct result<M, N> &r)
 {
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, dim = job.kv.head_dim;
@@ -338,8 +320,8 @@ __device__ void store(const struct td_attend_job &job, const struct td_attend_sp
 /* The run's chunks for `n` rows of one sequence. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t WARPS>
 __device__ void attend_rows(const struct td_attend_job &job, const struct td_attend_span &span,
-                            uint32_t row, uint32_t n, uint32_t run, struct area<PARTS<T>, M, D> *a,
-                            float *waiting)
+                            uint32_t row, uint32_t n, uint32_t run,
+                            struct area<td_attend_parts<T>, M, D> *a, float *waiting)
 {
     constexpr uint32_t THREADS = 32 * WARPS, N = 2 * D / WARPS;
     constexpr uint32_t LEVEL = M * (4 + N * 4) * THREADS;
@@ -399,7 +381,8 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
     flash(const __grid_constant__ struct td_attend_job job)
 {
     td_num_await_earlier();
-    struct area<PARTS<T>, M, D> *a = (struct area<PARTS<T>, M, D> *)td_num_shared();
+    struct area<td_attend_parts<T>, M, D> *a =
+        (struct area<td_attend_parts<T>, M, D> *)td_num_shared();
     const struct td_attend_span span = job.span[blockIdx.y];
     const uint32_t begin = blockIdx.x * job.row_step;
     const uint32_t end = begin + job.row_step < job.n ? begin + job.row_step : job.n;
@@ -417,7 +400,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1)
 
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t WARPS> size_t shared_bytes(uint32_t run)
 {
-    size_t bytes = sizeof(struct area<PARTS<T>, M, D>);
+    size_t bytes = sizeof(struct area<td_attend_parts<T>, M, D>);
 
     for (; run > 1; run /= 2)
         bytes += M * (4 + 2 * D / WARPS * 4) * 32 * WARPS * sizeof(float);
@@ -428,54 +411,22 @@ template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t WARPS>
 enum td_status launch(struct td_cuda *cuda, struct td_attend_job *job, uint32_t n_spans,
                       struct td_err *err)
 {
-    const uint32_t n_chunks = (job->rows.most_keys + KEYS - 1) / KEYS, n = job->n;
-    const uint32_t n_blocks = (n + job->row_step - 1) / job->row_step * n_spans;
-    const size_t row_bytes = sizeof(float) * job->n_heads * (job->kv.head_dim + 2);
-    struct td_attend_job all = *job;
-    uint32_t at_once = n;
-
-    job->run = 1;
-    while (job->run < n_chunks)
-        job->run *= 2;
-    while (job->run > LEAST_RUN && ((uint64_t)n_blocks * ((n_chunks + job->run - 1) / job->run) <
-                                        (uint64_t)BLOCKS_PER_SM * cuda->n_sms ||
-                                    shared_bytes<T, M, D, WARPS>(job->run) > cuda->most_shared))
-        job->run /= 2;
-    job->n_runs = (n_chunks + job->run - 1) / job->run;
-    if (job->n_runs > 1) { /* as many rows at a time as their partial results have room for */
-        enum td_status s;
-
-        const uint32_t most = (uint32_t)(TD_CUDA_PARTIAL_BYTES / (row_bytes * job->n_runs));
-
-        if (most < n)
-            at_once = most / job->row_step * job->row_step;
-        if (at_once == 0) /* a block takes fewer, then */
-            at_once = job->row_step = most ? most : 1;
-        s = td_cuda_reserve(cuda, &cuda->scratch, row_bytes * job->n_runs * at_once, err);
-        if (s)
-            return s;
-        job->partials = (float *)cuda->scratch.data;
-    }
-    for (uint32_t row = 0; row < n; row += at_once) {
-        job->n = n - row < at_once ? n - row : at_once;
-        job->rows.positions = all.rows.positions + row;
-        job->rows.first_block = all.rows.first_block + row;
-        job->q = all.q + (size_t)row * job->n_heads * job->kv.head_dim;
-        job->out = all.out + (size_t)row * job->n_heads * job->kv.head_dim;
-        td_cuda_launch(cuda, flash<T, M, D, WARPS>,
-                       dim3((job->n + job->row_step - 1) / job->row_step, n_spans, job->n_runs),
-                       dim3(32 * WARPS), shared_bytes<T, M, D, WARPS>(job->run), *job);
-        if (job->n_runs > 1)
-            td_cuda_join_runs(cuda, job);
-    }
-    return TD_OK;
+    return td_attend_in_runs(
+        cuda, job, (job->n + job->row_step - 1) / job->row_step * n_spans, cuda->most_shared,
+        shared_bytes<T, M, D, WARPS>,
+        [&](const struct td_attend_job &some) {
+            td_cuda_launch(cuda, flash<T, M, D, WARPS>,
+                           dim3((some.n + some.row_step - 1) / some.row_step, n_spans, some.n_runs),
+                           dim3(32 * WARPS), shared_bytes<T, M, D, WARPS>(some.run), some);
+        },
+        err);
 }
 
 /* Whether a block of the shape has room for the shortest runs. */
 template <enum td_dtype T, uint32_t M, uint32_t D, uint32_t WARPS>
 bool fits(const struct td_cuda *cuda)
 {
-    return shared_bytes<T, M, D, WARPS>(LEAST_RUN) <= cuda->most_shared;
+    return shared_bytes<T, M, D, WARPS>(2) <= cuda->most_shared;
 }
 
 template <enum td_dtype T, uint32_t D>
@@ -500,7 +451,11 @@ enum td_status td_cuda_flash(struct td_cuda *cuda, enum td_dtype type, struct td
                              uint32_t n_spans, struct td_err *err)
 {
     const uint32_t dim = job->kv.head_dim;
+    enum td_status s;
 
+    if ((job->n <= FEW_ROWS || job->n < 2 * job->rows.n_seqs) &&
+        td_cuda_flash_tokens(cuda, type, job, n_spans, &s, err))
+        return s;
 #define LAUNCH(T)                                                                                  \
     (dim <= 64    ? launch_for<T, 4>(cuda, job, n_spans, err)                                      \
      : dim <= 128 ? launch_for<T, 8>(cuda, job, n_spans, err)                                      \

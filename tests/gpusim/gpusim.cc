@@ -19,7 +19,7 @@ enum {
     MAX_THREADS = 1024,
     STACK_BYTES = 128 << 10,
     WARP_WORDS = 8,
-    MAX_COPIES = 32,
+    MAX_COPIES = 128,
     SHARED_BYTES = GPUSIM_SHARED_BYTES
 };
 

@@ -35,12 +35,14 @@ static void print_ranks(const json_t *ranks)
            "device", "state", "memory", "weights", "KV", "steps", "exchanged");
     json_array_foreach(ranks, i, rank)
     {
-        char memory[32], weights[32], kv[32], exchanged[32];
+        char pid[32] = "-", memory[32], weights[32], kv[32], exchanged[32];
+        uint64_t n = td_ask_number(rank, "pid");
 
-        printf("%4llu  %-16s %8llu  %-19s %-10s %10s %10s %10s %9llu %10s\n",
+        if (n)
+            snprintf(pid, sizeof pid, "%llu", (unsigned long long)n);
+        printf("%4llu  %-16s %8s  %-19s %-10s %10s %10s %10s %9llu %10s\n",
                (unsigned long long)td_ask_number(rank, "rank"), or_dash(td_ask_text(rank, "host")),
-               (unsigned long long)td_ask_number(rank, "pid"), or_dash(td_ask_text(rank, "device")),
-               td_ask_text(rank, "state"),
+               pid, or_dash(td_ask_text(rank, "device")), td_ask_text(rank, "state"),
                td_term_bytes(td_ask_number(rank, "memory_bytes"), memory, sizeof memory),
                td_term_bytes(td_ask_number(rank, "weight_bytes"), weights, sizeof weights),
                td_term_bytes(td_ask_number(rank, "kv_bytes"), kv, sizeof kv),

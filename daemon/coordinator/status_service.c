@@ -37,9 +37,12 @@ static enum td_status write_rank(const struct td_coord_status *st, uint32_t i, s
     const struct td_member *m = &st->members[i];
     const struct td_plan_rank *p = st->plan && i < st->plan->n_ranks ? &st->plan->rank[i] : NULL;
     uint64_t now = uv_hrtime();
-    enum td_status s = td_bytes_appendf(out, "%s{\"rank\":%u,\"pid\":%lld", i ? "," : "", m->rank,
-                                        (long long)m->pid);
+    enum td_status s = td_bytes_appendf(out, "%s{\"rank\":%u", i ? "," : "", m->rank);
 
+    /* null until it registers: whoever sends a signal to 0 ends itself. */
+    s = s        ? s
+        : m->pid ? number(out, "pid", (uint64_t)m->pid)
+                 : td_bytes_append_str(out, TD_STR(",\"pid\":null"));
     s = s ? s : text(out, "host", m->host);
     s = s ? s : text(out, "device", m->device);
     s = s ? s : text(out, "state", rank_state(m));

@@ -3,15 +3,14 @@
 import concurrent.futures
 import os
 import signal
-import threading
 
 import openai
 import pytest
 from serving import NAME, Server, needs_chat, needs_model, wait_until
+from test_serve_faults import PROMPT, SLOW
 
 pytest_plugins = ["serving"]
 pytestmark = needs_model
-PROMPT = "Once upon a time"
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +22,13 @@ def breakable():
         s.stop()
 
 
+def client_of(server):
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=60)
+
+
 @pytest.fixture(scope="module")
 def client(breakable):
-    with openai.OpenAI(base_url=breakable.url + "/v1", api_key="none", max_retries=0, timeout=60) as c:
+    with client_of(breakable) as c:
         yield c
 
 
@@ -90,21 +93,24 @@ def test_all_choices_and_a_stop_string_are_as_without_the_loss(breakable, client
     assert "".join(c.text for chunk in got for c in chunk.choices) == stopped.text
 
 
-def test_whole_answers_come_when_ranks_are_killed_twice(breakable, client):
+def test_whole_answers_come_when_ranks_are_killed_twice():
     """Three clients wait for whole answers while one reads a stream that shows how far they are."""
-    wanted = [complete(client, temperature=0.8, seed=i).choices[0].text for i in range(3)]
-    golden = complete(client, max_tokens=600).choices[0].text
-    ready = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        stream = complete(client, max_tokens=600, stream=True)
+    with Server("-n", 2, *SLOW) as s, client_of(s) as client, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        s.wait_ready()
+        wanted = [complete(client, temperature=0.8, seed=i, max_tokens=100).choices[0].text for i in range(3)]
+        golden = complete(client, max_tokens=200).choices[0].text
+        before, is_killed = s.group()["generation"], False
+        stream = complete(client, max_tokens=200, stream=True)
         text = next(iter(stream)).choices[0].text
-        answers = [pool.submit(complete, client, temperature=0.8, seed=i) for i in range(3)]
-        wait_until("they run", lambda: breakable.group()["n_open"] == 4 or any(a.done() for a in answers), 10, 0.001)
-        kill_rank(breakable, 1)
+        answers = [pool.submit(complete, client, temperature=0.8, seed=i, max_tokens=100) for i in range(3)]
+        wait_until("they run", lambda: s.group()["n_open"] == 4, 10, 0.001)
+        kill_rank(s, 1)
         for n, chunk in enumerate(stream):
             text += "".join(c.text for c in chunk.choices)
-            if n > 60 and not ready.is_set() and breakable.is_ready():
-                ready.set()
-                kill_rank(breakable, 0)
+            if n > 60 and not is_killed and s.is_ready() and s.group()["generation"] > before:
+                is_killed = True
+                kill_rank(s, 0)
         assert [a.result(60).choices[0].text for a in answers] == wanted
-    assert ready.is_set() and text == golden
+        assert is_killed and text == golden
+        wait_until("a third group", lambda: s.is_ready() and s.group()["generation"] == before + 2, 30)
+        s.stop()

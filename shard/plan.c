@@ -369,7 +369,7 @@ static enum td_status check_types(const struct td_plan_model *model, const struc
     if (!td_devicekind_caches(p->device, p->kv_dtype))
         return td_err_set(err, TD_UNSUPPORTED,
                           "KV cache of type %s: --device %s does not hold it, expected f32, bf16, "
-                          "fp16%s q8_0%s",
+                          "fp16, fp8%s q8_0%s",
                           td_dtype_info(p->kv_dtype)->name, device,
                           p->device == TD_ON_CPU ? "," : " or",
                           p->device == TD_ON_CPU ? " or q4_0" : "");

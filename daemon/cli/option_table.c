@@ -34,7 +34,8 @@ static const char *const endpoints[] = {"completions", "chat", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 static const char *const fp8_scales[] = {"block", "channel", "tensor", NULL};
-const char *const td_options_kv_dtypes[] = {"auto", "f32", "bf16", "fp16", "q8_0", "q4_0", NULL};
+const char *const td_options_kv_dtypes[] = {"auto", "f32",  "bf16", "fp16",
+                                            "fp8",  "q8_0", "q4_0", NULL};
 const char *const td_options_types[] = {"q4_0",  "q4_1",    "q5_0", "q5_1", "q8_0",   "q2_k",
                                         "q3_k",  "q4_k",    "q5_k", "q6_k", "iq4_nl", "iq4_xs",
                                         "mxfp4", "f8_e4m3", "bf16", "f16",  "f32",    NULL};
@@ -56,9 +57,9 @@ static const struct td_option table[] = {
      .help = "weights are used as they are stored"},
     {"kv-cache-dtype", NULL, NULL, TD_OPTION_ENUMS, AT(kv_cache_dtype), LAYOUT | SCALE,
      .values = td_options_kv_dtypes, .several = TD_FOR_PERPLEXITY, .preset = "auto",
-     .refusal_note = "which is what the CPU keeps: no device here has FP8 keys and values",
-     .help = "element type of keys and values in the cache; perplexity takes several, separated by "
-             "commas, and compares them"},
+     .refusal_note = "of which fp8 is E4M3; E5M2 is not built",
+     .help = "element type of keys and values in the cache (fp8: E4M3, no scale); perplexity takes "
+             "several, separated by commas, and compares them"},
     {"verify", NULL, NULL, TD_OPTION_FLAG, AT(verify), GROUP | TD_FOR_INSPECT | TD_FOR_DOCTOR,
      .help = "hash every byte of the model instead of samples"},
 

@@ -89,6 +89,7 @@ enum td_option_kv_dtype {
     TD_KV_DTYPE_F32,
     TD_KV_DTYPE_BF16,
     TD_KV_DTYPE_FP16,
+    TD_KV_DTYPE_FP8,
     TD_KV_DTYPE_Q8_0,
     TD_KV_DTYPE_Q4_0
 };

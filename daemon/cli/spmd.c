@@ -55,6 +55,8 @@ enum td_dtype td_spmd_kv_dtype(const struct td_options *opts, const struct td_sp
         return TD_BF16;
     case TD_KV_DTYPE_FP16:
         return TD_F16;
+    case TD_KV_DTYPE_FP8:
+        return TD_F8_E4M3;
     case TD_KV_DTYPE_Q8_0:
         return TD_Q8_0;
     case TD_KV_DTYPE_Q4_0:

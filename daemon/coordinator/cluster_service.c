@@ -262,9 +262,10 @@ static enum td_status choose_kv_dtype(const Tensord__V1__PlanRequest *m,
                        (*out == TD_F32 || *out == TD_F16 || *out == TD_BF16 || *out == TD_Q8_0 ||
                         *out == TD_Q4_0)
                    ? TD_OK
-                   : td_err_set(err, TD_INVALID,
-                                "kv_dtype is '%.32s', expected auto, f32, bf16, fp16, q8_0 or q4_0",
-                                m->kv_dtype);
+                   : td_err_set(
+                         err, TD_INVALID,
+                         "kv_dtype is '%.32s', expected auto, f32, bf16, fp16, fp8, q8_0 or q4_0",
+                         m->kv_dtype);
     }
     enum td_dtype model = st->served != NULL ? st->served->spec->dtype : TD_F16;
     if (m->model_path[0] != '\0') {

@@ -288,7 +288,7 @@ void td_coord_load_model(struct td_coord *c, const struct td_coord_load *load,
     else if (load->kv_dtype && load->kv_dtype[0] && strcmp(load->kv_dtype, "auto") != 0 &&
              !td_dtype_from_name(load->kv_dtype, &kv_dtype))
         td_err_set(&err, TD_INVALID,
-                   "kv_dtype '%.32s': expected auto, f32, bf16, fp16, q8_0 or q4_0",
+                   "kv_dtype '%.32s': expected auto, f32, bf16, fp16, fp8, q8_0 or q4_0",
                    load->kv_dtype);
     else if (!(l = calloc(1, sizeof *l)) || !(l->path = strdup(load->path)))
         td_err_set(&err, TD_NO_MEMORY, "no memory to load a model");

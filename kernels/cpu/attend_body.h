@@ -45,12 +45,8 @@ INLINE vf load_keys(enum td_dtype dtype, const uint8_t *block, size_t tokens, si
     const uint8_t *b = block + d / 32 * tokens * block_bytes;
     vf scale;
 
-    if (dtype == TD_F32)
-        return vf_load((const float *)(const void *)block + d * tokens + from);
-    if (dtype == TD_F16)
-        return vf_load_f16(block + (d * tokens + from) * 2);
-    if (dtype == TD_BF16)
-        return vf_load_bf16(block + (d * tokens + from) * 2);
+    if (!is_quantised(dtype))
+        return load_as(dtype, block + (d * tokens + from) * float_bytes(dtype), 16);
     scale = vf_load_f16(b + from * 2);
     b += tokens * 2;
     if (dtype == TD_Q8_0)
@@ -67,7 +63,7 @@ INLINE vf load_values(enum td_dtype dtype, const uint8_t *row, size_t d)
     const uint8_t *b = row + d / 32 * (dtype == TD_Q8_0 ? 34 : 18);
 
     if (!is_quantised(dtype))
-        return load_as(dtype, row + d * (dtype == TD_F32 ? 4 : 2), 16);
+        return load_as(dtype, row + d * float_bytes(dtype), 16);
     if (dtype == TD_Q8_0)
         return vf_mul(vf_load_int8(b + 2 + d % 32), vf_set1_f16(b));
     return vf_mul(vf_from_vi(vi_nibble(vi_load_bytes(b + 2), d % 32 / 4)), vf_set1_f16(b));
@@ -155,6 +151,9 @@ static void scores(enum td_dtype dtype, const struct keys *k, uint32_t n_runs, u
         return;
     case TD_BF16:
         scores_as(TD_BF16, k, n_runs, n_q, q, dim, s, f);
+        return;
+    case TD_F8_E4M3:
+        scores_as(TD_F8_E4M3, k, n_runs, n_q, q, dim, s, f);
         return;
     case TD_Q8_0:
         scores_as(TD_Q8_0, k, n_runs, n_q, q, dim, s, f);
@@ -261,6 +260,9 @@ static void values(enum td_dtype dtype, const uint8_t *const *rows, const uint32
     case TD_BF16:
         values_as(TD_BF16, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
+    case TD_F8_E4M3:
+        values_as(TD_F8_E4M3, rows, n_keys, n_q, e, dim, stride, acc, f);
+        return;
     case TD_Q8_0:
         values_as(TD_Q8_0, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
@@ -292,6 +294,8 @@ static void unpack_keys(enum td_dtype dtype, const struct keys *k, uint32_t n_ru
         unpack_keys_as(TD_F16, k, n_runs, dim, out);
     else if (dtype == TD_BF16)
         unpack_keys_as(TD_BF16, k, n_runs, dim, out);
+    else if (dtype == TD_F8_E4M3)
+        unpack_keys_as(TD_F8_E4M3, k, n_runs, dim, out);
     else if (dtype == TD_Q8_0)
         unpack_keys_as(TD_Q8_0, k, n_runs, dim, out);
     else
@@ -304,9 +308,8 @@ INLINE void unpack_values_as(enum td_dtype dtype, const uint8_t *const *rows, ui
 {
     for (uint32_t j = 0; j < n; j++)
         for (uint32_t d = 0; d < dim; d += 16, out += 16)
-            vf_store(out, dim - d < 16
-                              ? load_as(dtype, rows[j] + d * (dtype == TD_F32 ? 4 : 2), dim - d)
-                              : load_values(dtype, rows[j], d));
+            vf_store(out, dim - d < 16 ? load_as(dtype, rows[j] + d * float_bytes(dtype), dim - d)
+                                       : load_values(dtype, rows[j], d));
 }
 
 static void unpack_values(enum td_dtype dtype, const uint8_t *const *rows, uint32_t n, uint32_t dim,
@@ -318,6 +321,8 @@ static void unpack_values(enum td_dtype dtype, const uint8_t *const *rows, uint3
         unpack_values_as(TD_F16, rows, n, dim, out);
     else if (dtype == TD_BF16)
         unpack_values_as(TD_BF16, rows, n, dim, out);
+    else if (dtype == TD_F8_E4M3)
+        unpack_values_as(TD_F8_E4M3, rows, n, dim, out);
     else if (dtype == TD_Q8_0)
         unpack_values_as(TD_Q8_0, rows, n, dim, out);
     else

@@ -42,6 +42,8 @@ void td_cpu_copy_keys(enum td_dtype dtype, uint32_t head_dim, const uint8_t *fro
         copy_elements(4, from, from_tokens, from_t, to, to_tokens, to_t, head_dim, n);
     else if (dtype == TD_F16 || dtype == TD_BF16)
         copy_elements(2, from, from_tokens, from_t, to, to_tokens, to_t, head_dim, n);
+    else if (dtype == TD_F8_E4M3)
+        copy_elements(1, from, from_tokens, from_t, to, to_tokens, to_t, head_dim, n);
     else
         for (uint32_t d = 0; d < head_dim; d += 32) {
             copy_elements(2, from, from_tokens, from_t, to, to_tokens, to_t, 1, n);
@@ -52,15 +54,17 @@ void td_cpu_copy_keys(enum td_dtype dtype, uint32_t head_dim, const uint8_t *fro
         }
 }
 
-/* One head of one token as stored. A quantised block that holds infinity or NaN is stored as NaN throughout. */
+/* One head of one token as stored. Infinity and NaN are NaN where the type has no infinity, of a quantised block all 32. */
 static void round_row(const struct td_cpu_isa *isa, enum td_dtype dtype, const float *x, uint32_t n,
                       uint8_t *out)
 {
     const size_t block_bytes = td_dtype_info(dtype)->block_bytes;
     const uint16_t nan = 0x7e00;
 
-    if (dtype == TD_F32) {
-        memcpy(out, x, n * sizeof *x);
+    if (dtype == TD_F32 || dtype == TD_F8_E4M3) {
+        td_quant_row(dtype, x, out, n);
+        for (uint32_t i = 0; dtype == TD_F8_E4M3 && i < n; i++)
+            out[i] = isfinite(x[i]) ? out[i] : 0x7f;
         return;
     }
     if (dtype == TD_F16 || dtype == TD_BF16) {

@@ -31,7 +31,7 @@ static bool supports_matrix(const struct td_kern *kern, enum td_dtype type)
 static bool supports_kv(const struct td_kern *kern, enum td_dtype type)
 {
     (void)kern;
-    return type <= TD_Q4_0;
+    return type <= TD_Q4_0 || type == TD_F8_E4M3;
 }
 
 /* Anonymous mappings: cleared, aligned, given back to the system when released; huge pages where there are any. */

@@ -265,7 +265,7 @@ struct td_cpu_product {
 
 /* ---- attention ----
  * A block of the KV cache has a cell for each KV head, K first and V behind it, so that a decode step reads blocks from end to end.
- * V is block_tokens rows as td_quant_row writes them. K has keys side by side: for the float types per dimension block_tokens
+ * V is block_tokens rows as td_quant_row writes them. K has keys side by side: for the float types, F8_E4M3 without a scale among them, per dimension block_tokens
  * values; for Q8_0 and Q4_0 per 32 dimensions block_tokens F16 scales, then 8 or 4 steps x [block_tokens][4] bytes, byte i of
  * step j being byte 4j + i of the token's file block. */
 

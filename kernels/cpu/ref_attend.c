@@ -2,6 +2,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/mathf.h"
 #include "kernels/quant/dequant.h"
+#include "kernels/quant/fp8.h"
 
 #include <string.h>
 
@@ -26,6 +27,8 @@ static float key(const struct td_cpu_attend *a, uint32_t query, uint32_t positio
         memcpy(&half, p + (d * n + t) * 2, 2);
         return kv->dtype == TD_F16 ? td_f16_to_f32(half) : td_bf16_to_f32(half);
     }
+    if (kv->dtype == TD_F8_E4M3)
+        return td_e4m3_to_f32(p[d * n + t]);
     p += d / 32 * n * block_bytes;
     memcpy(&half, p + t * 2, 2);
     p += n * 2;

@@ -104,19 +104,26 @@ INLINE void store_part(float *p, vf v, size_t n)
     memcpy(p, tmp, n * sizeof *p);
 }
 
+INLINE size_t float_bytes(enum td_dtype dtype)
+{
+    return dtype == TD_F32 ? 4 : dtype == TD_F8_E4M3 ? 1 : 2;
+}
+
 /* 16 values of a float type as F32; `n` of them exist. */
 INLINE vf load_as(enum td_dtype dtype, const uint8_t *p, uint32_t n)
 {
     uint8_t tmp[64] = {0};
 
     if (n < 16) {
-        memcpy(tmp, p, (size_t)n * (dtype == TD_F32 ? 4 : 2));
+        memcpy(tmp, p, n * float_bytes(dtype));
         p = tmp;
     }
     if (dtype == TD_F32)
         return vf_load((const float *)(const void *)p);
     if (dtype == TD_F16)
         return vf_load_f16(p);
+    if (dtype == TD_F8_E4M3)
+        return vf_from_f8(vi_load_u8(p));
     return vf_load_bf16(p);
 }
 

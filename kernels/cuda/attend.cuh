@@ -48,6 +48,30 @@ __device__ __forceinline__ void td_attend_mma(float c[4], const uint32_t a[4], c
         td_num_mma_f16(c, a, b);
 }
 
+/* Types whose numbers are bytes; they are F16 in shared memory. */
+template <enum td_dtype T> constexpr bool td_attend_is_bytes = T == TD_Q8_0 || T == TD_F8_E4M3;
+
+/* 8 such numbers; those of Q8_0 times `scale` (F16). */
+template <enum td_dtype T>
+__device__ __forceinline__ uint4 td_attend_widen(const uint2 &raw, uint16_t scale)
+{
+    const uint32_t by = scale | (uint32_t)scale << 16;
+    uint32_t pair[4];
+
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t v = i < 2 ? raw.x : raw.y;
+
+        if (T == TD_F8_E4M3)
+            pair[i] = td_num_e4m3x2(i % 2 ? v >> 16 : v & 0xffffu);
+        else /* 1024 + 128 + number, as F16 has it, less 1024 + 128 */
+            pair[i] = td_num_mul2(
+                td_num_sub2(td_num_bytes(v ^ 0x80808080u, 0x64646464u, i % 2 ? 0x4342u : 0x4140u),
+                            0x64806480u),
+                by);
+    }
+    return {pair[0], pair[1], pair[2], pair[3]};
+}
+
 /* The power of two that brings a query's largest magnitude `max` (its bits) to 2^14, where it is F16, and its inverse. */
 template <enum td_dtype T> __device__ __forceinline__ float td_attend_up(uint32_t max, float *down)
 {
@@ -58,7 +82,7 @@ template <enum td_dtype T> __device__ __forceinline__ float td_attend_up(uint32_
     return is_scaled ? td_num_bits((254 + 14 - e) << 23) : 1.0f;
 }
 
-/* Attention over a cache of 16-bit floats or Q8_0 on the tensor cores; n_spans as in the job. */
+/* Attention over a cache of all types but F32, on the tensor cores; n_spans as in the job. */
 enum td_status td_cuda_flash(struct td_cuda *cuda, enum td_dtype type, struct td_attend_job *job,
                              uint32_t n_spans, struct td_err *err);
 /* The same of prompts, many of whose rows are of one sequence: nearly the same results, in fewer steps. False:

@@ -53,24 +53,6 @@ __device__ __forceinline__ void split(float v, uint16_t part[N])
 
 /* ---- keys and values on their way ---- */
 
-/* 8 whole numbers of Q8_0 as F16, times `scale` (F16). */
-__device__ __forceinline__ void widen_octet(const uint8_t *from, bool there, uint16_t scale,
-                                            uint16_t *to)
-{
-    uint2 raw = {0, 0};
-    const uint32_t by = scale | (uint32_t)scale << 16;
-    uint32_t pair[4];
-
-    if (there)
-        raw = *(const uint2 *)from;
-    for (uint32_t i = 0; i < 4; i++) /* 1024 + 128 + number, as F16 has it, less 1024 + 128 */
-        pair[i] = td_num_mul2(td_num_sub2(td_num_bytes((i < 2 ? raw.x : raw.y) ^ 0x80808080u,
-                                                       0x64646464u, i % 2 ? 0x4342u : 0x4140u),
-                                          0x64806480u),
-                              by);
-    *(uint4 *)to = {pair[0], pair[1], pair[2], pair[3]};
-}
-
 /* One octet of dimensions, number by number. */
 template <enum td_dtype T>
 __device__ void bring_slowly(const struct td_attend_job &job, const uint8_t *cell, uint32_t token,
@@ -110,13 +92,16 @@ __device__ __forceinline__ void bring(const struct td_attend_job &job, const uin
 
             if (!is_fast) {
                 bring_slowly<T>(job, cell, token, d, there, scales != NULL, dst + token * STRIDE);
-            } else if (T != TD_Q8_0) {
+            } else if (!td_attend_is_bytes<T>) {
                 td_num_copy16(dst + token * STRIDE, (const uint16_t *)cell + at, there);
             } else {
-                const float scale =
-                    there && !scales ? td_cuda_kv_scale(job.kv, cell, token, d) : 1.0f;
+                const bool has_scale = T == TD_Q8_0 && there && !scales;
+                const float scale = has_scale ? td_cuda_kv_scale(job.kv, cell, token, d) : 1.0f;
+                uint2 raw = {0, 0};
 
-                widen_octet(cell + at, there, td_num_to_f16(scale), dst + token * STRIDE);
+                if (there)
+                    raw = *(const uint2 *)(cell + at);
+                *(uint4 *)(dst + token * STRIDE) = td_attend_widen<T>(raw, td_num_to_f16(scale));
             }
             if (T == TD_Q8_0 && scales && d % 32 == 0)
                 scales[(first + token) * (D / 2) + d / 32] =
@@ -539,6 +524,9 @@ enum td_status td_cuda_flash(struct td_cuda *cuda, enum td_dtype type, struct td
     (dim <= 64    ? launch_for<T, 4>(cuda, job, n_spans, err)                                      \
      : dim <= 128 ? launch_for<T, 8>(cuda, job, n_spans, err)                                      \
                   : launch_for<T, 16>(cuda, job, n_spans, err))
-    return type == TD_F16 ? LAUNCH(TD_F16) : type == TD_BF16 ? LAUNCH(TD_BF16) : LAUNCH(TD_Q8_0);
+    return type == TD_F16    ? LAUNCH(TD_F16)
+           : type == TD_BF16 ? LAUNCH(TD_BF16)
+           : type == TD_Q8_0 ? LAUNCH(TD_Q8_0)
+                             : LAUNCH(TD_F8_E4M3);
 #undef LAUNCH
 }

@@ -41,19 +41,20 @@ __device__ void bring(const struct td_attend_job &job, const uint32_t *blocks, u
             td_cuda_kv_cell(job.kv, blocks[there ? block : first / per_block], kv_head, 0);
         const size_t at = there ? (size_t)token * dim + d : 0;
 
-        if (T != TD_Q8_0) {
+        if (!td_attend_is_bytes<T>) {
             td_num_copy16(k + key * STRIDE + d, (const uint16_t *)cell + at, there);
             td_num_copy16(v + key * STRIDE + d, (const uint16_t *)(cell + job.kv.half_bytes) + at,
                           there);
         } else {
-            for (uint32_t e = 0; e < 8; e++) {
-                const float of_k = there ? td_cuda_kv_read<T>(job.kv, cell, token, d + e) : 0.0f;
-                const float of_v =
-                    there ? td_cuda_kv_read<T>(job.kv, cell + job.kv.half_bytes, token, d + e)
-                          : 0.0f;
+            for (uint32_t half = 0; half < 2; half++, cell += job.kv.half_bytes) {
+                const bool has_scale = T == TD_Q8_0 && there;
+                const float scale = has_scale ? td_cuda_kv_scale(job.kv, cell, token, d) : 1.0f;
+                uint2 raw = {0, 0};
 
-                k[key * STRIDE + d + e] = td_attend_narrow<T>(of_k);
-                v[key * STRIDE + d + e] = td_attend_narrow<T>(of_v);
+                if (there)
+                    raw = *(const uint2 *)(cell + at);
+                *(uint4 *)((half ? v : k) + key * STRIDE + d) =
+                    td_attend_widen<T>(raw, td_num_to_f16(scale));
             }
         }
         key += AT_ONCE;
@@ -317,7 +318,8 @@ bool launch(struct td_cuda *cuda, struct td_attend_job *job, uint32_t n_spans)
 {
     uint32_t most = 1;
 
-    if (sizeof(struct area<M, D>) > cuda->most_shared || job->kv.head_dim % 8)
+    if (sizeof(struct area<M, D>) > cuda->most_shared || job->kv.head_dim % 8 ||
+        job->kv.half_bytes % 8)
         return false;
     for (uint32_t i = 0; i < n_spans; i++)
         most = job->span[i].n > most ? job->span[i].n : most;
@@ -339,6 +341,9 @@ bool td_cuda_flash_prompts(struct td_cuda *cuda, enum td_dtype type, struct td_a
     (dim <= 64    ? launch<T, 2, 4>(cuda, job, n_spans)                                            \
      : dim <= 128 ? launch<T, 2, 8>(cuda, job, n_spans)                                            \
                   : launch<T, 1, 16>(cuda, job, n_spans))
-    return type == TD_F16 ? LAUNCH(TD_F16) : type == TD_BF16 ? LAUNCH(TD_BF16) : LAUNCH(TD_Q8_0);
+    return type == TD_F16    ? LAUNCH(TD_F16)
+           : type == TD_BF16 ? LAUNCH(TD_BF16)
+           : type == TD_Q8_0 ? LAUNCH(TD_Q8_0)
+                             : LAUNCH(TD_F8_E4M3);
 #undef LAUNCH
 }

@@ -27,6 +27,6 @@ enum {
     X(TD_F8_E4M3, TD_CUDA_F16, 512, 0, 4, 64, false, false)
 
 /* The same for types of keys and values. */
-#define TD_CUDA_EACH_KV(X) X(TD_F32) X(TD_F16) X(TD_BF16) X(TD_Q8_0)
+#define TD_CUDA_EACH_KV(X) X(TD_F32) X(TD_F16) X(TD_BF16) X(TD_Q8_0) X(TD_F8_E4M3)
 
 #endif

@@ -28,6 +28,10 @@ __device__ void store(const struct td_cuda_kv &kv, uint8_t *half, uint32_t t, co
             ((uint16_t *)half)[at + d] = td_num_to_f16(x[d]);
         } else if (T == TD_BF16) {
             ((uint16_t *)half)[at + d] = td_num_to_bf16(x[d]);
+        } else if (T == TD_F8_E4M3) {
+            const bool is_number = (td_num_f32_bits(x[d]) & 0x7f800000u) != 0x7f800000u;
+
+            half[at + d] = is_number ? td_num_to_e4m3(x[d]) : 0x7f;
         } else { /* one warp has one block of 32 */
             uint16_t *scales = (uint16_t *)(half + (size_t)kv.block_tokens * kv.head_dim);
             uint32_t max = td_num_f32_bits(fabsf(x[d]));

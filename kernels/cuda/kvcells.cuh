@@ -48,6 +48,8 @@ __device__ __forceinline__ float td_cuda_kv_read(const struct td_cuda_kv &kv, co
         return td_num_f16(((const uint16_t *)half)[at]);
     if (T == TD_BF16)
         return td_num_bf16(((const uint16_t *)half)[at]);
+    if (T == TD_F8_E4M3)
+        return td_num_f16((uint16_t)td_num_e4m3x2(half[at]));
     return (float)(int8_t)half[at] * td_cuda_kv_scale(kv, half, t, d);
 }
 

@@ -19,6 +19,12 @@ def as_bf16(x):
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view("f4").astype("f8")
 
 
+def as_e4m3(x):
+    """The Open Compute Project's 8-bit float, without a scale: four bits at least of 2^-6 and more, steps of 2^-9 below, 448 at most."""
+    step = numpy.exp2(numpy.maximum(numpy.floor(numpy.log2(numpy.maximum(numpy.abs(x), 1e-30))), -6) - 3)
+    return numpy.clip(numpy.rint(x / step) * step, -448, 448)
+
+
 def as_q8_0(x):
     """Blocks of 32 with one F16 scale: GGUF's Q8_0, as ggml's reference makes it."""
     blocks = x.astype("f4").reshape(-1, 32)

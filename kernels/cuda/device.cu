@@ -7,7 +7,10 @@
 namespace
 {
 
-enum { OLDEST_MAJOR = 8 }; /* sm_80: BF16 on the tensor cores */
+enum {
+    OLDEST_MAJOR = 8, /* sm_80: BF16 on the tensor cores */
+    AHEAD_BYTES = 4096
+};
 
 enum td_status no_device(cudaError_t e, struct td_err *err)
 {
@@ -226,6 +229,7 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     cudaFuncAttributes attributes;
     cudaDeviceProp prop;
     cudaError_t e = cudaSetDevice((int)cuda->p.device);
+    const char *ahead = getenv("TD_CUDA_AHEAD"); /* to measure with another */
 
     e = e == cudaSuccess ? cudaGetDeviceProperties(&prop, (int)cuda->p.device) : e;
     if (e != cudaSuccess)
@@ -245,6 +249,7 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     cuda->n_sms = (uint32_t)prop.multiProcessorCount;
     cuda->most_shared = prop.sharedMemPerBlockOptin;
     cuda->overlaps = prop.major >= 9 && !getenv("TD_CUDA_NO_OVERLAP") /* to measure without */;
+    cuda->ahead = ahead ? (uint32_t)strtoul(ahead, NULL, 10) : (uint32_t)AHEAD_BYTES;
     snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);
     if (cudaDeviceGetPCIBusId(cuda->head.bus_id, (int)sizeof cuda->head.bus_id,
                               (int)cuda->p.device) != cudaSuccess)

@@ -41,6 +41,7 @@ struct td_cuda {
     uint32_t n_sms;
     size_t most_shared; /* bytes a block may have */
     bool overlaps;      /* a kernel begins while the one before it ends (td_num_await_earlier) */
+    uint32_t ahead;     /* bytes of weights that a warp asks for meanwhile */
     struct td_cuda_buffer scratch, gates, partials;
     void *outgrown
         [TD_CUDA_OUTGROWN]; /* what buffers were before they grew: given back when nothing reads it */

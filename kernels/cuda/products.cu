@@ -9,9 +9,8 @@ namespace
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    FUSED_TOKENS = 8,     /* a gate is multiplied with what it gates */
-    AT_ONCE = 4,          /* products of one launch */
-    PREFETCH_BYTES = 4096 /* of a warp */
+    FUSED_TOKENS = 8, /* a gate is multiplied with what it gates */
+    AT_ONCE = 4       /* products of one launch */
 };
 
 /* Products of one type and of the same tokens, for one launch. */
@@ -19,6 +18,7 @@ struct batch {
     struct td_cuda_product product[AT_ONCE];
     uint32_t n_down[AT_ONCE]; /* blocks over the rows of each */
     uint32_t n;
+    uint32_t ahead; /* bytes */
 };
 
 /* Leaves of a block lie as [n_leaves x 8 N tokens x 16 G rows]. */
@@ -164,16 +164,17 @@ sum_leaves(const struct td_cuda_product &p, const struct td_cuda_weights &m,
     }
 }
 
-/* Brings what the warp will read first nearer, while the kernel before this one ends. */
+/* Brings what the warp will read first nearer, up to `ahead` bytes, while the kernel before this one ends. */
 template <enum td_dtype T>
-__device__ __forceinline__ void prefetch(const struct td_cuda_weights &m, uint32_t group)
+__device__ __forceinline__ void prefetch(const struct td_cuda_weights &m, uint32_t group,
+                                         uint32_t ahead)
 {
     constexpr uint32_t TILE = td_cuda_format_of(T).tile_bytes;
     const uint32_t leaf = threadIdx.x / 32, n = m.n_tiles / m.n_leaves;
+    const uint32_t tiles = n < ahead / TILE ? n : ahead / TILE;
 
-    if (threadIdx.x % 32 == 0 && leaf < m.n_leaves && n)
-        td_num_prefetch(m.tiles + ((size_t)group * m.n_tiles + leaf * n) * TILE,
-                        n * TILE < PREFETCH_BYTES ? n * TILE : (PREFETCH_BYTES / TILE) * TILE);
+    if (threadIdx.x % 32 == 0 && leaf < m.n_leaves && tiles)
+        td_num_prefetch(m.tiles + ((size_t)group * m.n_tiles + leaf * n) * TILE, tiles * TILE);
 }
 
 /* The tree over the leaves [begin, end), `stride` apart, in place: the sum is in the first one. */
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(THREADS, G *N > 2 ? 1 : 2)
     float *gates = leaves + (size_t)p.m.n_leaves * FLOATS;
     const uint32_t group = down * G, t0 = blockIdx.x * N * 8;
 
-    prefetch<T>(p.m, group);
+    prefetch<T>(p.m, group, batch.ahead);
     td_num_await_earlier();
     sum_leaves<T, G, N>(p, p.m, p.acts, group, t0, leaves);
     if (p.gate.tiles)
@@ -316,6 +317,7 @@ template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const stru
     const uint32_t n = all->product[0].n;
     struct batch few = {};
 
+    few.ahead = cuda->ahead;
     for (uint32_t i = 0; i < all->n; i++)
         if (T == TD_F32 || all->product[i].gate.tiles ||
             (!td_cuda_lib_multiply(cuda, T, &all->product[i]) &&

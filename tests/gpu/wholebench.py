@@ -38,6 +38,9 @@ def main():
             raise RuntimeError((p.stderr.strip().splitlines() or [f"status {p.returncode}"])[-1])
         return json.loads(p.stdout)["cases"]
 
+    def decode(*args, **more):
+        return f"{bench('--cases', 'decode', '--prompt-tokens', 512, '--gen-tokens', 64, *args, more=more)['decode']['best']:.1f} tokens/s"
+
     def rate(case):
         """GB/s that a case reads of weights, keys and values, and its share of copying."""
         gbs = case["bytes_per_step"]["total"] * case["best"] * case["steps"] / case["tokens"] * 1e-9
@@ -54,9 +57,7 @@ def main():
             ask = ("--prompt-tokens", 512, "--gen-tokens", 64, "--batch", 64, "--batch-depth", 2048, "--max-num-seqs", 66, "--max-model-len", 4096,
                    "--max-num-batched-tokens", 2048)
             cases = bench("--cases", "decode,batch", *ask)
-            plain = bench("--cases", "decode", "--cuda-graphs", "off", "--gen-tokens", 64)
-            apart = bench("--cases", "decode", "--prompt-tokens", 512, "--gen-tokens", 64, more={"TD_CUDA_NO_OVERLAP": "1"})
-            cells = [rate(cases["decode"]), *(f"{c['decode']['best']:.1f} tokens/s" for c in (plain, apart)), rate(cases["batch"])]
+            cells = [rate(cases["decode"]), decode("--cuda-graphs", "off"), decode(TD_CUDA_NO_OVERLAP="1"), rate(cases["batch"])]
             for word in ("on", "off"):
                 try:
                     prompt = bench("--cases", "prefill", "--prompt-tokens", 8192, "--max-num-batched-tokens", 8192, "--exact", word)["prefill"]
@@ -66,6 +67,9 @@ def main():
                     cells.append(str(e))
             joules = cases["decode"]["joules_per_token"]
             print(f"| {kind} | " + " | ".join([*cells, "" if joules is None else f"{joules:.3g}"]) + " |", flush=True)
+            if kind == types[0]:
+                ahead = ", ".join(f"of {n} bytes: {decode(TD_CUDA_AHEAD=str(n))}" for n in (0, 8192, 16384))
+        print(f"\nDecode with {types[0]} where a warp asks ahead, not of 4096 bytes, but {ahead}.")
     finally:
         remove(model)
 

@@ -141,6 +141,9 @@ void td_cuda_rmsnorm(struct td_kern *kern, const float *x, const float *weight, 
                      uint32_t dim, float eps, float *out);
 void td_cuda_silu_mul(struct td_kern *kern, const float *gate, const float *up, size_t n,
                       float *out);
+/* The same of BF16, n (even) in pairs; `out` aligned to 8 bytes. */
+void td_cuda_silu_mul_bf16(struct td_cuda *cuda, const uint32_t *gate, const uint32_t *up, size_t n,
+                           float *out);
 void td_cuda_add(struct td_kern *kern, float *x, const float *y, size_t n);
 void td_cuda_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width, uint32_t n_top,
                  struct td_top *out);

@@ -42,7 +42,7 @@ enum way { BITS_16, BY_ROW, BY_BLOCK, WAYS };
 /* out [n x n_rows] = x [n x k] * w [rows x k]^T; the library counts columns first. */
 struct shape {
     enum way way;
-    cudaDataType_t type;
+    cudaDataType_t type, out_type;
     uint32_t rows, n, k;
     uint32_t x_stride, n_rows;       /* of a row of x and of out */
     uint32_t x_aligned, out_aligned; /* bytes, up to MOST_ALIGNED */
@@ -128,7 +128,7 @@ bool open_layouts(const struct td_cuda_lib *lib, const struct shape &s, struct l
                CUBLAS_STATUS_SUCCESS &&
            lib->cublasLtMatrixLayoutCreate_(&l->x, s.type, s.k, s.n, s.x_stride) ==
                CUBLAS_STATUS_SUCCESS &&
-           lib->cublasLtMatrixLayoutCreate_(&l->out, CUDA_R_32F, s.rows, s.n, s.n_rows) ==
+           lib->cublasLtMatrixLayoutCreate_(&l->out, s.out_type, s.rows, s.n, s.n_rows) ==
                CUBLAS_STATUS_SUCCESS;
 }
 
@@ -190,16 +190,29 @@ const struct choice *choose(struct td_cuda_lib *lib, const struct shape &s, cons
     return c;
 }
 
+/* Where a product goes: [n_parts x n x n_rows] F32 or BF16. */
+struct target {
+    cudaDataType_t type;
+    void *out;
+};
+
+/* The same from number `i` on. */
+struct target behind(const struct target &to, size_t i)
+{
+    return {to.type, (uint8_t *)to.out + i * (to.type == CUDA_R_32F ? 4 : 2)};
+}
+
 /* One call of the library: rows of a part of a product. */
 struct piece {
     struct shape shape;
-    uint32_t part, tile, n_tiles, row;
+    struct target to;
+    uint32_t tile, n_tiles, row;
 };
 
-/* Calls f(piece) for all of a product until it says false; returns what it said. `x` and `out` count for their alignment. */
+/* Calls f(piece) for all of a product until it says false; returns what it said. `x` and `to` count for their alignment. */
 template <class F>
 bool each_piece(enum way way, cudaDataType_t type, const struct td_cuda_weights &m,
-                const uint32_t *part_tile, uint32_t n, const void *x, const float *out, F f)
+                const uint32_t *part_tile, uint32_t n, const void *x, const struct target &to, F f)
 {
     const size_t width = way == BITS_16 ? 2 : 1;
 
@@ -208,11 +221,11 @@ bool each_piece(enum way way, cudaDataType_t type, const struct td_cuda_weights 
         uint32_t at_once;
 
         memset(&p, 0, sizeof p); /* shapes are compared byte by byte */
-        p.part = part;
         p.tile = part_tile[part];
         p.n_tiles = part_tile[part + 1] - p.tile;
         p.shape.way = way;
         p.shape.type = type;
+        p.shape.out_type = to.type;
         p.shape.n = n;
         p.shape.k = p.n_tiles * TD_TILE_COLS;
         p.shape.x_stride = m.n_tiles * TD_TILE_COLS;
@@ -222,8 +235,9 @@ bool each_piece(enum way way, cudaDataType_t type, const struct td_cuda_weights 
         at_once = rows_at_once(p.shape.k * width);
         for (p.row = 0; p.row < m.n_rows; p.row += at_once) {
             p.shape.rows = m.n_rows - p.row < at_once ? m.n_rows - p.row : at_once;
+            p.to = behind(to, (size_t)part * n * m.n_rows + p.row);
             p.shape.out_aligned =
-                aligned(out + (size_t)part * n * m.n_rows + p.row, m.n_rows * sizeof *out);
+                aligned(p.to.out, m.n_rows * (to.type == CUDA_R_32F ? sizeof(float) : 2));
             if (!f(p))
                 return false;
         }
@@ -243,7 +257,7 @@ const struct choice *find(struct td_cuda_lib *lib, const struct shape &s)
 
 /* Multiplies the rows that are unpacked. */
 void multiply(struct td_cuda *cuda, const struct choice *c, const void *x, const float *alpha,
-              const float *beta, float *out)
+              const float *beta, void *out)
 {
     struct td_cuda_lib *lib = cuda->lib;
     struct layouts l;
@@ -259,13 +273,14 @@ void multiply(struct td_cuda *cuda, const struct choice *c, const void *x, const
     close_layouts(lib, &l);
 }
 
-bool multiply_16(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)
+bool multiply_16(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p,
+                 const struct target &to)
 {
     const bool is_bf16 = p->acts.form == TD_CUDA_BF16;
     const float *numbers = cuda->lib->numbers;
 
     return each_piece(BITS_16, is_bf16 ? CUDA_R_16BF : CUDA_R_16F, p->m, p->part_tile, p->n,
-                      p->acts.x, p->out, [&](const struct piece &at) {
+                      p->acts.x, to, [&](const struct piece &at) {
                           const struct choice *c = find(cuda->lib, at.shape);
 
                           if (!c)
@@ -275,7 +290,7 @@ bool multiply_16(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_
                                               (uint16_t *)cuda->unpacked.data);
                           multiply(cuda, c, (const uint16_t *)p->acts.x + at.tile * TD_TILE_COLS,
                                    is_bf16 ? numbers + ONE : p->acts.flat, numbers + ZERO,
-                                   p->out + (size_t)at.part * p->n * p->m.n_rows + at.row);
+                                   at.to.out);
                           return true;
                       });
 }
@@ -334,28 +349,27 @@ float *unpacked_scales(const struct td_cuda *cuda)
     return (float *)(cuda->unpacked.data + TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES - SCALE_BYTES);
 }
 
-/* Whether the library has all that a product needs. `x` and `out` as in each_piece. */
+/* Whether the library has all that a product needs. */
 bool takes_bytes(struct td_cuda *cuda, enum way way, const struct td_cuda_matrix *m, uint32_t n,
-                 const float *out)
+                 const struct target &to)
 {
     struct td_cuda_lib *lib = cuda->lib;
 
     return lib->desc[way] &&
            set_scales(lib, way, unpacked_scales(cuda), lib->numbers) && /* any; they count later */
-           each_piece(way, CUDA_R_8F_E4M3, m->view, m->part_tile, n, NULL, out,
-                      [&](const struct piece &p) {
-                          return (way == BY_ROW || p.tile % TD_CUDA_RUN_TILES == 0) &&
-                                 find(lib, p.shape);
-                      });
+           each_piece(
+               way, CUDA_R_8F_E4M3, m->view, m->part_tile, n, NULL, to, [&](const struct piece &p) {
+                   return (way == BY_ROW || p.tile % TD_CUDA_RUN_TILES == 0) && find(lib, p.shape);
+               });
 }
 
-/* td_cuda_lib_form has asked for all of it before. */
-void multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p)
+bool multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p, const struct target &to)
 {
     const enum way way = p->acts.form == TD_CUDA_E4M3 ? BY_ROW : BY_BLOCK;
     struct td_cuda_lib *lib = cuda->lib;
-    const bool is_done = each_piece(
-        way, CUDA_R_8F_E4M3, p->m, p->part_tile, p->n, NULL, p->out, [&](const struct piece &at) {
+
+    return each_piece(
+        way, CUDA_R_8F_E4M3, p->m, p->part_tile, p->n, NULL, to, [&](const struct piece &at) {
             const struct choice *c = find(lib, at.shape);
             float *scales = unpacked_scales(cuda);
             const float *of_x =
@@ -367,15 +381,9 @@ void multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p)
                 return false;
             td_cuda_unpack_bytes(cuda, p->m, at.row / TD_TILE_ROWS, td_cuda_groups(at.shape.rows),
                                  at.tile, at.n_tiles, way == BY_BLOCK, cuda->unpacked.data, scales);
-            multiply(cuda, c, p->acts.x + at.tile * TD_TILE_COLS, &ALPHA, &BETA,
-                     p->out + (size_t)at.part * p->n * p->m.n_rows + at.row);
+            multiply(cuda, c, p->acts.x + at.tile * TD_TILE_COLS, &ALPHA, &BETA, at.to.out);
             return true;
         });
-
-    if (!is_done) {
-        td_cuda_note(cuda, cudaErrorLaunchFailure);
-        cuda->failed_in = "cuBLASLt: ";
-    }
 }
 
 #else /* a library that knows no such scales */
@@ -386,18 +394,24 @@ void open_bytes(struct td_cuda_lib *lib)
 }
 
 bool takes_bytes(struct td_cuda *cuda, enum way way, const struct td_cuda_matrix *m, uint32_t n,
-                 const float *out)
+                 const struct target &to)
 {
-    (void)cuda, (void)way, (void)m, (void)n, (void)out;
+    (void)cuda, (void)way, (void)m, (void)n, (void)to;
     return false;
 }
 
-void multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p)
+bool multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p, const struct target &to)
 {
-    (void)cuda, (void)p;
+    (void)cuda, (void)p, (void)to;
+    return false;
 }
 
 #endif
+
+bool is_8(const struct td_cuda_product *p)
+{
+    return p->acts.form == TD_CUDA_E4M3 || p->acts.form == TD_CUDA_E4M3_RUNS;
+}
 
 } // namespace
 
@@ -486,10 +500,12 @@ void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint3
 enum td_cuda_act td_cuda_lib_form(struct td_cuda *cuda, const struct td_cuda_matrix *m, uint32_t n,
                                   const float *out)
 {
+    const struct target to = {CUDA_R_32F, (void *)out};
+
     if (td_cuda_lib_takes(cuda, n)) {
-        if (m->has_row_scales && takes_bytes(cuda, BY_ROW, m, n, out))
+        if (m->has_row_scales && takes_bytes(cuda, BY_ROW, m, n, to))
             return TD_CUDA_E4M3;
-        if (m->has_block_scales && takes_bytes(cuda, BY_BLOCK, m, n, out))
+        if (m->has_block_scales && takes_bytes(cuda, BY_BLOCK, m, n, to))
             return TD_CUDA_E4M3_RUNS;
     }
     return td_cuda_format_of(m->head.dtype).act;
@@ -497,14 +513,41 @@ enum td_cuda_act td_cuda_lib_form(struct td_cuda *cuda, const struct td_cuda_mat
 
 bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p)
 {
+    const struct target to = {CUDA_R_32F, p->out};
+
     if (!td_cuda_lib_takes(cuda, p->n) || p->acts.form == TD_CUDA_PLAIN)
         return false;
-    if (p->acts.form == TD_CUDA_E4M3 || p->acts.form == TD_CUDA_E4M3_RUNS)
-        multiply_8(cuda, p);
-    else if (!multiply_16(cuda, type, p))
+    if (is_8(p)) {
+        if (!multiply_8(cuda, p, to)) { /* which td_cuda_lib_form has asked for */
+            td_cuda_note(cuda, cudaErrorLaunchFailure);
+            cuda->failed_in = "cuBLASLt: ";
+        }
+    } else if (!multiply_16(cuda, type, p, to)) {
         return false;
+    }
     if (p->gates)
         td_cuda_silu_mul(&cuda->head, p->gates, p->out, (size_t)p->n * p->m.n_rows, p->out);
+    return true;
+}
+
+bool td_cuda_lib_gated(struct td_cuda *cuda, enum td_dtype gate_type,
+                       const struct td_cuda_product *gate, enum td_dtype type,
+                       const struct td_cuda_product *p)
+{
+    const size_t n = (size_t)p->n * p->m.n_rows;
+    const struct target of_gate = {CUDA_R_16BF, gate->out}, of_p = behind(of_gate, n);
+    const auto multiply_as = [&](enum td_dtype t, const struct td_cuda_product *one,
+                                 const struct target &to) {
+        return is_8(one)                        ? multiply_8(cuda, one, to)
+               : one->acts.form == TD_CUDA_BF16 ? multiply_16(cuda, t, one, to)
+                                                : false; /* F16 gives no BF16 */
+    };
+
+    if (!td_cuda_lib_takes(cuda, p->n) || p->m.n_parts > 1 || n % 2 || (uintptr_t)p->out % 8 ||
+        !multiply_as(gate_type, gate, of_gate) || !multiply_as(type, p, of_p))
+        return false;
+    td_cuda_silu_mul_bf16(cuda, (const uint32_t *)of_gate.out, (const uint32_t *)of_p.out, n,
+                          p->out);
     return true;
 }
 
@@ -543,6 +586,14 @@ bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type, const struct
     (void)cuda;
     (void)type;
     (void)p;
+    return false;
+}
+
+bool td_cuda_lib_gated(struct td_cuda *cuda, enum td_dtype gate_type,
+                       const struct td_cuda_product *gate, enum td_dtype type,
+                       const struct td_cuda_product *p)
+{
+    (void)cuda, (void)gate_type, (void)gate, (void)type, (void)p;
     return false;
 }
 

@@ -21,6 +21,11 @@ void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint3
 /* False: nothing was enqueued, because the library has nothing for the shape or the call is too small. p->gate is not there. */
 bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type,
                           const struct td_cuda_product *p);
+/* p->out = silu(gate's product) times p's, by way of BF16 at gate->out, where both find room. False: it is to be done otherwise, for the
+ * library has nothing for it. */
+bool td_cuda_lib_gated(struct td_cuda *cuda, enum td_dtype gate_type,
+                       const struct td_cuda_product *gate, enum td_dtype type,
+                       const struct td_cuda_product *p);
 
 /* ---- rows of a matrix as the library reads them (unpacking.cu) ---- */
 

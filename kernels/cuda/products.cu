@@ -406,6 +406,10 @@ enum td_status td_cuda_linear(struct td_kern *kern, const struct td_kern_input *
             gate.product[0] = {mine(o->gate).view,        {}, set.item[gate_act[i]].acts, {}, NULL,
                                (float *)cuda->gates.data, n,  mine(o->gate).part_tile};
             gate.n = 1;
+            if (td_cuda_lib_gated(cuda, o->gate->dtype, &gate.product[0], type, p)) {
+                batch.n--;
+                continue;
+            }
             launch(cuda, o->gate->dtype, &gate);
             launch(cuda, type, &batch); /* before the next gate comes to the same place */
             batch.n = 0;

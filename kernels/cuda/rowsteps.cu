@@ -32,6 +32,20 @@ __global__ void silu_mul(const float *gate, const float *up, size_t n, float *ou
         out[i] = td_num_silu(gate[i], up[i]);
 }
 
+/* n pairs of BF16 into F32. */
+__global__ void silu_mul_bf16(const uint32_t *gate, const uint32_t *up, size_t n, uint2 *out)
+{
+    td_num_await_earlier();
+    for (EACH(i, n)) {
+        const uint32_t g = gate[i], u = up[i];
+        const float low = td_num_silu(td_num_bf16((uint16_t)g), td_num_bf16((uint16_t)u));
+        const float high =
+            td_num_silu(td_num_bf16((uint16_t)(g >> 16)), td_num_bf16((uint16_t)(u >> 16)));
+
+        out[i] = {td_num_f32_bits(low), td_num_f32_bits(high)};
+    }
+}
+
 __global__ void add(float *x, const float *y, size_t n)
 {
     td_num_await_earlier();
@@ -96,6 +110,14 @@ void td_cuda_silu_mul(struct td_kern *kern, const float *gate, const float *up, 
     if (n)
         td_cuda_launch(td_cuda_of(kern), silu_mul, blocks_for(n), dim3(THREADS), 0, gate, up, n,
                        out);
+}
+
+void td_cuda_silu_mul_bf16(struct td_cuda *cuda, const uint32_t *gate, const uint32_t *up, size_t n,
+                           float *out)
+{
+    if (n)
+        td_cuda_launch(cuda, silu_mul_bf16, blocks_for(n / 2), dim3(THREADS), 0, gate, up, n / 2,
+                       (uint2 *)out);
 }
 
 void td_cuda_add(struct td_kern *kern, float *x, const float *y, size_t n)

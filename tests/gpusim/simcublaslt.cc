@@ -167,9 +167,11 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatmulPreference_t preference, int most,
                                               cublasLtMatmulHeuristicResult_t *results, int *n)
 {
-    const bool fits = desc->op_a == CUBLAS_OP_T && a->rows == b->rows && a->cols == d->rows &&
-                      b->cols == d->cols && a->type == b->type && d->type == CUDA_R_32F && c == d &&
-                      is_way(*desc, a->type);
+    const bool fits =
+        desc->op_a == CUBLAS_OP_T && a->rows == b->rows && a->cols == d->rows &&
+        b->cols == d->cols && a->type == b->type && c == d &&
+        (d->type == CUDA_R_32F || (d->type == CUDA_R_16BF && a->type != CUDA_R_16F)) &&
+        is_way(*desc, a->type);
 
     (void)handle;
     *n = 0;
@@ -219,7 +221,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                            (double)number(lb.type, b, t * (uint64_t)lb.ld + k) *
                            (double)scale(how.a_mode, how.a_scale, ld.rows, la.rows, r, k) *
                            (double)scale(how.b_mode, how.b_scale, ld.cols, lb.rows, t, k);
-                ((float *)d)[t * (uint64_t)ld.ld + r] = (float)(sum * (double)by);
+                const uint64_t at = t * (uint64_t)ld.ld + r;
+                const float value = (float)(sum * (double)by);
+
+                if (ld.type == CUDA_R_32F)
+                    ((float *)d)[at] = value;
+                else
+                    ((uint16_t *)d)[at] = td_f32_to_bf16(value);
             }
         return cudaSuccess;
     });

@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(PREPARE_THREADS)
             const uint32_t begin = run * TD_CUDA_RUN_TILES, end = begin + TD_CUDA_RUN_TILES;
 
             prepare_tiles<A>(src, act, x, factor, t, begin, end < act.n_tiles ? end : act.n_tiles,
-                             act.scale + (size_t)run * td_cuda_run_pitch(gridDim.x) + t);
+                             act.scale + (size_t)run * gridDim.x + t);
         }
     } else {
         for (uint32_t leaf = warp; leaf < act.n_leaves; leaf += PREPARE_WARPS)
@@ -239,9 +239,7 @@ __global__ void __launch_bounds__(PREPARE_THREADS)
                 max = larger(max, v[j]);
             inverse = store_scale<A>(
                 td_num_warp_max(max),
-                act.scale +
-                    (size_t)((tile + i) / TD_CUDA_RUN_TILES) * td_cuda_run_pitch(gridDim.x) + t,
-                lane);
+                act.scale + (size_t)((tile + i) / TD_CUDA_RUN_TILES) * gridDim.x + t, lane);
         }
         if (i < n_tiles)
             store<A>(act, t, tile + i, v[i], inverse);
@@ -262,11 +260,10 @@ size_t lay_out(struct td_cuda_actset *set, uint32_t n, uint8_t *base, float **fa
         const enum td_cuda_act form = a->form;
         const size_t tiles = (size_t)n * a->n_tiles;
 
-        const size_t n_scales = form == TD_CUDA_E4M3 ? n
-                                : form == TD_CUDA_E4M3_RUNS
-                                    ? (size_t)td_cuda_runs(a->n_tiles) * td_cuda_run_pitch(n)
-                                : form == TD_CUDA_F16 ? (size_t)n * a->n_leaves
-                                                      : 0;
+        const size_t n_scales = form == TD_CUDA_E4M3        ? n
+                                : form == TD_CUDA_E4M3_RUNS ? (size_t)td_cuda_runs(a->n_tiles) * n
+                                : form == TD_CUDA_F16       ? (size_t)n * a->n_leaves
+                                                            : 0;
 
         a->x = base + at;
         at += td_cuda_align(tiles * TD_TILE_COLS * BYTES[form]);

@@ -8,7 +8,7 @@
 /* All tokens in one form and cut. */
 struct td_cuda_acts {
     uint8_t *x; /* [n x n_tiles x 32] F32, BF16, F16 or E4M3 */
-    /* What a sum is multiplied with: F16 [n x n_leaves]; E4M3 [n]; of runs [runs x td_cuda_run_pitch(n)]; else NULL. */
+    /* What a sum is multiplied with: F16 [n x n_leaves]; E4M3 [n]; of runs [runs x n]; else NULL. */
     float *scale;
     const float *flat; /* what all of that is; NULL: it differs */
     float *sums; /* [n x n_tiles] of each tile's columns, times 2^-24; NULL: no type has minima */
@@ -31,12 +31,6 @@ struct td_cuda_actset {
 __host__ __device__ static inline uint32_t td_cuda_runs(uint32_t n_tiles)
 {
     return (n_tiles + TD_CUDA_RUN_TILES - 1) / TD_CUDA_RUN_TILES;
-}
-
-/* Tokens from one run's scales to the next one's: as NVIDIA's library wants them. */
-__host__ __device__ static inline uint32_t td_cuda_run_pitch(uint32_t n)
-{
-    return (n + 3) / 4 * 4;
 }
 
 /* The place in the set of `m`'s columns in a form, which it then has. */

@@ -248,7 +248,9 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     }
     cuda->n_sms = (uint32_t)prop.multiProcessorCount;
     cuda->most_shared = prop.sharedMemPerBlockOptin;
-    cuda->overlaps = prop.major >= 9 && !getenv("TD_CUDA_NO_OVERLAP") /* to measure without */;
+    cuda->overlaps = prop.major >= 9 &&
+                     attributes.ptxVersion >= 90 /* older code does not await */ &&
+                     !getenv("TD_CUDA_NO_OVERLAP") /* to measure without */;
     cuda->ahead = ahead ? (uint32_t)strtoul(ahead, NULL, 10) : (uint32_t)AHEAD_BYTES;
     snprintf(cuda->head.name, sizeof cuda->head.name, "cuda %u %.20s", cuda->p.device, prop.name);
     if (cudaDeviceGetPCIBusId(cuda->head.bus_id, (int)sizeof cuda->head.bus_id,

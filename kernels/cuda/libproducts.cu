@@ -13,8 +13,8 @@
 enum {
     THREADS = 256,
     N_ALGOS = 64,
-    WORKSPACE_BYTES = 16 << 20,
-    SCALE_BYTES = 1 << 20, /* of the rows that are unpacked at a time */
+    WORKSPACE_BYTES = 32 << 20, /* as NVIDIA recommends it for sm_90 */
+    SCALE_BYTES = 1 << 20,      /* of the rows that are unpacked at a time */
     MOST_ALIGNED = 256,
     ONE = 0, /* in lib->numbers */
     ZERO = 1,
@@ -149,7 +149,7 @@ uint32_t rows_at_once(size_t bytes)
 }
 
 /* What the library recommends for a shape, which is asked for once. */
-const struct choice *choose(struct td_cuda_lib *lib, const struct shape &s, const struct layouts &l)
+struct choice *choose(struct td_cuda_lib *lib, const struct shape &s, const struct layouts &l)
 {
     struct choice *c;
     cublasLtMatmulPreference_t wish = NULL;
@@ -246,31 +246,30 @@ bool each_piece(enum way way, cudaDataType_t type, const struct td_cuda_weights 
 }
 
 /* What is known of the shape, or NULL: the library has nothing for it. */
-const struct choice *find(struct td_cuda_lib *lib, const struct shape &s)
+struct choice *find(struct td_cuda_lib *lib, const struct shape &s)
 {
     struct layouts l;
-    const struct choice *c = open_layouts(lib, s, &l) ? choose(lib, s, l) : NULL;
+    struct choice *c = open_layouts(lib, s, &l) ? choose(lib, s, l) : NULL;
 
     close_layouts(lib, &l);
     return c && c->is_there ? c : NULL;
 }
 
-/* Multiplies the rows that are unpacked. */
-void multiply(struct td_cuda *cuda, const struct choice *c, const void *x, const float *alpha,
+/* Multiplies the rows that are unpacked. False: the library does not after all, and is not asked for the shape again. */
+bool multiply(struct td_cuda *cuda, struct choice *c, const void *x, const float *alpha,
               const float *beta, void *out)
 {
     struct td_cuda_lib *lib = cuda->lib;
     struct layouts l;
 
-    if (!open_layouts(lib, c->shape, &l) ||
+    c->is_there =
+        open_layouts(lib, c->shape, &l) &&
         lib->cublasLtMatmul_(lib->handle, lib->desc[c->shape.way], alpha, cuda->unpacked.data, l.w,
                              x, l.x, beta, out, l.out, out, l.out, &c->algo,
                              cuda->unpacked.data + TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES,
-                             WORKSPACE_BYTES, cuda->stream) != CUBLAS_STATUS_SUCCESS) {
-        td_cuda_note(cuda, cudaErrorLaunchFailure);
-        cuda->failed_in = "cuBLASLt: ";
-    }
+                             WORKSPACE_BYTES, cuda->stream) == CUBLAS_STATUS_SUCCESS;
     close_layouts(lib, &l);
+    return c->is_there;
 }
 
 bool multiply_16(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_product *p,
@@ -281,17 +280,16 @@ bool multiply_16(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_
 
     return each_piece(BITS_16, is_bf16 ? CUDA_R_16BF : CUDA_R_16F, p->m, p->part_tile, p->n,
                       p->acts.x, to, [&](const struct piece &at) {
-                          const struct choice *c = find(cuda->lib, at.shape);
+                          struct choice *c = find(cuda->lib, at.shape);
 
                           if (!c)
                               return false;
                           td_cuda_unpack_rows(cuda, type, p->m, at.row / TD_TILE_ROWS,
                                               td_cuda_groups(at.shape.rows), at.tile, at.n_tiles,
                                               (uint16_t *)cuda->unpacked.data);
-                          multiply(cuda, c, (const uint16_t *)p->acts.x + at.tile * TD_TILE_COLS,
-                                   is_bf16 ? numbers + ONE : p->acts.flat, numbers + ZERO,
-                                   at.to.out);
-                          return true;
+                          return multiply(
+                              cuda, c, (const uint16_t *)p->acts.x + at.tile * TD_TILE_COLS,
+                              is_bf16 ? numbers + ONE : p->acts.flat, numbers + ZERO, at.to.out);
                       });
 }
 
@@ -349,13 +347,14 @@ float *unpacked_scales(const struct td_cuda *cuda)
     return (float *)(cuda->unpacked.data + TD_CUDA_UNPACKED_BYTES - WORKSPACE_BYTES - SCALE_BYTES);
 }
 
-/* Whether the library has all that a product needs. */
+/* Whether the library has all that a product needs. By blocks it wants a multiple of eight tokens (Transformer Engine's
+ * check; cuBLAS documents four). */
 bool takes_bytes(struct td_cuda *cuda, enum way way, const struct td_cuda_matrix *m, uint32_t n,
                  const struct target &to)
 {
     struct td_cuda_lib *lib = cuda->lib;
 
-    return lib->desc[way] &&
+    return lib->desc[way] && (way == BY_ROW || n % 8 == 0) &&
            set_scales(lib, way, unpacked_scales(cuda), lib->numbers) && /* any; they count later */
            each_piece(
                way, CUDA_R_8F_E4M3, m->view, m->part_tile, n, NULL, to, [&](const struct piece &p) {
@@ -370,19 +369,17 @@ bool multiply_8(struct td_cuda *cuda, const struct td_cuda_product *p, const str
 
     return each_piece(
         way, CUDA_R_8F_E4M3, p->m, p->part_tile, p->n, NULL, to, [&](const struct piece &at) {
-            const struct choice *c = find(lib, at.shape);
+            struct choice *c = find(lib, at.shape);
             float *scales = unpacked_scales(cuda);
             const float *of_x =
                 p->acts.scale +
-                (way == BY_ROW ? (size_t)0
-                               : (size_t)at.tile / TD_CUDA_RUN_TILES * td_cuda_run_pitch(p->n));
+                (way == BY_ROW ? (size_t)0 : (size_t)at.tile / TD_CUDA_RUN_TILES * p->n);
 
             if (!c || !set_scales(lib, way, scales, of_x))
                 return false;
             td_cuda_unpack_bytes(cuda, p->m, at.row / TD_TILE_ROWS, td_cuda_groups(at.shape.rows),
                                  at.tile, at.n_tiles, way == BY_BLOCK, cuda->unpacked.data, scales);
-            multiply(cuda, c, p->acts.x + at.tile * TD_TILE_COLS, &ALPHA, &BETA, at.to.out);
-            return true;
+            return multiply(cuda, c, p->acts.x + at.tile * TD_TILE_COLS, &ALPHA, &BETA, at.to.out);
         });
 }
 
@@ -429,7 +426,7 @@ enum td_status td_cuda_lib_open(struct td_cuda *cuda, struct td_err *err)
         return td_err_set(err, TD_NO_MEMORY, "no memory for cuBLASLt");
     cuda->lib = lib;
     snprintf(name, sizeof name, "libcublasLt.so.%d", CUDART_VERSION / 1000);
-    lib->library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    lib->library = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE /* it has threads' ends */);
     if (!lib->library)
         return td_err_set(err, TD_NOT_FOUND,
                           "--exact off needs NVIDIA's %s, which does not open: %s; '--exact on' "

@@ -18,7 +18,7 @@ enum td_cuda_act td_cuda_lib_form(struct td_cuda *cuda, const struct td_cuda_mat
                                   const float *out);
 /* Gives all F16 rows of the set one scale, as it needs them. */
 void td_cuda_lib_flatten(struct td_cuda *cuda, struct td_cuda_actset *set, uint32_t n);
-/* False: nothing was enqueued, because the library has nothing for the shape or the call is too small. p->gate is not there. */
+/* False: it is to be done otherwise, for the library has nothing for the shape or the call is too small. p->gate is not there. */
 bool td_cuda_lib_multiply(struct td_cuda *cuda, enum td_dtype type,
                           const struct td_cuda_product *p);
 /* p->out = silu(gate's product) times p's, by way of BF16 at gate->out, where both find room. False: it is to be done otherwise, for the
@@ -34,8 +34,8 @@ bool td_cuda_lib_gated(struct td_cuda *cuda, enum td_dtype gate_type,
 void td_cuda_unpack_rows(struct td_cuda *cuda, enum td_dtype type, const struct td_cuda_weights &m,
                          uint32_t group0, uint32_t n_groups, uint32_t tile0, uint32_t n_tiles,
                          uint16_t *out);
-/* The same of F8_E4M3: E4M3, and their scales: one per row, or, with `by_block`, [blocks of 128 rows x blocks of 128 columns, as
- * many as td_cuda_run_pitch(n_tiles / 4)]. */
+/* The same of F8_E4M3: E4M3, and their scales: one per row, or, with `by_block`, [blocks of 128 rows x blocks of 128 columns, filled
+ * up to a multiple of four]. */
 void td_cuda_unpack_bytes(struct td_cuda *cuda, const struct td_cuda_weights &m, uint32_t group0,
                           uint32_t n_groups, uint32_t tile0, uint32_t n_tiles, bool by_block,
                           uint8_t *out, float *scales);

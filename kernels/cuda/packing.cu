@@ -381,7 +381,8 @@ struct td_cuda_bay *next_bay(struct td_cuda *cuda, size_t bytes)
         td_cuda_note(cuda, cudaEventSynchronize(bay->packed));
     }
     if (bytes > bay->host_bytes) {
-        td_cuda_note(cuda, cudaFreeHost(bay->host));
+        if (bay->host)
+            td_cuda_note(cuda, cudaFreeHost(bay->host));
         bay->host = NULL;
         bay->host_bytes = 0;
         if (cudaMallocHost((void **)&bay->host, bytes) != cudaSuccess)
@@ -399,7 +400,8 @@ void td_cuda_bays_close(struct td_cuda *cuda)
         if (!bay.packed)
             continue;
         td_cuda_note(cuda, cudaEventDestroy(bay.packed));
-        td_cuda_note(cuda, cudaFreeHost(bay.host));
+        if (bay.host)
+            td_cuda_note(cuda, cudaFreeHost(bay.host));
         td_cuda_note(cuda, cudaFree(bay.rows.data));
         bay = {};
     }

@@ -80,7 +80,7 @@ __launch_bounds__(THREADS)
     const struct td_tile_super<TD_F8_E4M3> s = scales_of(m, group0 + blockIdx.x, tile0 + at, g);
 
     if (by_block && row % 128 == 0 && at % TD_CUDA_RUN_TILES == 0)
-        scales[(size_t)(row / 128) * td_cuda_run_pitch(td_cuda_runs(n_tiles)) +
+        scales[(size_t)(row / 128) * ((td_cuda_runs(n_tiles) + 3) / 4 * 4) +
                at / TD_CUDA_RUN_TILES] = s.scale[0];
     if (!by_block && at == 0) {
         scales[row] = s.scale[0];

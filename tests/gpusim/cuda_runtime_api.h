@@ -39,6 +39,7 @@ struct cudaDeviceProp {
 };
 struct cudaFuncAttributes {
     int numRegs;
+    int ptxVersion; /* of the code that the device has */
 };
 
 const char *cudaGetErrorString(cudaError_t e);

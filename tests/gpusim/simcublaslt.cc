@@ -1,7 +1,8 @@
 /* cuBLASLt for the simulated device: products of 16-bit numbers and of E4M3 with scales, the first matrix transposed. What is not aligned
- * as was said, or has an odd number of rows, of E4M3 one that is no multiple of 16, it does not take.
- * Scales lie as NVIDIA's Transformer Engine hands them over (Float8BlockQuantizer.get_scale_shape): of blocks of 128 x 128 a line per
- * 128 rows, of runs of 128 a line per run, each filled up to a multiple of four. */
+ * as was said, or has an odd number of rows, of E4M3 one that is no multiple of 16, it does not take; nor runs of 128 of a number of
+ * rows that is no multiple of four.
+ * Scales lie as cuBLAS documents them: of blocks of 128 x 128 a line per 128 rows, filled up to a multiple of four, of runs of 128 a
+ * line per run. */
 #include <cuda_runtime.h>
 
 #include "simcublaslt.h"
@@ -65,7 +66,7 @@ float scale(int32_t mode, const float *from, uint64_t rows, uint64_t cols, uint6
     case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
         return from[r];
     case CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F:
-        return from[k / 128 * ((rows + 3) / 4 * 4) + r];
+        return from[k / 128 * rows + r];
     case CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F:
         return from[r / 128 * (((cols + 127) / 128 + 3) / 4 * 4) + k / 128];
     default:
@@ -177,7 +178,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     *n = 0;
     if (!fits || most < 1)
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (d->rows % (a->type == CUDA_R_8F_E4M3 ? 16 : 2))
+    if (d->rows % (a->type == CUDA_R_8F_E4M3 ? 16 : 2) ||
+        (desc->b_mode == CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F && d->cols % 4))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     memset(results, 0, sizeof *results);
     for (uint32_t i = 0; i < 3; i++) /* what the product is then held to */

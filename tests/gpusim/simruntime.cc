@@ -193,6 +193,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *kernel)
 {
     *attributes = {};
+    attributes->ptxVersion = 90;
     return kernel ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -400,7 +401,7 @@ cudaError_t cudaMallocHost(void **p, size_t bytes)
 
 cudaError_t cudaFreeHost(void *p)
 {
-    return cudaFree(p);
+    return p ? cudaFree(p) : cudaErrorInvalidValue;
 }
 
 cudaError_t cudaMemset(void *p, int value, size_t bytes)

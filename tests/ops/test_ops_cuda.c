@@ -500,9 +500,9 @@ static double *in_eight_bits(const float *x, size_t n, uint32_t cols, uint32_t r
  * take 16 bits, which are closer to the numbers themselves. */
 static void test_cuda_inexact_products_of_f8_take_eight_bits(void **state)
 {
-    static const uint32_t rows[] = {16, 144, 272, 256, 40}, tokens[] = {2, 5, 9, 130};
+    static const uint32_t rows[] = {16, 144, 272, 256, 40}, tokens[] = {2, 8, 9, 136};
     static const uint32_t cols[] = {128, 256, 640, 2304};
-    uint32_t n_equal = 0;
+    uint32_t n_equal = 0, n_expected = 0;
     bool is_simulated;
 
     (void)state;
@@ -512,6 +512,8 @@ static void test_cuda_inexact_products_of_f8_take_eight_bits(void **state)
     for (uint32_t i = 0; i < 40; i++) {
         const bool by_block = i % 2;
         const uint32_t n = tokens[i / 2 % 4], n_cols = cols[(i / 8 + i) % 4];
+        const bool expected = /* one block a row is one scale a row */
+            rows[i % 5] % 16 == 0 && (!by_block || n_cols == 128 || n % 8 == 0);
         struct td_ops_cut cut = td_ops_cut_random(TD_F8_E4M3, n_cols, 1 + i % 4, 1 + i % 3);
         struct td_ops_weights w;
         struct td_matrix *m;
@@ -538,25 +540,27 @@ static void test_cuda_inexact_products_of_f8_take_eight_bits(void **state)
             }
         if (td_ops_nmse(of_eight) < (is_simulated ? 1e-12 : 1e-6))
             n_equal++; /* the sums of a GPU's tensor cores keep 14 bits */
-        else if (w.rows % 16 == 0 && is_simulated)
+        else if (expected && is_simulated)
             fail_msg("%u x %u, %u tokens, by %s: off by %g from eight bits, by %g from x", w.rows,
                      n_cols, n, by_block ? "block" : "row", td_ops_nmse(of_eight),
                      td_ops_nmse(of_x));
         if (!(td_ops_nmse(of_x) < 3e-3))
             fail_msg("%u x %u, %u tokens, by %s: off by %g", w.rows, n_cols, n,
                      by_block ? "block" : "row", td_ops_nmse(of_x));
+        n_expected += expected;
         td_kern_matrix_close(cuda, m);
         td_ops_weights_deinit(&w);
         free(out), free(x), free(eight);
     }
     print_message("%u of 40 products of F8_E4M3 took eight bits\n", n_equal);
-    assert_true(is_simulated ? n_equal == 32 : true);
+    assert_true(n_equal <= n_expected && n_expected < 32);
+    assert_true(!is_simulated || n_equal == n_expected);
 }
 
 /* A residual, a norm and a gate on the way to eight bits, of short rows and of longer ones than a block holds at once. */
 static void test_cuda_inexact_steps_of_f8_are_those_of_the_cpu(void **state)
 {
-    enum { N = 6, ROWS = 48 };
+    enum { N = 8, ROWS = 48 };
     static const uint32_t cols[] = {256, 2048, 17408};
 
     (void)state;

@@ -284,6 +284,27 @@ enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_
     return TD_OK;
 }
 
+bool td_kern_draws(const struct td_kern *kern, uint32_t width)
+{
+    return kern->ops->draw && width <= TD_DRAW_MAX_WIDTH;
+}
+
+enum td_status td_kern_draw(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                            const struct td_draw *draws, uint32_t *ids, struct td_err *err)
+{
+    if (!td_kern_draws(kern, width))
+        return td_err_set(err, TD_UNSUPPORTED, "%s draws no tokens from rows of %u logits",
+                          kern->name, width);
+    for (uint32_t i = 0; i < n; i++)
+        if (!td_draw_is_valid(&draws[i]))
+            return td_err_set(
+                err, TD_INVALID, "a draw at 1 / %g with top_p %g, min_p %g and a uniform number %g",
+                draws[i].inv_t, (double)draws[i].top_p, (double)draws[i].min_p, (double)draws[i].u);
+    if (n > 0)
+        kern->ops->draw(kern, x, n, width, draws, ids);
+    return TD_OK;
+}
+
 enum td_status td_kern_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                            uint32_t n_top, struct td_top *out, struct td_err *err)
 {

@@ -10,6 +10,7 @@
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/err.h"
+#include "kernels/draw.h"
 #include "kernels/top.h"
 
 #include <stdbool.h>
@@ -177,6 +178,12 @@ enum td_status td_kern_add(struct td_kern *kern, float *x, const float *y, size_
 /* out [n x n_top]: the n_top (1 to TD_TOP_MAX) largest of each row of x [n x width], largest first; ids count from 0. */
 enum td_status td_kern_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                            uint32_t n_top, struct td_top *out, struct td_err *err);
+/* Whether it draws tokens from rows of that width, as a sampler on the host does, bit for bit. */
+bool td_kern_draws(const struct td_kern *kern, uint32_t width);
+/* ids [n]: the id that each row of x [n x width] gives by its draw of draws [n], the host's; UINT32_MAX where all is -infinity or NaN.
+ * TD_INVALID for a draw that is none, TD_UNSUPPORTED. */
+enum td_status td_kern_draw(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                            const struct td_draw *draws, uint32_t *ids, struct td_err *err);
 
 /* ---- attention ---- */
 

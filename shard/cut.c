@@ -1,6 +1,6 @@
 #include "shard/cut.h"
 
-#include "shard/detmath.h"
+#include "kernels/draw.h"
 #include "shard/rowmath.h"
 
 #include <math.h>
@@ -8,26 +8,12 @@
 
 enum { N_BUCKETS = 2048 };
 
-/* Floats as integers in the same order; both zeros give one key. */
-static uint32_t order_key(float v)
-{
-    uint32_t u;
-
-    v += 0.0f;
-    memcpy(&u, &v, sizeof(u));
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
 /* The bounds of all keys stand for infinities. */
 static float from_order_key(uint32_t key)
 {
-    uint32_t u = key & 0x80000000u ? key & 0x7fffffffu : ~key;
-    float v;
-
     if (key == UINT32_MAX || key == 0)
         return key ? INFINITY : -INFINITY;
-    memcpy(&v, &u, sizeof(v));
-    return v;
+    return td_draw_from_key(key);
 }
 
 static bool is_before(struct td_cut_place a, struct td_cut_place b)
@@ -43,12 +29,12 @@ static double log_weight(const struct td_cut *c, float z)
 
 static double weight_of(const struct td_cut *c, float z)
 {
-    return z == c->max ? 1.0 : td_detmath_exp(((double)z - (double)c->max) * c->inv_t);
+    return td_draw_weight(z, c->max, c->inv_t);
 }
 
 static struct td_cut_place place_by_logit(float z, uint32_t id)
 {
-    return (struct td_cut_place){order_key(z), id};
+    return (struct td_cut_place){td_draw_key(z), id};
 }
 
 /* Surprise less entropy is the mean of the log weights less the id's own. */
@@ -56,7 +42,7 @@ static struct td_cut_place place_by_typicality(const struct td_cut *c, float z, 
 {
     float distance = (float)fabs(log_weight(c, z) - c->centre);
 
-    return (struct td_cut_place){UINT32_MAX - order_key(distance), id};
+    return (struct td_cut_place){UINT32_MAX - td_draw_key(distance), id};
 }
 
 static bool is_left(const struct td_cut *c, float z, uint32_t id)

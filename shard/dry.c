@@ -1,6 +1,6 @@
 #include "shard/dry.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 #include "shard/ggufspec.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 #include "shard/gguf.h"
 #include "shard/ggufwrite.h"
 #include "shard/rope.h"

@@ -1,6 +1,6 @@
 #include "shard/hfconfig.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 #include "shard/jsonfile.h"
 
 #include <inttypes.h>

@@ -1,6 +1,6 @@
 #include "shard/mirostat.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 
 #define LN_2 0.693147180559945309417
 

@@ -1,6 +1,6 @@
 #include "shard/rope.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 
 #include <math.h>
 

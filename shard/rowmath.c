@@ -1,6 +1,6 @@
 #include "shard/rowmath.h"
 
-#include "shard/detmath.h"
+#include "kernels/draw.h"
 
 #include <math.h>
 
@@ -85,12 +85,8 @@ CLONES uint32_t td_rowmath_rank(const float *z, uint32_t n, uint32_t at)
 
 CLONES void td_rowmath_weights(const float *z, uint32_t n, float max, double inv_t, double *w)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        /* Also where it is not taken (and may be NaN), so that nothing in the loop depends on a branch. */
-        double e = td_detmath_exp(((double)z[i] - (double)max) * inv_t);
-
-        w[i] = z[i] == max ? 1.0 : e;
-    }
+    for (uint32_t i = 0; i < n; i++)
+        w[i] = td_draw_weight(z[i], max, inv_t);
 }
 
 double td_rowmath_join(double *lanes)

@@ -16,7 +16,7 @@ uint32_t td_rowmath_find(const float *z, uint32_t n, float value);
 uint32_t td_rowmath_above(const float *z, uint32_t n, float floor);
 /* How many of n values come before z[at] in the order of size, among equals by index. */
 uint32_t td_rowmath_rank(const float *z, uint32_t n, uint32_t at);
-/* w [n] = exp((z - max) * inv_t), exactly 1 where z is max. */
+/* w [n] = td_draw_weight(z, max, inv_t). */
 void td_rowmath_weights(const float *z, uint32_t n, float max, double inv_t, double *w);
 /* The sum of n weights: number i goes to lane i % TD_ROWMATH_LANES in ascending order; lanes join by halves. */
 double td_rowmath_sum(const double *w, uint32_t n);

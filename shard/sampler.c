@@ -1,7 +1,7 @@
 #include "shard/sampler.h"
 
+#include "kernels/detmath.h"
 #include "shard/cut.h"
-#include "shard/detmath.h"
 #include "shard/dry.h"
 #include "shard/logitrow.h"
 #include "shard/mirostat.h"
@@ -317,6 +317,15 @@ void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_
         by_id[j] = top[i];
     }
     draw(s, &r, position, out);
+}
+
+struct td_draw td_sampler_row_draw(const struct td_sampling *params, uint32_t position)
+{
+    return (struct td_draw){
+        .inv_t = 1.0 / (double)params->temperature,
+        .top_p = params->top_p,
+        .min_p = params->min_p,
+        .u = td_sampler_uniform(params->seed, params->choice, position, DRAW_TOKEN)};
 }
 
 /* td_sampler_probs without DRY's begin and end. */

@@ -5,6 +5,7 @@
 #define TD_SHARD_SAMPLER_H
 
 #include "kernels/base/err.h"
+#include "kernels/draw.h"
 #include "kernels/top.h"
 #include "shard/sampling.h"
 
@@ -65,7 +66,7 @@ enum td_status td_sampler_set_state(struct td_sampler *s, struct td_sampler_stat
  *    5. banned ids: l = -inf. Then temperature = 0, or top_k = 1, takes the largest l and ends here
  *    6. top-n-sigma: ids with l >= max l - n sigma, of the deviation of all l above -inf
  *    7. top-k: the k largest l
- *    8. temperature: weight w = exp((l - max l) / T). With dynatemp_range, T is not the temperature t but
+ *    8. temperature: weight w = exp((l - max l) / T), rounded to a multiple of 2^-34, so that sums of them are exact. With dynatemp_range, T is not the temperature t but
  *       low + (high - low) * (H / ln n)^dynatemp_exponent, where low = max(0, t - range), high = t + range, and H is the
  *       entropy at T = 1 of the n ids left by 7; t if n = 1
  *    9. typical-p: the ids whose surprise is nearest to the entropy, as few as have a share of the weight left by 7 that
@@ -91,6 +92,8 @@ void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t positio
 void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_t n_top,
                          uint32_t position, const uint32_t *banned, uint32_t n_banned,
                          struct td_sampled *out);
+/* The same draw as a device makes it from the whole row, where td_sampling_draws_row; its id is then what td_sampler_draw would give. */
+struct td_draw td_sampler_row_draw(const struct td_sampling *params, uint32_t position);
 /* Fills logprob, rank and the n_top most likely ones of out->id by the model's own distribution over `logits` [n_vocab]. */
 void td_sampler_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top,
                          struct td_sampled *out);

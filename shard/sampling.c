@@ -58,6 +58,14 @@ uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned)
     return kept + n_banned > TD_TOP_MAX ? 0 : (uint32_t)kept + n_banned;
 }
 
+bool td_sampling_draws_row(const struct td_sampling *s, uint32_t n_banned)
+{
+    return !td_sampling_is_greedy(s) && !td_sampling_has_penalties(s) && !td_sampling_has_dry(s) &&
+           s->n_bias == 0 && n_banned == 0 && s->n_logprobs < 0 && s->mirostat == 0 &&
+           s->top_n_sigma <= 0 && s->top_k <= 0 && s->dynatemp_range == 0 && s->typical_p == 1 &&
+           s->xtc_probability == 0;
+}
+
 static enum td_status check_ranges(const struct td_sampling *s, struct td_err *err)
 {
     const struct {

@@ -72,5 +72,8 @@ bool td_sampling_has_state(const struct td_sampling *s);
  * top-k or greed keep, and one for each that is banned. 0: the whole row is needed (no such cut, or more than
  * TD_TOP_MAX; bias, penalties, DRY, top-n-sigma, mirostat, logprobs). */
 uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned);
+/* Whether the draw is a td_draw of the whole row (kernels/draw.h), with up to n_banned banned ids, so that a device may make it: no
+ * other stage takes part, and no log probabilities are asked for. Not where n_top above is some. */
+bool td_sampling_draws_row(const struct td_sampling *s, uint32_t n_banned);
 
 #endif

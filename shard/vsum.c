@@ -1,6 +1,6 @@
 #include "shard/vsum.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 #include "shard/rowmath.h"
 
 #include <math.h>

@@ -6,7 +6,7 @@
 #include "daemon/cli/spmd.h"
 #include "daemon/text/tokenizer.h"
 #include "kernels/base/clock.h"
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 #include "shard/vsum.h"
 
 #include <jansson.h>

@@ -68,6 +68,14 @@ static inline uint32_t atomicMax(uint32_t *at, uint32_t value)
     return before;
 }
 
+template <class T> static inline T atomicAdd(T *at, T value)
+{
+    const T before = *at;
+
+    *at = before + value;
+    return before;
+}
+
 /* ---- around kernels ---- */
 
 /* Does `call` on the stream, after what it was given before, or keeps it for the graph that is captured there. */

@@ -7,6 +7,7 @@
 #include "kernels/base/half.h"
 #include "kernels/quant/dequant.h"
 #include "kernels/quant/fp8.h"
+#include "shard/sampler.h"
 
 #include <dlfcn.h>
 #include <float.h>
@@ -729,6 +730,102 @@ static void test_cuda_top_is_that_of_the_cpu(void **state)
         }
 }
 
+/* The sampler's own draws, to the id: of logits as models have them, of few different ones, of specials, of one only, of none. */
+static void test_cuda_draws_are_those_of_the_sampler(void **state)
+{
+    static const uint32_t widths[] = {1, 17, 1025, 4096, 4097, 20011, 131072};
+    static const float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f};
+    static const float top_ps[] = {1.0f, 0.9f, 0.999f, 0.3f, 1e-6f, 0.999999f};
+    enum { N = 6, ROUNDS = 12 };
+    uint32_t n_several = 0; /* rows of which some draws differ */
+
+    (void)state;
+    td_ops_seed(4041);
+    for (uint32_t w = 0; w < 7; w++) {
+        const size_t n = (size_t)N * widths[w];
+        float *x = malloc(n * sizeof *x), *dx;
+        struct td_draw draws[N];
+        uint32_t *ids = td_kern_alloc_shared(cuda, N * sizeof *ids), first[N];
+        bool differs[N] = {false};
+
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = i / widths[w];
+
+            x[i] = 3.0f * td_ops_normal();
+            x[i] = row == 1 ? rintf(x[i]) : row == 5 ? 100.0f * x[i] : x[i];
+            if (row == 2 && td_ops_below(4) == 0)
+                x[i] = special[td_ops_below(5)];
+            if (row == 3)
+                x[i] = i % 2 ? NAN : -INFINITY;
+            if (row == 4)
+                x[i] = -7.5f; /* all alike */
+        }
+        dx = up(x, n * sizeof *x);
+        for (uint32_t round = 0; round < (w == 6 ? 4 : ROUNDS); round++) {
+            struct td_sampling p[N];
+            struct td_err err;
+
+            for (uint32_t i = 0; i < N; i++) {
+                td_sampling_default(&p[i]);
+                p[i].seed = 77 * round + i;
+                p[i].temperature = round % 3 ? 0.1f + 0.5f * (float)td_ops_below(5) : 1.0f;
+                p[i].top_p = round % 2 ? top_ps[td_ops_below(6)] : 1.0f;
+                p[i].min_p = round % 4 > 1 ? 0.3f * (float)td_ops_below(4) : 0.0f;
+                assert_true(td_sampling_draws_row(&p[i], 0));
+                draws[i] = td_sampler_row_draw(&p[i], 100 + round);
+                ids[i] = 12345678;
+            }
+            assert_int_equal(td_kern_draw(cuda, dx, N, widths[w], draws, ids, &err), TD_OK);
+            assert_int_equal(td_kern_sync(cuda, &err), TD_OK);
+            for (uint32_t i = 0; i < N; i++) {
+                struct td_sampler *s;
+                struct td_sampled want;
+
+                assert_int_equal(td_sampler_open(&p[i], widths[w], &s, &err), TD_OK);
+                td_sampler_draw(s, x + (size_t)i * widths[w], 100 + round, NULL, 0, &want);
+                td_sampler_close(s);
+                if (ids[i] != (want.no_choice ? UINT32_MAX : want.id))
+                    fail_msg("width %u, row %u, round %u: id %u, expected %u (T %g, top_p %g, "
+                             "min_p %g)",
+                             widths[w], i, round, ids[i], want.no_choice ? UINT32_MAX : want.id,
+                             (double)p[i].temperature, (double)p[i].top_p, (double)p[i].min_p);
+                first[i] = round ? first[i] : ids[i];
+                differs[i] = differs[i] || ids[i] != first[i];
+            }
+        }
+        for (uint32_t i = 0; i < N; i++)
+            n_several += differs[i];
+        drop(dx);
+        td_kern_free_shared(cuda, ids, N * sizeof *ids);
+        free(x);
+    }
+    assert_true(n_several >= 20);
+}
+
+static void test_cuda_refuses_draws_that_are_none(void **state)
+{
+    const struct td_draw good = {.inv_t = 1, .top_p = 1, .u = 0.5f};
+    struct td_draw draw;
+    uint32_t *id = td_kern_alloc_shared(cuda, sizeof *id);
+    float x = 1, *dx = up(&x, sizeof x);
+    struct td_err err;
+
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        draw = good;
+        draw.inv_t = i == 0 ? 0 : i == 1 ? INFINITY : 1;
+        draw.top_p = i == 2 ? 0 : i == 3 ? 1.5f : i == 4 ? NAN : 1;
+        draw.min_p = i == 5 ? -1 : 0;
+        draw.u = i == 6 ? 1 : i == 7 ? NAN : 0;
+        assert_int_equal(td_kern_draw(cuda, dx, 1, 1, &draw, id, &err), TD_INVALID);
+    }
+    assert_false(td_kern_draws(cpu, 1));
+    assert_false(td_kern_draws(cuda, TD_DRAW_MAX_WIDTH + 1));
+    assert_int_equal(td_kern_draw(cpu, &x, 1, 1, &draw, id, &err), TD_UNSUPPORTED);
+    drop(dx);
+    td_kern_free_shared(cuda, id, sizeof *id);
+}
+
 /* ---- attention ---- */
 
 /* Sequences in blocks dealt at random, the same on both devices; every position up to the last is stored. */
@@ -1152,6 +1249,8 @@ int main(void)
         cmocka_unit_test(test_cuda_rows_are_the_stored_weights),
         cmocka_unit_test(test_cuda_row_operations_are_those_of_the_cpu),
         cmocka_unit_test(test_cuda_top_is_that_of_the_cpu),
+        cmocka_unit_test(test_cuda_draws_are_those_of_the_sampler),
+        cmocka_unit_test(test_cuda_refuses_draws_that_are_none),
         cmocka_unit_test(test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch),
         cmocka_unit_test(test_cuda_attention_of_many_sequences_is_that_of_each),
         cmocka_unit_test(test_cuda_blocks_go_out_and_come_back),

@@ -1,6 +1,6 @@
 #include "shard/rowmath.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 #include "tests/unit/check.h"
 
 #include <math.h>
@@ -62,6 +62,8 @@ static void test_rowmath_is_the_plain_loop_at_every_length(void **state)
         for (uint32_t i = 0; i < n; i++) {
             double want =
                 clean[i] == max ? 1 : td_detmath_exp(((double)clean[i] - (double)max) * 1.25);
+
+            want = ldexp(nearbyint(ldexp(want, 34)), -34);
 
             assert_memory_equal(&w[i], &want, sizeof want); /* the bits, whatever the vectors */
         }

@@ -2,7 +2,7 @@
 
 #include "sampler_check.h"
 
-#include "shard/detmath.h"
+#include "kernels/detmath.h"
 #include "shard/vsum.h"
 
 #include <jansson.h>

@@ -1,13 +1,20 @@
 /* exp and log whose bits are the same on every IEEE 754 machine: only +, -, *, / and integer operations on doubles in
- * round-to-nearest, in one written order, no libm and no fused operation (the build sets -ffp-contract=off).
+ * round-to-nearest, in one written order, no libm and no fused operation (the build sets -ffp-contract=off and
+ * -fmad=false). Devices' too.
  * Relative error is below 1e-14 in double, so a result rounded to float is within 1 ulp. Pure. */
-#ifndef TD_SHARD_DETMATH_H
-#define TD_SHARD_DETMATH_H
+#ifndef TD_KERNELS_DETMATH_H
+#define TD_KERNELS_DETMATH_H
 
 #include <stdint.h>
 #include <string.h>
 
-static inline uint64_t td_detmath_bits(double x)
+#ifdef __CUDACC__
+#define TD_DETMATH static __host__ __device__ __forceinline__
+#else
+#define TD_DETMATH static inline
+#endif
+
+TD_DETMATH uint64_t td_detmath_bits(double x)
 {
     uint64_t u;
 
@@ -15,7 +22,7 @@ static inline uint64_t td_detmath_bits(double x)
     return u;
 }
 
-static inline double td_detmath_from_bits(uint64_t u)
+TD_DETMATH double td_detmath_from_bits(uint64_t u)
 {
     double x;
 
@@ -25,7 +32,7 @@ static inline double td_detmath_from_bits(uint64_t u)
 
 /* e^x. Below -708 the result is 0 (no subnormals), above 709 infinity, NaN gives NaN. Without branches, so that a
  * loop over it is vectorised; lanes do not influence each other's bits. */
-static inline double td_detmath_exp(double x)
+TD_DETMATH double td_detmath_exp(double x)
 {
     const double shift = 0x1.8p52; /* adding it rounds to an integer, kept in the low bits */
     double c = x < -708.0 ? -708.0 : x;
@@ -57,7 +64,7 @@ static inline double td_detmath_exp(double x)
 }
 
 /* Natural logarithm. 0 gives -infinity, a negative number or NaN gives NaN, infinity gives infinity. */
-static inline double td_detmath_log(double x)
+TD_DETMATH double td_detmath_log(double x)
 {
     uint64_t bits;
     int64_t e = 0;

@@ -30,6 +30,7 @@ struct pass {
     const struct td_step *step;
     uint32_t n;                /* rows */
     uint32_t n_logits, n_tops; /* that want their logits, and the largest of them */
+    uint32_t n_wanted;         /* that want anything */
     struct rows rows[TD_STEP_MAX_PARTS];
     uint32_t n_parts; /* of the step */
     struct td_err *err;
@@ -60,9 +61,10 @@ static enum td_status prepare_rows(struct pass *p)
                           step->n_rows, step->part_rows, TD_STEP_MAX_PARTS);
     p->n_logits = td_step_n_want(step, TD_WANT_LOGITS);
     p->n_tops = td_step_n_want(step, TD_WANT_TOP);
-    if (p->n_logits + p->n_tops > plan->max_num_seqs)
+    p->n_wanted = td_step_n_wanted(step);
+    if (p->n_wanted > plan->max_num_seqs)
         return td_err_set(p->err, TD_INVALID, "%u rows want logits: expected at most %u",
-                          p->n_logits + p->n_tops, plan->max_num_seqs);
+                          p->n_wanted, plan->max_num_seqs);
     if (p->n_tops && (step->n_top == 0 || step->n_top > TD_TOP_MAX))
         return td_err_set(p->err, TD_INVALID, "rows want the %u largest logits: expected 1 to %d",
                           step->n_top, TD_TOP_MAX);
@@ -241,13 +243,13 @@ static enum td_status feed_forward(struct pass *p, struct rows *r, uint32_t i)
                              &s->sums[i * TD_SHARD_SUMS + TD_SHARD_FEED_FORWARD]);
 }
 
-/* Copies the rows that want something: those of whole logits first, then those of the largest. */
+/* Copies the rows that want something: those of whole logits first, then those of the largest, then those of a draw. */
 static enum td_status wanted_rows(struct pass *p, const float *x, float *out)
 {
     struct td_shard *s = p->s;
     uint32_t n = 0;
 
-    for (uint32_t want = TD_WANT_LOGITS; want <= TD_WANT_TOP; want++)
+    for (uint32_t want = TD_WANT_LOGITS; want < TD_WANTS; want++)
         for (uint32_t i = 0; i < p->n; i++)
             if (p->step->rows[i].want == want)
                 s->rows.id[n++] = i;
@@ -327,13 +329,19 @@ static enum td_status head(struct pass *p)
     enum td_status st = TD_OK;
 
     if (s->weights.head)
-        st = td_kern_linear(s->p.kern, &in, p->n_logits + p->n_tops, &out, 1, p->err);
+        st = td_kern_linear(s->p.kern, &in, p->n_wanted, &out, 1, p->err);
     if (!st && p->n_logits && plan->tp > 1)
         st = gather_logits(p, slice);
     else if (!st && !direct)
         td_kern_copy(s->p.kern, b->logits, slice, (size_t)p->n_logits * width * sizeof(float));
     if (!st && p->n_tops)
         st = gather_top(p, slice + (size_t)p->n_logits * width, width);
+    if (!st && p->step->n_draws && plan->tp > 1)
+        st = td_err_set(p->err, TD_INVALID, "rows want draws of logits that %u ranks have",
+                        plan->tp);
+    else if (!st && p->step->n_draws)
+        st = td_kern_draw(s->p.kern, slice + (size_t)(p->n_logits + p->n_tops) * width,
+                          p->step->n_draws, width, p->step->draws, b->drawn, p->err);
     return st;
 }
 
@@ -348,6 +356,7 @@ static enum td_status finish(struct pass *p, struct td_step_result *result)
         result->logits = p->n_logits ? s->buf.logits : NULL;
         result->top = p->n_tops ? s->buf.top : NULL;
         result->n_top = p->step->n_top;
+        result->drawn = s->buf.drawn;
     }
     return st;
 }
@@ -459,7 +468,7 @@ static enum td_status run_whole(struct td_shard *s, const struct td_step *step,
 
     st = st ? st : embed(&p);
     st = st ? st : layers(&p);
-    if (st || p.n_logits + p.n_tops == 0)
+    if (st || p.n_wanted == 0)
         return st ? st
                   : td_exchange_sync(s->exchange,
                                      err); /* a step has ended when its time is taken */
@@ -478,11 +487,6 @@ static const struct td_step *begun(const struct td_shard *s, uint32_t turns_ago)
 static size_t row_bytes(const struct td_shard *s, uint32_t n)
 {
     return (size_t)n * s->p.model->spec->d_model * sizeof(float);
-}
-
-static uint32_t n_wanted(const struct td_step *step)
-{
-    return td_step_n_want(step, TD_WANT_LOGITS) + td_step_n_want(step, TD_WANT_TOP);
 }
 
 enum td_status td_shard_front(struct td_shard *s, const struct td_step *step, struct td_err *err)
@@ -507,7 +511,7 @@ static enum td_status hand_on(struct td_shard *s, struct td_err *err)
     uint32_t from = stage == 0 ? s->rank + last * plan->tp : s->rank - plan->tp;
     size_t out_bytes = row_bytes(s, done->n_rows);
     size_t in_bytes =
-        stage ? row_bytes(s, begun(s, stage - 1)->n_rows) : row_bytes(s, n_wanted(leaving));
+        stage ? row_bytes(s, begun(s, stage - 1)->n_rows) : row_bytes(s, td_step_n_wanted(leaving));
     float *out = s->buf.x, *in = stage ? s->buf.h : s->buf.head_in;
     enum td_status st = TD_OK;
 
@@ -515,7 +519,7 @@ static enum td_status hand_on(struct td_shard *s, struct td_err *err)
         struct pass p = {.s = s, .step = leaving, .n = leaving->n_rows, .err = err};
 
         out = s->buf.sum;
-        out_bytes = row_bytes(s, n_wanted(leaving));
+        out_bytes = row_bytes(s, td_step_n_wanted(leaving));
         st = wanted_rows(&p, s->buf.x, out);
     }
     st = st ? st : td_exchange_sendrecv(s->exchange, to, out, out_bytes, from, in, in_bytes, err);
@@ -547,7 +551,8 @@ enum td_status td_shard_shift(struct td_shard *s, const struct td_step *step,
     p.n = p.step->n_rows;
     p.n_logits = td_step_n_want(p.step, TD_WANT_LOGITS);
     p.n_tops = td_step_n_want(p.step, TD_WANT_TOP);
-    return s->me->stage == 0 && p.n_logits + p.n_tops ? finish(&p, result) : TD_OK;
+    p.n_wanted = td_step_n_wanted(p.step);
+    return s->me->stage == 0 && p.n_wanted ? finish(&p, result) : TD_OK;
 }
 
 const struct td_step *td_shard_due(const struct td_shard *s)

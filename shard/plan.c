@@ -304,8 +304,10 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
                                           (plan->device != TD_ON_CPU && plan->tp > 1 ? 2 : 1) *
                                               (size_t)(r->vocab_end - r->vocab_begin));
     if (rank == 0)
-        floats += (size_t)plan->max_num_seqs *
-                  (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops : s->n_vocab);
+        floats +=
+            (size_t)plan->max_num_seqs *
+            (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops
+                          : s->n_vocab + (plan->device != TD_ON_CPU)); /* an id that it draws */
     return floats;
 }
 

@@ -155,7 +155,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     bool ranks_seen = !alone && !td_exchange_is_direct(s->exchange);
     bool stages_seen = plan->pp > 1 && !td_exchange_is_direct(s->exchange);
     bool has_slice = first && !alone && !td_kern_is_host(s->p.kern);
-    float *top, *all_top;
+    bool draws = root && alone && !td_kern_is_host(s->p.kern);
+    float *top, *all_top, *drawn;
 
     {
         struct {
@@ -181,6 +182,7 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             {&b->logits, root ? seqs * spec->n_vocab : 0, true},
             {&top, first ? tops : 0, true},
             {&all_top, root && !alone ? plan->tp * tops : 0, true},
+            {&drawn, draws ? seqs : 0, true},
         };
 
         for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++)
@@ -207,6 +209,7 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     b->n_parts = w.all_parts;
     b->top = (struct td_top *)(void *)top;
     b->all_top = (struct td_top *)(void *)all_top;
+    b->drawn = (uint32_t *)(void *)drawn;
     return TD_OK;
 }
 
@@ -277,6 +280,11 @@ void td_shard_close(struct td_shard *s)
     td_kv_close(&s->kv);
     td_weights_unload(&s->weights);
     free(s);
+}
+
+bool td_shard_draws(const struct td_shard *s)
+{
+    return s->buf.drawn && td_kern_draws(s->p.kern, s->p.model->spec->n_vocab);
 }
 
 void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)

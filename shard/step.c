@@ -6,12 +6,19 @@
 
 /* The encoded form, all fields little-endian:
  *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
- *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves   52 u32 part_rows
+ *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves   52 u32 part_rows   56 u32 n_draws
  * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows}, n_table
- * block ids and n_moves moves {kind, from, to}, u32 each. */
-enum { HEAD_BYTES = 56, ROW_BYTES = 16, SEQ_BYTES = 16, BLOCK_BYTES = 4, MOVE_BYTES = 12 };
+ * block ids and n_moves moves {kind, from, to}, u32 each, and n_draws draws {u64 inv_t, u32 top_p, min_p, u}, the bits of floats. */
+enum {
+    HEAD_BYTES = 60,
+    ROW_BYTES = 16,
+    SEQ_BYTES = 16,
+    BLOCK_BYTES = 4,
+    MOVE_BYTES = 12,
+    DRAW_BYTES = 20
+};
 
-static const uint32_t magic = 0x53445403; /* "\3TDS" */
+static const uint32_t magic = 0x53445404; /* "\4TDS" */
 
 static void put32(uint8_t **at, uint32_t v)
 {
@@ -35,6 +42,44 @@ static uint64_t get64(const uint8_t *p)
     return get32(p) | (uint64_t)get32(p + 4) << 32;
 }
 
+static void put_float(uint8_t **at, float v)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &v, sizeof bits);
+    put32(at, bits);
+}
+
+static float get_float(const uint8_t *p)
+{
+    const uint32_t bits = get32(p);
+    float v;
+
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+static void put_draw(uint8_t **at, const struct td_draw *d)
+{
+    uint64_t bits;
+
+    memcpy(&bits, &d->inv_t, sizeof bits);
+    put64(at, bits);
+    put_float(at, d->top_p);
+    put_float(at, d->min_p);
+    put_float(at, d->u);
+}
+
+static struct td_draw get_draw(const uint8_t *p)
+{
+    const uint64_t bits = get64(p);
+    struct td_draw d = {
+        .top_p = get_float(p + 8), .min_p = get_float(p + 12), .u = get_float(p + 16)};
+
+    memcpy(&d.inv_t, &bits, sizeof d.inv_t);
+    return d;
+}
+
 uint32_t td_step_table_cap(uint32_t max_num_seqs, uint32_t max_tokens_per_seq,
                            uint32_t block_tokens)
 {
@@ -52,7 +97,8 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
     s.seqs = calloc(cap_seqs ? cap_seqs : 1, sizeof *s.seqs);
     s.table = calloc(cap_table ? cap_table : 1, sizeof *s.table);
     s.moves = calloc(TD_STEP_MAX_MOVES, sizeof *s.moves);
-    if (!s.rows || !s.seqs || !s.table || !s.moves) {
+    s.draws = calloc(cap_rows ? cap_rows : 1, sizeof *s.draws);
+    if (!s.rows || !s.seqs || !s.table || !s.moves || !s.draws) {
         td_step_close(&s);
         return td_err_set(err, TD_NO_MEMORY,
                           "no memory for a step of %u rows, %u sequences and %u blocks", cap_rows,
@@ -65,6 +111,7 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
 
 void td_step_close(struct td_step *step)
 {
+    free(step->draws);
     free(step->moves);
     free(step->table);
     free(step->seqs);
@@ -84,6 +131,7 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->n_seqs = 0;
     step->n_table = 0;
     step->n_moves = 0;
+    step->n_draws = 0;
 }
 
 void td_step_copy(struct td_step *to, const struct td_step *from)
@@ -97,11 +145,13 @@ void td_step_copy(struct td_step *to, const struct td_step *from)
     copy.seqs = to->seqs;
     copy.table = to->table;
     copy.moves = to->moves;
+    copy.draws = to->draws;
     *to = copy;
     memcpy(to->rows, from->rows, from->n_rows * sizeof *to->rows);
     memcpy(to->seqs, from->seqs, from->n_seqs * sizeof *to->seqs);
     memcpy(to->table, from->table, from->n_table * sizeof *to->table);
     memcpy(to->moves, from->moves, from->n_moves * sizeof *to->moves);
+    memcpy(to->draws, from->draws, from->n_draws * sizeof *to->draws);
 }
 
 bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
@@ -135,6 +185,15 @@ bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position
     return true;
 }
 
+bool td_step_add_draw_row(struct td_step *step, uint32_t token, uint32_t position,
+                          const struct td_draw *draw)
+{
+    if (!td_step_add_row(step, token, position, TD_WANT_DRAW))
+        return false;
+    step->draws[step->n_draws++] = *draw;
+    return true;
+}
+
 bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to)
 {
     if (step->n_moves == TD_STEP_MAX_MOVES)
@@ -161,20 +220,28 @@ uint32_t td_step_n_want(const struct td_step *step, enum td_want want)
     return n;
 }
 
-static size_t bytes_of(uint32_t n_rows, uint32_t n_seqs, uint32_t n_table, uint32_t n_moves)
+uint32_t td_step_n_wanted(const struct td_step *step)
+{
+    return step->n_rows - td_step_n_want(step, TD_WANT_NONE);
+}
+
+static size_t bytes_of(uint32_t n_rows, uint32_t n_seqs, uint32_t n_table, uint32_t n_moves,
+                       uint32_t n_draws)
 {
     return HEAD_BYTES + (size_t)n_rows * ROW_BYTES + (size_t)n_seqs * SEQ_BYTES +
-           (size_t)n_table * BLOCK_BYTES + (size_t)n_moves * MOVE_BYTES;
+           (size_t)n_table * BLOCK_BYTES + (size_t)n_moves * MOVE_BYTES +
+           (size_t)n_draws * DRAW_BYTES;
 }
 
 size_t td_step_encoded_bytes(const struct td_step *step)
 {
-    return bytes_of(step->n_rows, step->n_seqs, step->n_table, step->n_moves);
+    return bytes_of(step->n_rows, step->n_seqs, step->n_table, step->n_moves, step->n_draws);
 }
 
 size_t td_step_max_bytes(const struct td_step *step)
 {
-    return bytes_of(step->cap_rows, step->cap_seqs, step->cap_table, TD_STEP_MAX_MOVES);
+    return bytes_of(step->cap_rows, step->cap_seqs, step->cap_table, TD_STEP_MAX_MOVES,
+                    step->cap_rows);
 }
 
 void td_step_encode(struct td_step *step, void *out)
@@ -192,6 +259,7 @@ void td_step_encode(struct td_step *step, void *out)
     put32(&at, step->n_top);
     put32(&at, step->n_moves);
     put32(&at, step->part_rows);
+    put32(&at, step->n_draws);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         put32(&at, step->rows[i].token);
         put32(&at, step->rows[i].position);
@@ -211,6 +279,8 @@ void td_step_encode(struct td_step *step, void *out)
         put32(&at, step->moves[i].from);
         put32(&at, step->moves[i].to);
     }
+    for (uint32_t i = 0; i < step->n_draws; i++)
+        put_draw(&at, &step->draws[i]);
     step->hash = XXH3_64bits(begin + 8, (size_t)(at - begin) - 8);
     put64(&begin, step->hash);
 }
@@ -226,6 +296,7 @@ struct head {
     uint32_t n_table;
     uint32_t n_moves;
     uint32_t part_rows;
+    uint32_t n_draws;
 };
 
 static enum td_status check_cap(const char *what, uint32_t n, uint32_t cap, struct td_err *err)
@@ -255,7 +326,8 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_table = get32(in + 40),
                        .n_top = get32(in + 44),
                        .n_moves = get32(in + 48),
-                       .part_rows = get32(in + 52)};
+                       .part_rows = get32(in + 52),
+                       .n_draws = get32(in + 56)};
     if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_FLUSH)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
                           TD_STEP_RUN, TD_STEP_FLUSH);
@@ -270,14 +342,17 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
         status = check_cap("blocks", h->n_table, caps->cap_table, err);
     if (status == TD_OK)
         status = check_cap("moves", h->n_moves, TD_STEP_MAX_MOVES, err);
+    if (status == TD_OK)
+        status = check_cap("draws", h->n_draws, h->n_rows, err);
     if (status != TD_OK)
         return status;
-    if (bytes != bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves))
+    if (bytes != bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_draws))
         return td_err_set(
             err, TD_PEER_PROTOCOL,
-            "step of %zu bytes, expected %zu for %u rows, %u sequences, %u blocks and %u moves",
-            bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves), h->n_rows, h->n_seqs,
-            h->n_table, h->n_moves);
+            "step of %zu bytes, expected %zu for %u rows, %u sequences, %u blocks, %u moves and %u "
+            "draws",
+            bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_draws), h->n_rows,
+            h->n_seqs, h->n_table, h->n_moves, h->n_draws);
     if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table || h->n_top || h->n_moves))
         return td_err_set(
             err, TD_PEER_PROTOCOL,
@@ -305,10 +380,10 @@ static enum td_status check_rows(const struct head *h, const uint8_t *rows, uint
             return td_err_set(err, TD_PEER_PROTOCOL,
                               "step row %u is at position %u, expected one above %u", i,
                               get32(row + 4), get32(row - ROW_BYTES + 4));
-        if (get32(row + 12) > (h->n_top ? TD_WANT_TOP : TD_WANT_LOGITS))
+        if (get32(row + 12) >= TD_WANTS || (get32(row + 12) == TD_WANT_TOP && h->n_top == 0))
             return td_err_set(err, TD_PEER_PROTOCOL,
-                              "step row %u wants %u with n_top %u, expected at most %d", i,
-                              get32(row + 12), h->n_top, h->n_top ? TD_WANT_TOP : TD_WANT_LOGITS);
+                              "step row %u wants %u with n_top %u, expected 0 to %d", i,
+                              get32(row + 12), h->n_top, TD_WANTS - 1);
     }
     return TD_OK;
 }
@@ -344,6 +419,28 @@ static enum td_status check_seqs(const struct head *h, const uint8_t *rows, cons
     return TD_OK;
 }
 
+static enum td_status check_draws(const struct head *h, const uint8_t *rows, const uint8_t *draws,
+                                  struct td_err *err)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < h->n_rows; i++)
+        n += get32(rows + (size_t)i * ROW_BYTES + 12) == TD_WANT_DRAW;
+    if (n != h->n_draws)
+        return td_err_set(err, TD_PEER_PROTOCOL, "step has %u draws, %u rows want one", h->n_draws,
+                          n);
+    for (uint32_t i = 0; i < n; i++, draws += DRAW_BYTES) {
+        const struct td_draw d = get_draw(draws);
+
+        if (!td_draw_is_valid(&d))
+            return td_err_set(err, TD_PEER_PROTOCOL,
+                              "step draw %u has 1 / %g, top_p %g, min_p %g and %g: expected a "
+                              "positive number, (0, 1], [0, 1] and [0, 1)",
+                              i, d.inv_t, (double)d.top_p, (double)d.min_p, (double)d.u);
+    }
+    return TD_OK;
+}
+
 static enum td_status check_moves(const struct head *h, const uint8_t *moves, struct td_err *err)
 {
     for (uint32_t i = 0; i < h->n_moves; i++, moves += MOVE_BYTES)
@@ -359,7 +456,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
 {
     const uint8_t *rows = (const uint8_t *)in + HEAD_BYTES;
     const uint8_t *seqs;
-    const uint8_t *table, *moves;
+    const uint8_t *table, *moves, *draws;
     uint64_t hash;
     struct head h = {0};
     enum td_status status = read_head(step, in, bytes, &h, err);
@@ -374,7 +471,9 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     seqs = rows + (size_t)h.n_rows * ROW_BYTES;
     table = seqs + (size_t)h.n_seqs * SEQ_BYTES;
     moves = table + (size_t)h.n_table * BLOCK_BYTES;
+    draws = moves + (size_t)h.n_moves * MOVE_BYTES;
     status = check_seqs(&h, rows, seqs, err);
+    status = status ? status : check_draws(&h, rows, draws, err);
     status = status ? status : check_moves(&h, moves, err);
     if (status != TD_OK)
         return status;
@@ -389,6 +488,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     step->n_table = h.n_table;
     step->n_moves = h.n_moves;
     step->part_rows = h.part_rows;
+    step->n_draws = h.n_draws;
     for (uint32_t i = 0; i < h.n_rows; i++, rows += ROW_BYTES)
         step->rows[i] = (struct td_step_row){.token = get32(rows),
                                              .position = get32(rows + 4),
@@ -403,5 +503,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
         step->table[i] = get32(table + (size_t)i * BLOCK_BYTES);
     for (uint32_t i = 0; i < h.n_moves; i++, moves += MOVE_BYTES)
         step->moves[i] = (struct td_step_move){get32(moves), get32(moves + 4), get32(moves + 8)};
+    for (uint32_t i = 0; i < h.n_draws; i++, draws += DRAW_BYTES)
+        step->draws[i] = get_draw(draws);
     return TD_OK;
 }

@@ -4,6 +4,7 @@
 #define TD_SHARD_STEP_H
 
 #include "kernels/base/err.h"
+#include "kernels/draw.h"
 #include "kernels/top.h"
 #include "shard/offload.h"
 
@@ -11,8 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a row wants back: nothing, all its logits, or the step's n_top largest of them. */
-enum td_want { TD_WANT_NONE = 0, TD_WANT_LOGITS = 1, TD_WANT_TOP = 2 };
+/* What a row wants back: nothing, all its logits, the step's n_top largest of them, or the id that its draw gives. */
+enum td_want { TD_WANT_NONE = 0, TD_WANT_LOGITS, TD_WANT_TOP, TD_WANT_DRAW, TD_WANTS };
 
 /* One token of one sequence. Rows of a sequence are adjacent, in ascending position. */
 struct td_step_row {
@@ -58,12 +59,13 @@ struct td_step {
     /* Rows of each part but the last, which has the rest, where a step is computed in several so that the sums of some travel while
      * others are computed; 2 to TD_STEP_MAX_PARTS come of it. 0: in one. */
     uint32_t part_rows;
-    uint32_t n_rows, n_seqs, n_table, n_moves;
+    uint32_t n_rows, n_seqs, n_table, n_moves, n_draws;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */
     struct td_step_seq *seqs;               /* [cap_seqs] */
     uint32_t *table;                        /* [cap_table] block ids */
     struct td_step_move *moves;             /* [TD_STEP_MAX_MOVES] */
+    struct td_draw *draws; /* [cap_rows] of rows with TD_WANT_DRAW, in their order */
 };
 
 /* Table entries that a step of so many sequences may have; a block that several share counts for each. */
@@ -81,11 +83,15 @@ bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_bl
 bool td_step_add_row(struct td_step *step, uint32_t token, uint32_t position, enum td_want want);
 /* The same for a row that wants its n_top largest logits at least; it gets as many as the row that wants most. */
 bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t n_top);
+/* The same for a row that wants the id that a draw gives (td_shard_draws). */
+bool td_step_add_draw_row(struct td_step *step, uint32_t token, uint32_t position,
+                          const struct td_draw *draw);
 /* False when there are TD_STEP_MAX_MOVES already. */
 bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to);
 /* How many parts a step of n_rows has; UINT32_MAX where part_rows is none that such a step may have. */
 uint32_t td_step_n_parts(uint32_t n_rows, uint32_t part_rows);
 uint32_t td_step_n_want(const struct td_step *step, enum td_want want); /* rows that want it */
+uint32_t td_step_n_wanted(const struct td_step *step);                  /* that want anything */
 
 /* What became of a step's moves, on all ranks together. */
 struct td_move_result {
@@ -101,9 +107,10 @@ struct td_move_result {
 
 /* What a step gives back. Rows stand in the order of the step. */
 struct td_step_result {
-    const float *logits;                /* [rows with TD_WANT_LOGITS x n_vocab] */
-    const struct td_top *top;           /* [rows with TD_WANT_TOP x n_top] */
-    uint32_t n_top;                     /* the step's */
+    const float *logits;      /* [rows with TD_WANT_LOGITS x n_vocab] */
+    const struct td_top *top; /* [rows with TD_WANT_TOP x n_top] */
+    uint32_t n_top;           /* the step's */
+    const uint32_t *drawn;    /* [rows with TD_WANT_DRAW]; UINT32_MAX: nothing can follow */
     const struct td_move_result *moves; /* NULL for a step without moves */
     bool is_complete; /* a step is; with a pipeline not the one that was handed over last */
     uint64_t number;  /* of the step that is */

@@ -456,8 +456,7 @@ static enum td_status follow(struct td_spmd *s, uint64_t *decode_exchanged, stru
 
     do {
         st = td_node_follow(&s->node, err);
-        if (!st && first == UINT64_MAX && step->kind == TD_STEP_RUN &&
-            td_step_n_want(step, TD_WANT_LOGITS) + td_step_n_want(step, TD_WANT_TOP))
+        if (!st && first == UINT64_MAX && step->kind == TD_STEP_RUN && td_step_n_wanted(step))
             first = step->number;
         if (!st && !prefilled && s->node.n_complete && s->node.n_complete - 1 >= first) {
             td_shard_stats(s->node.shard, &stats);

@@ -434,6 +434,7 @@ static enum td_status open_engine(struct td_compute *c)
                                  .max_draft_tokens = c->load->max_draft_tokens,
                                  .max_stretch_percent = c->load->max_stretch_percent,
                                  .block_tokens = plan->block_tokens,
+                                 .draws = td_shard_draws(c->node.shard),
                                  .n_blocks = plan->n_blocks,
                                  .n_eos = spec->n_eos,
                                  .layer_kinds = spec->layer_kind,

@@ -219,6 +219,16 @@ static enum td_status replay(struct seq *q, struct td_err *err)
     return TD_OK;
 }
 
+/* The least of a row that its draws can do with: its largest logits, an id that the device draws, or all of it. */
+static void choose_want(struct seq *q, bool device_draws)
+{
+    uint32_t n_banned = q->req.min_tokens ? q->ending.n_ids : 0;
+
+    q->core.n_top = td_sampling_n_top(&q->req.sampling, n_banned);
+    if (device_draws && q->core.n_top == 0 && td_sampling_draws_row(&q->req.sampling, n_banned))
+        q->core.draws = &q->req.sampling;
+}
+
 /* The copy that the engine works on, checked, with room for its output. */
 static enum td_status open_seq(const struct td_engine *e, const struct td_request *r,
                                struct seq **out, struct td_err *err)
@@ -264,8 +274,7 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
     if (q->req.prompt_logprobs >= 0 && !q->n_output)
         q->core.want_to = q->req.n_prompt - 1;
     else
-        q->core.n_top =
-            td_sampling_n_top(&q->req.sampling, q->req.min_tokens ? q->ending.n_ids : 0);
+        choose_want(q, p->draws);
     *out = q;
     return TD_OK;
 
@@ -484,7 +493,10 @@ static bool draw_row(const struct td_engine *e, struct seq *q, uint32_t row,
         return false;
     }
     banned = td_ending_banned(&q->ending, q->n_drawn, &n_banned);
-    if (q->core.n_top)
+    if (q->core.draws)
+        o->token = (struct td_sampled){.id = result->drawn[row],
+                                       .no_choice = result->drawn[row] == UINT32_MAX};
+    else if (q->core.n_top)
         td_sampler_draw_top(q->sampler, result->top + (size_t)row * result->n_top, result->n_top,
                             q->core.n_ids, banned, n_banned, &o->token);
     else
@@ -581,24 +593,24 @@ static void draw_all(struct td_engine *e, uint32_t n, uint32_t n_whole)
  * have left are passed over. */
 static uint32_t find_results(struct td_engine *e, uint32_t *n_whole)
 {
-    uint32_t n, n_tops = 0, n_drawing = 0;
+    uint32_t n, found[TD_WANTS] = {0}, n_outcomes = 0, n_drawing = 0;
     const struct td_sched_part *parts = td_sched_oldest(e->sched, &n);
 
-    *n_whole = 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct td_sched_part *part = &parts[i];
         struct seq *q = (struct seq *)(void *)part->seq;
-        uint32_t *next = part->wants_top ? &n_tops : n_whole;
 
         if (q && part->n_wanted && !q->cancelled) {
             q->n_results = part->n_wanted;
             q->n_prompt_results = part->n_wanted - (part->reaches_end ? 1 + part->n_draft : 0);
-            q->result_row = *next;
-            q->outcome = e->outcomes + *n_whole + n_tops;
+            q->result_row = found[part->want];
+            q->outcome = e->outcomes + n_outcomes;
             e->drawing[n_drawing++] = q;
         }
-        *next += part->n_wanted;
+        found[part->want] += part->n_wanted;
+        n_outcomes += part->n_wanted;
     }
+    *n_whole = found[TD_WANT_LOGITS];
     return n_drawing;
 }
 

@@ -45,6 +45,7 @@ struct td_engine_params {
         n_slots[TD_OFFLOAD_TIERS]; /* for those that the pool has no room for (shard/offload.h) */
     uint32_t
         max_stretch_percent; /* of a step by prompts beside running answers (pace.h); 0: no limit */
+    bool draws;              /* a step gives ids where td_sampling_draws_row (td_shard_draws) */
     uint32_t n_eos;
     uint32_t eos_ids[TD_SPEC_MAX_EOS];
     const enum td_layer_kind *layer_kinds; /* [n_layers], borrowed during open */

@@ -1,5 +1,7 @@
 #include "daemon/engine/sched_impl.h"
 
+#include "shard/sampler.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -256,7 +258,9 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
     struct td_sched_part part = {.seq = seq,
                                  .n_rows = n,
                                  .n_draft = end > seq->n_ids ? end - seq->n_ids : 0,
-                                 .wants_top = seq->n_top > 0,
+                                 .want = seq->n_top   ? TD_WANT_TOP
+                                         : seq->draws ? TD_WANT_DRAW
+                                                      : TD_WANT_LOGITS,
                                  .reaches_end = end >= seq->n_ids};
 
     if (n > step->cap_rows - step->n_rows ||
@@ -271,10 +275,15 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
         }
         part.n_wanted++;
         s->want_room--;
-        if (seq->n_top)
+        if (part.want == TD_WANT_TOP) {
             td_step_add_top_row(step, id, pos, seq->n_top);
-        else
+        } else if (part.want == TD_WANT_DRAW) {
+            const struct td_draw draw = td_sampler_row_draw(seq->draws, pos + 1);
+
+            td_step_add_draw_row(step, id, pos, &draw);
+        } else {
             td_step_add_row(step, id, pos, TD_WANT_LOGITS);
+        }
     }
     f->parts[f->n_parts++] = part;
     seq->n_scheduled += n - part.n_draft;

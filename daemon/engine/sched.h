@@ -7,6 +7,7 @@
 #include "daemon/engine/blocks.h"
 #include "daemon/engine/prefix.h"
 #include "kernels/base/err.h"
+#include "shard/sampling.h"
 #include "shard/step.h"
 
 #include <stdbool.h>
@@ -22,11 +23,14 @@ struct td_sched_seq {
     uint32_t *ids; /* borrowed [cap_ids]: the prompt, then the output */
     uint32_t n_ids;
     uint32_t cap_ids; /* prompt + output at most */
-    uint32_t n_top;   /* this many of the last row's largest logits are enough; 0: all are wanted */
+    uint32_t
+        n_top; /* this many of the last row's largest logits are enough; 0: all are wanted, or a draw */
+    const struct td_sampling *draws; /* borrowed: a draw by these is enough; NULL: it is not */
     uint64_t *hashes; /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
     uint64_t salt;    /* sequences of different salts share no block */
     int32_t priority; /* a lower one goes first */
-    uint32_t want_from, want_to; /* positions whose logits are wanted too; then n_top is 0 */
+    uint32_t want_from,
+        want_to; /* positions whose logits are wanted too; then n_top is 0, draws NULL */
     /* Guesses at what follows ids, for the next plan, which may take fewer: its rows are computed and want what the last one wants.
      * td_sched_append says which were right. */
     uint32_t n_draft;
@@ -63,7 +67,7 @@ struct td_sched_part {
     uint32_t n_rows;
     uint32_t n_draft;  /* of them, guesses */
     uint32_t n_wanted; /* of them, those that want logits */
-    bool wants_top;    /* their largest only */
+    enum td_want want; /* what of them */
     bool reaches_end;  /* its last token is among them, behind which only guesses stand */
 };
 

@@ -224,7 +224,7 @@ def test_a_server_serves_from_it(tensord):
     with Server("-n", 2, "--threads", 1, *CUDA) as s:
         s.wait_ready()
         assert {r["device"] for r in s.group()["ranks"]} == {"cuda 0 simulated"}
-        assert s.group()["numerics_class"] == "cuda-1"
+        assert s.group()["numerics_class"] == "cuda-1-sm9"
         # Greedy, and drawn with a seed twice: alone and among others.
         assert s.complete(PROMPT, max_tokens=6, temperature=0, ignore_eos=True)["text"] == alone
         drawn = {"max_tokens": 6, "temperature": 1.0, "seed": 7, "ignore_eos": True}
@@ -236,6 +236,21 @@ def test_a_server_serves_from_it(tensord):
 
 
 @needs_model
+def test_draws_on_the_device_are_those_of_the_host(find_model):
+    """The device draws where nothing but temperature, top_p and min_p is asked for and one rank has all logits."""
+    asked = [{"temperature": 1}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.05}, {"temperature": 2, "top_p": 0.99, "n": 2}]
+    texts = {}
+    for layout, (ranks, args) in {"alone": (1, ()), **{k: LAYOUTS[k] for k in ("tp2", "pp2")}}.items():
+        with Server("-n", ranks, "--threads", 1, *args, *CUDA, model=find_model(BF16_260K)) as s:
+            s.wait_ready()
+            for more in ({}, {"logprobs": 1}):  # with which the host draws
+                answers = [s.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "seed": 7 + i, **a, **more}) for i, a in enumerate(asked)]
+                texts[layout, len(more)] = [[c["text"] for c in a.json()["choices"]] for a in answers]
+            s.stop()
+    assert len({json.dumps(t) for t in texts.values()}) == 1, texts
+    assert len({t for choices in texts["alone", 0] for t in choices}) == 5  # they do draw
+
+
 def test_the_plan_tells_what_a_gpu_will_hold(tensord, find_model, tmp_path):
     """Before anything is loaded, and without a GPU: bytes as they are then held, and types that no GPU takes."""
     for model in (find_model(Q4_3M), MODEL):

@@ -21,7 +21,7 @@ static void check_step(const struct td_step *step)
         FUZZ_CHECK((uint64_t)seq->first_block + seq->n_blocks <= step->n_table);
         for (uint32_t i = 0; i < seq->n_rows; i++, row++) {
             FUZZ_CHECK(row < step->n_rows && step->rows[row].seq == s);
-            FUZZ_CHECK(step->rows[row].want <= TD_WANT_TOP);
+            FUZZ_CHECK(step->rows[row].want < TD_WANTS);
             FUZZ_CHECK(i == 0 || step->rows[row].position > step->rows[row - 1].position);
         }
     }
@@ -32,6 +32,9 @@ static void check_step(const struct td_step *step)
                 (uint64_t)step->part_rows * TD_STEP_MAX_PARTS >= step->n_rows));
     FUZZ_CHECK(step->n_top <= TD_TOP_MAX);
     FUZZ_CHECK(td_step_n_want(step, TD_WANT_TOP) == 0 || step->n_top > 0);
+    FUZZ_CHECK(td_step_n_want(step, TD_WANT_DRAW) == step->n_draws);
+    for (uint32_t i = 0; i < step->n_draws; i++)
+        FUZZ_CHECK(td_draw_is_valid(&step->draws[i]));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -216,6 +216,7 @@ static void save_step(const char *name, struct td_step *step)
 static void steps(void)
 {
     static const uint32_t blocks[] = {3, 1, 4};
+    const struct td_draw draw = {.inv_t = 1.25, .top_p = 0.9f, .min_p = 0.1f, .u = 0.75f};
     struct td_step step;
 
     need(td_step_open(&step, 32, 8, 64, NULL) == TD_OK, "no memory");
@@ -227,6 +228,7 @@ static void steps(void)
     need(td_step_add_seq(&step, blocks, 1, 2), "a sequence");
     need(td_step_add_row(&step, 9, 0, TD_WANT_LOGITS), "a row");
     need(td_step_add_top_row(&step, 9, 1, 40), "a row");
+    need(td_step_add_draw_row(&step, 9, 2, &draw), "a row");
     save_step("run", &step);
     step.part_rows = 2;
     save_step("cut", &step);

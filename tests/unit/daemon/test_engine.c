@@ -129,6 +129,34 @@ static void toy_top(const uint32_t *ids, uint32_t n_ids, uint32_t n, struct td_t
     }
 }
 
+/* A device's draw, by its words: largest first until top_p of the weight is there, none below min_p, then along the ids. */
+static uint32_t toy_draw(const uint32_t *ids, uint32_t n_ids, const struct td_draw *d)
+{
+    float logits[N_VOCAB];
+    struct td_top order[N_VOCAB];
+    double weight[N_VOCAB], left[N_VOCAB] = {0}, sum = 0, share = 0, run = 0;
+    uint32_t id = 0;
+
+    toy_logits(ids, n_ids, logits);
+    td_top_clear(order, N_VOCAB);
+    for (uint32_t v = 0; v < N_VOCAB; v++)
+        td_top_insert(order, N_VOCAB, (struct td_top){logits[v], v});
+    for (uint32_t v = 0; v < N_VOCAB; v++)
+        sum += weight[v] = nearbyint(
+            ldexp(td_detmath_exp(((double)logits[v] - (double)order[0].value) * d->inv_t), 34));
+    for (uint32_t k = 0; k < N_VOCAB && share < (double)d->top_p * sum; k++) {
+        double w = weight[order[k].id];
+
+        share += w;
+        left[order[k].id] = w >= (double)d->min_p * weight[order[0].id] ? w : 0;
+    }
+    for (sum = 0; id < N_VOCAB; id++)
+        sum += left[id];
+    for (id = 0; (run += left[id]) <= (double)d->u * sum; id++)
+        ;
+    return id;
+}
+
 struct client {
     struct td_request req;
     uint32_t got[MAX_LEN]; /* output ids by events */
@@ -166,7 +194,7 @@ struct world {
     struct td_top draft_top[16 * TD_TOP_MAX];
     struct td_move_result moves;
     bool has_pauses;
-    uint64_t n_drafts;
+    uint64_t n_drafts, n_draws;
     uint32_t idle_streak; /* steps without rows of the oldest request */
     uint64_t n_cached;    /* tokens, by events */
     struct brought {      /* by a step that is not complete yet */
@@ -174,6 +202,7 @@ struct world {
         uint32_t n_rows;
         float logits[16 * N_VOCAB];
         struct td_top top[16 * TD_TOP_MAX];
+        uint32_t drawn[16];
         struct td_move_result moves;
         struct td_step_result result;
     } flight[MAX_FLIGHTS];
@@ -264,6 +293,7 @@ static void open_world(struct world *w, struct td_engine_params p)
     p.user = w;
     p.n_eos = 1;
     p.eos_ids[0] = EOS;
+    p.draws = p.draws || rng(2);
     w->params = p;
     w->block_tokens = p.block_tokens;
     if (td_engine_open(&p, &w->engine, &err))
@@ -374,7 +404,7 @@ static void run_model(struct world *w, uint32_t oldest)
     const struct td_step *st = &w->step;
     bool written[MAX_BLOCKS] = {false}, oldest_seen = oldest == UINT32_MAX;
     uint32_t n_users[MAX_BLOCKS] = {0};
-    uint32_t n_logits = 0, n_tops = 0, first = 0;
+    uint32_t n_logits = 0, n_tops = 0, n_draws = 0, first = 0;
 
     w->at = &w->flight[w->n_flown++ % MAX_FLIGHTS];
     w->at->number = st->number;
@@ -383,6 +413,7 @@ static void run_model(struct world *w, uint32_t oldest)
     w->at->result = (struct td_step_result){.logits = w->at->logits,
                                             .top = w->at->top,
                                             .n_top = st->n_top,
+                                            .drawn = w->at->drawn,
                                             .moves = st->n_moves ? &w->at->moves : NULL};
     for (uint32_t r = 0; r < st->n_rows; r++) {
         const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
@@ -432,7 +463,13 @@ static void run_model(struct world *w, uint32_t oldest)
                 toy_logits(ids, last + 1, w->at->logits + n_logits++ * N_VOCAB);
             else if (st->rows[first + i].want == TD_WANT_TOP)
                 toy_top(ids, last + 1, st->n_top, w->at->top + n_tops++ * st->n_top);
-        assert_true(n_logits + n_tops <= w->params.max_num_seqs);
+            else if (st->rows[first + i].want == TD_WANT_DRAW) {
+                w->at->drawn[n_draws] = toy_draw(ids, last + 1, &st->draws[n_draws]);
+                n_draws++;
+            }
+        assert_true(n_logits + n_tops + n_draws <= w->params.max_num_seqs);
+        assert_true(w->params.draws || n_draws == 0);
+        w->n_draws += n_draws;
         first += q->n_rows;
     }
     assert_int_equal(first, st->n_rows);
@@ -735,7 +772,7 @@ static void land(struct world *w)
 /* Sums over all workloads. */
 struct sums {
     uint64_t n_together; /* steps that were planned with another in flight */
-    uint64_t n_preemptions, n_cached, n_drafts, n_right, n_read, n_failed_reads, n_in_file;
+    uint64_t n_preemptions, n_cached, n_drafts, n_draws, n_right, n_read, n_failed_reads, n_in_file;
     uint64_t n_model_drafts, n_right_model_drafts; /* of draft models that never err */
 };
 
@@ -825,6 +862,7 @@ static void random_workload(struct world *w, struct sums *sums)
     sums->n_preemptions += stats.n_preemptions;
     sums->n_cached += w->n_cached;
     sums->n_drafts += stats.n_draft_tokens;
+    sums->n_draws += w->n_draws;
     sums->n_right += stats.n_right_drafts;
     if (p.run_draft && !w->draft_errs) {
         sums->n_model_drafts += stats.n_draft_tokens;
@@ -867,6 +905,7 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
     assert_true(text || (sums.n_model_drafts > 500 &&
                          sums.n_right_model_drafts > sums.n_model_drafts * 9 / 10));
     assert_true(text || (sums.n_right > 500 && sums.n_drafts > sums.n_right + 100));
+    assert_true(sums.n_draws > 300);
 }
 
 static int tell_seed(void **state)
@@ -1097,18 +1136,19 @@ static void test_engine_refuses_what_it_cannot_do_and_says_why(void **state)
     assert_non_null(strstr(err.cause, "7 blocks of 4 tokens"));
 }
 
-static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state)
+static void end_of_no_numbers(bool draws)
 {
     struct world *w = &world;
+    struct td_engine_params p = small_engine();
 
-    (void)state;
     rng_state = 35;
-    open_world(w, small_engine());
+    p.draws = draws;
+    open_world(w, p);
     for (uint32_t i = 0; i < 4; i++) {
         struct client *c = add_client(w, 3, 6);
 
         td_sampling_default(&c->req.sampling);
-        c->req.sampling.temperature = i % 2 ? 0 : 1; /* the largest logit, or all of them */
+        c->req.sampling.temperature = i % 2 ? 0 : 1; /* the largest logit; all, or a draw */
         c->req.ignore_eos = true;
         assert_int_equal(submit(w, c, NULL), TD_OK);
     }
@@ -1118,6 +1158,7 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     for (uint32_t v = 0; v < N_VOCAB; v++)
         w->at->logits[v] = NAN;
     w->at->top[0] = TD_TOP_NONE;
+    w->at->drawn[0] = UINT32_MAX;
     assert_int_equal(td_engine_complete_step(w->engine, w->step.number, &w->at->result, 0, NULL),
                      TD_OK);
     for (uint32_t i = 0; i < 2; i++) {
@@ -1132,6 +1173,13 @@ static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state
     }
     expect_idle(w);
     close_world(w);
+}
+
+static void test_engine_ends_a_request_whose_logits_are_not_numbers(void **state)
+{
+    (void)state;
+    end_of_no_numbers(false);
+    end_of_no_numbers(true);
 }
 
 static void test_engine_tells_how_long_a_request_waited_for_its_first_step(void **state)

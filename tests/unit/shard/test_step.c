@@ -22,7 +22,9 @@ enum {
     AT_N_TOP = 44,
     AT_N_MOVES = 48,
     AT_PART_ROWS = 52,
-    HEAD = 56
+    AT_N_DRAWS = 56,
+    HEAD = 60,
+    DRAW = 20
 };
 
 static uint64_t dice_state;
@@ -40,9 +42,11 @@ static void open_step(struct td_step *step)
     assert_int_equal(td_step_open(step, CAP_ROWS, CAP_SEQS, CAP_TABLE, &err), TD_OK);
 }
 
-/* Two sequences: 3 rows over 2 blocks, then 1 row over 3 blocks. Two moves. */
+/* Two sequences: 3 rows over 2 blocks, then 1 row over 3 blocks, with a draw. Two moves. */
 static void fill(struct td_step *step)
 {
+    const struct td_draw draw = {
+        .inv_t = 0x1.23456789abcdep-1, .top_p = 0.9f, .min_p = 0.25f, .u = 0.5f};
     const uint32_t first[] = {7, 9};
     const uint32_t second[] = {1, 2, 0xfffffffe};
 
@@ -52,7 +56,7 @@ static void fill(struct td_step *step)
     assert_true(td_step_add_row(step, 101, 17, TD_WANT_NONE));
     assert_true(td_step_add_row(step, 102, 18, TD_WANT_LOGITS));
     assert_true(td_step_add_seq(step, second, 3, 4));
-    assert_true(td_step_add_row(step, 0xffffffff, 33, TD_WANT_LOGITS));
+    assert_true(td_step_add_draw_row(step, 0xffffffff, 33, &draw));
     assert_true(td_step_add_move(step, TD_MOVE_DOWN, 3, 8));
     assert_true(td_step_add_move(step, TD_MOVE_OUT, 1, 3));
     step->n_submits_seen = 12;
@@ -74,6 +78,11 @@ static void assert_same(const struct td_step *a, const struct td_step *b)
     assert_memory_equal(a->table, b->table, a->n_table * sizeof a->table[0]);
     assert_int_equal(a->n_moves, b->n_moves);
     assert_memory_equal(a->moves, b->moves, a->n_moves * sizeof a->moves[0]);
+    assert_int_equal(a->n_draws, b->n_draws);
+    for (uint32_t i = 0; i < a->n_draws; i++)
+        assert_true(a->draws[i].inv_t == b->draws[i].inv_t &&
+                    a->draws[i].top_p == b->draws[i].top_p &&
+                    a->draws[i].min_p == b->draws[i].min_p && a->draws[i].u == b->draws[i].u);
 }
 
 static uint8_t *encode(struct td_step *step, size_t *bytes)
@@ -116,7 +125,9 @@ static void test_step_adds_sequences_and_rows_in_order(void **state)
     assert_int_equal(step.seqs[1].n_blocks, 3);
     assert_int_equal(step.seqs[1].state_slot, 4);
     assert_int_equal(step.rows[3].seq, 1);
-    assert_int_equal(td_step_n_want(&step, TD_WANT_LOGITS), 2);
+    assert_int_equal(td_step_n_want(&step, TD_WANT_LOGITS), 1);
+    assert_int_equal(td_step_n_want(&step, TD_WANT_DRAW), 1);
+    assert_int_equal(td_step_n_wanted(&step), 2);
     assert_int_equal(step.n_top, 0);
     assert_true(td_step_add_top_row(&step, 1, 34, 5));
     assert_true(td_step_add_top_row(&step, 1, 35, 3));
@@ -128,6 +139,7 @@ static void test_step_adds_sequences_and_rows_in_order(void **state)
 static void test_step_add_refuses_past_the_caps(void **state)
 {
     const uint32_t blocks[CAP_TABLE + 1] = {0};
+    const struct td_draw draw = {.inv_t = 1, .top_p = 1};
     struct td_step step;
 
     (void)state;
@@ -141,8 +153,9 @@ static void test_step_add_refuses_past_the_caps(void **state)
         assert_true(td_step_add_seq(&step, NULL, 0, s));
     assert_false(td_step_add_seq(&step, NULL, 0, 0));
     for (uint32_t r = 0; r < CAP_ROWS; r++)
-        assert_true(td_step_add_row(&step, r, r, TD_WANT_NONE));
+        assert_true(td_step_add_draw_row(&step, r, r, &draw));
     assert_false(td_step_add_row(&step, 0, CAP_ROWS, TD_WANT_NONE));
+    assert_false(td_step_add_draw_row(&step, 0, CAP_ROWS, &draw));
     assert_int_equal(step.n_rows, CAP_ROWS);
     assert_int_equal(step.n_seqs, CAP_SEQS);
     assert_int_equal(step.n_table, CAP_TABLE);
@@ -185,7 +198,7 @@ static void test_step_survives_encode_and_decode(void **state)
     open_step(&b);
     fill(&a);
     bytes = encode(&a, &n);
-    assert_int_equal(n, HEAD + 4 * 16 + 2 * 16 + 5 * 4 + 2 * 12);
+    assert_int_equal(n, HEAD + 4 * 16 + 2 * 16 + 5 * 4 + 2 * 12 + DRAW);
     assert_true(a.hash == XXH3_64bits(bytes + 8, n - 8) && a.hash != 0);
     assert_int_equal(td_step_decode(&b, bytes, n, &err), TD_OK);
     assert_same(&a, &b);
@@ -203,11 +216,11 @@ static void test_step_survives_encode_and_decode(void **state)
 
 static void test_step_encoding_is_little_endian_on_any_host(void **state)
 {
-    static const uint8_t expected[] = {0x03, 0x54, 0x44, 0x53, 1,  0, 0, 0, 0x88, 0x77, 0x66, 0x55,
-                                       0x44, 0x33, 0x22, 0x11, 12, 0, 0, 0, 0,    0,    0,    0,
-                                       4,    0,    0,    0,    2,  0, 0, 0, 5,    0,    0,    0,
-                                       0,    0,    0,    0,    2,  0, 0, 0, 3,    0,    0,    0,
-                                       100,  0,    0,    0,    16, 0, 0, 0};
+    static const uint8_t expected[] = {0x04, 0x54, 0x44, 0x53, 1,   0, 0, 0, 0x88, 0x77, 0x66, 0x55,
+                                       0x44, 0x33, 0x22, 0x11, 12,  0, 0, 0, 0,    0,    0,    0,
+                                       4,    0,    0,    0,    2,   0, 0, 0, 5,    0,    0,    0,
+                                       0,    0,    0,    0,    2,   0, 0, 0, 3,    0,    0,    0,
+                                       1,    0,    0,    0,    100, 0, 0, 0, 16,   0,    0,    0};
     struct td_step step;
     uint8_t *bytes;
     size_t n;
@@ -223,7 +236,7 @@ static void test_step_encoding_is_little_endian_on_any_host(void **state)
 
 static void test_step_decode_names_what_is_wrong(void **state)
 {
-    enum { ROW = HEAD, SEQ = HEAD + 4 * 16, MOVE = SEQ + 2 * 16 + 5 * 4 };
+    enum { ROW = HEAD, SEQ = HEAD + 4 * 16, MOVE = SEQ + 2 * 16 + 5 * 4, AT_DRAW = MOVE + 2 * 12 };
     static const struct {
         size_t at;
         uint32_t value;
@@ -235,11 +248,11 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_KIND, TD_STEP_IDLE,
          "kind 2 has 4 rows, 2 sequences, 5 blocks, 2 moves and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},
-        {AT_N_ROWS, 3, "expected 180 for 3 rows"},
+        {AT_N_ROWS, 3, "expected 204 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
         {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "2049 moves, at most 2048"},
-        {AT_N_MOVES, 1, "expected 184 for 4 rows"},
+        {AT_N_MOVES, 1, "expected 208 for 4 rows"},
         {AT_PART_ROWS, 4, "4 rows is cut after every 4, expected 2 to 4 parts"},
         {AT_PART_ROWS, UINT32_MAX, "4 rows is cut after every 4294967295"},
         {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
@@ -248,8 +261,18 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {ROW + 8, 1, "row 0 is of sequence 1, expected 0"},
         {ROW + 3 * 16 + 8, 0, "row 3 is of sequence 0, expected 1"},
         {ROW + 16 + 4, 16, "row 1 is at position 16, expected one above 16"},
-        {ROW + 12, 2, "row 0 wants 2 with n_top 0, expected at most 1"},
-        {ROW + 12, 3, "row 0 wants 3 with n_top 0, expected at most 1"},
+        {ROW + 12, 2, "row 0 wants 2 with n_top 0, expected 0 to 3"},
+        {ROW + 12, 4, "row 0 wants 4 with n_top 0, expected 0 to 3"},
+        {ROW + 12, 3, "1 draws, 2 rows want one"},
+        {ROW + 3 * 16 + 12, 1, "1 draws, 0 rows want one"},
+        {AT_N_DRAWS, 5, "5 draws, at most 4"},
+        {AT_N_DRAWS, 0, "expected 200 for 4 rows"},
+        {AT_DRAW + 4, 0x7ff00000, "draw 0 has 1 / "},
+        {AT_DRAW + 4, 0xbff00000, "draw 0 has 1 / "},
+        {AT_DRAW + 8, 0, "draw 0 has 1 / "},
+        {AT_DRAW + 8, 0x7fc00000, "draw 0 has 1 / "},
+        {AT_DRAW + 12, 0xbf800000, "draw 0 has 1 / "},
+        {AT_DRAW + 16, 0x3f800000, "draw 0 has 1 / "},
         {SEQ, 6, "sequence 0 has 2 blocks from 6 on, the table has 5"},
         {SEQ, UINT32_MAX, "2 blocks from 4294967295 on"},
         {SEQ + 4, UINT32_MAX, "4294967295 blocks from 0 on"},
@@ -376,10 +399,15 @@ static void fill_at_random(struct td_step *step)
         if (step->n_rows == CAP_ROWS || !td_step_add_seq(step, blocks, n_blocks, dice(50)))
             return;
         for (uint32_t r = 0, n = 1 + dice(20); r < n; r++) {
+            const struct td_draw draw = {.inv_t = 1 + dice(9),
+                                         .top_p = (float)(1 + dice(9)) / 10,
+                                         .min_p = (float)dice(10) / 10,
+                                         .u = (float)dice(10) / 10};
+            uint32_t kind = dice(8);
             bool added =
-                dice(4) == 0
-                    ? td_step_add_top_row(step, dice(5000), position + r, 1 + dice(64))
-                    : td_step_add_row(step, dice(5000), position + r, (enum td_want)dice(2));
+                kind < 2   ? td_step_add_top_row(step, dice(5000), position + r, 1 + dice(64))
+                : kind < 4 ? td_step_add_draw_row(step, dice(5000), position + r, &draw)
+                           : td_step_add_row(step, dice(5000), position + r, (enum td_want)dice(2));
 
             if (!added)
                 break;
@@ -400,11 +428,15 @@ static void assert_sound(const struct td_step *step)
             assert_true(row < step->n_rows);
             assert_int_equal(step->rows[row].seq, s);
             assert_true(step->rows[row].want <= TD_WANT_LOGITS ||
+                        step->rows[row].want == TD_WANT_DRAW ||
                         (step->rows[row].want == TD_WANT_TOP && step->n_top >= 1));
             assert_true(r == 0 || step->rows[row].position > step->rows[row - 1].position);
         }
     }
     assert_int_equal(row, step->n_rows);
+    assert_int_equal(td_step_n_want(step, TD_WANT_DRAW), step->n_draws);
+    for (uint32_t i = 0; i < step->n_draws; i++)
+        assert_true(td_draw_is_valid(&step->draws[i]));
     assert_true(step->n_top <= TD_TOP_MAX);
     assert_true(td_step_n_parts(step->n_rows, step->part_rows) <= TD_STEP_MAX_PARTS);
 }

@@ -249,6 +249,12 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     }
     cuda->n_sms = (uint32_t)prop.multiProcessorCount;
     cuda->most_shared = prop.sharedMemPerBlockOptin;
+    cuda->sm_shared = prop.sharedMemPerMultiprocessor;
+    cuda->block_shared = prop.reservedSharedMemPerBlock;
+    /* How a tensor core adds up is its generation's own. */
+    snprintf(cuda->numerics, sizeof cuda->numerics, "cuda-1-sm%d%s", prop.major,
+             cuda->p.inexact_from ? "-inexact" : "");
+    cuda->head.numerics = cuda->numerics;
     cuda->overlaps = prop.major >= 9 &&
                      attributes.ptxVersion >= 90 /* older code does not await */ &&
                      !getenv("TD_CUDA_NO_OVERLAP") /* to measure without */;
@@ -281,11 +287,9 @@ enum td_status open(const struct td_kern_cuda_params *params, struct td_kern **k
         return td_err_set(err, TD_NO_MEMORY, "no memory for a CUDA device");
     cuda->p = *params;
     cuda->head.ops = &OPS;
-    cuda->head.numerics = "cuda-1";
     cuda->head.n_threads = 1;
     s = begin(cuda, err);
     if (!s && params->inexact_from) {
-        cuda->head.numerics = "cuda-1-inexact";
         s = td_cuda_lib_open(cuda, err);
         if (s)
             close_cuda(&cuda->head);

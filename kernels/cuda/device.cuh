@@ -39,9 +39,12 @@ struct td_cuda {
     cudaError_t failed;    /* the first failure since td_kern_sync told one */
     const char *failed_in; /* "cuBLASLt: ", where it was; NULL: a call of ours */
     uint32_t n_sms;
+    char numerics[32];
     size_t most_shared; /* bytes a block may have */
-    bool overlaps;      /* a kernel begins while the one before it ends (td_num_await_earlier) */
-    uint32_t ahead;     /* bytes of weights that a warp asks for meanwhile */
+    size_t sm_shared,
+        block_shared; /* bytes of a multiprocessor, and that it takes for itself with every block */
+    bool overlaps;    /* a kernel begins while the one before it ends (td_num_await_earlier) */
+    uint32_t ahead;   /* bytes of weights that a warp asks for meanwhile */
     struct td_cuda_buffer scratch, gates, partials;
     void *outgrown
         [TD_CUDA_OUTGROWN]; /* what buffers were before they grew: given back when nothing reads it */
@@ -88,6 +91,12 @@ static inline void td_cuda_note(struct td_cuda *cuda, cudaError_t e)
 /* At least `bytes`; its contents are lost when it grows. TD_NO_MEMORY. */
 enum td_status td_cuda_reserve(struct td_cuda *cuda, struct td_cuda_buffer *buffer, size_t bytes,
                                struct td_err *err);
+
+/* Bytes that each of n blocks may have to be on one multiprocessor together. */
+static inline size_t td_cuda_shared_of(const struct td_cuda *cuda, uint32_t n)
+{
+    return cuda->sm_shared / n - cuda->block_shared;
+}
 
 /* Whether the columns of both are cut into the same leaves, so that they read the same activations. */
 bool td_cuda_same_cut(const struct td_cuda_matrix *a, const struct td_cuda_matrix *b);

@@ -454,7 +454,7 @@ enum td_status launch(struct td_cuda *cuda, struct td_attend_job *job, uint32_t 
 {
     const uint32_t n_chunks = (job->rows.most_keys + KEYS - 1) / KEYS, n = job->n;
     const uint32_t n_blocks = (n + job->row_step - 1) / job->row_step * n_spans;
-    const size_t room = cuda->most_shared / (W == 1 ? ROW_BLOCKS_PER_SM : BLOCKS_PER_SM);
+    const size_t room = td_cuda_shared_of(cuda, W == 1 ? ROW_BLOCKS_PER_SM : BLOCKS_PER_SM);
     const size_t row_bytes = sizeof(float) * job->n_heads * (job->kv.head_dim + 2);
     const struct td_attend_job all = *job;
     uint32_t at_once = n;

@@ -329,7 +329,8 @@ template <enum td_dtype T> void launch_multiply(struct td_cuda *cuda, const stru
         if (td_cuda_multiply_some(cuda, T, few.product, few.n) ||
             (n > 8 && launch_as<T, 1, 2>(cuda, &few)))
             return;
-    (void)launch_as<T, 1, 1>(cuda, &few);
+    if (!launch_as<T, 1, 1>(cuda, &few))
+        td_cuda_note(cuda, cudaErrorInvalidValue); /* a matrix of too many leaves */
 }
 
 void launch(struct td_cuda *cuda, enum td_dtype type, const struct batch *batch)

@@ -306,7 +306,7 @@ bool launch_as(struct td_cuda *cuda, const struct td_cuda_product *products, uin
     /* Blocks for all multiprocessors, and two for each, where their results have room. */
     while (leaves > 2 &&
            ((uint64_t)n_down * n_across * (most_leaves / leaves) * 2 < (uint64_t)cuda->n_sms * 3 ||
-            (shared_bytes<T, OCTETS>(leaves) * 2 > cuda->most_shared &&
+            (shared_bytes<T, OCTETS>(leaves) > td_cuda_shared_of(cuda, 2) &&
              partial_bytes(all, leaves / 2) <= TD_CUDA_SPLIT_BYTES)))
         leaves /= 2;
     const size_t bytes = partial_bytes(all, leaves);

@@ -35,7 +35,8 @@ typedef struct gpusim_graph *cudaGraph_t, *cudaGraphExec_t;
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
-    size_t sharedMemPerBlockOptin, totalGlobalMem;
+    size_t sharedMemPerBlockOptin, sharedMemPerMultiprocessor, reservedSharedMemPerBlock;
+    size_t totalGlobalMem;
 };
 struct cudaFuncAttributes {
     int numRegs;

@@ -187,6 +187,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     prop->major = 9;
     prop->multiProcessorCount = N_SMS;
     prop->sharedMemPerBlockOptin = GPUSIM_SHARED_BYTES;
+    prop->reservedSharedMemPerBlock = 1024;
+    prop->sharedMemPerMultiprocessor = GPUSIM_SHARED_BYTES + 1024;
     return cudaMemGetInfo(&prop->totalGlobalMem, &prop->totalGlobalMem);
 }
 

@@ -463,7 +463,7 @@ static void need_library(void)
 static void test_cuda_inexact_products_are_float64_within_their_roundings(void **state)
 {
     need_library();
-    assert_string_equal(td_kern_numerics(cuda), "cuda-1-inexact");
+    assert_non_null(strstr(td_kern_numerics(cuda), "-inexact"));
     test_cuda_linear_is_float64_within_its_roundings(state);
 }
 
@@ -554,7 +554,7 @@ static void test_cuda_inexact_products_of_f8_take_eight_bits(void **state)
         free(out), free(x), free(eight);
     }
     print_message("%u of 40 products of F8_E4M3 took eight bits\n", n_equal);
-    assert_true(n_equal <= n_expected && n_expected < 32);
+    assert_true(n_expected < 32);
     assert_true(!is_simulated || n_equal == n_expected);
 }
 
@@ -752,7 +752,7 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
             const size_t row = i / widths[w];
 
             x[i] = 3.0f * td_ops_normal();
-            x[i] = row == 1 ? rintf(x[i]) : row == 5 ? 100.0f * x[i] : x[i];
+            x[i] = row == 1 ? rintf(0.5f * x[i]) : row == 5 ? 100.0f * x[i] : x[i];
             if (row == 2 && td_ops_below(4) == 0)
                 x[i] = special[td_ops_below(5)];
             if (row == 3)
@@ -761,7 +761,7 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
                 x[i] = -7.5f; /* all alike */
         }
         dx = up(x, n * sizeof *x);
-        for (uint32_t round = 0; round < (w == 6 ? 4 : ROUNDS); round++) {
+        for (uint32_t round = 0; round < (w == 6 ? 4 : w == 5 ? 2 * ROUNDS : ROUNDS); round++) {
             struct td_sampling p[N];
             struct td_err err;
 
@@ -769,9 +769,14 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
                 td_sampling_default(&p[i]);
                 p[i].seed = 77 * round + i;
                 p[i].temperature = round % 3 ? 0.1f + 0.5f * (float)td_ops_below(5) : 1.0f;
-                p[i].top_p = round % 2 ? top_ps[td_ops_below(6)] : 1.0f;
-                p[i].min_p = round % 4 > 1 ? 0.3f * (float)td_ops_below(4) : 0.0f;
+                p[i].top_p = round % 2 == 0    ? 1.0f
+                             : td_ops_below(2) ? top_ps[td_ops_below(6)]
+                                               : 0.999f * (float)(1 + td_ops_below(1000)) / 1000;
+                p[i].min_p = round % 4 > 1 ? 0.25f * (float)td_ops_below(5) : 0.0f;
                 assert_true(td_sampling_draws_row(&p[i], 0));
+                /* Now and then far along the ids, behind those of the last key that are left. */
+                while (round % 4 == 1 && td_sampler_row_draw(&p[i], 100 + round).u < 0.8f)
+                    p[i].seed++;
                 draws[i] = td_sampler_row_draw(&p[i], 100 + round);
                 ids[i] = 12345678;
             }

@@ -9,7 +9,8 @@ namespace
 
 enum {
     OLDEST_MAJOR = 8, /* sm_80: BF16 on the tensor cores */
-    AHEAD_BYTES = 4096
+    AHEAD_BYTES = 4096,
+    POST_BYTES = 4 << 20
 };
 
 enum td_status no_device(cudaError_t e, struct td_err *err)
@@ -66,6 +67,8 @@ void close_cuda(struct td_kern *kern)
     td_cuda_bays_close(cuda);
     cudaFree(cuda->unpacked.data);
     td_cuda_lib_close(cuda);
+    if (cuda->posted)
+        cudaFreeHost(cuda->posted);
     cudaStreamDestroy(cuda->stream);
     free(cuda);
 }
@@ -129,11 +132,35 @@ void release_shared(struct td_kern *kern, void *ptr, size_t bytes)
     td_cuda_note(td_cuda_of(kern), cudaFreeHost(ptr));
 }
 
+/* Where the bytes of the host's memory stay as they are until td_kern_sync, and the device reads them in its turn: CUDA promises
+ * neither of memory that it did not give. NULL: no room. */
+const void *post(struct td_cuda *cuda, const void *from, size_t bytes)
+{
+    uint8_t *at = cuda->posted + cuda->posted_bytes;
+
+    if (td_cuda_align(bytes) > POST_BYTES - cuda->posted_bytes)
+        return NULL;
+    memcpy(at, from, bytes);
+    cuda->posted_bytes += td_cuda_align(bytes);
+    return at;
+}
+
 void copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
+    struct cudaPointerAttributes known = {};
+    const void *posted = NULL;
+    const cudaError_t e = cudaPointerGetAttributes(&known, from);
+    const bool is_hosts = e == cudaSuccess && (known.type == cudaMemoryTypeUnregistered ||
+                                               known.type == cudaMemoryTypeHost);
 
-    td_cuda_note(cuda, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda->stream));
+    td_cuda_note(cuda, e);
+    if (is_hosts)
+        posted = post(cuda, from, bytes);
+    td_cuda_note(
+        cuda, cudaMemcpyAsync(to, posted ? posted : from, bytes, cudaMemcpyDefault, cuda->stream));
+    if (is_hosts && !posted)
+        td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
 }
 
 size_t free_bytes(struct td_kern *kern)
@@ -162,6 +189,7 @@ enum td_status sync_cuda(struct td_kern *kern, struct td_err *err)
     cudaError_t e;
 
     td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
+    cuda->posted_bytes = 0;
     td_cuda_bays_close(cuda); /* whoever waits has packed all there is */
     free_outgrown(cuda);
     e = cuda->failed;
@@ -289,17 +317,20 @@ enum td_status open(const struct td_kern_cuda_params *params, struct td_kern **k
     cuda->head.ops = &OPS;
     cuda->head.n_threads = 1;
     s = begin(cuda, err);
-    if (!s && params->inexact_from) {
-        s = td_cuda_lib_open(cuda, err);
-        if (s)
-            close_cuda(&cuda->head);
-    } else if (s) {
+    if (s) {
         free(cuda);
-    }
-    if (s)
         return s;
-    *kern = &cuda->head;
-    return TD_OK;
+    }
+    if (cudaMallocHost((void **)&cuda->posted, POST_BYTES) != cudaSuccess)
+        s = td_err_set(err, TD_NO_MEMORY, "%s: no %u bytes of the host's memory that it reads",
+                       cuda->head.name, (unsigned)POST_BYTES);
+    if (!s && params->inexact_from)
+        s = td_cuda_lib_open(cuda, err);
+    if (s)
+        close_cuda(&cuda->head);
+    else
+        *kern = &cuda->head;
+    return s;
 }
 
 } // namespace

@@ -51,6 +51,9 @@ struct td_cuda {
     struct td_cuda_bay bay
         [TD_CUDA_BAYS]; /* by turns, so that the host fills one while the device empties the other */
     uint32_t n_packed;
+    uint8_t *
+        posted; /* the host's memory that the device reads: what it was given to copy since the last td_kern_sync */
+    size_t posted_bytes;
     struct td_cuda_buffer unpacked; /* rows of a matrix in 16 bits, and what the library works in */
     struct td_cuda_lib *lib;        /* NULL: everything is exact */
     struct td_cuda_graph graph[TD_CUDA_GRAPHS];

@@ -38,6 +38,14 @@ struct cudaDeviceProp {
     size_t sharedMemPerBlockOptin, sharedMemPerMultiprocessor, reservedSharedMemPerBlock;
     size_t totalGlobalMem;
 };
+enum cudaMemoryType {
+    cudaMemoryTypeUnregistered = 0,
+    cudaMemoryTypeHost = 1,
+    cudaMemoryTypeDevice = 2
+};
+struct cudaPointerAttributes {
+    enum cudaMemoryType type;
+};
 struct cudaFuncAttributes {
     int numRegs;
     int ptxVersion; /* of the code that the device has */
@@ -52,6 +60,7 @@ cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device);
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *p);
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *kernel);
 cudaError_t cudaDeviceGetPCIBusId(char *bus_id, int bytes, int device);
 cudaError_t cudaDeviceSynchronize(void);

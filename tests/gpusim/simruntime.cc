@@ -44,6 +44,7 @@ enum { N_SMS = 4, DEFAULT_DEVICES = 1 };
 struct device {
     std::mutex mutex;
     std::map<uintptr_t, size_t> memory; /* of the device, and what it reads of the host's */
+    std::set<uintptr_t> hosts;          /* which of it is the host's */
     std::set<gpusim_stream *> streams;
 } &device = *new struct device;
 
@@ -85,7 +86,7 @@ cudaError_t drain(gpusim_stream *s)
     return e;
 }
 
-/* Whether copies read and write it in their turn. Else it is read before the call returns, and written when it does. */
+/* Whether copies write it in their turn; else it is written when the call returns. All is read in its turn: CUDA promises nothing else. */
 bool is_known(const void *p)
 {
     const std::lock_guard<std::mutex> lock(device.mutex);
@@ -190,6 +191,18 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     prop->reservedSharedMemPerBlock = 1024;
     prop->sharedMemPerMultiprocessor = GPUSIM_SHARED_BYTES + 1024;
     return cudaMemGetInfo(&prop->totalGlobalMem, &prop->totalGlobalMem);
+}
+
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *p)
+{
+    const bool known = is_known(p);
+    const std::lock_guard<std::mutex> lock(device.mutex);
+
+    attributes->type = !known ? cudaMemoryTypeUnregistered
+                       : device.hosts.count((--device.memory.upper_bound((uintptr_t)p))->first)
+                           ? cudaMemoryTypeHost
+                           : cudaMemoryTypeDevice;
+    return cudaSuccess;
 }
 
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *kernel)
@@ -392,13 +405,19 @@ cudaError_t cudaFree(void *p)
     const std::lock_guard<std::mutex> lock(device.mutex);
 
     device.memory.erase((uintptr_t)p);
+    device.hosts.erase((uintptr_t)p);
     free(p);
     return e;
 }
 
 cudaError_t cudaMallocHost(void **p, size_t bytes)
 {
-    return cudaMalloc(p, bytes);
+    const cudaError_t e = cudaMalloc(p, bytes);
+    const std::lock_guard<std::mutex> lock(device.mutex);
+
+    if (e == cudaSuccess)
+        device.hosts.insert((uintptr_t)*p);
+    return e;
 }
 
 cudaError_t cudaFreeHost(void *p)
@@ -446,18 +465,11 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
                               size_t width, size_t height, enum cudaMemcpyKind kind,
                               cudaStream_t stream)
 {
-    auto kept = std::make_shared<std::vector<uint8_t>>();
-
     (void)kind;
     if (stream->capture)
         return cudaErrorStreamCaptureUnsupported;
-    if (!is_known(from)) {
-        kept->resize(width * height);
-        copy_rows(kept->data(), width, from, from_pitch, width, height);
-        from_pitch = width;
-    }
     gpusim_enqueue(stream, [=] {
-        copy_rows(to, to_pitch, kept->empty() ? from : kept->data(), from_pitch, width, height);
+        copy_rows(to, to_pitch, from, from_pitch, width, height);
         return cudaSuccess;
     });
     if (is_known(to))

@@ -13,6 +13,7 @@
 enum {
     D = 4096,
     FF = 14336,
+    VOCAB = 128256,
     HEADS = 32,
     KV_HEADS = 8,
     DIM = 128,
@@ -360,6 +361,75 @@ static void bench_prompt_attention(const char *how)
     }
 }
 
+/* ---- a token from a row ---- */
+
+struct choice {
+    float *x; /* [n x VOCAB] */
+    uint32_t n;
+    uint32_t n_top; /* 0: a draw */
+    struct td_draw draw[64];
+    struct td_top *top;
+    uint32_t *ids;
+};
+
+static void choose_once(void *arg)
+{
+    struct choice *c = arg;
+
+    for (int i = 0; i < 8; i++)
+        check(c->n_top ? td_kern_top(kern, c->x, c->n, VOCAB, c->n_top, c->top, &err)
+                       : td_kern_draw(kern, c->x, c->n, VOCAB, c->draw, c->ids, &err));
+}
+
+static void bench_choice(void)
+{
+    static const struct {
+        const char *name;
+        uint32_t n_top;
+        float top_p;
+    } ways[] = {{"the largest", 1, 0},
+                {"the 64 largest", 64, 0},
+                {"a draw", 0, 1},
+                {"a draw, top_p 0.9", 0, 0.9f}};
+    static const uint32_t rows[] = {1, 64};
+    struct choice c = {.x = device(64 * (size_t)VOCAB * sizeof(float)),
+                       .top = td_kern_alloc_shared(kern, 64 * TD_TOP_MAX * sizeof *c.top),
+                       .ids = td_kern_alloc_shared(kern, 64 * sizeof *c.ids)};
+    float *x = malloc(64 * (size_t)VOCAB * sizeof *x);
+    uint32_t state = 1;
+
+    for (size_t i = 0; i < 64 * (size_t)VOCAB; i++) { /* a sum of four: a bell, some 2.3 wide */
+        float sum = 0.0f;
+
+        for (int k = 0; k < 4; k++) {
+            state = state * 1664525u + 1013904223u;
+            sum += (float)(state >> 8) * 0x1p-22f - 2.0f;
+        }
+        x[i] = sum;
+    }
+    td_kern_copy(kern, c.x, x, 64 * (size_t)VOCAB * sizeof *x);
+    free(x);
+    printf("\n## A token from a row of %d logits\n\nMicroseconds of a call.\n\n| | 1 row | 64 rows "
+           "|\n|---|---:|---:|\n",
+           VOCAB);
+    for (size_t w = 0; w < sizeof ways / sizeof ways[0]; w++) {
+        printf("| %s |", ways[w].name);
+        for (int r = 0; r < 2; r++) {
+            c.n = rows[r];
+            c.n_top = ways[w].n_top;
+            for (uint32_t i = 0; i < 64; i++)
+                c.draw[i] =
+                    (struct td_draw){.inv_t = 1, .top_p = ways[w].top_p, .u = (float)i / 64.0f};
+            printf(" %.1f |", best_of(choose_once, &c) / 8 * 1e6);
+        }
+        putchar('\n');
+        fflush(stdout);
+    }
+    td_kern_free(kern, c.x, 0);
+    td_kern_free_shared(kern, c.top, 0);
+    td_kern_free_shared(kern, c.ids, 0);
+}
+
 int main(int argc, char **argv)
 {
     struct td_kern_cuda_params params = {.plugin = argc > 1 ? argv[1] : NULL};
@@ -374,6 +444,7 @@ int main(int argc, char **argv)
     bench_prompts("exact");
     bench_attention(copy);
     bench_prompt_attention("exact");
+    bench_choice();
     td_kern_close(kern);
     params.inexact_from = 1; /* as --exact off has it for prompts */
     if (td_kern_cuda_open(&params, &kern, &err)) {

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import re
 import socket
+import time
 
 import pytest
 from serving import MODEL, NAME, STORIES, Server, needs_model, needs_shared, tensord, wait_until
@@ -165,8 +166,13 @@ def read_events(sock, head):
 
 
 def is_paused(server, least_tokens):
+    """And stays so: while the kernel still takes some, an answer pauses and goes on again."""
     g = server.group()
-    return g["n_running"] == 0 and g["n_open"] == 1 and g["generated_tokens"] >= least_tokens
+    if not (g["n_running"] == 0 and g["n_open"] == 1 and g["generated_tokens"] >= least_tokens):
+        return False
+    time.sleep(0.5)
+    later = server.group()
+    return later["n_running"] == 0 and later["generated_tokens"] == g["generated_tokens"]
 
 
 def test_a_slow_reader_gives_up_its_place_and_loses_nothing(server):

@@ -88,7 +88,7 @@ void td_kern_free(struct td_kern *kern, void *ptr, size_t bytes);
 void *td_kern_alloc_shared(struct td_kern *kern, size_t bytes);
 void td_kern_free_shared(struct td_kern *kern, void *ptr, size_t bytes);
 /* Enqueues a copy between any two places that do not overlap; the host's memory at `from` may change when this returns, at `to` it is
- * there after td_kern_sync. */
+ * there after td_kern_sync. Of shared memory at `from` it takes what td_kern_sync has brought. */
 void td_kern_copy(struct td_kern *kern, void *to, const void *from, size_t bytes);
 /* Memory of the device that nobody has; 0 where it is the host's. */
 size_t td_kern_free_bytes(struct td_kern *kern);

@@ -2,7 +2,7 @@
  * typicality, never as a list: a radix descent finds each, so nothing is sorted and nothing is as long as the
  * vocabulary. Private to the sampler; lives for one draw. Pure; every sum is over fixed leaves and one tree (vsum.h).
  *
- * The weight of an id is exp((l - max l) / T); its probability among those left is its share of their weight. Among
+ * The weight of an id is exp((l - max l) / T), to a multiple of 2^-34; its probability among those left is its share of their weight. Among
  * equal ids in an order the lower one comes first. Every cut leaves at least one id of those that are there, and ids
  * with l = -inf count as not there. */
 #ifndef TD_SHARD_CUT_H

@@ -66,7 +66,7 @@ enum td_status td_sampler_set_state(struct td_sampler *s, struct td_sampler_stat
  *    5. banned ids: l = -inf. Then temperature = 0, or top_k = 1, takes the largest l and ends here
  *    6. top-n-sigma: ids with l >= max l - n sigma, of the deviation of all l above -inf
  *    7. top-k: the k largest l
- *    8. temperature: weight w = exp((l - max l) / T), rounded to a multiple of 2^-34, so that sums of them are exact. With dynatemp_range, T is not the temperature t but
+ *    8. temperature: weight w = exp((l - max l) / T), rounded to a multiple of 2^-34, so that sums of up to 2^19 are exact. With dynatemp_range, T is not the temperature t but
  *       low + (high - low) * (H / ln n)^dynatemp_exponent, where low = max(0, t - range), high = t + range, and H is the
  *       entropy at T = 1 of the n ids left by 7; t if n = 1
  *    9. typical-p: the ids whose surprise is nearest to the entropy, as few as have a share of the weight left by 7 that

@@ -19,7 +19,8 @@ void td_vsum_init(struct td_vsum *v);
 void td_vsum_push(struct td_vsum *v, double leaf);
 double td_vsum_total(const struct td_vsum *v); /* 0 without leaves */
 
-/* log(sum(exp(logits[0 .. n-1]))) in the order above, NaN counted as -infinity; -infinity when no logit is a number. */
+/* log(sum(exp(logits[0 .. n-1]))) in the order above, NaN counted as -infinity; -infinity when no logit is a number. Of terms rounded as
+ * weights are (kernels/draw.h): off by n * 2^-35 at most. */
 double td_vsum_logsumexp(const float *logits, size_t n);
 
 #endif

@@ -1,5 +1,5 @@
 /* What the next step computes: a pure core that is told everything. Owns the waiting queue, the running set and the
- * choice of rows; borrows the sequences and the block manager. Does no I/O, reads no clock, uses no floats and sees
+ * choice of rows; borrows the sequences and the block manager. Does no I/O, reads no clock, decides by no floats and sees
  * neither logits nor requests. One writer: rank 0's compute thread. Nothing is allocated after open. */
 #ifndef TD_DAEMON_ENGINE_SCHED_H
 #define TD_DAEMON_ENGINE_SCHED_H

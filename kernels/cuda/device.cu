@@ -159,8 +159,10 @@ void copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
         posted = post(cuda, from, bytes);
     td_cuda_note(
         cuda, cudaMemcpyAsync(to, posted ? posted : from, bytes, cudaMemcpyDefault, cuda->stream));
-    if (is_hosts && !posted)
+    if (is_hosts && !posted) {
         td_cuda_note(cuda, cudaStreamSynchronize(cuda->stream));
+        cuda->posted_bytes = 0;
+    }
 }
 
 size_t free_bytes(struct td_kern *kern)
@@ -279,8 +281,8 @@ enum td_status begin(struct td_cuda *cuda, struct td_err *err)
     cuda->most_shared = prop.sharedMemPerBlockOptin;
     cuda->sm_shared = prop.sharedMemPerMultiprocessor;
     cuda->block_shared = prop.reservedSharedMemPerBlock;
-    /* How a tensor core adds up is its generation's own. */
-    snprintf(cuda->numerics, sizeof cuda->numerics, "cuda-1-sm%d%s", prop.major,
+    /* How a tensor core adds up is its own. */
+    snprintf(cuda->numerics, sizeof cuda->numerics, "cuda-1-sm%d%d%s", prop.major, prop.minor,
              cuda->p.inexact_from ? "-inexact" : "");
     cuda->head.numerics = cuda->numerics;
     cuda->overlaps = prop.major >= 9 &&

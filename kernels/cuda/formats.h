@@ -9,7 +9,8 @@ enum {
     TD_CUDA_SPLIT_BYTES = 16 << 20,   /* that pieces of a linear step's sums have */
     TD_CUDA_LIB_TOKENS = 256,         /* of a call that NVIDIA's library takes, if it may */
     TD_CUDA_UNPACKED_BYTES =
-        144 << 20 /* that it needs: 4,096 rows of 14,336 columns, and 32 MiB to work in */
+        145
+        << 20 /* that it needs: 4,096 rows of 14,336 columns, their scales, and 32 MiB to work in */
 };
 
 /* Calls X(type, form of its activations, tile_bytes, scale_bytes of a tile, super_tiles, super_bytes, halves, mins) for every type that

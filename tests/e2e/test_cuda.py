@@ -1,6 +1,7 @@
 """The whole path with --device cuda, on the simulated device (tests/gpusim): ids of other programs, the same bits from every layout,
 what is said where something is missing. What a GPU does is checked by tests/gpu.sh."""
 
+import concurrent.futures
 import contextlib
 import copy
 import json
@@ -224,7 +225,7 @@ def test_a_server_serves_from_it(tensord):
     with Server("-n", 2, "--threads", 1, *CUDA) as s:
         s.wait_ready()
         assert {r["device"] for r in s.group()["ranks"]} == {"cuda 0 simulated"}
-        assert s.group()["numerics_class"] == "cuda-1-sm9"
+        assert s.group()["numerics_class"] == "cuda-1-sm90"
         # Greedy, and drawn with a seed twice: alone and among others.
         assert s.complete(PROMPT, max_tokens=6, temperature=0, ignore_eos=True)["text"] == alone
         drawn = {"max_tokens": 6, "temperature": 1.0, "seed": 7, "ignore_eos": True}
@@ -235,22 +236,31 @@ def test_a_server_serves_from_it(tensord):
         s.stop()
 
 
-@needs_model
 def test_draws_on_the_device_are_those_of_the_host(find_model):
     """The device draws where nothing but temperature, top_p and min_p is asked for and one rank has all logits."""
     asked = [{"temperature": 1}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.05}, {"temperature": 2, "top_p": 0.99, "n": 2}]
     texts = {}
     for layout, (ranks, args) in {"alone": (1, ()), **{k: LAYOUTS[k] for k in ("tp2", "pp2")}}.items():
         with Server("-n", ranks, "--threads", 1, *args, *CUDA, model=find_model(BF16_260K)) as s:
+            def texts_of(i, more):
+                answer = s.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "seed": 7 + i, **asked[i], **more})
+                return [c["text"] for c in answer.json()["choices"]]
+
             s.wait_ready()
-            for more in ({}, {"logprobs": 1}):  # with which the host draws
-                answers = [s.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "seed": 7 + i, **a, **more}) for i, a in enumerate(asked)]
-                texts[layout, len(more)] = [[c["text"] for c in a.json()["choices"]] for a in answers]
+            by_host = {"logprobs": 1}
+            texts[layout, "device"] = [texts_of(i, {}) for i in range(len(asked))]
+            texts[layout, "host"] = [texts_of(i, by_host) for i in range(len(asked))]
+            with concurrent.futures.ThreadPoolExecutor(12) as pool:  # rows of a step want logits, the largest of them, and draws
+                greedy = [pool.submit(texts_of, 0, {"temperature": 0}) for _ in range(2)]
+                mixed = [pool.submit(texts_of, i, by_host if k else {}) for i in range(len(asked)) for k in (1, 0)]
+                texts[layout, "mixed, host"], texts[layout, "mixed"] = ([f.result() for f in mixed[k::2]] for k in (0, 1))
+                assert greedy[0].result() == greedy[1].result()
             s.stop()
     assert len({json.dumps(t) for t in texts.values()}) == 1, texts
-    assert len({t for choices in texts["alone", 0] for t in choices}) == 5  # they do draw
+    assert len({t for choices in texts["alone", "device"] for t in choices}) == 5  # they do draw
 
 
+@needs_model
 def test_the_plan_tells_what_a_gpu_will_hold(tensord, find_model, tmp_path):
     """Before anything is loaded, and without a GPU: bytes as they are then held, and types that no GPU takes."""
     for model in (find_model(Q4_3M), MODEL):

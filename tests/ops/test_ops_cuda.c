@@ -733,7 +733,7 @@ static void test_cuda_top_is_that_of_the_cpu(void **state)
 /* The sampler's own draws, to the id: of logits as models have them, of few different ones, of specials, of one only, of none. */
 static void test_cuda_draws_are_those_of_the_sampler(void **state)
 {
-    static const uint32_t widths[] = {1, 17, 1025, 4096, 4097, 20011, 131072};
+    static const uint32_t widths[] = {1, 17, 1025, 4096, 4097, 20011, 131072, TD_DRAW_MAX_WIDTH};
     static const float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f};
     static const float top_ps[] = {1.0f, 0.9f, 0.999f, 0.3f, 1e-6f, 0.999999f};
     enum { N = 6, ROUNDS = 12 };
@@ -741,11 +741,12 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
 
     (void)state;
     td_ops_seed(4041);
-    for (uint32_t w = 0; w < 7; w++) {
+    for (uint32_t w = 0; w < 8; w++) {
+        const uint32_t n_rounds = w == 7 ? 2 : w == 6 ? 4 : w == 5 ? 2 * ROUNDS : ROUNDS;
         const size_t n = (size_t)N * widths[w];
         float *x = malloc(n * sizeof *x), *dx;
         struct td_draw draws[N];
-        uint32_t *ids = td_kern_alloc_shared(cuda, N * sizeof *ids), first[N];
+        uint32_t *ids = td_kern_alloc_shared(cuda, N * sizeof *ids), first[N] = {0};
         bool differs[N] = {false};
 
         for (size_t i = 0; i < n; i++) {
@@ -761,14 +762,16 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
                 x[i] = -7.5f; /* all alike */
         }
         dx = up(x, n * sizeof *x);
-        for (uint32_t round = 0; round < (w == 6 ? 4 : w == 5 ? 2 * ROUNDS : ROUNDS); round++) {
+        for (uint32_t round = n_rounds == 2; round < n_rounds; round++) {
             struct td_sampling p[N];
             struct td_err err;
 
             for (uint32_t i = 0; i < N; i++) {
                 td_sampling_default(&p[i]);
                 p[i].seed = 77 * round + i;
-                p[i].temperature = round % 3 ? 0.1f + 0.5f * (float)td_ops_below(5) : 1.0f;
+                p[i].temperature = round % 3 == 0         ? 1.0f
+                                   : td_ops_below(6) == 0 ? (td_ops_below(2) ? 1e30f : 1e-38f)
+                                                          : 0.1f + 0.5f * (float)td_ops_below(5);
                 p[i].top_p = round % 2 == 0    ? 1.0f
                              : td_ops_below(2) ? top_ps[td_ops_below(6)]
                                                : 0.999f * (float)(1 + td_ops_below(1000)) / 1000;
@@ -794,8 +797,8 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
                              "min_p %g)",
                              widths[w], i, round, ids[i], want.no_choice ? UINT32_MAX : want.id,
                              (double)p[i].temperature, (double)p[i].top_p, (double)p[i].min_p);
-                first[i] = round ? first[i] : ids[i];
-                differs[i] = differs[i] || ids[i] != first[i];
+                first[i] = round == 0 ? ids[i] : first[i];
+                differs[i] = differs[i] || (n_rounds > 2 && ids[i] != first[i]);
             }
         }
         for (uint32_t i = 0; i < N; i++)

@@ -293,7 +293,6 @@ static void open_world(struct world *w, struct td_engine_params p)
     p.user = w;
     p.n_eos = 1;
     p.eos_ids[0] = EOS;
-    p.draws = p.draws || rng(2);
     w->params = p;
     w->block_tokens = p.block_tokens;
     if (td_engine_open(&p, &w->engine, &err))
@@ -793,6 +792,7 @@ static void random_workload(struct world *w, struct sums *sums)
     p.max_batched_tokens = p.max_num_seqs + rng(20);
     p.max_chunk_tokens = rng(2) ? 0 : 1 + rng(9);
     p.parallel = rng(2) ? NULL : run_backwards;
+    p.draws = rng(2);
     p.prefix_cache = rng(4) > 0;
     for (uint32_t t = 0; t < TD_OFFLOAD_TIERS && p.prefix_cache && rng(2); t++)
         p.n_slots[t] = rng(MAX_SLOTS / 2);

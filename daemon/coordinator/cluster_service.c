@@ -259,8 +259,8 @@ static enum td_status choose_kv_dtype(const Tensord__V1__PlanRequest *m,
 {
     if (m->kv_dtype[0] != '\0' && strcmp(m->kv_dtype, "auto") != 0) {
         return td_dtype_from_name(m->kv_dtype, out) &&
-                       (*out == TD_F32 || *out == TD_F16 || *out == TD_BF16 || *out == TD_Q8_0 ||
-                        *out == TD_Q4_0)
+                       (*out == TD_F32 || *out == TD_F16 || *out == TD_BF16 || *out == TD_F8_E4M3 ||
+                        *out == TD_Q8_0 || *out == TD_Q4_0)
                    ? TD_OK
                    : td_err_set(
                          err, TD_INVALID,

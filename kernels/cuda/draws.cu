@@ -16,6 +16,8 @@ enum {
     PIECE_BITS = 12 /* of 35: 2^19 such pieces add up in 32 bits */
 };
 
+static_assert(MAX_SEGMENTS <= THREADS, "a block has a thread for every segment");
+
 /* The last place that top-p leaves: all keys above `key`, and the first n_equal ids of that key. */
 struct place {
     uint32_t key, n_equal;

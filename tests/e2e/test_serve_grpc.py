@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import re
 
 import grpc
 import pytest
@@ -239,6 +240,15 @@ def test_plan_says_what_would_fit(rpc, channel):
     assert code == grpc.StatusCode.INVALID_ARGUMENT, details
     code, details = code_of(lambda: rpc.call(channel, "Cluster/Plan", model_path="/nonexistent/model", n_ranks=2))
     assert code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT) and "/nonexistent/model" in details
+
+
+def test_plan_takes_every_type_of_keys_that_it_names(rpc, channel):
+    code, details = code_of(lambda: rpc.call(channel, "Cluster/Plan", n_ranks=1, kv_dtype="fp4"))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "kv_dtype is 'fp4'" in details
+    names = re.split(r", | or ", details.split("expected ")[1])
+    assert "fp8" in names and len(names) == 7
+    for name in names:
+        assert rpc.call(channel, "Cluster/Plan", n_ranks=1, kv_dtype=name).json.startswith(b"{"), name
 
 
 # ---- health and reflection ----

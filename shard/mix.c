@@ -21,6 +21,7 @@ static const struct {
     [TD_IQ4_NL] = {TD_F16, TD_Q6_K, 25},
     [TD_IQ4_XS] = {TD_IQ4_NL, TD_Q6_K, 30},
     [TD_MXFP4] = {TD_F16, TD_Q6_K, 38},
+    [TD_INT4] = {TD_F16, TD_Q6_K, 0}, /* no GGUF file has it */
     [TD_F8_E4M3] = {TD_F8_E4M3, TD_F8_E4M3, 0},
 };
 

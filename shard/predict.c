@@ -27,6 +27,7 @@ static const struct td_predict_share table[TD_N_DTYPES] = {
     [TD_Q5_1] = {0.92, 0.46, 0.64, TD_RATE_INT8},   /* Q4_0 */
     [TD_IQ4_NL] = {0.92, 0.46, 0.64, TD_RATE_INT8}, /* Q4_0 */
     [TD_MXFP4] = {0.92, 0.46, 0.64, TD_RATE_INT8},  /* Q4_0 */
+    [TD_INT4] = {0.92, 0.46, 0.64, TD_RATE_INT8},   /* Q4_0 */
     [TD_Q4_K] = {0.83, 0.44, 0.64, TD_RATE_INT8},   /* measured */
     [TD_Q5_K] = {0.83, 0.44, 0.64, TD_RATE_INT8},   /* Q4_K */
     [TD_IQ4_XS] = {0.83, 0.44, 0.64, TD_RATE_INT8}, /* Q4_K */

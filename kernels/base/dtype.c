@@ -20,6 +20,7 @@ static const struct td_dtype_info INFO[TD_N_DTYPES] = {
     [TD_IQ4_NL] = {"iq4_nl", 32, 18, 32},
     [TD_IQ4_XS] = {"iq4_xs", 256, 136, 256},
     [TD_MXFP4] = {"mxfp4", 32, 17, 32},
+    [TD_INT4] = {"int4", 32, 19, 32},
     [TD_F8_E4M3] = {"f8_e4m3", 1, 1, 128},
 };
 

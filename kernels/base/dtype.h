@@ -1,6 +1,6 @@
 /* Element types of weights, activations and caches, and the sizes of their blocks.
- * Block layouts are those of the GGUF specification (ggml) and, for MXFP4 and FP8, of the OCP formats; arithmetic on them
- * lives in kernels/quant. */
+ * Block layouts are those of the GGUF specification (ggml) and, for MXFP4 and FP8, of the OCP formats; INT4 is what GPTQ's and AWQ's
+ * tensors are put into (shard/int4.h). Arithmetic on them lives in kernels/quant. */
 #ifndef TD_KERNELS_BASE_DTYPE_H
 #define TD_KERNELS_BASE_DTYPE_H
 
@@ -25,6 +25,7 @@ enum td_dtype {
     TD_IQ4_NL, /* 32: F16 scale, nibbles that index a table of 16 values */
     TD_IQ4_XS, /* 256: F16 scale, 8 x 6-bit scale, nibbles of IQ4_NL */
     TD_MXFP4,  /* 32: E8M0 scale, nibbles that are E2M1 floats */
+    TD_INT4, /* 32: F16 scale, zero (the lower half of a byte), nibbles; weight = (nibble - zero) * scale */
     TD_F8_E4M3, /* 1 byte; F32 scales lie beside the matrix: per tensor, per row or per block of 128 x 128 */
     TD_N_DTYPES
 };

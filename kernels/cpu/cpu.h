@@ -13,6 +13,7 @@
  *   Q5_0       F16 scale; at 2L a word of fifth bits: bit j of byte i is that of column 4j+i; at 6L nibbles as in Q4_0.
  *   Q5_1       F16 scale; at 2L F16 minimum; at 4L fifth bits, at 8L nibbles as in Q5_0.
  *   MXFP4      E8M0 scale; at L nibbles as in Q4_0.
+ *   INT4       F16 scale; at 2L zero (lower half of a byte); at 3L nibbles as in Q4_0.
  * and per 256 columns, whose eighths are numbered b = 0 .. 7:
  *   Q4_K       F16 d; at 2L F16 dmin; at 4L 3 words of sixes (below): scales 0 .. 7, minimums 8 .. 15; at 16L 32 words of
  *              nibbles: word 8c+j holds columns 4j .. 4j+3 of eighth 2c (low) and of eighth 2c+1 (high).
@@ -136,6 +137,8 @@ static inline __attribute__((always_inline)) struct td_cpu_traits td_cpu_traits(
         return (struct td_cpu_traits){TD_ACT_INT32, 16, 1, 0, 1};
     case TD_MXFP4:
         return (struct td_cpu_traits){TD_ACT_INT32, 12, 1, 0, 1};
+    case TD_INT4: /* stored: nibble + 15 - zero */
+        return (struct td_cpu_traits){TD_ACT_INT32, 15, 1, 0, 1};
     case TD_Q4_1:
     case TD_Q5_1:
         return (struct td_cpu_traits){TD_ACT_INT32, 0, 1, 1, 1};

@@ -92,6 +92,7 @@ PRODUCT(q5_0, TD_Q5_0, expand_int, tiles_int32_narrow)
 PRODUCT(q5_1, TD_Q5_1, expand_int, tiles_int32_mins)
 PRODUCT(iq4_nl, TD_IQ4_NL, expand_int, tiles_int32)
 PRODUCT(mxfp4, TD_MXFP4, expand_int, tiles_int32_narrow)
+PRODUCT(int4, TD_INT4, expand_int, tiles_int32_narrow)
 PRODUCT(q2_k, TD_Q2_K, expand_int, tiles_int256_halves_mins)
 PRODUCT(q3_k, TD_Q3_K, expand_int, tiles_int256_halves)
 PRODUCT(q4_k, TD_Q4_K, expand_int, tiles_int256_mins)
@@ -107,6 +108,7 @@ static void product(const struct td_cpu_product *p)
         [TD_Q5_1] = product_q5_1,     [TD_Q2_K] = product_q2_k,     [TD_Q3_K] = product_q3_k,
         [TD_Q4_K] = product_q4_k,     [TD_Q5_K] = product_q5_k,     [TD_Q6_K] = product_q6_k,
         [TD_IQ4_NL] = product_iq4_nl, [TD_IQ4_XS] = product_iq4_xs, [TD_MXFP4] = product_mxfp4,
+        [TD_INT4] = product_int4,
     };
 
     by_type[p->m->head.dtype](p);

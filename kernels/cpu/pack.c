@@ -165,6 +165,7 @@ static const struct layout {
     [TD_Q5_1] = {{{2, 2, 0}, {4, 1, MADE}, {4, 4, 8}}, make_q5_1, unmake_q5_1},
     [TD_IQ4_NL] = {.runs = {{2, 1, 0}, {4, 4, 2}}},
     [TD_MXFP4] = {.runs = {{1, 1, 0}, {4, 4, 1}}},
+    [TD_INT4] = {.runs = {{2, 1, 0}, {1, 1, 2}, {4, 4, 3}}},
     [TD_Q2_K] = {.runs = {{2, 2, 80}, {4, 4, 0}, {4, 16, 16}}},
     [TD_Q3_K] = {{{2, 1, 108}, {4, 3, MADE}, {4, 24, 0}}, make_q3_k, unmake_q3_k},
     [TD_Q4_K] = {{{2, 2, 0}, {4, 3, MADE}, {4, 32, 16}}, make_k4, unmake_k4},

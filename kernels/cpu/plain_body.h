@@ -42,6 +42,8 @@ INLINE size_t block_bytes(enum td_dtype dtype)
         return 24;
     case TD_MXFP4:
         return 17;
+    case TD_INT4:
+        return 19;
     case TD_Q2_K:
         return 84;
     case TD_Q3_K:
@@ -73,6 +75,15 @@ INLINE vi bits_to(vi word, int bit, int to, int mask)
     return vi_and(moved, vi_set1((mask << to) * 0x01010101));
 }
 
+/* A byte of every lane at byte `at`, in all four bytes of its word. */
+INLINE vi bytes_at(const uint8_t *block, uint32_t at, int h)
+{
+    vi v = vi_load_u8(block + (size_t)at * TD_CPU_GROUP + h * 16);
+
+    v = vi_or(v, vi_shl(v, 8));
+    return vi_or(v, vi_shl(v, 16));
+}
+
 /* The stored integers of columns 4j .. 4j + 3 of eighth b (0 for blocks of 32). */
 INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h)
 {
@@ -97,6 +108,9 @@ INLINE vi weight_word(enum td_dtype dtype, const uint8_t *p, int b, int j, int h
         return vi_lookup(iq4, bits_of(word_at(p, 2 + quarter, h), upper, 15));
     case TD_MXFP4:
         return vi_lookup(mxfp4, bits_of(word_at(p, 1 + quarter, h), upper, 15));
+    case TD_INT4: /* byte by byte, whatever its sign on the way */
+        return vi_sub_bytes(bits_of(word_at(p, 3 + quarter, h), upper, 15),
+                            vi_sub_bytes(bits_of(bytes_at(p, 2, h), 0, 15), vi_set1(0x0f0f0f0f)));
     case TD_Q4_K:
         return bits_of(word_at(p, 16 + (uint32_t)(b / 2) * 32 + step, h), b % 2 * 4, 15);
     case TD_Q5_K:

@@ -221,6 +221,8 @@ static int stored(const struct lane *l, const uint8_t *block, uint32_t b, uint32
         return iq4[nibble_at(l, block, 2, j % 4, i, j / 4)];
     case TD_MXFP4:
         return mxfp4[nibble_at(l, block, 1, j % 4, i, j / 4)];
+    case TD_INT4:
+        return (int)nibble_at(l, block, 3, j % 4, i, j / 4) + 15 - (field8(l, block, 2) & 15);
     case TD_Q4_K:
         return (int)nibble_at(l, block, 16, b / 2 * 8 + j, i, b % 2);
     case TD_Q5_K:

@@ -66,6 +66,7 @@ AMX_PRODUCT(q5_0, TD_Q5_0, tiles_int32)
 AMX_PRODUCT(q5_1, TD_Q5_1, tiles_int32_mins)
 AMX_PRODUCT(iq4_nl, TD_IQ4_NL, tiles_int32)
 AMX_PRODUCT(mxfp4, TD_MXFP4, tiles_int32)
+AMX_PRODUCT(int4, TD_INT4, tiles_int32)
 AMX_PRODUCT(q4_k, TD_Q4_K, tiles_int256_mins)
 AMX_PRODUCT(q5_k, TD_Q5_K, tiles_int256_mins)
 AMX_PRODUCT(iq4_xs, TD_IQ4_XS, tiles_int256)
@@ -90,7 +91,7 @@ static void product(const struct td_cpu_product *p)
         [TD_Q8_0] = product_q8_0,     [TD_Q4_0] = product_q4_0, [TD_Q4_1] = product_q4_1,
         [TD_Q5_0] = product_q5_0,     [TD_Q5_1] = product_q5_1, [TD_IQ4_NL] = product_iq4_nl,
         [TD_MXFP4] = product_mxfp4,   [TD_Q4_K] = product_q4_k, [TD_Q5_K] = product_q5_k,
-        [TD_IQ4_XS] = product_iq4_xs,
+        [TD_IQ4_XS] = product_iq4_xs, [TD_INT4] = product_int4,
     };
 
     by_type[p->m->head.dtype](p);

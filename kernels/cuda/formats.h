@@ -22,6 +22,7 @@ enum {
     X(TD_Q8_0, TD_CUDA_F16, 512, 32, 0, 0, false, false)                                           \
     X(TD_Q4_0, TD_CUDA_F16, 256, 32, 0, 0, false, false)                                           \
     X(TD_MXFP4, TD_CUDA_F16, 256, 32, 0, 0, false, false)                                          \
+    X(TD_INT4, TD_CUDA_F16, 256, 48, 0, 0, false, false)                                           \
     X(TD_Q4_K, TD_CUDA_F16, 256, 32, 8, 64, false, true)                                           \
     X(TD_Q5_K, TD_CUDA_F16, 320, 32, 8, 64, false, true)                                           \
     X(TD_Q6_K, TD_CUDA_F16, 384, 32, 8, 32, true, false)                                           \

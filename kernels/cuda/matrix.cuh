@@ -6,8 +6,8 @@
  *           bits (bits p and p + 4 of a byte; [32 lanes][2 rows]) or the upper pairs of bits (bits 2p and 8 + 2p of 16;
  *           [32 lanes][2 rows]). MXFP4's word has value 2p in its lower half and 2p + 1 in the upper one: three bits of magnitude from
  *           9, 6, 3, 0 on, the sign at 15, 12, 14, 13. F32 is [32 columns][16 rows].
- *   scales  per tile and g a word for rows g (low half) and g + 8: a scale of 32 columns as F16 or, of MXFP4, as BF16; of Q4_K and
- *           Q5_K bytes {scale, minimum} each, of Q6_K {scale of the first 16 columns, of the others}.
+ *   scales  per tile and g a word for rows g (low half) and g + 8: a scale of 32 columns as F16 or, of MXFP4, as BF16 (INT4: behind all
+ *           of them, per g, the two zeros as bytes); of Q4_K and Q5_K bytes {scale, minimum} each, of Q6_K {scale of the first 16 columns, of the others}.
  *   supers  per run of 128 or 256 columns and g: of F8 two F32, of Q6_K F16 {d(g), d(g + 8)}, of Q4_K and Q5_K
  *           {d(g), dmin(g), d(g + 8), dmin(g + 8)}.
  * Kept up to date with kernels/cuda/README.md. */
@@ -79,7 +79,8 @@ template <enum td_dtype T> struct td_tile_words {
     static constexpr uint32_t BYTES = td_cuda_format_of(T).tile_bytes;
     static constexpr uint32_t N = BYTES == 1024 ? 4 : BYTES == 512 ? 2 : 1; /* words of a row */
     uint32_t w[2 * N];
-    uint32_t more; /* of both rows: Q5_K a byte each, Q6_K 16 bits each */
+    uint32_t
+        more; /* of both rows: Q5_K a byte each, Q6_K 16 bits each; INT4 their zeros, a byte each */
     uint32_t scales;
 };
 
@@ -117,6 +118,8 @@ __device__ __forceinline__ void td_tile_load(const uint8_t *tile, const uint8_t 
         if (T == TD_Q6_K)
             to->more = *(const uint32_t *)(tile + 256 + lane * 4);
     }
+    if (T == TD_INT4)
+        to->more = *(const uint16_t *)(scales + 32 + lane / 4 * 2);
     if (td_cuda_format_of(T).scale_bytes)
         to->scales = *(const uint32_t *)(scales + lane / 4 * 4);
 }
@@ -155,11 +158,14 @@ __device__ __forceinline__ void td_tile_pairs(const struct td_tile_words<T> &fro
         pair[3] = td_num_pick(w[0] << 2, 0x80008000u, w[0] << 9 & 0x0e000e00u);
     } else {
         /* A whole number's bits as F16 are the number times 2^-24; with 1024 above them, 1024 more. */
-        const uint32_t mine = T == TD_Q5_K   ? from.more >> (8 * half) & 0xffu
-                              : T == TD_Q6_K ? from.more >> (16 * half) & 0xffffu
-                                             : 0;
+        const uint32_t mine = T == TD_Q5_K || T == TD_INT4 ? from.more >> (8 * half) & 0xffu
+                              : T == TD_Q6_K               ? from.more >> (16 * half) & 0xffffu
+                                                           : 0;
         const uint32_t more = T == TD_Q5_K ? mine << 4 | mine << 16 : mine << 4 | mine << 12;
-        const uint32_t above = T == TD_Q4_0 || T == TD_Q6_K ? 0x64006400u : 0;
+        const uint32_t above = T == TD_Q4_0 || T == TD_INT4 || T == TD_Q6_K ? 0x64006400u : 0;
+        const uint32_t less = T == TD_Q4_0   ? 0x64086408u
+                              : T == TD_INT4 ? 0x64006400u + mine * 0x10001u
+                                             : 0x64206420u;
 
         for (uint32_t p = 0; p < 4; p++) {
             pair[p] = td_num_pick(w[0] >> (4 * p), 0x000f000fu, above);
@@ -168,7 +174,7 @@ __device__ __forceinline__ void td_tile_pairs(const struct td_tile_words<T> &fro
             if (T == TD_Q6_K)
                 pair[p] = td_num_pick(more >> (2 * p), 0x00300030u, pair[p]);
             if (above)
-                pair[p] = td_num_sub2(pair[p], T == TD_Q4_0 ? 0x64086408u : 0x64206420u);
+                pair[p] = td_num_sub2(pair[p], less);
         }
     }
 }
@@ -221,7 +227,7 @@ __device__ __forceinline__ struct td_tile_scale
 td_tile_scale_of(const struct td_tile_words<T> &w, const struct td_tile_super<T> &super,
                  uint32_t half, uint32_t j)
 {
-    if (T == TD_Q8_0 || T == TD_Q4_0)
+    if (T == TD_Q8_0 || T == TD_Q4_0 || T == TD_INT4)
         return {td_num_f16((uint16_t)(w.scales >> (16 * half))), 0.0f};
     if (T == TD_MXFP4)
         return {td_num_bf16((uint16_t)(w.scales >> (16 * half))), 0.0f};

@@ -41,8 +41,8 @@ template <enum td_dtype T> __device__ uint32_t stored(const uint8_t *row, uint32
         return row[column];
     if (T == TD_Q8_0) /* the sign turned round */
         return row[(size_t)(column / 32) * 34 + 2 + column % 32] ^ 128u;
-    if (T == TD_Q4_0 || T == TD_MXFP4) {
-        const size_t block = T == TD_Q4_0 ? 18 : 17;
+    if (T == TD_Q4_0 || T == TD_MXFP4 || T == TD_INT4) {
+        const size_t block = T == TD_Q4_0 ? 18 : T == TD_MXFP4 ? 17 : 19;
         const uint8_t byte = row[column / 32 * block + block - 16 + column % 16];
 
         return column % 32 < 16 ? byte & 15u : byte >> 4;
@@ -133,8 +133,8 @@ __device__ void pack_scales(const struct td_cuda_weights &m, const struct file_r
 {
     constexpr struct td_cuda_format F = td_cuda_format_of(T);
     const uint32_t r = group * TD_TILE_ROWS + g + 8 * half, column = m.tile[at].first;
-    uint8_t *scales =
-        m.scales + ((size_t)group * m.n_tiles + at) * F.scale_bytes + g * 4 + half * 2;
+    uint8_t *of_tile = m.scales + ((size_t)group * m.n_tiles + at) * F.scale_bytes;
+    uint8_t *scales = of_tile + g * 4 + half * 2;
     uint8_t *super =
         F.super_tiles ? m.supers + ((size_t)group * m.n_supers + at / F.super_tiles) * F.super_bytes
                       : NULL;
@@ -144,6 +144,11 @@ __device__ void pack_scales(const struct td_cuda_weights &m, const struct file_r
         return;
     if (T == TD_Q8_0 || T == TD_Q4_0) {
         *(uint16_t *)scales = half_at(row + column / 32 * (size_t)(T == TD_Q8_0 ? 34 : 18));
+    } else if (T == TD_INT4) {
+        const uint8_t *block = row + column / 32 * (size_t)19;
+
+        *(uint16_t *)scales = half_at(block);
+        of_tile[32 + g * 2 + half] = block[2] & 15u;
     } else if (T == TD_MXFP4) {
         const uint32_t e = row[column / 32 * (size_t)17];
 

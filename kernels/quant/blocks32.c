@@ -1,4 +1,4 @@
-/* The types with one F16 scale for 32 columns: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1.
+/* The types with one F16 scale for 32 columns: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, INT4.
  * In all of them the first half of the columns lies in the low nibbles and the second half in the high ones. */
 #include "kernels/quant/codec.h"
 
@@ -68,7 +68,7 @@ static void put_fives(uint8_t *p, const uint32_t q[BLOCK])
     put_nibbles(p + 4, q);
 }
 
-/* The products of all five are exact in F32: 11 by at most 8 significant bits. */
+/* The products of all six are exact in F32: 11 by at most 8 significant bits. */
 static void decode_q8_0(const uint8_t *block, float *dst)
 {
     float scale = td_codec_get_f16(block);
@@ -196,8 +196,37 @@ static void encode_q5_1(const float *src, uint8_t *block)
     put_fives(block + 4, q);
 }
 
+static void decode_int4(const uint8_t *block, float *dst)
+{
+    uint32_t q[BLOCK];
+
+    get_nibbles(block + 3, q);
+    scaled(q, block[2] & 15, td_codec_get_f16(block), dst);
+}
+
+/* A value of 0 stays one: the range holds it. */
+static void encode_int4(const float *src, uint8_t *block)
+{
+    float lo = 0, hi = 0, inverse;
+    uint32_t q[BLOCK];
+
+    for (int i = 0; i < BLOCK; i++) {
+        lo = src[i] < lo ? src[i] : lo;
+        hi = src[i] > hi ? src[i] : hi;
+    }
+    inverse = inverse_of(put_scale(block, (hi - lo) / 15.0f));
+    block[2] = hi > lo ? (uint8_t)cut(-lo / (hi - lo) * 15.0f + 0.5f, 15) : 0;
+    for (int i = 0; i < BLOCK; i++) {
+        float x = src[i] * inverse + ((float)block[2] + 0.5f);
+
+        q[i] = x > 0 ? cut(x, 15) : 0;
+    }
+    put_nibbles(block + 3, q);
+}
+
 const struct td_codec td_blocks32_q8_0 = {decode_q8_0, encode_q8_0, TD_CODEC_LIMIT};
 const struct td_codec td_blocks32_q4_0 = {decode_q4_0, encode_q4_0, TD_CODEC_LIMIT};
 const struct td_codec td_blocks32_q4_1 = {decode_q4_1, encode_q4_1, TD_CODEC_LIMIT};
 const struct td_codec td_blocks32_q5_0 = {decode_q5_0, encode_q5_0, TD_CODEC_LIMIT};
 const struct td_codec td_blocks32_q5_1 = {decode_q5_1, encode_q5_1, TD_CODEC_LIMIT};
+const struct td_codec td_blocks32_int4 = {decode_int4, encode_int4, TD_CODEC_LIMIT};

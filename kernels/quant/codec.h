@@ -22,7 +22,7 @@ struct td_codec {
 };
 
 extern const struct td_codec td_blocks32_q8_0, td_blocks32_q4_0, td_blocks32_q4_1, td_blocks32_q5_0,
-    td_blocks32_q5_1;
+    td_blocks32_q5_1, td_blocks32_int4;
 extern const struct td_codec td_kquant_q2_k, td_kquant_q3_k, td_kquant_q4_k, td_kquant_q5_k,
     td_kquant_q6_k;
 extern const struct td_codec td_iq4_nl, td_iq4_xs;

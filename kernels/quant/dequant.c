@@ -14,7 +14,7 @@ static const struct td_codec *const CODECS[TD_N_DTYPES] = {
     [TD_Q5_0] = &td_blocks32_q5_0, [TD_Q5_1] = &td_blocks32_q5_1, [TD_Q2_K] = &td_kquant_q2_k,
     [TD_Q3_K] = &td_kquant_q3_k,   [TD_Q4_K] = &td_kquant_q4_k,   [TD_Q5_K] = &td_kquant_q5_k,
     [TD_Q6_K] = &td_kquant_q6_k,   [TD_IQ4_NL] = &td_iq4_nl,      [TD_IQ4_XS] = &td_iq4_xs,
-    [TD_MXFP4] = &td_mxfp4,
+    [TD_MXFP4] = &td_mxfp4,        [TD_INT4] = &td_blocks32_int4,
 };
 
 static void decode_blocks(enum td_dtype type, const uint8_t *src, float *dst, size_t n_elems)

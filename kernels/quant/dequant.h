@@ -14,6 +14,7 @@ void td_dequant_row(enum td_dtype type, const void *src, float *dst, size_t n_el
  * Q8_0: scale = largest magnitude / 127, quotients rounded half away from zero. Q4_0, Q5_0: scale = the value of largest
  * magnitude / -8 or -16, so that this value is stored as the lowest; quotients rounded half up. Q4_1, Q5_1: minimum = the lowest
  * value, scale = spread / 15 or 31, quotients rounded half up.
+ * INT4: scale = spread of the values and 0 / 15, zero = where 0 lies among the 15 steps, to nearest, quotients rounded half up.
  * Q2_K .. Q6_K, IQ4_NL, IQ4_XS: scales and minima that make the squared error small, weighted by |x| + rms / 2 (fit.h).
  * MXFP4: scale = 2^(exponent of the largest magnitude - 2), to nearest, ties to even, 6 for what lies beyond.
  * Types made of blocks store NaN as 0 and what is too large, infinity too, as the largest that the block can hold. */

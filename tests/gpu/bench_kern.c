@@ -194,8 +194,8 @@ static void run_model(void *arg)
     }
 }
 
-static const enum td_dtype types[] = {TD_BF16, TD_F16,  TD_F8_E4M3, TD_Q8_0, TD_Q6_K,
-                                      TD_Q5_K, TD_Q4_K, TD_Q4_0,    TD_MXFP4};
+static const enum td_dtype types[] = {TD_BF16, TD_F16,  TD_F8_E4M3, TD_Q8_0,  TD_Q6_K,
+                                      TD_Q5_K, TD_Q4_K, TD_Q4_0,    TD_MXFP4, TD_INT4};
 
 static void bench_linear(double copy, uint32_t n_layers)
 {

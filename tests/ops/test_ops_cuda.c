@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const enum td_dtype TYPES[] = {TD_F32,   TD_F16,  TD_BF16, TD_Q8_0, TD_Q4_0,
-                                      TD_MXFP4, TD_Q4_K, TD_Q5_K, TD_Q6_K, TD_F8_E4M3};
+static const enum td_dtype TYPES[] = {TD_F32,  TD_F16,  TD_BF16, TD_Q8_0, TD_Q4_0,   TD_MXFP4,
+                                      TD_INT4, TD_Q4_K, TD_Q5_K, TD_Q6_K, TD_F8_E4M3};
 enum { N_TYPES = sizeof TYPES / sizeof TYPES[0] };
 
 static struct td_kern *cuda, *cpu;

@@ -3,6 +3,7 @@
 #include "tests/ops/ops.h"
 
 #include "comm/tree.h"
+#include "kernels/base/half.h"
 #include "kernels/quant/dequant.h"
 
 #include <math.h>
@@ -482,12 +483,74 @@ static void test_ops_linear_rows_are_the_stored_weights(void **state)
     td_kern_close(kern);
 }
 
+/* Random blocks of both types with the same weights: (nibble - zero) * scale is one of Q5_0's, whose own integer is 16 more. */
+static void same_blocks(uint32_t zero, uint8_t int4[19], uint8_t q5_0[22])
+{
+    const uint16_t scale = td_f32_to_f16(td_ops_normal());
+
+    memset(q5_0, 0, 22);
+    memcpy(int4, &scale, sizeof scale);
+    memcpy(q5_0, &scale, sizeof scale);
+    int4[2] = (uint8_t)zero;
+    for (uint32_t k = 0; k < 16; k++) {
+        const uint32_t low = td_ops_below(16), high = td_ops_below(16);
+        const uint32_t five[2] = {low + 16 - zero, high + 16 - zero};
+
+        int4[3 + k] = (uint8_t)(low | high << 4);
+        q5_0[6 + k] = (uint8_t)((five[0] & 15) | (five[1] & 15) << 4);
+        q5_0[2 + k / 8] |= (uint8_t)((five[0] >> 4) << k % 8);
+        q5_0[4 + k / 8] |= (uint8_t)((five[1] >> 4) << k % 8);
+    }
+}
+
+static void test_ops_linear_of_int4_has_the_bits_of_q5_0(void **state)
+{
+    enum { ROWS = 70, COLS = 352, N = 9 };
+    struct td_ops_weights int4, q5_0;
+    struct td_ops_devices devices;
+    struct td_ops_cut cut;
+    float *x;
+
+    (void)state;
+    td_ops_seed(3008);
+    td_ops_open_all(&devices);
+    cut = td_ops_cut_random(TD_INT4, COLS, 4, 2);
+    x = td_ops_activations((size_t)N * COLS);
+    td_ops_weights_init(&int4, TD_INT4, ROWS, COLS);
+    td_ops_weights_init(&q5_0, TD_Q5_0, ROWS, COLS);
+    for (uint32_t i = 0; i < ROWS * COLS / 32; i++) {
+        uint8_t *mine = int4.file + 1 + i / (COLS / 32) * int4.stride + i % (COLS / 32) * 19;
+        uint8_t *others = q5_0.file + 1 + i / (COLS / 32) * q5_0.stride + i % (COLS / 32) * 22;
+        float a[32], b[32];
+
+        same_blocks(i % 16, mine, others);
+        td_dequant_row(TD_INT4, mine, a, 32);
+        td_dequant_row(TD_Q5_0, others, b, 32);
+        td_ops_assert_same(a, b, 32, "block %u\n", i);
+    }
+    for (uint32_t isa = 0; isa < TD_OPS_ISAS; isa++)
+        for (uint32_t n = 1; n <= N && devices.kern[isa][0]; n += N - 1) {
+            float *mine = pack_and_multiply(devices.kern[isa][0], &int4, &cut, x, n);
+            float *others = pack_and_multiply(devices.kern[isa][0], &q5_0, &cut, x, n);
+
+            td_ops_assert_same(mine, others, (size_t)cut.n_parts * n * ROWS, "%s, %u tokens\n",
+                               td_ops_isa[isa], n);
+            free(mine);
+            free(others);
+        }
+    td_ops_weights_deinit(&int4);
+    td_ops_weights_deinit(&q5_0);
+    free(x);
+    td_ops_close_all(&devices);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ops_linear_is_float64_with_the_same_roundings_on_every_isa),
         cmocka_unit_test(test_ops_linear_of_long_rows_is_float64_on_every_isa),
         cmocka_unit_test(test_ops_linear_is_off_by_the_types_own_error),
+        cmocka_unit_test(test_ops_linear_of_int4_has_the_bits_of_q5_0),
         cmocka_unit_test(test_ops_linear_gives_a_row_the_same_bits_in_every_batch_and_place),
         cmocka_unit_test(test_ops_linear_gives_the_same_bits_in_every_split),
         cmocka_unit_test(test_ops_linear_agrees_on_every_isa_for_any_bytes_as_weights),

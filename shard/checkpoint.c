@@ -3,6 +3,7 @@
 #include "shard/gguf.h"
 #include "shard/ggufspec.h"
 #include "shard/hfconfig.h"
+#include "shard/int4.h"
 #include "shard/mapfile.h"
 #include "shard/safetensors.h"
 #include "shard/scales.h"
@@ -47,6 +48,8 @@ struct td_checkpoint {
     struct td_spec spec;
     struct td_tensor *weight; /* [n_layers][TD_N_ROLES] owned; n_dims 0: absent */
     struct td_tensor *scale;  /* the same, of FP8 weights; data NULL: absent */
+    enum td_int4_form int4_form;
+    struct td_int4 *int4; /* the same, of 4-bit integers; owned, form TD_INT4_NONE: absent */
 };
 
 /* A tensor of either format. */
@@ -222,7 +225,7 @@ static enum td_status refuse_type(const char *name, bool is_norm, const char *ty
     size_t n = 0;
 
     for (int t = 0; t < TD_N_DTYPES; t++)
-        if (!is_norm || td_dtype_row_bytes((enum td_dtype)t, 1) > 1)
+        if (t != TD_INT4 && (!is_norm || td_dtype_row_bytes((enum td_dtype)t, 1) > 1))
             n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? " " : "",
                                   td_dtype_info((enum td_dtype)t)->name);
     return td_err_set(err, TD_UNSUPPORTED, "%s '%s' has type %s, which is not built; expected %s",
@@ -259,18 +262,79 @@ static enum td_status take_scale(struct td_checkpoint *ck, enum td_role role, ui
                       name, name, suffix[0], name, suffix[1]);
 }
 
+/* One of the tensors that a matrix of 4-bit integers is made of, "<base>.<part>". */
+static bool take_part(struct td_checkpoint *ck, const char *base, const char *part, bool *used,
+                      struct td_tensor *view, const char **type)
+{
+    char name[NAME_BYTES + 16];
+    struct found f;
+
+    snprintf(name, sizeof name, "%s.%s", base, part);
+    if (!find_tensor(ck, name, &f))
+        return false;
+    *view = f.view;
+    *type = f.type_name;
+    used[f.index] = true;
+    return true;
+}
+
+/* The matrix "<base>.weight" that 4-bit integers stand for. TD_NOT_FOUND: there are none. */
+static enum td_status take_int4(struct td_checkpoint *ck, enum td_role role, uint32_t layer,
+                                const char *name, bool *used, struct td_err *err)
+{
+    size_t at = (size_t)layer * TD_N_ROLES + role, dim[2];
+    struct td_int4_tensors t = {0};
+    struct td_int4 *m = &ck->int4[at];
+    char base[NAME_BYTES];
+    enum td_status st;
+    enum td_dtype type;
+
+    snprintf(base, sizeof base, "%.*s", (int)(strlen(name) - strlen(".weight")), name);
+    if (td_role_is_norm(role) || !take_part(ck, base, "qweight", used, &t.words, &t.word_type))
+        return TD_NOT_FOUND;
+    if (ck->int4_form == TD_INT4_NONE)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "there is a tensor '%s.qweight', but config.json has no "
+                          "'quantization_config' of the method gptq or awq that says what it is",
+                          base);
+    if (!take_part(ck, base, "qzeros", used, &t.zeros, &t.zero_type) ||
+        !take_part(ck, base, "scales", used, &t.scales, &t.scale_type))
+        return td_err_set(err, TD_CORRUPT,
+                          "tensor '%s.qweight' has not both '%s.qzeros' and '%s.scales' beside it",
+                          base, base, base);
+    if (ck->int4_form != TD_INT4_AWQ)
+        (void)take_part(ck, base, "g_idx", used, &t.runs, &t.run_type);
+    (void)expected_shape(&ck->spec, role, dim);
+    st = td_int4_open(m, ck->int4_form, &t, (uint32_t)dim[0], (uint32_t)dim[1], base, err);
+    if (st) {
+        m->form = TD_INT4_NONE;
+        return st;
+    }
+    type = td_int4_type(m);
+    ck->weight[at] = (struct td_tensor){.dtype = type,
+                                        .n_dims = 2,
+                                        .dim = {dim[0], dim[1], 1, 1},
+                                        .bytes = dim[0] * td_dtype_row_bytes(type, dim[1])};
+    return TD_OK;
+}
+
 static enum td_status take_weight(struct td_checkpoint *ck, enum td_role role, uint32_t layer,
                                   bool *used, struct td_err *err)
 {
     char name[NAME_BYTES], has[NAME_BYTES], wants[NAME_BYTES];
     size_t dim[2];
     int n_dims = expected_shape(&ck->spec, role, dim);
+    enum td_status st;
     struct found f;
 
     td_checkpoint_weight_name(ck, role, layer, name, sizeof name);
-    if (!find_tensor(ck, name, &f))
+    if (!find_tensor(ck, name, &f)) {
+        st = take_int4(ck, role, layer, name, used, err);
+        if (st != TD_NOT_FOUND)
+            return st;
         return td_err_set(err, TD_CORRUPT, "tensor '%s' is missing; expected one of %s", name,
                           format_shape(n_dims, dim, wants));
+    }
     if (f.view.n_dims != n_dims || f.view.dim[0] != dim[0] || f.view.dim[1] != dim[1])
         return td_err_set(err, TD_CORRUPT, "tensor '%s' is %s; expected %s", name,
                           format_shape(f.view.n_dims, f.view.dim, has),
@@ -297,8 +361,18 @@ static bool is_activation_scale(struct td_str name)
            ends_with(name, ".v_scale");
 }
 
+/* Writers of 4-bit integers keep a bias beside every matrix, of zeros where the model has none. */
+static bool is_zero_bias(const struct td_checkpoint *ck, size_t i)
+{
+    const struct td_tensor t = tensor_at(ck, i).view;
+    const char *data = t.data;
+
+    return ck->int4_form && ends_with(tensor_name(ck, i), ".bias") &&
+           (t.bytes == 0 || (data[0] == 0 && memcmp(data, data + 1, t.bytes - 1) == 0));
+}
+
 /* A weight that nobody would read means that the model is not the one we would compute. Exempt are tables that can be
- * computed from the spec, a stored head that the config ties to the embedding, and scales of activations. */
+ * computed from the spec, a stored head that the config ties to the embedding, scales of activations, and biases of zero. */
 static enum td_status check_unused(const struct td_checkpoint *ck, const bool *used,
                                    struct td_err *err)
 {
@@ -307,7 +381,7 @@ static enum td_status check_unused(const struct td_checkpoint *ck, const bool *u
         const char *why = "has no place in this architecture as it is built";
 
         if (used[i] || ends_with(name, "rotary_emb.inv_freq") || is_activation_scale(name) ||
-            ends_with(name, "attn_rot_embd.weight") ||
+            is_zero_bias(ck, i) || ends_with(name, "attn_rot_embd.weight") ||
             (ck->spec.tied_head && td_str_eq(name, TD_STR("lm_head.weight"))))
             continue;
         if (ends_with(name, ".bias"))
@@ -366,7 +440,8 @@ static enum td_status take_weights(struct td_checkpoint *ck, struct td_err *err)
     ck->weight = calloc((size_t)ck->spec.n_layers * TD_N_ROLES, sizeof *ck->weight);
     ck->scale = calloc((size_t)ck->spec.n_layers * TD_N_ROLES, sizeof *ck->scale);
     used = calloc(n_tensors(ck) + 1, sizeof *used);
-    if (!ck->weight || !ck->scale || !used) {
+    ck->int4 = calloc((size_t)ck->spec.n_layers * TD_N_ROLES, sizeof *ck->int4);
+    if (!ck->weight || !ck->scale || !ck->int4 || !used) {
         st = td_err_set(err, TD_NO_MEMORY, "no memory for the views of %" PRIu32 " layers",
                         ck->spec.n_layers);
         goto free_used;
@@ -436,7 +511,8 @@ static enum td_status open_directory(struct td_checkpoint *ck, struct td_err *er
         if ((st = map_text(ck, (enum text)text, err)))
             return st;
     if ((st = td_hfconfig_read(text_of(ck, TEXT_CONFIG), text_of(ck, TEXT_GENERATION),
-                               text_of(ck, TEXT_TOKENIZER_CONFIG), &ck->spec, err)) ||
+                               text_of(ck, TEXT_TOKENIZER_CONFIG), &ck->spec, &ck->int4_form,
+                               err)) ||
         (st = td_spec_validate(&ck->spec, err)) ||
         (st = td_hfconfig_chat_template(text_of(ck, TEXT_TOKENIZER_CONFIG), &ck->config_template,
                                         err)) ||
@@ -493,6 +569,7 @@ void td_checkpoint_close(struct td_checkpoint *ck)
         return;
     free(ck->weight);
     free(ck->scale);
+    free(ck->int4);
     free(ck->freq_factors);
     free(ck->config_template);
     td_safetensors_close(ck->st);
@@ -555,6 +632,16 @@ enum td_status td_checkpoint_scales(const struct td_checkpoint *ck, enum td_role
     if (st)
         td_err_context(err, "'%s'", td_checkpoint_weight_name(ck, role, layer, name, sizeof name));
     return st;
+}
+
+const struct td_int4 *td_checkpoint_int4(const struct td_checkpoint *ck, enum td_role role,
+                                         uint32_t layer)
+{
+    struct td_tensor t = {0};
+
+    if (td_checkpoint_weight(ck, role, layer, &t, NULL) || t.data)
+        return NULL;
+    return &ck->int4[(size_t)layer * TD_N_ROLES + role];
 }
 
 void td_checkpoint_release(const struct td_checkpoint *ck, const void *data, size_t bytes)

@@ -13,6 +13,7 @@
 
 struct td_checkpoint;
 struct td_gguf;
+struct td_int4;
 
 /* A weight by its role, not by any file's name for it. Layer roles take a layer index. Shapes are [out x in]. */
 enum td_role {
@@ -44,8 +45,9 @@ void td_checkpoint_close(struct td_checkpoint *ck); /* NULL is legal */
 const char *td_checkpoint_path(const struct td_checkpoint *ck); /* as opened */
 const struct td_spec *td_checkpoint_spec(const struct td_checkpoint *ck);
 
-/* The weight of `role` (layer 0 for the three that are not per layer). The view may be unaligned. TD_NOT_FOUND when
- * the model has none (a tied head, q/k norms of Llama), TD_INVALID for a layer or role that there is not. */
+/* The weight of `role` (layer 0 for the three that are not per layer). The view may be unaligned; it has no data where rows are made
+ * from td_checkpoint_int4. TD_NOT_FOUND when the model has none (a tied head, q/k norms of Llama), TD_INVALID for a layer or role that
+ * there is not. */
 enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role role,
                                     uint32_t layer, struct td_tensor *out, struct td_err *err);
 /* For a weight of F8_E4M3: its scales as the kernels take them, out [n_rows x ceil(n_cols / 128)] for rows from row0 and
@@ -54,6 +56,9 @@ enum td_status td_checkpoint_weight(const struct td_checkpoint *ck, enum td_role
 enum td_status td_checkpoint_scales(const struct td_checkpoint *ck, enum td_role role,
                                     uint32_t layer, uint32_t row0, uint32_t n_rows, uint32_t col0,
                                     uint32_t n_cols, float *out, struct td_err *err);
+/* What the rows of a weight without data are made from (int4.h), borrowed until close; NULL for every other weight. */
+const struct td_int4 *td_checkpoint_int4(const struct td_checkpoint *ck, enum td_role role,
+                                         uint32_t layer);
 /* A short name of the role, "ffn_up": static. */
 const char *td_role_name(enum td_role role);
 /* The file's own name of that weight, for messages ("model.layers.3.mlp.up_proj.weight"); returns `out`. */

@@ -1,6 +1,7 @@
 #include "shard/convert.h"
 
 #include "kernels/quant/dequant.h"
+#include "shard/int4.h"
 #include "shard/scales.h"
 
 #include <math.h>
@@ -40,6 +41,24 @@ static enum td_status scale_row(const struct td_convert *c, size_t row, size_t c
     return st;
 }
 
+/* A row that is made piece by piece (int4.h). */
+static enum td_status make_row(const struct td_convert *c, size_t row, size_t cols, float *out,
+                               struct td_err *err)
+{
+    enum { PIECE = 256 };
+    const struct td_int4 *m = td_checkpoint_int4(c->ck, c->role, c->layer);
+    enum td_status st = td_int4_check_scales(m, (uint32_t)row, 1, err);
+
+    for (size_t k = 0; k < cols && !st; k += PIECE) {
+        size_t n = cols - k < PIECE ? cols - k : PIECE;
+        uint8_t stored[PIECE * 2];
+
+        td_int4_rows(m, (uint32_t)row, 1, (uint32_t)k, (uint32_t)n, stored);
+        td_dequant_row(td_int4_type(m), stored, out + k, n);
+    }
+    return st;
+}
+
 enum td_status td_convert_row(const struct td_convert *c, size_t row, float *out,
                               struct td_err *err)
 {
@@ -51,8 +70,13 @@ enum td_status td_convert_row(const struct td_convert *c, size_t row, float *out
     if (st)
         return st;
     shape_of(&t, &rows, &cols);
-    td_dequant_row(t.dtype, row_at(&t, src, cols), out, cols);
-    if (t.dtype == TD_F8_E4M3 && (st = scale_row(c, src, cols, out, err)))
+    if (t.data)
+        td_dequant_row(t.dtype, row_at(&t, src, cols), out, cols);
+    if (!t.data)
+        st = make_row(c, src, cols, out, err);
+    else if (t.dtype == TD_F8_E4M3)
+        st = scale_row(c, src, cols, out, err);
+    if (st)
         return st;
     for (size_t i = 0; i < cols; i++)
         if (!isfinite(out[i]))
@@ -77,7 +101,7 @@ enum td_status td_convert_rows(const struct td_convert *c, size_t row0, size_t n
     shape_of(&t, &rows, &cols);
     row_bytes = td_dtype_row_bytes(c->type, cols);
     for (size_t r = row0; r < row0 + n_rows && !st; r++, at += row_bytes) {
-        if (t.dtype == c->type && c->type != TD_F8_E4M3) {
+        if (t.data && t.dtype == c->type && c->type != TD_F8_E4M3) {
             memcpy(at, row_at(&t, source_row(c, r), cols), row_bytes);
             continue;
         }

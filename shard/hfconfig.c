@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum { MAX_CONFIG_BYTES = 4 << 20, MAX_TOKENIZER_CONFIG_BYTES = 64 << 20 };
 
@@ -126,36 +127,79 @@ static enum td_status find_family(const json_t *config, const struct family **ou
         shown(first ? first : type));
 }
 
-/* Methods whose weights are FP8 with scales beside them. Which tensors those are is said by the tensors' types, so lists
- * of modules need no reading; only what would change the arithmetic does. */
-static enum td_status refuse_method(const char *field, const json_t *q, struct td_err *err)
+/* Methods whose weights are FP8 with scales beside them, or 4-bit integers with scales and zeros (int4.h). Which tensors those are is
+ * said by the tensors themselves, so lists of modules need no reading; only what would change the arithmetic does. */
+static const struct method {
+    const char *name;
+    const char *key; /* of the field that tells its forms apart; NULL: it has one form */
+    const char *forms[2];
+    enum td_int4_form int4[2]; /* of each; TD_INT4_NONE: FP8 */
+    bool may_be_silent;        /* the first form where the field is absent */
+} METHOD[] = {
+    {"fp8", NULL, {NULL}, {TD_INT4_NONE}, true},
+    {"fbgemm_fp8", NULL, {NULL}, {TD_INT4_NONE}, true},
+    {"compressed-tensors", "format", {"float-quantized", "naive-quantized"}, {TD_INT4_NONE}, false},
+    {"modelopt", "quant_algo", {"FP8"}, {TD_INT4_NONE}, false},
+    {"gptq", "checkpoint_format", {"gptq", "gptq_v2"}, {TD_INT4_GPTQ, TD_INT4_GPTQ_V2}, true},
+    {"awq", "version", {"gemm"}, {TD_INT4_AWQ}, true},
+};
+
+/* What is 4 and true in every matrix that int4.h describes. */
+static enum td_status check_int4(const char *field, const json_t *q, struct td_err *err)
 {
-    static const struct {
-        const char *method;
-        const char *key; /* NULL: the method has one form */
-        const char *values[2];
-    } built[] = {{"fp8", NULL, {NULL, NULL}},
-                 {"fbgemm_fp8", NULL, {NULL, NULL}},
-                 {"compressed-tensors", "format", {"float-quantized", "naive-quantized"}},
-                 {"modelopt", "quant_algo", {"FP8", NULL}}};
+    uint32_t bits = 0;
+    bool zero_point = true;
+    enum td_status st;
+
+    if ((st = get_u32(q, get(q, "w_bit") ? "w_bit" : "bits", &bits, err)) ||
+        (st = get_bool(q, "zero_point", &zero_point, err)))
+        return st;
+    if (bits != 4)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "'%s' has 'bits' %" PRIu32 ", which is not built; expected 4", field,
+                          bits);
+    if (!zero_point)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "'%s' has 'zero_point' false, which is not built; expected true", field);
+    return TD_OK;
+}
+
+static enum td_status read_form(const char *field, const struct method *m, const json_t *q,
+                                enum td_int4_form *int4, struct td_err *err)
+{
+    const json_t *value = m->key ? get(q, m->key) : NULL;
+    const char *form = json_string_value(value);
+
+    if (!value && m->may_be_silent) {
+        *int4 = m->int4[0];
+        return TD_OK;
+    }
+    for (size_t i = 0; form && i < 2 && m->forms[i]; i++)
+        if (strcasecmp(form, m->forms[i]) == 0) { /* AutoAWQ: "GEMM" too */
+            *int4 = m->int4[i];
+            return TD_OK;
+        }
+    return td_err_set(err, TD_UNSUPPORTED, "'%s' has '%s' '%s', which is not built; expected '%s'",
+                      field, m->key, shown(value), m->forms[0]);
+}
+
+static enum td_status read_method(const char *field, const json_t *q, enum td_int4_form *int4,
+                                  struct td_err *err)
+{
     const json_t *method = get(q, "quant_method"), *block = get(q, "weight_block_size");
     /* The older name of the field belongs to one method, and says so nowhere. */
     const char *name = method                                     ? json_string_value(method)
                        : strcmp(field, "compression_config") == 0 ? "compressed-tensors"
                                                                   : NULL;
+    enum td_status st;
 
-    for (size_t i = 0; name && i < sizeof built / sizeof built[0]; i++) {
-        const json_t *value = built[i].key ? get(q, built[i].key) : NULL;
-        const char *form = json_string_value(value);
-
-        if (strcmp(name, built[i].method) != 0)
+    for (size_t i = 0; name && i < sizeof METHOD / sizeof METHOD[0]; i++) {
+        if (strcmp(name, METHOD[i].name) != 0)
             continue;
-        if (built[i].key &&
-            !(form && (strcmp(form, built[i].values[0]) == 0 ||
-                       (built[i].values[1] && strcmp(form, built[i].values[1]) == 0))))
-            return td_err_set(err, TD_UNSUPPORTED,
-                              "'%s' has '%s' '%s', which is not built; expected '%s'", field,
-                              built[i].key, shown(value), built[i].values[0]);
+        if ((st = read_form(field, &METHOD[i], q, int4, err)))
+            return st;
+        if (*int4)
+            return check_int4(field, q, err);
         if (block &&
             (json_array_size(block) != 2 || json_number_value(json_array_get(block, 0)) != 128 ||
              json_number_value(json_array_get(block, 1)) != 128))
@@ -167,15 +211,17 @@ static enum td_status refuse_method(const char *field, const json_t *q, struct t
     return td_err_set(
         err, TD_UNSUPPORTED,
         "'%s' asks for the method '%s', which is not built; expected fp8, fbgemm_fp8, "
-        "compressed-tensors or modelopt",
+        "compressed-tensors, modelopt, gptq or awq",
         field, shown(method));
 }
 
-static enum td_status refuse_quantization(const json_t *config, struct td_err *err)
+static enum td_status read_quantization(const json_t *config, enum td_int4_form *int4,
+                                        struct td_err *err)
 {
     static const char *const field[] = {"quantization_config", "compression_config"};
     enum td_status st = TD_OK;
 
+    *int4 = TD_INT4_NONE;
     for (size_t i = 0; i < sizeof field / sizeof field[0] && !st; i++) {
         const json_t *q = get(config, field[i]);
 
@@ -183,7 +229,7 @@ static enum td_status refuse_quantization(const json_t *config, struct td_err *e
             st = td_err_set(err, TD_CORRUPT, "'%s' is %s; expected an object", field[i],
                             td_jsonfile_type_name(q));
         else if (q)
-            st = refuse_method(field[i], q, err);
+            st = read_method(field[i], q, int4, err);
     }
     return st;
 }
@@ -215,8 +261,6 @@ static enum td_status refuse_options(const json_t *config, struct td_err *err)
                               "'%s' is %" PRIu32 "; mixture of experts is not built", experts[i],
                               n);
     }
-    if ((st = refuse_quantization(config, err)))
-        return st;
     value = get(config, "hidden_act");
     if (value && (!json_is_string(value) || strcmp(json_string_value(value), "silu") != 0))
         return td_err_set(err, TD_UNSUPPORTED, "'hidden_act' is '%s'; expected 'silu'",
@@ -446,7 +490,8 @@ static enum td_status read_sizes(const json_t *config, const struct family *f, s
     return TD_OK;
 }
 
-static enum td_status read_config(const json_t *config, struct td_spec *spec, struct td_err *err)
+static enum td_status read_config(const json_t *config, struct td_spec *spec,
+                                  enum td_int4_form *int4, struct td_err *err)
 {
     const json_t *dtype = get(config, "dtype");
     const struct family *f = NULL;
@@ -457,8 +502,9 @@ static enum td_status read_config(const json_t *config, struct td_spec *spec, st
     spec->arch = f->arch;
     spec->qk_norm = f->qk_norm;
     strncpy(spec->name, f->architecture, sizeof spec->name - 1);
-    if ((st = refuse_options(config, err)) || (st = read_sizes(config, f, spec, err)) ||
-        (st = refuse_windows(config, spec, err)) || (st = read_rope(config, spec, err)))
+    if ((st = refuse_options(config, err)) || (st = read_quantization(config, int4, err)) ||
+        (st = read_sizes(config, f, spec, err)) || (st = refuse_windows(config, spec, err)) ||
+        (st = read_rope(config, spec, err)))
         return st;
     if (!dtype)
         dtype = get(config, "torch_dtype");
@@ -468,7 +514,8 @@ static enum td_status read_config(const json_t *config, struct td_spec *spec, st
 }
 
 enum td_status td_hfconfig_read(struct td_str config, struct td_str generation,
-                                struct td_str tokenizer, struct td_spec *out, struct td_err *err)
+                                struct td_str tokenizer, struct td_spec *out,
+                                enum td_int4_form *int4, struct td_err *err)
 {
     struct td_spec spec = {.bos_id = -1};
     json_t *root;
@@ -477,7 +524,7 @@ enum td_status td_hfconfig_read(struct td_str config, struct td_str generation,
     if ((st = td_jsonfile_parse(config, "config.json", MAX_CONFIG_BYTES, TD_JSONFILE_CONFIG, &root,
                                 err)))
         return st;
-    st = read_config(root, &spec, err);
+    st = read_config(root, &spec, int4, err);
     json_decref(root);
     if (st) {
         td_err_context(err, "config.json");

@@ -1,6 +1,7 @@
 #include "shard/weights.h"
 
 #include "kernels/quant/dequant.h"
+#include "shard/int4.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,65 @@ static void shape_of(const struct slice *s, enum td_dtype dtype, struct td_matri
         shape->part_begin[i + 1] = parts[i].end - s->run.begin;
 }
 
+static void report(struct loader *l, size_t bytes)
+{
+    l->done += bytes;
+    if (l->progress)
+        l->progress(l->done, l->total, l->user);
+}
+
+/* Rows that are made before they are packed (int4.h), in pieces for the device's host threads. */
+struct making {
+    const struct td_int4 *from;
+    const struct slice *s;
+    uint32_t row0, n_rows;
+    size_t row_bytes;
+    uint8_t *out;
+};
+
+enum { PIECE_ROWS = 32 };
+
+static void make_piece(void *arg, uint32_t i)
+{
+    const struct making *m = arg;
+    uint32_t first = i * PIECE_ROWS, left = m->n_rows - first;
+
+    td_int4_rows(m->from, m->row0 + first, left < PIECE_ROWS ? left : PIECE_ROWS, m->s->col0,
+                 m->s->n_cols, m->out + first * m->row_bytes);
+}
+
+/* The rows of a slice in a matrix that is open. `step` rows go at once. */
+static enum td_status make_matrix(struct loader *l, const struct slice *s, struct td_matrix *out)
+{
+    const struct td_int4 *from = td_checkpoint_int4(l->ck, s->role, s->layer);
+    struct making m = {
+        .from = from, .s = s, .row_bytes = td_dtype_row_bytes(td_int4_type(from), s->n_cols)};
+    uint32_t step = (uint32_t)(PACK_BYTES / (m.row_bytes * 32) + 1) * 32;
+    enum td_status st = td_int4_check_scales(from, s->row0, s->n_rows, l->err);
+    char name[128];
+
+    if (st) {
+        td_err_context(l->err, "'%s'",
+                       td_checkpoint_weight_name(l->ck, s->role, s->layer, name, sizeof name));
+        return st;
+    }
+    step = step < s->n_rows ? step : s->n_rows;
+    m.out = malloc(step * m.row_bytes);
+    if (!m.out)
+        return td_err_set(l->err, TD_NO_MEMORY, "no memory for %u rows of %zu bytes", step,
+                          m.row_bytes);
+    for (uint32_t r = 0; r < s->n_rows && !st; r += step) {
+        m.row0 = s->row0 + r;
+        m.n_rows = s->n_rows - r < step ? s->n_rows - r : step;
+        td_kern_run(l->w->kern, (m.n_rows + PIECE_ROWS - 1) / PIECE_ROWS, make_piece, &m);
+        st = td_kern_matrix_pack(l->w->kern, out, r, m.n_rows, m.out, m.row_bytes, NULL, l->err);
+        report(l, m.n_rows * m.row_bytes);
+    }
+    td_checkpoint_release(l->ck, from->words, (size_t)from->n_rows * from->n_cols / 2);
+    free(m.out);
+    return st;
+}
+
 static enum td_status load_matrix(struct loader *l, const struct slice *s, struct td_matrix **out)
 {
     struct td_tensor t;
@@ -65,6 +125,8 @@ static enum td_status load_matrix(struct loader *l, const struct slice *s, struc
     st = td_kern_matrix_open(l->w->kern, &shape, out, l->err);
     if (st)
         return st;
+    if (!t.data)
+        return make_matrix(l, s, *out);
     stride = td_dtype_row_bytes(t.dtype, t.dim[1]);
     col_offset = td_dtype_row_bytes(t.dtype, s->col0);
     step = (uint32_t)(PACK_BYTES / (stride * 32) + 1) * 32;
@@ -87,9 +149,7 @@ static enum td_status load_matrix(struct loader *l, const struct slice *s, struc
         if (st)
             break;
         td_checkpoint_release(l->ck, src, n * stride);
-        l->done += n * td_dtype_held_bytes(t.dtype, s->n_cols);
-        if (l->progress)
-            l->progress(l->done, l->total, l->user);
+        report(l, n * td_dtype_held_bytes(t.dtype, s->n_cols));
     }
     free(scales);
     return st;

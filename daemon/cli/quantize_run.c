@@ -58,8 +58,9 @@ static enum td_status run_piece(struct worker *me, size_t piece, struct td_err *
     if (s ||
         (s = td_checkpoint_weight(run->q->ck, item->convert.role, item->convert.layer, &t, err)))
         return s;
-    td_checkpoint_release(run->q->ck, (const char *)t.data + row0 * (t.bytes / item->n_rows),
-                          n * (t.bytes / item->n_rows));
+    if (t.data)
+        td_checkpoint_release(run->q->ck, (const char *)t.data + row0 * (t.bytes / item->n_rows),
+                              n * (t.bytes / item->n_rows));
     atomic_fetch_add(&run->done_bytes, n * (t.bytes / item->n_rows));
     return TD_OK;
 }

@@ -11,8 +11,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct td_str tokenizer = rest;
     struct td_spec spec = {0};
     struct td_err err = {0};
+    enum td_int4_form int4;
     char *template = NULL;
-    enum td_status status = td_hfconfig_read(config, generation, tokenizer, &spec, &err);
+    enum td_status status = td_hfconfig_read(config, generation, tokenizer, &spec, &int4, &err);
 
     fuzz_check_err(status, &err);
     if (!status) {

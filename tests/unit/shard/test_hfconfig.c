@@ -19,11 +19,14 @@
     "attention_heads\":64,"                                                                        \
     "\"intermediate_size\":172,\"vocab_size\":512"
 
+/* Of the last config that was read. */
+static enum td_int4_form int4;
+
 static enum td_status read_config(const char *json, const char *generation, struct td_spec *spec,
                                   struct td_err *err)
 {
     return td_hfconfig_read(td_str_from(json), td_str_from(generation), td_str_from(NULL), spec,
-                            err);
+                            &int4, err);
 }
 
 static struct td_spec read_good(const char *json)
@@ -126,7 +129,7 @@ static void test_hfconfig_unites_the_end_ids(void **state)
     assert_int_equal(td_hfconfig_read(td_str_from("{" LLAMA "}"), td_str_from(""),
                                       td_str_from("{\"add_bos_token\":true,\"model_max_length\":"
                                                   "1000000000000000019884624838656}"),
-                                      &s, &err),
+                                      &s, &int4, &err),
                      TD_OK);
     assert_true(s.add_bos);
     assert_int_equal(read_config("{" LLAMA ",\"eos_token_id\":512}", NULL, &s, &err), TD_CORRUPT);
@@ -159,6 +162,47 @@ static void test_hfconfig_takes_every_way_to_announce_fp8(void **state)
     }
 }
 
+static void test_hfconfig_tells_the_forms_of_4_bit_integers_apart(void **state)
+{
+    static const struct {
+        const char *config;
+        enum td_int4_form form;
+    } good[] = {
+        {"\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":128,\"desc_act\":false,\"sym\":true",
+         TD_INT4_GPTQ},
+        {"\"quant_method\":\"gptq\",\"bits\":4,\"checkpoint_format\":\"gptq\"", TD_INT4_GPTQ},
+        {"\"quant_method\":\"gptq\",\"bits\":4,\"checkpoint_format\":\"gptq_v2\"", TD_INT4_GPTQ_V2},
+        {"\"quant_method\":\"awq\",\"bits\":4,\"group_size\":128,\"version\":\"gemm\",\"zero_"
+         "point\":true,"
+         "\"modules_to_not_convert\":null",
+         TD_INT4_AWQ},
+        {"\"quant_method\":\"awq\",\"w_bit\":4,\"version\":\"GEMM\"", TD_INT4_AWQ},
+        {"\"quant_method\":\"fp8\"", TD_INT4_NONE}};
+    static const struct {
+        const char *config, *part;
+    } bad[] = {
+        {"\"quant_method\":\"gptq\",\"bits\":8", "'bits' 8"},
+        {"\"quant_method\":\"gptq\"", "'bits' 0"},
+        {"\"quant_method\":\"gptq\",\"bits\":4,\"checkpoint_format\":\"marlin\"", "'marlin'"},
+        {"\"quant_method\":\"awq\",\"bits\":4,\"version\":\"gemv\"", "'gemv'"},
+        {"\"quant_method\":\"awq\",\"bits\":4,\"zero_point\":false", "'zero_point' false"}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        char config[1024];
+
+        snprintf(config, sizeof config, "{" LLAMA ",\"quantization_config\":{%s}}", good[i].config);
+        (void)read_good(config);
+        assert_int_equal(int4, good[i].form);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        char config[1024];
+
+        snprintf(config, sizeof config, "{" LLAMA ",\"quantization_config\":{%s}}", bad[i].config);
+        expect_refused(config, TD_UNSUPPORTED, bad[i].part);
+    }
+}
+
 static void test_hfconfig_refuses_by_name_what_is_not_built(void **state)
 {
     (void)state;
@@ -170,8 +214,8 @@ static void test_hfconfig_refuses_by_name_what_is_not_built(void **state)
     expect_refused("{" LLAMA ",\"attention_bias\":true}", TD_UNSUPPORTED, "'attention_bias'");
     expect_refused("{" LLAMA ",\"mlp_bias\":true}", TD_UNSUPPORTED, "'mlp_bias'");
     expect_refused("{" LLAMA ",\"hidden_act\":\"gelu\"}", TD_UNSUPPORTED, "'gelu'");
-    expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}",
-                   TD_UNSUPPORTED, "'gptq'");
+    expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"hqq\"}}", TD_UNSUPPORTED,
+                   "'hqq'");
     expect_refused("{" LLAMA ",\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}}",
                    TD_UNSUPPORTED, "'bitsandbytes'");
     expect_refused("{" LLAMA ",\"quantization_config\":7}", TD_CORRUPT, "is a number");
@@ -263,6 +307,7 @@ int main(void)
         cmocka_unit_test(test_hfconfig_reads_every_rope_scaling),
         cmocka_unit_test(test_hfconfig_unites_the_end_ids),
         cmocka_unit_test(test_hfconfig_takes_every_way_to_announce_fp8),
+        cmocka_unit_test(test_hfconfig_tells_the_forms_of_4_bit_integers_apart),
         cmocka_unit_test(test_hfconfig_refuses_by_name_what_is_not_built),
         cmocka_unit_test(test_hfconfig_refuses_wrong_types_and_bad_json),
         cmocka_unit_test(test_hfconfig_finds_the_chat_template),

@@ -197,43 +197,47 @@ static void put_block(const struct td_int4 *m, uint32_t row, uint32_t col, const
     store_bytes(block + 11, bytes_of(w[1]) | bytes_of(w[3]) << 4);
 }
 
+/* Of the block's columns those in [begin, end), the first of them at `halves`. */
 static void put_halves(const struct td_int4 *m, uint32_t row, uint32_t col, const uint32_t w[4],
-                       uint8_t *halves)
+                       uint32_t begin, uint32_t end, uint8_t *halves)
 {
-    for (uint32_t i = 0; i < BLOCK; i++) {
+    for (uint32_t i = begin; i < end; i++, halves += 2) {
         const uint32_t run = word_at(m->runs, col + i);
         const int32_t q = (int32_t)(w[i / EIGHT] >> (4 * (i % EIGHT)) & 15);
         const uint16_t half = td_f32_to_f16((float)(q - (int32_t)zero_at(m, run, row)) *
                                             td_f16_to_f32(scale_at(m, run, row)));
 
-        halves[2 * i] = (uint8_t)half;
-        halves[2 * i + 1] = (uint8_t)(half >> 8);
+        halves[0] = (uint8_t)half;
+        halves[1] = (uint8_t)(half >> 8);
     }
 }
 
 void td_int4_rows(const struct td_int4 *m, uint32_t row0, uint32_t n_rows, uint32_t col0,
                   uint32_t n_cols, uint8_t *out)
 {
-    const size_t each = td_dtype_row_bytes(td_int4_type(m), BLOCK),
-                 row_bytes = n_cols / BLOCK * each;
+    const size_t row_bytes = td_dtype_row_bytes(td_int4_type(m), n_cols);
+    const uint32_t row_end = row0 + n_rows, col_end = col0 + n_cols;
 
-    for (uint32_t row = row0 / EIGHT * EIGHT; row < row0 + n_rows; row += EIGHT)
-        for (uint32_t c = 0; c < n_cols; c += BLOCK) {
+    for (uint32_t row = row0 / EIGHT * EIGHT; row < row_end; row += EIGHT)
+        for (uint32_t col = col0 / BLOCK * BLOCK; col < col_end; col += BLOCK) {
+            const uint32_t begin = col < col0 ? col0 - col : 0;
+            const uint32_t end = col_end - col < BLOCK ? col_end - col : BLOCK;
+            const size_t at = td_dtype_row_bytes(td_int4_type(m), col + begin - col0);
             uint32_t w[4][EIGHT];
 
             for (uint32_t i = 0; i < 4; i++)
-                eight_rows(m, row, col0 + c + i * EIGHT, w[i]);
+                eight_rows(m, row, col + i * EIGHT, w[i]);
             for (uint32_t r = 0; r < EIGHT; r++) {
                 const uint32_t of_row[4] = {w[0][r], w[1][r], w[2][r], w[3][r]};
                 uint8_t *to;
 
-                if (row + r < row0 || row + r >= row0 + n_rows)
+                if (row + r < row0 || row + r >= row_end)
                     continue;
-                to = out + (row + r - row0) * row_bytes + c / BLOCK * each;
+                to = out + (row + r - row0) * row_bytes + at;
                 if (m->runs)
-                    put_halves(m, row + r, col0 + c, of_row, to);
+                    put_halves(m, row + r, col, of_row, begin, end, to);
                 else
-                    put_block(m, row + r, col0 + c, of_row, to);
+                    put_block(m, row + r, col, of_row, to);
             }
         }
 }

@@ -46,7 +46,8 @@ enum td_dtype td_int4_type(const struct td_int4 *m);
 /* Whether the scales of rows [row0, row0 + n_rows) are finite, and in TD_F16 their weights. TD_CORRUPT. */
 enum td_status td_int4_check_scales(const struct td_int4 *m, uint32_t row0, uint32_t n_rows,
                                     struct td_err *err);
-/* Rows [row0, row0 + n_rows) and columns [col0, col0 + n_cols), multiples of 32, as td_int4_type has them: one row behind the other. */
+/* Rows [row0, row0 + n_rows) and columns [col0, col0 + n_cols) as td_int4_type has them, one row behind the other. Of TD_INT4, columns are
+ * whole blocks. */
 void td_int4_rows(const struct td_int4 *m, uint32_t row0, uint32_t n_rows, uint32_t col0,
                   uint32_t n_cols, uint8_t *out);
 

@@ -2,6 +2,8 @@
 
 #include "kernels/kern_ops.h"
 
+#include <float.h>
+
 void td_kern_close(struct td_kern *kern)
 {
     if (kern)
@@ -389,21 +391,23 @@ enum td_status td_kern_rope_kv(struct td_kern *kern, const struct td_kv_view *kv
 }
 
 enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
-                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                 float *out, struct td_err *err)
+                                 const struct td_kv_rows *rows, uint32_t n,
+                                 const struct td_attention *how, struct td_err *err)
 {
     enum td_status s = check_kv(kern, kv, rows, n, err);
 
     if (s)
         return s;
-    for (uint32_t h = 0; h < n_heads; h++)
-        if (kv_of_head[h] >= kv->n_kv_heads)
-            return td_err_set(err, TD_INVALID, "head %u uses KV head %u of %u", h, kv_of_head[h],
-                              kv->n_kv_heads);
-    if (n == 0 || n_heads == 0)
+    for (uint32_t h = 0; h < how->n_heads; h++)
+        if (how->kv_of_head[h] >= kv->n_kv_heads)
+            return td_err_set(err, TD_INVALID, "head %u uses KV head %u of %u", h,
+                              how->kv_of_head[h], kv->n_kv_heads);
+    if (!(how->softcap >= 0.0f && how->softcap <= FLT_MAX))
+        return td_err_set(err, TD_INVALID, "scores are capped at %g; expected a positive number",
+                          (double)how->softcap);
+    if (n == 0 || how->n_heads == 0)
         return TD_OK;
-    return kern->ops->attention(kern, kv, rows, n, q, n_heads, kv_of_head, scale, out, err);
+    return kern->ops->attention(kern, kv, rows, n, how, err);
 }
 
 static enum td_status check_block(const struct td_kv_view *kv, uint32_t block, struct td_err *err)

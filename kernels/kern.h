@@ -233,13 +233,30 @@ struct td_rope_kv {
 enum td_status td_kern_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
                                const struct td_kv_rows *rows, uint32_t n,
                                const struct td_rope_kv *in, struct td_err *err);
-/* out [n x n_heads x head_dim]: each row attends to positions 0 .. its own, read from the cache only. Head h uses the
- * slice's kv head kv_of_head[h] (the host's memory); neighbours that share one share its reads. Keys are walked in chunks of TD_KERN_CHUNK_KEYS by
- * absolute position; the chunks join in a fixed tree by chunk index. */
+/* How the query heads of one layer attend. */
+struct td_attention {
+    const float *q; /* [n x n_heads x head_dim] */
+    float *out;     /* the same; overlaps nothing */
+    uint32_t n_heads;
+    const uint32_t *
+        kv_of_head; /* [n_heads] the slice's KV head of each (the host's memory); neighbours that share one share its reads */
+    float scale;    /* of every score */
+    uint32_t
+        window; /* keys that a row sees, its own the last of them (Beltagy et al. 2020); 0: all */
+    float softcap; /* a score s becomes softcap tanh(s / softcap) (Gemma 2, 2024); 0: it stays */
+    const float *
+        sinks; /* [n_heads] scores of a key that has no value (Xiao et al. 2023; gpt-oss); NULL: none */
+};
+/* Each row attends to positions 0 .. its own, or the last `window` of them, read from the cache only. Keys are walked in chunks of
+ * TD_KERN_CHUNK_KEYS by absolute position; the chunks join in a fixed tree by their index from the row's first one. */
 enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
-                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                 float *out, struct td_err *err);
+                                 const struct td_kv_rows *rows, uint32_t n,
+                                 const struct td_attention *how, struct td_err *err);
+/* The first position that a row at `position` sees. */
+static inline uint32_t td_kern_first_key(uint32_t position, uint32_t window)
+{
+    return window && position >= window ? position - window + 1 : 0;
+}
 
 /* One block of a view as td_kern_kv_block_bytes bytes of host memory: head after head, each in the backend's own form, which
  * depends on type, block_tokens and head_dim alone. */

@@ -49,9 +49,8 @@ struct td_kern_ops {
     void (*rope_kv)(struct td_kern *kern, const struct td_kv_view *kv,
                     const struct td_kv_rows *rows, uint32_t n, const struct td_rope_kv *in);
     enum td_status (*attention)(struct td_kern *kern, const struct td_kv_view *kv,
-                                const struct td_kv_rows *rows, uint32_t n, const float *q,
-                                uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                float *out, struct td_err *err);
+                                const struct td_kv_rows *rows, uint32_t n,
+                                const struct td_attention *how, struct td_err *err);
     void (*kv_save)(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block, void *bytes);
     void (*kv_restore)(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
                        const void *bytes);

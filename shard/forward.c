@@ -203,7 +203,6 @@ static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
     const struct td_spec *spec = s->p.model->spec;
     const struct td_layer_weights *w = &s->weights.layer[i];
     uint32_t heads = w->slice.head_end - w->slice.head_begin;
-    float scale = 1.0f / sqrtf((float)spec->head_dim);
     const struct td_kern_output qkv[] = {
         {.m = w->q, .out = b->q}, {.m = w->k, .out = b->k}, {.m = w->v, .out = b->v}};
     struct td_rope_kv in = {.q = b->q,
@@ -215,14 +214,17 @@ static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
                             .n_heads = heads,
                             .eps = spec->rms_eps,
                             .interleaved = spec->rope.interleaved};
+    const struct td_attention how = {.q = b->q,
+                                     .out = b->attn,
+                                     .n_heads = heads,
+                                     .kv_of_head = s->kv_of_head[i],
+                                     .scale = 1.0f / sqrtf((float)spec->head_dim)};
     enum td_status st = await_sum(p, r);
 
     if (!st && heads) {
         st = from_residual(p, r, w->attn_norm, qkv, 3);
         st = st ? st : td_kern_rope_kv(k, &s->kv.layer[i], &r->kv, r->n, &in, p->err);
-        st = st ? st
-                : td_kern_attention(k, &s->kv.layer[i], &r->kv, r->n, b->q, heads, s->kv_of_head[i],
-                                    scale, b->attn, p->err);
+        st = st ? st : td_kern_attention(k, &s->kv.layer[i], &r->kv, r->n, &how, p->err);
     }
     return st ? st
               : row_parallel(p, r, w->o, b->attn, &s->sums[i * TD_SHARD_SUMS + TD_SHARD_ATTENTION]);

@@ -227,47 +227,75 @@ INLINE void value_queries(enum td_dtype dtype, uint32_t n_q, const uint8_t *cons
                            acc + (size_t)i * stride, f);
 }
 
-/* Query i takes keys 0 .. n_keys[i] - 1 of the chunk: those that all have together, then the rest one by one. */
-INLINE void values_as(enum td_dtype dtype, const uint8_t *const *rows, const uint32_t *n_keys,
+/* The keys of a chunk that a query sees. */
+struct seen {
+    uint32_t begin, end;
+};
+
+/* One query's keys begin .. end - 1. */
+INLINE void value_query(enum td_dtype dtype, const uint8_t *const *rows, uint32_t begin,
+                        uint32_t end, const float *e, uint32_t dim, uint32_t stride, float *acc,
+                        struct ahead *f)
+{
+    if (begin < end)
+        value_queries(dtype, 1, rows, begin, end, e, dim, stride, acc, f);
+}
+
+/* Those that up to four queries all see together, what comes before and behind one by one. */
+INLINE void values_as(enum td_dtype dtype, const uint8_t *const *rows, const struct seen *seen,
                       uint32_t n_q, const float *e, uint32_t dim, uint32_t stride, float *acc,
                       struct ahead *f)
 {
     for (uint32_t i = 0; i < n_q; i += Q_TILE, e += Q_TILE * TD_KERN_CHUNK_KEYS) {
-        uint32_t n = n_q - i < Q_TILE ? n_q - i : Q_TILE, common = n_keys[i];
+        uint32_t n = n_q - i < Q_TILE ? n_q - i : Q_TILE;
+        struct seen all = seen[i];
+        float *to = acc + (size_t)i * stride;
 
-        for (uint32_t h = 1; h < n; h++)
-            common = n_keys[i + h] < common ? n_keys[i + h] : common;
-        value_queries(dtype, n, rows, 0, common, e, dim, stride, acc + (size_t)i * stride, f);
+        for (uint32_t h = 1; h < n; h++) {
+            all.begin = seen[i + h].begin > all.begin ? seen[i + h].begin : all.begin;
+            all.end = seen[i + h].end < all.end ? seen[i + h].end : all.end;
+        }
+        if (all.end < all.begin) /* then nothing is */
+            all.end = all.begin;
+        for (uint32_t h = 0; all.begin && h < n; h++) {
+            const struct seen *own = &seen[i + h];
+
+            if (own->begin) /* sums begin with key 0 */
+                memset(to + (size_t)h * stride, 0, dim * sizeof *to);
+            value_query(dtype, rows, own->begin, own->end < all.begin ? own->end : all.begin,
+                        e + (size_t)h * TD_KERN_CHUNK_KEYS, dim, stride, to + (size_t)h * stride,
+                        f);
+        }
+        if (all.begin < all.end)
+            value_queries(dtype, n, rows, all.begin, all.end, e, dim, stride, to, f);
         for (uint32_t h = 0; h < n; h++)
-            if (n_keys[i + h] > common)
-                value_queries(dtype, 1, rows, common, n_keys[i + h],
-                              e + (size_t)h * TD_KERN_CHUNK_KEYS, dim, stride,
-                              acc + (size_t)(i + h) * stride, f);
+            value_query(dtype, rows, all.end, seen[i + h].end, e + (size_t)h * TD_KERN_CHUNK_KEYS,
+                        dim, stride, to + (size_t)h * stride, f);
     }
 }
 
-static void values(enum td_dtype dtype, const uint8_t *const *rows, const uint32_t *n_keys,
+static void values(enum td_dtype dtype, const uint8_t *const *rows, const struct seen *seen,
                    uint32_t n_q, const float *e, uint32_t dim, uint32_t stride, float *acc,
                    struct ahead *f)
 {
     switch (dtype) {
     case TD_F32:
-        values_as(TD_F32, rows, n_keys, n_q, e, dim, stride, acc, f);
+        values_as(TD_F32, rows, seen, n_q, e, dim, stride, acc, f);
         return;
     case TD_F16:
-        values_as(TD_F16, rows, n_keys, n_q, e, dim, stride, acc, f);
+        values_as(TD_F16, rows, seen, n_q, e, dim, stride, acc, f);
         return;
     case TD_BF16:
-        values_as(TD_BF16, rows, n_keys, n_q, e, dim, stride, acc, f);
+        values_as(TD_BF16, rows, seen, n_q, e, dim, stride, acc, f);
         return;
     case TD_F8_E4M3:
-        values_as(TD_F8_E4M3, rows, n_keys, n_q, e, dim, stride, acc, f);
+        values_as(TD_F8_E4M3, rows, seen, n_q, e, dim, stride, acc, f);
         return;
     case TD_Q8_0:
-        values_as(TD_Q8_0, rows, n_keys, n_q, e, dim, stride, acc, f);
+        values_as(TD_Q8_0, rows, seen, n_q, e, dim, stride, acc, f);
         return;
     default:
-        values_as(TD_Q4_0, rows, n_keys, n_q, e, dim, stride, acc, f);
+        values_as(TD_Q4_0, rows, seen, n_q, e, dim, stride, acc, f);
         return;
     }
 }
@@ -329,21 +357,41 @@ static void unpack_values(enum td_dtype dtype, const uint8_t *const *rows, uint3
         unpack_values_as(TD_Q4_0, rows, n, dim, out);
 }
 
-/* s [64] becomes e = exp(s - max) of the first n keys and 0 for the others of their run; sums [16] its sum by lanes. */
-INLINE float weigh_part(float *s, uint32_t n, float *sums)
+/* Lanes j .. j + 15 that lie in begin .. end - 1, `other` in the rest; all of them end behind j. */
+INLINE vf between(vf x, vf other, uint32_t j, uint32_t begin, uint32_t end)
+{
+    x = vf_first(x, other, (int32_t)(end - j));
+    return begin > j ? vf_first(other, x, (int32_t)(begin - j)) : x;
+}
+
+/* s [n] becomes cap tanh(s / cap). */
+static void cap_scores(float *s, uint32_t n, float softcap)
+{
+    const vf cap = vf_set1(softcap), by_cap = vf_set1(2.0f / softcap);
+
+    for (uint32_t j = 0; j < n; j += 16) {
+        vf y = v_exp(vf_min(vf_set1(TD_CAP_HI), vf_mul(vf_load(s + j), by_cap)));
+
+        y = vf_div(vf_add(y, vf_set1(-1.0f)), vf_add(y, vf_set1(1.0f)));
+        vf_store(s + j, vf_mul(y, cap));
+    }
+}
+
+/* s [64] becomes e = exp(s - max) of keys begin .. n - 1 and 0 for the others of their run; sums [16] its sum by lanes. */
+INLINE float weigh_part(float *s, uint32_t begin, uint32_t n, float *sums)
 {
     const vf none = vf_set1(-INFINITY);
     vf max = none, sum = vf_set1(0.0f), minus;
     float m;
 
     for (uint32_t j = 0; j < n; j += 16)
-        max = vf_max(vf_first(vf_load(s + j), none, (int32_t)(n - j)), max);
+        max = vf_max(between(vf_load(s + j), none, j, begin, n), max);
     m = vf_fold_max(max);
     minus = vf_set1(-m);
     for (uint32_t j = 0; j < n; j += 16) {
         vf e = v_exp(vf_add(vf_load(s + j), minus));
 
-        e = vf_first(e, vf_set1(0.0f), (int32_t)(n - j));
+        e = between(e, vf_set1(0.0f), j, begin, n);
         sum = vf_add(sum, e);
         vf_store(s + j, e);
     }
@@ -495,7 +543,8 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
     const float *q = w->q + (size_t)g->first * Q_STRIDE;
     float *acc = p->acc + (size_t)g->first * w->stride;
     const uint8_t *rows[TD_KERN_CHUNK_KEYS], *cell[TD_KERN_CHUNK_KEYS];
-    uint32_t n_keys[TD_CPU_QUERIES], n_cells = find_cells(w, g->kv_head, begin, n, cell);
+    uint32_t n_cells = find_cells(w, g->kv_head, begin, n, cell);
+    struct seen seen[TD_CPU_QUERIES];
     enum td_dtype dtype = kv->dtype;
     struct ahead f = {.lines = 0};
     struct keys k;
@@ -518,14 +567,18 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
     }
     scores(dtype, &k, n_runs, g->n, q, kv->head_dim, w->s, &f);
     for (uint32_t i = 0; i < g->n; i++) {
-        const uint32_t all = a->n_keys[g->first + i];
+        const uint32_t first = a->first_key[g->first + i], all = a->n_keys[g->first + i];
         float *s = w->s + (size_t)i * TD_KERN_CHUNK_KEYS;
         float *sums = acc + (size_t)i * w->stride + w->dim;
 
         fetch(&f);
-        n_keys[i] = all < end ? all - begin : TD_KERN_CHUNK_KEYS;
-        p->max[g->first + i] =
-            n_keys[i] == TD_KERN_CHUNK_KEYS ? weigh_all(s, sums) : weigh_part(s, n_keys[i], sums);
+        seen[i].begin = first > begin ? first - begin : 0;
+        seen[i].end = all < end ? all - begin : TD_KERN_CHUNK_KEYS;
+        if (a->softcap > 0.0f)
+            cap_scores(s, seen[i].end, a->softcap);
+        p->max[g->first + i] = seen[i].end - seen[i].begin == TD_KERN_CHUNK_KEYS
+                                   ? weigh_all(s, sums)
+                                   : weigh_part(s, seen[i].begin, seen[i].end, sums);
     }
     f.lines = 0;
     if (g->direct && next_begin < w->most_keys) {
@@ -535,7 +588,7 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
                              left < TD_KERN_CHUNK_KEYS ? left : TD_KERN_CHUNK_KEYS, cell);
         ask(w, cell, n_cells, 0, n, &f);
     }
-    values(dtype, rows, n_keys, g->n, w->s, w->dim, w->stride, acc, &f);
+    values(dtype, rows, seen, g->n, w->s, w->dim, w->stride, acc, &f);
 }
 
 static uint32_t find_groups(const struct td_cpu_attend *a, struct group *group)
@@ -589,14 +642,15 @@ static void attend_run(const struct td_cpu_attend *a)
         join_top(a, depth);
 }
 
-static void finish(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, float *out)
+static void finish(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, const float *sink,
+                   float *out)
 {
     const uint32_t stride = td_cpu_partial_stride(head_dim);
     const float *acc = p->acc + (size_t)i * stride;
-    vf inverse = vf_set1(1.0f / vf_fold(vf_load(acc + stride - 16)));
+    vf factor = vf_set1(td_cpu_attend_factor(p->max[i], vf_fold(vf_load(acc + stride - 16)), sink));
 
     for (uint32_t d = 0; d < head_dim; d += 16)
-        store_part(out + d, vf_mul(vf_load(acc + d), inverse), head_dim - d);
+        store_part(out + d, vf_mul(vf_load(acc + d), factor), head_dim - d);
 }
 
 static void rope(float *x, const float *angles, uint32_t dim, bool interleaved)

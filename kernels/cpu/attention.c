@@ -199,9 +199,10 @@ struct heads {
     uint32_t first, n, kv_head;
 };
 
-/* Neighbouring rows of one sequence whose keys end in the same chunk. */
+/* Neighbouring rows of one sequence whose keys begin in the same chunk, and end in the same. */
 struct tile {
-    uint32_t row, n_rows, n_chunks;
+    uint32_t row, n_rows;
+    uint32_t first_chunk, n_chunks;
     uint32_t first_piece; /* pieces are numbered by span of heads, then tile, then run */
     uint32_t first_slot;  /* of those whose chunks are split; one slot per piece */
     uint32_t first_join;  /* one join per span of a split tile */
@@ -217,11 +218,8 @@ struct attention_job {
     const struct td_cpu_attend_ops *ops;
     const struct td_kv_view *kv;
     const struct td_kv_rows *rows;
-    const float *q;
-    float *out;
-    float scale;
-    uint32_t n_q_heads; /* all of a row */
-    uint32_t n_heads;   /* entries of `heads` */
+    const struct td_attention *how;
+    uint32_t n_heads; /* entries of `heads` */
     uint32_t n_tiles, n_slots, n_joins;
     uint32_t n_pieces; /* of each span */
     uint32_t span;     /* entries of `heads` per piece */
@@ -250,8 +248,7 @@ static struct td_cpu_partial slot(const struct attention_job *job, uint32_t i)
 
 /* What a piece's queries are, in their order: by KV head, row, head. */
 struct query {
-    size_t at; /* of all [n x n_q_heads] */
-    uint32_t row, kv_head;
+    uint32_t row, head, kv_head;
 };
 
 static uint32_t queries_of(const struct attention_job *job, const struct tile *tile, uint32_t span,
@@ -262,20 +259,26 @@ static uint32_t queries_of(const struct attention_job *job, const struct tile *t
     for (uint32_t i = span * job->span; i < end && i < job->n_heads; i++)
         for (uint32_t r = 0; r < tile->n_rows; r++)
             for (uint32_t h = 0; h < job->heads[i].n; h++)
-                query[n++] = (struct query){.at = (size_t)(tile->row + r) * job->n_q_heads +
-                                                  job->heads[i].first + h,
-                                            .row = tile->row + r,
+                query[n++] = (struct query){.row = tile->row + r,
+                                            .head = job->heads[i].first + h,
                                             .kv_head = job->heads[i].kv_head};
     return n;
+}
+
+/* Where its numbers begin among those of all rows and heads. */
+static size_t place_of(const struct attention_job *job, const struct query *query)
+{
+    return ((size_t)query->row * job->how->n_heads + query->head) * job->kv->head_dim;
 }
 
 static void finish(const struct attention_job *job, const struct query *query, uint32_t n,
                    const struct td_cpu_partial *p)
 {
-    const uint32_t dim = job->kv->head_dim;
+    const float *sinks = job->how->sinks;
 
     for (uint32_t i = 0; i < n; i++)
-        job->ops->finish(dim, p, i, job->out + query[i].at * dim);
+        job->ops->finish(job->kv->head_dim, p, i, sinks ? sinks + query[i].head : NULL,
+                         job->how->out + place_of(job, &query[i]));
 }
 
 /* Joins the runs of a split tile as a binary counter, as the chunks inside a run. */
@@ -317,20 +320,26 @@ static void run_piece(const struct attention_job *job, uint32_t piece, float *me
     const struct tile *tile = tile_of(job, piece % job->n_pieces);
     const uint32_t n_runs = runs_of(job, tile), run = piece % job->n_pieces - tile->first_piece;
     const uint32_t first_slot = tile->first_slot + span * n_runs;
+    const uint32_t base = tile->first_chunk * TD_KERN_CHUNK_KEYS;
     struct td_cpu_attend a = {.kv = job->kv,
-                              .blocks = job->rows->table + job->rows->first_block[tile->row],
+                              .blocks = job->rows->table + job->rows->first_block[tile->row] +
+                                        base / job->kv->block_tokens,
                               .chunk_begin = run * job->run,
                               .chunk_end = run + 1 < n_runs ? (run + 1) * job->run : tile->n_chunks,
-                              .scale = job->scale,
+                              .scale = job->how->scale,
+                              .softcap = job->how->softcap,
                               .memory = memory};
     struct td_cpu_partial own = td_cpu_attend_level(&a, 0), shared;
     struct query query[TD_CPU_QUERIES];
 
     a.n_q = queries_of(job, tile, span, query);
     for (uint32_t i = 0; i < a.n_q; i++) {
-        a.q[i] = job->q + query[i].at * dim;
+        const uint32_t position = job->rows->positions[query[i].row];
+
+        a.q[i] = job->how->q + place_of(job, &query[i]);
         a.kv_head[i] = query[i].kv_head;
-        a.n_keys[i] = job->rows->positions[query[i].row] + 1;
+        a.first_key[i] = td_kern_first_key(position, job->how->window) - base;
+        a.n_keys[i] = position + 1 - base;
     }
     job->ops->run(&a);
     if (n_runs > 1) {
@@ -388,19 +397,22 @@ static uint32_t rows_per_tile(const struct attention_job *job, uint32_t n, uint3
 }
 
 static uint32_t cut_rows(struct tile *tiles, const struct td_kv_rows *rows, uint32_t n,
-                         uint32_t rows_per_tile)
+                         uint32_t window, uint32_t rows_per_tile)
 {
     uint32_t count = 0;
 
     for (uint32_t i = 0; i < n; i++) {
         struct tile *last = tiles + count - 1;
-        uint32_t n_chunks = rows->positions[i] / TD_KERN_CHUNK_KEYS + 1;
+        uint32_t position = rows->positions[i];
+        uint32_t first = td_kern_first_key(position, window) / TD_KERN_CHUNK_KEYS;
+        uint32_t n_chunks = position / TD_KERN_CHUNK_KEYS + 1 - first;
 
-        if (count && last->n_chunks == n_chunks && last->n_rows < rows_per_tile &&
-            rows->first_block[last->row] == rows->first_block[i])
+        if (count && last->first_chunk == first && last->n_chunks == n_chunks &&
+            last->n_rows < rows_per_tile && rows->first_block[last->row] == rows->first_block[i])
             last->n_rows++;
         else
-            tiles[count++] = (struct tile){.row = i, .n_rows = 1, .n_chunks = n_chunks};
+            tiles[count++] =
+                (struct tile){.row = i, .n_rows = 1, .first_chunk = first, .n_chunks = n_chunks};
     }
     return count;
 }
@@ -452,7 +464,7 @@ static enum td_status reserve(struct td_cpu *cpu, struct attention_job *job, uin
     sizes[1] = n_slots * job->slot_floats * sizeof(float);
     sizes[2] = n_slots * sizeof *job->unjoined;
     sizes[3] = n * sizeof *job->tiles;
-    sizes[4] = job->n_q_heads * sizeof *job->heads;
+    sizes[4] = job->how->n_heads * sizeof *job->heads;
     for (int i = 0; i < 5; i++)
         at[i + 1] = (at[i] + sizes[i] + 63) & ~(size_t)63;
     if (!cpu->attention) {
@@ -479,27 +491,21 @@ static enum td_status reserve(struct td_cpu *cpu, struct attention_job *job, uin
 }
 
 enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                                const struct td_kv_rows *rows_in, uint32_t n, const float *q,
-                                uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                float *out, struct td_err *err)
+                                const struct td_kv_rows *rows_in, uint32_t n,
+                                const struct td_attention *how, struct td_err *err)
 {
     struct td_cpu *cpu = td_cpu_of(kern);
-    struct attention_job job = {.ops = cpu->isa.attend,
-                                .kv = kv,
-                                .rows = rows_in,
-                                .q = q,
-                                .out = out,
-                                .scale = scale,
-                                .n_q_heads = n_heads};
+    struct attention_job job = {.ops = cpu->isa.attend, .kv = kv, .rows = rows_in, .how = how};
     enum td_status s = reserve(cpu, &job, n, err);
     uint32_t most = 1, most_rows = 1, n_pieces;
 
     if (s)
         return s;
-    job.n_heads = cut_heads(job.heads, kv_of_head, n_heads);
+    job.n_heads = cut_heads(job.heads, how->kv_of_head, how->n_heads);
     for (uint32_t h = 0; h < job.n_heads; h++)
         most = job.heads[h].n > most ? job.heads[h].n : most;
-    job.n_tiles = cut_rows(job.tiles, rows_in, n, rows_per_tile(&job, n, kern->n_threads, most));
+    job.n_tiles =
+        cut_rows(job.tiles, rows_in, n, how->window, rows_per_tile(&job, n, kern->n_threads, most));
     for (uint32_t t = 0; t < job.n_tiles; t++)
         most_rows = job.tiles[t].n_rows > most_rows ? job.tiles[t].n_rows : most_rows;
     cut_chunks(&job, kern->n_threads, TD_CPU_QUERIES / (most * most_rows));

@@ -284,19 +284,20 @@ static inline uint32_t td_cpu_partial_stride(uint32_t head_dim)
     return ((head_dim + 15) & ~15u) + 16;
 }
 
-/* Queries of one sequence whose keys end in the same chunk: of one row or of several. Those of one KV head are neighbours. */
+/* Queries of one sequence whose keys begin in the same chunk, and end in the same: of one row or of several. Those of one KV head
+ * are neighbours. Keys are counted from that first chunk on. */
 struct td_cpu_attend {
     const struct td_kv_view *kv;
-    const uint32_t *blocks; /* block table of the sequence */
+    const uint32_t *blocks; /* block table of the sequence, from the first chunk on */
     uint32_t n_q;           /* <= TD_CPU_QUERIES */
     uint32_t chunk_begin,
-        chunk_end; /* a whole subtree of the tree over chunks, or its last, unfinished one */
-    float scale;
+        chunk_end;        /* a whole subtree of the tree over chunks, or its last, unfinished one */
+    float scale, softcap; /* of td_attention */
     const float *q[TD_CPU_QUERIES]; /* [head_dim] each */
     uint32_t kv_head[TD_CPU_QUERIES];
-    uint32_t n_keys
-        [TD_CPU_QUERIES]; /* query i attends to keys 0 .. n_keys[i] - 1; at least one lies in each chunk */
-    float *memory;        /* td_cpu_attend_floats, aligned to 64 bytes */
+    /* Query i attends to keys first_key[i] .. n_keys[i] - 1; at least one lies in each chunk. */
+    uint32_t first_key[TD_CPU_QUERIES], n_keys[TD_CPU_QUERIES];
+    float *memory; /* td_cpu_attend_floats, aligned to 64 bytes */
 };
 
 enum { TD_CPU_LEVELS = 26 }; /* subtrees at hand over the chunks of 2^30 keys, and one to join */
@@ -340,6 +341,9 @@ void td_cpu_copy_keys(enum td_dtype dtype, uint32_t head_dim, const uint8_t *fro
                       uint32_t from_tokens, uint32_t from_t, uint8_t *to, uint32_t to_tokens,
                       uint32_t to_t, uint32_t n);
 
+/* What a query's sum of values is multiplied with at last: 1 / the sum of all weights, that of the sink (NULL: none) among them. */
+float td_cpu_attend_factor(float max, float sum, const float *sink);
+
 /* Attention of one instruction set. */
 struct td_cpu_attend_ops {
     /* The share of chunks chunk_begin .. chunk_end - 1, left in td_cpu_attend_level(a, 0). */
@@ -347,8 +351,9 @@ struct td_cpu_attend_ops {
     /* left = left joined with right, of n_q queries. */
     void (*join)(uint32_t head_dim, uint32_t n_q, const struct td_cpu_partial *left,
                  const struct td_cpu_partial *right);
-    /* out [head_dim] of query i. */
-    void (*finish)(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, float *out);
+    /* out [head_dim] of query i. `sink`: as in td_attention, of its head. */
+    void (*finish)(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, const float *sink,
+                   float *out);
     /* Rotates x [dim] in place by one row of angles [2 x dim]. */
     void (*rope)(float *x, const float *angles, uint32_t dim, bool interleaved);
     /* out [n] = x rounded to F16 or BF16. */
@@ -458,9 +463,8 @@ void td_cpu_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, 
 void td_cpu_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
                     const struct td_kv_rows *rows_in, uint32_t n, const struct td_rope_kv *in);
 enum td_status td_cpu_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                                const struct td_kv_rows *rows_in, uint32_t n, const float *q,
-                                uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                float *out, struct td_err *err);
+                                const struct td_kv_rows *rows, uint32_t n,
+                                const struct td_attention *how, struct td_err *err);
 void td_cpu_attention_close(struct td_cpu_attention *attention); /* NULL is legal */
 void td_cpu_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block, void *bytes);
 void td_cpu_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,

@@ -11,6 +11,7 @@
 #define TD_EXP_LO (-104.0f) /* below: 0 */
 #define TD_EXP_HI 89.0f     /* above: infinity */
 #define TD_LOG2E 1.44269504f
+#define TD_CAP_HI 40.0f        /* tanh of its half is 1 */
 #define TD_LN2_HI 0.693359375f /* 9 bits: n * TD_LN2_HI is exact for |n| < 2^15 */
 #define TD_LN2_LO (-2.12194440e-4f)
 /* 1/k! for the Taylor polynomial on |r| <= ln(2)/2: remainder 6e-9. */
@@ -44,6 +45,16 @@ static inline float td_mathf_exp(float x)
     half = i >> 1; /* two factors, because 2^i may be outside the normal range */
     p *= td_half_bits_f32((uint32_t)(half + 127) << 23);
     return p * td_half_bits_f32((uint32_t)(i - half + 127) << 23);
+}
+
+/* cap tanh(x / cap), within 1e-7 cap; by_cap = 2 / cap. */
+static inline float td_mathf_softcap(float x, float cap, float by_cap)
+{
+    float e, y = x * by_cap;
+
+    y = TD_CAP_HI < y ? TD_CAP_HI : y;
+    e = td_mathf_exp(y);
+    return (e + -1.0f) / (e + 1.0f) * cap;
 }
 
 /* Sine and cosine of a >= 0 radians, a < 2^20, in double; the callers round to F32. Reduction by pi/2 in two parts (Cody

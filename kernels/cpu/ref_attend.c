@@ -59,11 +59,14 @@ static void chunk(const struct td_cpu_attend *a, uint32_t i, uint32_t begin, uin
     float *lane_sum = acc + stride - 16;
 
     *max = -INFINITY;
+    begin = a->first_key[i] > begin ? a->first_key[i] : begin;
     for (uint32_t j = begin; j < end; j++) {
         float dot = 0.0f;
 
         for (uint32_t d = 0; d < dim; d++)
             dot = fmaf(a->q[i][d] * a->scale, key(a, i, j, d), dot);
+        if (a->softcap > 0.0f)
+            dot = td_mathf_softcap(dot, a->softcap, 2.0f / a->softcap);
         s[j - begin] = dot;
         *max = dot > *max ? dot : *max;
     }
@@ -122,14 +125,26 @@ static void run(const struct td_cpu_attend *a)
         join_top(a, depth);
 }
 
-static void finish(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, float *out)
+float td_cpu_attend_factor(float max, float sum, const float *sink)
+{
+    float most, weight;
+
+    if (!sink)
+        return 1.0f / sum;
+    most = *sink > max ? *sink : max;
+    weight = td_mathf_exp(max - most);
+    return weight / fmaf(sum, weight, td_mathf_exp(*sink - most));
+}
+
+static void finish(uint32_t head_dim, const struct td_cpu_partial *p, uint32_t i, const float *sink,
+                   float *out)
 {
     const uint32_t stride = td_cpu_partial_stride(head_dim);
     const float *acc = p->acc + (size_t)i * stride;
-    float inverse = 1.0f / td_cpu_fold16(acc + stride - 16);
+    float factor = td_cpu_attend_factor(p->max[i], td_cpu_fold16(acc + stride - 16), sink);
 
     for (uint32_t d = 0; d < head_dim; d++)
-        out[d] = acc[d] * inverse;
+        out[d] = acc[d] * factor;
 }
 
 static void rope(float *x, const float *angles, uint32_t dim, bool interleaved)

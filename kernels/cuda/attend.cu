@@ -92,11 +92,13 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
     td_num_await_earlier();
     const uint32_t dim = job.kv.head_dim, row = blockIdx.x, run = blockIdx.z;
     const struct td_attend_span span = job.span[blockIdx.y];
-    const uint32_t n_keys = job.rows.positions[row] + 1;
+    const uint32_t position = job.rows.positions[row], base = td_attend_base(job, position);
+    const uint32_t first_key = td_attend_first(job, position) - base, n_keys = position + 1 - base;
     const uint32_t n_chunks = (n_keys + KEYS - 1) / KEYS;
     const uint32_t begin = run * job.run;
     const uint32_t end = begin + job.run < n_chunks ? begin + job.run : n_chunks;
-    const uint32_t *blocks = job.rows.table + job.rows.first_block[row];
+    const uint32_t *blocks =
+        job.rows.table + job.rows.first_block[row] + base / job.kv.block_tokens;
     float *q = (float *)td_num_shared();      /* [HEADS x dim] */
     float *weights = q + HEADS * dim;         /* [HEADS x KEYS] */
     float *chunk = weights + HEADS * KEYS;    /* [KEYS x (dim + 1)] */
@@ -110,7 +112,8 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
         q[i] = job.q[((size_t)row * job.n_heads + span.head) * dim + i] * job.scale;
     for (uint32_t c = begin; c < end; c++) {
         const uint32_t first = c * KEYS,
-                       n = n_keys - first < KEYS ? n_keys - first : (uint32_t)KEYS;
+                       n = n_keys - first < KEYS ? n_keys - first : (uint32_t)KEYS,
+                       hidden = c == 0 ? first_key : 0; /* of the chunk's keys */
         float *to = level_of(levels, depth++, dim);
 
         __syncthreads(); /* all are done with the chunk before */
@@ -121,14 +124,17 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
 
             for (uint32_t d = 0; i % KEYS < n && d < dim; d++)
                 dot = fmaf(qh[d], k[d], dot);
-            weights[i] = dot;
+            weights[i] =
+                job.softcap > 0.0f ? td_num_softcap(dot, job.softcap, 2.0f / job.softcap) : dot;
         }
         __syncthreads();
         load_chunk(job, blocks, span.kv_head, 1, first, n, chunk);
         for (uint32_t h = threadIdx.x / 32; h < span.n; h += WARPS) {
             float *w = weights + h * KEYS, max = -INFINITY, sum;
-            const float low = lane < n ? w[lane] : -INFINITY;
-            const float high = lane + 32 < n ? w[lane + 32] : -INFINITY;
+            const bool sees_low = lane >= hidden && lane < n;
+            const bool sees_high = lane + 32 >= hidden && lane + 32 < n;
+            const float low = sees_low ? w[lane] : -INFINITY;
+            const float high = sees_high ? w[lane + 32] : -INFINITY;
 
             max = low > max ? low : max;
             max = high > max ? high : max;
@@ -137,8 +143,8 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
 
                 max = other > max ? other : max;
             }
-            w[lane] = lane < n ? td_num_exp(low - max) : 0.0f;
-            w[lane + 32] = lane + 32 < n ? td_num_exp(high - max) : 0.0f;
+            w[lane] = sees_low ? td_num_exp(low - max) : 0.0f;
+            w[lane + 32] = sees_high ? td_num_exp(high - max) : 0.0f;
             sum = w[lane] + w[lane + 32];
             for (uint32_t mask = 16; mask; mask >>= 1)
                 sum = sum + td_num_xor(sum, mask);
@@ -152,7 +158,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
             const float *w = weights + i / dim * KEYS, *v = chunk + i % dim;
             float acc = 0.0f;
 
-            for (uint32_t j = 0; j < n; j++)
+            for (uint32_t j = hidden; j < n; j++)
                 acc = fmaf(w[j], v[(size_t)j * (dim + 1)], acc);
             to[i / dim * (dim + 2) + 2 + i % dim] = acc;
         }
@@ -167,7 +173,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ struct
             const float *from = levels + i / dim * (dim + 2);
 
             job.out[((size_t)row * job.n_heads + span.head) * dim + i] =
-                from[2 + i % dim] * (1.0f / from[1]);
+                from[2 + i % dim] * td_attend_factor(job, span.head + i / dim, from[0], from[1]);
         }
         return;
     }
@@ -185,7 +191,8 @@ __global__ void __launch_bounds__(THREADS)
 {
     td_num_await_earlier();
     const uint32_t dim = job.kv.head_dim, row = blockIdx.x, head = blockIdx.y, each = dim + 2;
-    const uint32_t n_chunks = job.rows.positions[row] / KEYS + 1;
+    const uint32_t position = job.rows.positions[row];
+    const uint32_t n_chunks = (position - td_attend_base(job, position)) / KEYS + 1;
     const uint32_t n_runs = (n_chunks + job.run - 1) / job.run;
     const size_t at = (size_t)row * job.n_heads + head;
     float *run = job.partials + at * job.n_runs * each;
@@ -208,7 +215,7 @@ __global__ void __launch_bounds__(THREADS)
             __syncthreads();
         }
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
-        job.out[at * dim + d] = here[2 + d] * (1.0f / here[1]);
+        job.out[at * dim + d] = here[2 + d] * td_attend_factor(job, head, here[0], here[1]);
 }
 
 /* ---- the host's part ---- */
@@ -255,15 +262,29 @@ void td_cuda_join_runs(struct td_cuda *cuda, const struct td_attend_job *job)
 }
 
 enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
-                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                 float *out, struct td_err *err)
+                                 const struct td_kv_rows *rows, uint32_t n,
+                                 const struct td_attention *how, struct td_err *err)
 {
     struct td_cuda *cuda = td_cuda_of(kern);
-    struct td_attend_job job = {td_cuda_kv_of(kv), *rows, q, out, NULL, scale, n,
-                                n_heads,           1,     1, 0,   1,    {}};
-    const uint32_t n_spans = cut_spans(job.span, kv_of_head, n_heads), dim = kv->head_dim;
-    const uint32_t most_chunks = (rows->most_keys + KEYS - 1) / KEYS;
+    const uint32_t n_heads = how->n_heads, dim = kv->head_dim;
+    struct td_attend_job job = {td_cuda_kv_of(kv),
+                                *rows,
+                                how->q,
+                                how->out,
+                                NULL,
+                                how->sinks,
+                                how->scale,
+                                how->softcap,
+                                how->window < rows->most_keys ? how->window : 0,
+                                n,
+                                n_heads,
+                                1,
+                                1,
+                                0,
+                                1,
+                                {}};
+    const uint32_t n_spans = cut_spans(job.span, how->kv_of_head, n_heads);
+    const uint32_t most_chunks = td_attend_chunks(&job);
     enum td_status s;
 
     if (n_spans == UINT32_MAX)

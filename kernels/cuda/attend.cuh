@@ -1,6 +1,6 @@
 /* What the kernels of attention share: a call, cut into runs of chunks of keys and spans of query heads with one KV head. Chunks join
  * in the fixed tree by their index, inside a run and then over the runs, so that neither the runs nor who else is in the call is
- * seen in a result. */
+ * seen in a result. Keys, chunks and runs are counted from the first chunk that a row sees. */
 #ifndef TD_KERNELS_CUDA_ATTEND_CUH
 #define TD_KERNELS_CUDA_ATTEND_CUH
 
@@ -23,13 +23,49 @@ struct td_attend_job {
     const float *q; /* [n x n_heads x head_dim] */
     float *out;
     float *partials; /* [n x n_heads x n_runs x (2 + head_dim)] max, sum, acc; NULL for one run */
-    float scale;
+    const float *sinks; /* of td_attention, as the next three */
+    float scale, softcap;
+    uint32_t window; /* 0 where no row has so many keys, too */
     uint32_t n, n_heads;
     uint32_t run, n_runs; /* chunks of a run, a power of two; runs of the most keys */
     uint32_t levels;      /* results that may wait for their right-hand neighbours */
     uint32_t row_step;    /* rows of a block */
     struct td_attend_span span[TD_ATTEND_SPANS];
 };
+
+/* The first position that a row at `position` sees, and that of its chunk. */
+__device__ __forceinline__ uint32_t td_attend_first(const struct td_attend_job &job,
+                                                    uint32_t position)
+{
+    return job.window && position >= job.window ? position - job.window + 1 : 0;
+}
+
+__device__ __forceinline__ uint32_t td_attend_base(const struct td_attend_job &job,
+                                                   uint32_t position)
+{
+    return td_attend_first(job, position) / TD_ATTEND_KEYS * TD_ATTEND_KEYS;
+}
+
+/* What a query's sum of values is multiplied with at last: 1 / the sum of all weights, that of the head's sink among them. */
+__device__ __forceinline__ float td_attend_factor(const struct td_attend_job &job, uint32_t head,
+                                                  float max, float sum)
+{
+    if (!job.sinks)
+        return 1.0f / sum;
+    const float sink = job.sinks[head], most = sink > max ? sink : max;
+    const float weight = td_num_exp(max - most);
+
+    return weight / fmaf(sum, weight, td_num_exp(sink - most));
+}
+
+/* Chunks that a row sees at most, of the host's part. */
+static inline uint32_t td_attend_chunks(const struct td_attend_job *job)
+{
+    const uint32_t most = (job->rows.most_keys + TD_ATTEND_KEYS - 1) / TD_ATTEND_KEYS;
+    const uint32_t seen = job->window / TD_ATTEND_KEYS + 2; /* the first and the last in part */
+
+    return job->window && seen < most ? seen : most;
+}
 
 /* The runs of every row and head, from the partials into the result. */
 void td_cuda_join_runs(struct td_cuda *cuda, const struct td_attend_job *job);

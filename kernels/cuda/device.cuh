@@ -166,9 +166,8 @@ void td_cuda_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim,
 void td_cuda_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,
                      const struct td_kv_rows *rows, uint32_t n, const struct td_rope_kv *in);
 enum td_status td_cuda_attention(struct td_kern *kern, const struct td_kv_view *kv,
-                                 const struct td_kv_rows *rows, uint32_t n, const float *q,
-                                 uint32_t n_heads, const uint32_t *kv_of_head, float scale,
-                                 float *out, struct td_err *err);
+                                 const struct td_kv_rows *rows, uint32_t n,
+                                 const struct td_attention *how, struct td_err *err);
 void td_cuda_kv_save(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,
                      void *bytes);
 void td_cuda_kv_restore(struct td_kern *kern, const struct td_kv_view *kv, uint32_t block,

@@ -33,7 +33,8 @@ template <uint32_t D> struct area {
 template <uint32_t D, uint32_t I> struct query {
     uint32_t pair[D][Q_PARTS][2][I];
     float scale[I];     /* of a score */
-    uint32_t n_keys[I]; /* that it sees; 0: there is no such query */
+    uint32_t first[I];  /* key that it sees */
+    uint32_t n_seen[I]; /* keys from there on; 0: there is no such query */
 };
 
 /* What a chunk, or several joined, give them; dimensions 8 j + 2t, 2t + 1. */
@@ -111,10 +112,10 @@ __device__ __forceinline__ void bring(const struct td_attend_job &job, const uin
     td_num_copies_close();
 }
 
-/* The warp's queries, of `n` rows from `row` on. */
+/* The warp's queries, of `n` rows from `row` on, whose keys are counted from position `base` on. */
 template <enum td_dtype T, uint32_t D, uint32_t I>
 __device__ void bring_queries(const struct td_attend_job &job, const struct td_attend_span &span,
-                              uint32_t row, uint32_t n, struct query<D, I> *to)
+                              uint32_t row, uint32_t n, uint32_t base, struct query<D, I> *to)
 {
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, dim = job.kv.head_dim;
 
@@ -141,7 +142,10 @@ __device__ void bring_queries(const struct td_attend_job &job, const struct td_a
         }
         const float up = td_attend_up<T>(max, &to->scale[i]);
 
-        to->n_keys[i] = there ? job.rows.positions[at] + 1 : 0;
+        const uint32_t position = job.rows.positions[at], sees = td_attend_first(job, position);
+
+        to->first[i] = sees - base;
+        to->n_seen[i] = there ? position + 1 - sees : 0;
 #pragma unroll
         for (uint32_t k = 0; k < 2 * D; k++) {
             uint16_t low[Q_PARTS], high[Q_PARTS];
@@ -202,26 +206,35 @@ __device__ __forceinline__ void score(const struct query<D, I> &q, const struct 
         }
 }
 
-/* Scores into weights; `first` is the chunk's first key. A weight's sum is taken key by key eight apart, then of four, two and one
+/* Scores into weights; `key` is the chunk's first one. A weight's sum is taken key by key eight apart, then of four, two and one
  * apart. */
 template <enum td_dtype T, uint32_t D, uint32_t I>
 __device__ __forceinline__ void
-weigh(const struct query<D, I> &q, uint32_t first, const float s[KEYS / 8][4],
-      uint32_t weight[KEYS / 8][PARTS<T>][I], struct result<D, I> *r)
+weigh(const struct td_attend_job &job, const struct query<D, I> &q, uint32_t key,
+      const float s[KEYS / 8][4], uint32_t weight[KEYS / 8][PARTS<T>][I], struct result<D, I> *r)
 {
     constexpr uint32_t P = PARTS<T>;
     const uint32_t t = threadIdx.x % 4;
 
 #pragma unroll
     for (uint32_t i = 0; i < I; i++) {
+        const uint32_t from_first = key + 2 * t - q.first[i];
         float v[KEYS / 8][2], max = -INFINITY, sum[2] = {0.0f, 0.0f};
 
 #pragma unroll
         for (uint32_t j = 0; j < KEYS / 8; j++)
 #pragma unroll
+            for (uint32_t e = 0; e < 2; e++)
+                v[j][e] = s[j][2 * i + e] * q.scale[i];
+        if (job.softcap > 0.0f)
+#pragma unroll
+            for (uint32_t j = 0; j < KEYS / 4; j++)
+                v[j / 2][j % 2] = td_num_softcap(v[j / 2][j % 2], job.softcap, 2.0f / job.softcap);
+#pragma unroll
+        for (uint32_t j = 0; j < KEYS / 8; j++)
+#pragma unroll
             for (uint32_t e = 0; e < 2; e++) {
-                v[j][e] = first + 8 * j + 2 * t + e < q.n_keys[i] ? s[j][2 * i + e] * q.scale[i]
-                                                                  : -INFINITY;
+                v[j][e] = from_first + 8 * j + e < q.n_seen[i] ? v[j][e] : -INFINITY;
                 max = v[j][e] > max ? v[j][e] : max;
             }
         for (uint32_t mask = 2; mask; mask >>= 1) {
@@ -330,15 +343,17 @@ __device__ void store(const struct td_attend_job &job, const struct td_attend_sp
 #pragma unroll
     for (uint32_t i = 0; i < I; i++) {
         const uint32_t number = threadIdx.x / 32 * 8 * I + 8 * i + g;
-        const uint32_t n_chunks = (q.n_keys[i] + KEYS - 1) / KEYS;
-        const size_t at =
-            (size_t)(row + number / span.n) * job.n_heads + span.head + number % span.n;
+        const uint32_t n_chunks = (q.first[i] + q.n_seen[i] + KEYS - 1) / KEYS;
+        const uint32_t head = span.head + number % span.n;
+        const size_t at = (size_t)(row + number / span.n) * job.n_heads + head;
         const bool whole = n_chunks <= job.run;
         float *to = whole ? job.out + at * dim : job.partials + (at * job.n_runs + run) * (dim + 2);
-        const float factor = whole ? 1.0f / r.sum[i] : 1.0f;
+        float factor = 1.0f;
 
-        if (run * job.run >= n_chunks)
+        if (q.n_seen[i] == 0 || run * job.run >= n_chunks)
             continue;
+        if (whole)
+            factor = td_attend_factor(job, head, r.max[i], r.sum[i]);
         if (!whole) {
             if (t == 0) {
                 to[0] = r.max[i];
@@ -353,14 +368,16 @@ __device__ void store(const struct td_attend_job &job, const struct td_attend_sp
     }
 }
 
-/* The run's chunks for `n` rows of one sequence. */
+/* The run's chunks for `n` rows of one sequence whose keys begin in the same chunk. */
 template <enum td_dtype T, uint32_t D, uint32_t I, uint32_t THREADS>
 __device__ void attend_rows(const struct td_attend_job &job, const struct td_attend_span &span,
                             uint32_t row, uint32_t n, uint32_t run, struct area<D> *a,
                             float *waiting)
 {
     constexpr uint32_t LEVEL = result<D, I>::FLOATS * THREADS;
-    const uint32_t *blocks = job.rows.table + job.rows.first_block[row];
+    const uint32_t base = td_attend_base(job, job.rows.positions[row]);
+    const uint32_t *blocks =
+        job.rows.table + job.rows.first_block[row] + base / job.kv.block_tokens;
     const uint32_t begin = run * job.run;
     struct query<D, I> q;
     struct result<D, I> r;
@@ -368,6 +385,7 @@ __device__ void attend_rows(const struct td_attend_job &job, const struct td_att
 
     for (uint32_t i = 0; i < n; i++)
         n_keys = job.rows.positions[row + i] >= n_keys ? job.rows.positions[row + i] + 1 : n_keys;
+    n_keys -= base;
     end = (n_keys + KEYS - 1) / KEYS;
     end = begin + job.run < end ? begin + job.run : end;
     if (begin >= end)
@@ -383,7 +401,7 @@ __device__ void attend_rows(const struct td_attend_job &job, const struct td_att
     __syncthreads(); /* all are done with the rows before */
     bring_half(begin, 0);
     bring_half(begin, 1);
-    bring_queries<T, D, I>(job, span, row, n, &q);
+    bring_queries<T, D, I>(job, span, row, n, base, &q);
     for (uint32_t c = begin; c < end; c++) {
         const bool is_last = c + 1 == end;
         uint32_t weight[KEYS / 8][PARTS<T>][I];
@@ -397,7 +415,7 @@ __device__ void attend_rows(const struct td_attend_job &job, const struct td_att
             bring_half(c + 1, 0);
         else
             td_num_copies_close(); /* so that one batch is the values', as ever */
-        weigh<T, D, I>(q, c * KEYS, s, weight, &r);
+        weigh<T, D, I>(job, q, c * KEYS, s, weight, &r);
         td_num_copies_wait<1>();
         __syncthreads(); /* the values are */
         gather<T, D, I>(a, weight, &r);
@@ -416,8 +434,10 @@ __device__ void attend_rows(const struct td_attend_job &job, const struct td_att
     store<D, I>(job, span, row, run, q, r);
 }
 
+/* Of large heads all registers are asked for, else one kernel spills three times as much. */
 template <enum td_dtype T, uint32_t D, uint32_t I, uint32_t W>
-__global__ void __launch_bounds__(32 * W) flash(const __grid_constant__ struct td_attend_job job)
+__global__ void __launch_bounds__(32 * W, D > 8 ? 1 : 0)
+    flash(const __grid_constant__ struct td_attend_job job)
 {
     td_num_await_earlier();
     struct area<D> *a = (struct area<D> *)td_num_shared();
@@ -425,10 +445,13 @@ __global__ void __launch_bounds__(32 * W) flash(const __grid_constant__ struct t
     const uint32_t begin = blockIdx.x * job.row_step;
     const uint32_t end = begin + job.row_step < job.n ? begin + job.row_step : job.n;
 
-    /* Neighbours of one sequence go together. */
+    /* Neighbours of one sequence go together where their keys begin together. */
     for (uint32_t row = begin, next; row < end; row = next) {
+        const uint32_t base = td_attend_base(job, job.rows.positions[row]);
+
         next = row + 1;
-        while (next < end && job.rows.first_block[next] == job.rows.first_block[row])
+        while (next < end && job.rows.first_block[next] == job.rows.first_block[row] &&
+               td_attend_base(job, job.rows.positions[next]) == base)
             next++;
         attend_rows<T, D, I, 32 * W>(job, span, row, next - row, blockIdx.z, a,
                                      (float *)(a + 1) + threadIdx.x);
@@ -452,7 +475,7 @@ template <enum td_dtype T, uint32_t D, uint32_t I, uint32_t W>
 enum td_status launch(struct td_cuda *cuda, struct td_attend_job *job, uint32_t n_spans,
                       struct td_err *err)
 {
-    const uint32_t n_chunks = (job->rows.most_keys + KEYS - 1) / KEYS, n = job->n;
+    const uint32_t n_chunks = td_attend_chunks(job), n = job->n;
     const uint32_t n_blocks = (n + job->row_step - 1) / job->row_step * n_spans;
     const size_t room = td_cuda_shared_of(cuda, W == 1 ? ROW_BLOCKS_PER_SM : BLOCKS_PER_SM);
     const size_t row_bytes = sizeof(float) * job->n_heads * (job->kv.head_dim + 2);

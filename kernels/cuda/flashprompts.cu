@@ -14,7 +14,8 @@ template <uint32_t M, uint32_t D> struct area {
     static constexpr uint32_t STRIDE = 16 * D + PAD, QUERIES = 16 * M * WARPS;
     uint16_t q[QUERIES * STRIDE], k[2][KEYS * STRIDE], v[2][KEYS * STRIDE];
     float q_scale[QUERIES];   /* of a score */
-    uint32_t n_keys[QUERIES]; /* that a query sees; 0: there is no such query */
+    uint32_t first[QUERIES];  /* key that a query sees */
+    uint32_t n_seen[QUERIES]; /* keys from there on; 0: there is no such query */
 };
 
 /* Of queries 16 m + g and 8 more. */
@@ -89,7 +90,8 @@ __device__ void bring_queries(const struct td_attend_job &job, const struct td_a
             a->q[i * a->STRIDE + 32 * k + lane] = td_attend_narrow<T>(v[k] * up);
         if (lane == 0) {
             a->q_scale[i] = down;
-            a->n_keys[i] = there ? job.rows.positions[at] + 1 : 0;
+            a->first[i] = there ? td_attend_first(job, job.rows.positions[at]) : 0;
+            a->n_seen[i] = there ? job.rows.positions[at] + 1 - a->first[i] : 0;
         }
     }
 }
@@ -124,9 +126,27 @@ __device__ __forceinline__ void score(const struct area<M, D> *a, const uint16_t
     }
 }
 
-/* Scores of keys that a query does not see; `first` is the chunk's first key. */
+/* Scores become cap tanh(score / cap), in units that make a weight a power of two. */
 template <uint32_t M, uint32_t D>
-__device__ __forceinline__ void hide(const struct area<M, D> *a, uint32_t first,
+__device__ void cap_scores(float cap, const struct area<M, D> *a, float s[M][KEYS / 8][4])
+{
+    const uint32_t query = threadIdx.x / 32 * 16 * M + threadIdx.x % 32 / 4;
+    const float by_cap = 2.0f / cap, to_log2 = cap * 1.44269504f;
+
+#pragma unroll
+    for (uint32_t m = 0; m < M; m++)
+#pragma unroll
+        for (uint32_t i = 0; i < KEYS / 2; i++) {
+            const float scale = a->q_scale[query + 16 * m + i % 4 / 2 * 8] * by_cap;
+            const float e = td_num_exp2_nearly(fminf(s[m][i / 4][i % 4] * scale, 60.0f));
+
+            s[m][i / 4][i % 4] = (e - 1.0f) / (e + 1.0f) * to_log2;
+        }
+}
+
+/* Scores of keys that a query does not see; `key` is the chunk's first one. */
+template <uint32_t M, uint32_t D>
+__device__ __forceinline__ void hide(const struct area<M, D> *a, uint32_t key,
                                      float s[M][KEYS / 8][4])
 {
     const uint32_t query = threadIdx.x / 32 * 16 * M + threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -135,21 +155,22 @@ __device__ __forceinline__ void hide(const struct area<M, D> *a, uint32_t first,
     for (uint32_t m = 0; m < M; m++)
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
-            const uint32_t n_keys = a->n_keys[query + 16 * m + 8 * i];
+            const uint32_t n_seen = a->n_seen[query + 16 * m + 8 * i];
+            const uint32_t from_first = key + 2 * t - a->first[query + 16 * m + 8 * i];
 
 #pragma unroll
             for (uint32_t j = 0; j < KEYS / 8; j++)
 #pragma unroll
                 for (uint32_t e = 0; e < 2; e++)
-                    if (first + 8 * j + 2 * t + e >= n_keys)
+                    if (from_first + 8 * j + e >= n_seen)
                         s[m][j][2 * i + e] = -INFINITY;
         }
 }
 
 /* Scores into weights against the largest so far, and what came before into the same units. */
 template <uint32_t M, uint32_t D>
-__device__ __forceinline__ void weigh(const struct area<M, D> *a, float s[M][KEYS / 8][4],
-                                      struct state<M, D> *r)
+__device__ __forceinline__ void weigh(const struct area<M, D> *a, bool is_capped,
+                                      float s[M][KEYS / 8][4], struct state<M, D> *r)
 {
     const uint32_t query = threadIdx.x / 32 * 16 * M + threadIdx.x % 32 / 4;
 
@@ -157,7 +178,7 @@ __device__ __forceinline__ void weigh(const struct area<M, D> *a, float s[M][KEY
     for (uint32_t m = 0; m < M; m++)
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
-            const float scale = a->q_scale[query + 16 * m + 8 * i];
+            const float scale = is_capped ? 1.0f : a->q_scale[query + 16 * m + 8 * i];
             float max = s[m][0][2 * i], sum = 0.0f;
 
 #pragma unroll
@@ -223,6 +244,17 @@ __device__ __forceinline__ void gather(const uint16_t *values, const float s[M][
     }
 }
 
+/* As td_attend_factor; `max` is in units that make a weight a power of two. */
+__device__ float factor_of(const struct td_attend_job &job, uint32_t head, float max, float sum)
+{
+    if (!job.sinks)
+        return 1.0f / sum;
+    const float sink = job.sinks[head] * 1.44269504f, most = fmaxf(sink, max);
+    const float weight = td_num_exp2_nearly(max - most);
+
+    return weight / fmaf(sum, weight, td_num_exp2_nearly(sink - most));
+}
+
 template <uint32_t M, uint32_t D>
 __device__ void store(const struct td_attend_job &job, const struct td_attend_span &span,
                       uint32_t row, const struct area<M, D> *a, const struct state<M, D> &r)
@@ -242,14 +274,15 @@ __device__ void store(const struct td_attend_job &job, const struct td_attend_sp
 
             for (uint32_t mask = 2; mask; mask >>= 1)
                 sum = sum + td_num_xor(sum, mask);
-            if (a->n_keys[query] == 0)
+            if (a->n_seen[query] == 0)
                 continue;
+            const float factor = factor_of(job, span.head + query % span.n, r.max[m][i], sum);
 #pragma unroll
             for (uint32_t j = 0; j < 2 * D; j++)
 #pragma unroll
                 for (uint32_t k = 0; k < 2; k++)
                     if (8 * j + 2 * t + k < dim)
-                        to[8 * j + 2 * t + k] = r.acc[m][j][2 * i + k] * (1.0f / sum);
+                        to[8 * j + 2 * t + k] = r.acc[m][j][2 * i + k] * factor;
         }
 }
 
@@ -261,22 +294,27 @@ __device__ void attend_rows(const struct td_attend_job &job, const struct td_att
     const uint32_t *blocks = job.rows.table + job.rows.first_block[row];
     struct state<M, D> r = {
     };
-    uint32_t most = 0, least = UINT32_MAX; /* keys of a row */
+    uint32_t most = 0, least = UINT32_MAX;      /* keys of a row */
+    uint32_t base = UINT32_MAX, last_first = 0; /* where those that a row sees begin */
 
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t n_keys = job.rows.positions[row + i] + 1;
+        const uint32_t position = job.rows.positions[row + i];
+        const uint32_t sees = td_attend_first(job, position);
 
-        most = n_keys > most ? n_keys : most;
-        least = n_keys < least ? n_keys : least;
+        most = position >= most ? position + 1 : most;
+        least = position < least ? position + 1 : least;
+        base = sees < base ? sees : base;
+        last_first = sees > last_first ? sees : last_first;
     }
+    base = base / KEYS * KEYS;
 #pragma unroll
     for (uint32_t m = 0; m < M; m++)
         r.max[m][0] = r.max[m][1] = -INFINITY;
     __syncthreads(); /* all are done with the rows before */
-    bring<T, D>(job, blocks, span.kv_head, 0, most, a->k[0], a->v[0]);
+    bring<T, D>(job, blocks, span.kv_head, base, most - base, a->k[0], a->v[0]);
     bring_queries<T, M, D>(job, span, row, n, a);
-    for (uint32_t first = 0, turn = 0; first < most; first += KEYS, turn ^= 1) {
-        const uint32_t next = first + KEYS;
+    for (uint32_t key = base, turn = 0; key < most; key += KEYS, turn ^= 1) {
+        const uint32_t next = key + KEYS;
         float s[M][KEYS / 8][4] = {};
 
         td_num_copies_wait<0>();
@@ -285,9 +323,11 @@ __device__ void attend_rows(const struct td_attend_job &job, const struct td_att
             bring<T, D>(job, blocks, span.kv_head, next, most - next, a->k[turn ^ 1],
                         a->v[turn ^ 1]);
         score<T, M, D>(a, a->k[turn], s);
-        if (next > least)
-            hide<M, D>(a, first, s);
-        weigh<M, D>(a, s, &r);
+        if (job.softcap > 0.0f)
+            cap_scores<M, D>(job.softcap, a, s);
+        if (next > least || key < last_first)
+            hide<M, D>(a, key, s);
+        weigh<M, D>(a, job.softcap > 0.0f, s, &r);
         gather<T, M, D>(a->v[turn], s, &r);
     }
     store<M, D>(job, span, row, a, r);

@@ -286,6 +286,16 @@ __device__ __forceinline__ float td_num_silu(float gate, float up)
     return gate / (1.0f + td_num_exp(-gate)) * up;
 }
 
+/* cap tanh(x / cap), within 1e-7 cap; by_cap = 2 / cap. As kernels/cpu/mathf.h has it. */
+__device__ __forceinline__ float td_num_softcap(float x, float cap, float by_cap)
+{
+    float e, y = x * by_cap;
+
+    y = 40.0f < y ? 40.0f : y;
+    e = td_num_exp(y);
+    return (e - 1.0f) / (e + 1.0f) * cap;
+}
+
 /* The sum over all threads of a block of up to 32 whole warps, to all of them, in a fixed order; `scratch` [32] is shared and may
  * be used again after the next __syncthreads. */
 __device__ __forceinline__ float td_num_block_sum(float v, float *scratch)

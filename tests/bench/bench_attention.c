@@ -58,12 +58,12 @@ static uint64_t attend(struct bench *b, uint32_t i, uint32_t from, uint32_t n)
 {
     struct td_kv_view view = layer(b, i);
     struct td_kv_rows rows = {b->positions + from, b->first, b->table, from + n, 1};
+    const struct td_attention how = {
+        .q = b->q, .out = b->out, .n_heads = HEADS, .kv_of_head = b->kv_of_head, .scale = 0.125f};
     struct td_err err;
     uint64_t begin = td_clock_now_ns();
 
-    check(td_kern_attention(b->kern, &view, &rows, n, b->q, HEADS, b->kv_of_head, 0.125f, b->out,
-                            &err),
-          &err);
+    check(td_kern_attention(b->kern, &view, &rows, n, &how, &err), &err);
     return td_clock_now_ns() - begin;
 }
 

@@ -261,7 +261,7 @@ struct attention {
     struct td_kv_view view;
     struct td_kv_rows rows;
     uint32_t n, kv_of_head[HEADS];
-    float *q, *out;
+    struct td_attention how;
 };
 
 static void attend_once(void *arg)
@@ -269,8 +269,7 @@ static void attend_once(void *arg)
     const struct attention *a = arg;
 
     for (int i = 0; i < 8; i++)
-        check(td_kern_attention(kern, &a->view, &a->rows, a->n, a->q, HEADS, a->kv_of_head, 0.088f,
-                                a->out, &err));
+        check(td_kern_attention(kern, &a->view, &a->rows, a->n, &a->how, &err));
 }
 
 /* Seconds that attention takes with n sequences of so many keys, for the last row of each or, of a prompt, for all. */
@@ -302,12 +301,15 @@ static double attention_time(enum td_dtype type, uint32_t n_seqs, uint32_t keys,
     for (uint32_t h = 0; h < HEADS; h++)
         a.kv_of_head[h] = h / (HEADS / KV_HEADS);
     a.view.data = device(bytes);
-    a.q = device((size_t)n * HEADS * DIM * 4);
-    a.out = device((size_t)n * HEADS * DIM * 4);
+    a.how = (struct td_attention){.q = device((size_t)n * HEADS * DIM * 4),
+                                  .out = device((size_t)n * HEADS * DIM * 4),
+                                  .n_heads = HEADS,
+                                  .kv_of_head = a.kv_of_head,
+                                  .scale = 0.088f};
     seconds = best_of(attend_once, &a) / 8;
     td_kern_free(kern, a.view.data, bytes);
-    td_kern_free(kern, a.q, 0);
-    td_kern_free(kern, a.out, 0);
+    td_kern_free(kern, (void *)a.how.q, 0);
+    td_kern_free(kern, a.how.out, 0);
     td_kern_free(kern, index, 0);
     free(table);
     free(first);

@@ -840,10 +840,13 @@ static void test_cuda_refuses_draws_that_are_none(void **state)
 struct story {
     enum td_dtype type;
     uint32_t dim, n_heads, n_kv, block_tokens, n_blocks, n_keys, attend_from;
-    bool interleaved, has_norm;
+    uint32_t window;
+    float softcap;
+    bool interleaved, has_norm, has_sinks;
     uint32_t *table;
     uint32_t kv_of_head[32];
     float *q, *k, *v, *norm; /* of all positions */
+    float sinks[32];
 };
 
 static void *twice(bool on_cuda, const void *host, size_t bytes)
@@ -878,7 +881,8 @@ static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out,
     float *q = twice(on_cuda, s->q, s->n_keys * nq * 4),
           *k = twice(on_cuda, s->k, s->n_keys * nk * 4),
           *v = twice(on_cuda, s->v, s->n_keys * nk * 4),
-          *norm = twice(on_cuda, s->norm, s->dim * 4);
+          *norm = twice(on_cuda, s->norm, s->dim * 4),
+          *sinks = twice(on_cuda, s->sinks, sizeof s->sinks);
     struct td_err err;
 
     view.data = td_kern_alloc(kern, td_kern_kv_bytes(&view));
@@ -908,12 +912,17 @@ static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out,
         assert_int_equal(td_kern_rope_kv(kern, &view, &rows, n, &in, &err), TD_OK);
         const uint32_t at = i < s->attend_from ? s->attend_from : i;
         const struct td_kv_rows those = {dpos + at, dzero + at, table, i + n, 1};
+        const struct td_attention how = {.q = q + at * nq,
+                                         .out = dout + at * nq,
+                                         .n_heads = s->n_heads,
+                                         .kv_of_head = s->kv_of_head,
+                                         .scale = 0.2f,
+                                         .window = s->window,
+                                         .softcap = s->softcap,
+                                         .sinks = s->has_sinks ? sinks : NULL};
 
         if (at < i + n)
-            assert_int_equal(td_kern_attention(kern, &view, &those, i + n - at, q + at * nq,
-                                               s->n_heads, s->kv_of_head, 0.2f, dout + at * nq,
-                                               &err),
-                             TD_OK);
+            assert_int_equal(td_kern_attention(kern, &view, &those, i + n - at, &how, &err), TD_OK);
     }
     td_kern_copy(kern, out, dout, s->n_keys * nq * 4);
     td_kern_copy(kern, q_out, q, s->n_keys * nq * 4);
@@ -921,8 +930,8 @@ static void tell(bool on_cuda, const struct story *s, uint32_t step, float *out,
     td_kern_free(kern, view.data, td_kern_kv_bytes(&view));
     td_kern_free(kern, angles, (size_t)s->n_keys * 2 * s->dim * 4);
     td_kern_free(kern, dout, s->n_keys * nq * 4);
-    for (uint32_t i = 0; i < 8; i++)
-        drop_twice(on_cuda, ((void *[]){q, k, v, norm, dpos, dzero, table, dfreq})[i]);
+    for (uint32_t i = 0; i < 9; i++)
+        drop_twice(on_cuda, ((void *[]){q, k, v, norm, sinks, dpos, dzero, table, dfreq})[i]);
     free(positions);
     free(zeros);
 }
@@ -945,6 +954,8 @@ static void begin_story(struct story *s)
     s->k = td_ops_activations(s->n_keys * nk);
     s->v = td_ops_activations(s->n_keys * nk);
     s->norm = td_ops_activations(s->dim);
+    for (uint32_t h = 0; h < s->n_heads; h++)
+        s->sinks[h] = (float)h - 2.0f;
 }
 
 static void test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch(void **state)
@@ -965,7 +976,32 @@ static void test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch(v
          .n_kv = 1,
          .block_tokens = 64,
          .n_keys = 4500,
-         .attend_from = 4498}};
+         .attend_from = 4498},
+        {.dim = 64, .n_heads = 8, .n_kv = 2, .block_tokens = 16, .n_keys = 300, .window = 100},
+        {.dim = 32, .n_heads = 4, .n_kv = 1, .block_tokens = 8, .n_keys = 150, .window = 3},
+        {.dim = 128,
+         .n_heads = 2,
+         .n_kv = 1,
+         .block_tokens = 64,
+         .n_keys = 140,
+         .softcap = 3.0f,
+         .window = 64,
+         .has_sinks = true},
+        {.dim = 64,
+         .n_heads = 8,
+         .n_kv = 1,
+         .block_tokens = 16,
+         .n_keys = 4500,
+         .window = 4100,
+         .has_sinks = true,
+         .attend_from = 4300},
+        {.dim = 32,
+         .n_heads = 4,
+         .n_kv = 4,
+         .block_tokens = 16,
+         .n_keys = 90,
+         .softcap = 20.0f,
+         .has_sinks = true}};
 
     (void)state;
     td_ops_seed(4008);
@@ -1060,17 +1096,20 @@ static void test_cuda_attention_of_many_sequences_is_that_of_each(void **state)
         dq = up(q, (size_t)n * HEADS * DIM * 4), dat = up(at, n * 4), dfirst = up(first, n * 4);
         dout = td_kern_alloc(cuda, (size_t)n * HEADS * DIM * 4);
         all = malloc((size_t)n * HEADS * DIM * 4), one = malloc(HEADS * DIM * 4);
+        struct td_attention how = {
+            .q = dq, .out = dout, .n_heads = HEADS, .kv_of_head = kv_of_head, .scale = 0.3f};
         assert_int_equal(td_kern_attention(cuda, &view,
                                            &(struct td_kv_rows){dat, dfirst, dtable, 331, SEQS}, n,
-                                           dq, HEADS, kv_of_head, 0.3f, dout, &err),
+                                           &how, &err),
                          TD_OK);
         down(all, dout, (size_t)n * HEADS * DIM * 4);
         for (uint32_t i = 0; i < n; i += 1 + i % 3) {
-            assert_int_equal(td_kern_attention(
-                                 cuda, &view,
-                                 &(struct td_kv_rows){dat + i, dfirst + i, dtable, at[i] + 1, 1}, 1,
-                                 dq + (size_t)i * HEADS * DIM, HEADS, kv_of_head, 0.3f, dout, &err),
-                             TD_OK);
+            how.q = dq + (size_t)i * HEADS * DIM;
+            assert_int_equal(
+                td_kern_attention(cuda, &view,
+                                  &(struct td_kv_rows){dat + i, dfirst + i, dtable, at[i] + 1, 1},
+                                  1, &how, &err),
+                TD_OK);
             down(one, dout, HEADS * DIM * 4);
             if (!inexact)
                 td_ops_assert_same(one, all + (size_t)i * HEADS * DIM, HEADS * DIM,
@@ -1105,12 +1144,21 @@ static void test_cuda_inexact_attention_of_prompts_is_that_of_the_cpu(void **sta
         {.dim = 64, .n_heads = 20, .n_kv = 1, .block_tokens = 64, .n_keys = 66, .has_norm = true},
         {.dim = 96, .n_heads = 3, .n_kv = 3, .block_tokens = 16, .n_keys = 150},
         {.dim = 128, .n_heads = 8, .n_kv = 2, .block_tokens = 16, .n_keys = 200},
-        {.dim = 256, .n_heads = 2, .n_kv = 1, .block_tokens = 8, .n_keys = 130}};
+        {.dim = 256, .n_heads = 2, .n_kv = 1, .block_tokens = 8, .n_keys = 130},
+        {.dim = 64, .n_heads = 8, .n_kv = 2, .block_tokens = 16, .n_keys = 300, .window = 100},
+        {.dim = 128,
+         .n_heads = 4,
+         .n_kv = 1,
+         .block_tokens = 16,
+         .n_keys = 200,
+         .softcap = 3.0f,
+         .window = 65,
+         .has_sinks = true}};
 
     (void)state;
     need_library();
     td_ops_seed(4033);
-    for (uint32_t i = 0; i < 6; i++)
+    for (uint32_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (uint32_t t = 0; t < sizeof types / sizeof types[0]; t++) {
             struct story s = shapes[i];
             float *want, *got, *q;

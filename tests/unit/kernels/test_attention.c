@@ -15,7 +15,7 @@
 #include "kernels/kern.h"
 #include "kernels/quant/dequant.h"
 
-enum { MAX_HEADS = 16, N_TYPES = 6 };
+enum { MAX_HEADS = 16, N_TYPES = 6, PRIME = 7919 /* more than there are blocks */ };
 
 static const enum td_dtype TYPES[N_TYPES] = {TD_F32, TD_F16, TD_BF16, TD_Q8_0, TD_Q4_0, TD_F8_E4M3};
 
@@ -69,6 +69,9 @@ struct problem {
     float *q, *k, *v; /* [n x heads x dim]; as they come from the projections */
     float *angles;
     uint32_t *positions;
+    uint32_t window; /* these three as in td_attention */
+    float softcap;
+    float *sinks; /* NULL, or [MAX_HEADS] */
 };
 
 /* Groups of `group` query heads; the first may be the end of one that began on another rank. */
@@ -104,6 +107,7 @@ static void free_problem(struct problem *p)
     free(p->v);
     free(p->angles);
     free(p->positions);
+    free(p->sinks);
 }
 
 /* The problem in the cache of one backend; `k` and `q` are what rope_kv left there. */
@@ -133,17 +137,15 @@ static struct cache fill_cache(struct td_kern *kern, const struct problem *p, ui
                                .block_tokens = block_tokens,
                                .head_dim = p->dim}};
     size_t bytes = td_kern_kv_bytes(&c.view), n_k = (size_t)p->n * p->n_kv * p->dim;
-    uint32_t *first = calloc(p->n, sizeof *first), step = n_blocks % 7 ? 7 : 11;
+    uint32_t *first = calloc(p->n, sizeof *first);
     struct td_kv_rows rows = {p->positions, first, NULL, p->n, 0};
     struct td_rope_kv in = {
         .v = p->v, .angles = p->angles, .n_heads = p->n_heads, .interleaved = true};
     struct td_err err;
 
-    while (n_blocks % step == 0)
-        step += 2;
     rows.table = c.table = malloc(n_own * sizeof *c.table);
     for (uint32_t i = 0; i < n_own; i++)
-        c.table[i] = (uint32_t)((3 + (uint64_t)i * step) % n_blocks);
+        c.table[i] = (uint32_t)((3 + (uint64_t)i * PRIME) % n_blocks);
     c.view.data = td_kern_alloc(kern, bytes);
     memset(c.view.data, 0xff, bytes);
     in.q = c.q = copy(p->q, (size_t)p->n * p->n_heads * p->dim);
@@ -171,13 +173,19 @@ static void attend(const struct cache *c, const struct problem *p, const uint32_
     float *q = malloc((n * row + 1) * sizeof *q);
     uint32_t *first = calloc(n, sizeof *first);
     struct td_kv_rows rows = {positions, first, c->table, p->n, 0};
+    const struct td_attention how = {.q = q,
+                                     .out = out,
+                                     .n_heads = p->n_heads,
+                                     .kv_of_head = p->kv_of_head,
+                                     .scale = 1.0f / sqrtf((float)p->dim),
+                                     .window = p->window,
+                                     .softcap = p->softcap,
+                                     .sinks = p->sinks};
     struct td_err err;
 
     for (uint32_t i = 0; i < n; i++)
         memcpy(q + i * row, c->q + positions[i] * row, row * sizeof *q);
-    assert_int_equal(td_kern_attention(c->kern, &c->view, &rows, n, q, p->n_heads, p->kv_of_head,
-                                       1.0f / sqrtf((float)p->dim), out, &err),
-                     TD_OK);
+    assert_int_equal(td_kern_attention(c->kern, &c->view, &rows, n, &how, &err), TD_OK);
     free(q);
     free(first);
 }
@@ -200,24 +208,29 @@ static double error_of(const struct problem *p, const float *q, const float *k, 
                        uint32_t position, const float *out)
 {
     double *s = malloc((position + 1) * sizeof *s), worst = 0.0;
+    const uint32_t first = p->window && p->window <= position ? position + 1 - p->window : 0;
 
     for (uint32_t h = 0; h < p->n_heads; h++) {
         size_t from = (size_t)p->kv_of_head[h] * p->dim, row = (size_t)p->n_kv * p->dim;
         const float *qh = q + ((size_t)position * p->n_heads + h) * p->dim;
-        double max = -INFINITY, sum = 0.0;
+        double max = p->sinks ? (double)p->sinks[h] : -INFINITY, sum = 0.0;
 
-        for (uint32_t j = 0; j <= position; j++) {
+        for (uint32_t j = first; j <= position; j++) {
             s[j] = 0.0;
             for (uint32_t d = 0; d < p->dim; d++)
                 s[j] += (double)qh[d] * (double)k[j * row + from + d] / sqrt(p->dim);
+            if (p->softcap > 0)
+                s[j] = (double)p->softcap * tanh(s[j] / (double)p->softcap);
             max = s[j] > max ? s[j] : max;
         }
-        for (uint32_t j = 0; j <= position; j++)
+        if (p->sinks)
+            sum = exp((double)p->sinks[h] - max);
+        for (uint32_t j = first; j <= position; j++)
             sum += s[j] = exp(s[j] - max);
         for (uint32_t d = 0; d < p->dim; d++) {
             double want = 0.0;
 
-            for (uint32_t j = 0; j <= position; j++)
+            for (uint32_t j = first; j <= position; j++)
                 want += s[j] / sum * (double)v[j * row + from + d];
             want = fabs(want - (double)out[h * p->dim + d]);
             worst = want > worst || isnan(want) ? want : worst;
@@ -225,6 +238,16 @@ static double error_of(const struct problem *p, const float *q, const float *k, 
     }
     free(s);
     return worst;
+}
+
+/* A window, a cap of scores and sinks, each in some rounds. */
+static void bend(struct problem *p, uint32_t round)
+{
+    static const uint32_t windows[] = {1, 7, 64, 65, 100, 128, 5000};
+
+    p->window = round % 2 ? windows[round / 2 % 7] : 0;
+    p->softcap = round % 3 == 1 ? 2.5f : 0.0f;
+    p->sinks = round % 5 < 2 ? rnd_floats(MAX_HEADS, 8.0f) : NULL;
 }
 
 static void test_attention_is_softmax_over_what_is_stored_on_every_isa(void **state)
@@ -249,6 +272,7 @@ static void test_attention_is_softmax_over_what_is_stored_on_every_isa(void **st
         if (td_dtype_row_bytes(dtype, dim) == 0 || (n == 5000 && dim > 128))
             dim = 64;
         p = make_problem(dtype, dim, n_kv, group, rnd() % group, n);
+        bend(&p, round);
         for (int i = 0; i < 3; i++) {
             uint32_t last = n - 1;
             float *out = malloc((size_t)p.n_heads * dim * sizeof *out);
@@ -293,11 +317,13 @@ static void test_attention_gives_a_row_the_same_bits_in_every_batch_cut_and_bloc
 {
     static const struct {
         enum td_dtype dtype;
-        uint32_t dim, n_kv, group, missing, n;
-    } cases[] = {{TD_F32, 64, 2, 4, 0, 150},    {TD_F16, 64, 2, 4, 1, 150},
-                 {TD_BF16, 80, 2, 3, 2, 100},   {TD_Q8_0, 64, 1, 8, 0, 150},
-                 {TD_Q4_0, 128, 2, 1, 0, 100},  {TD_F16, 8, 1, 4, 0, 200},
-                 {TD_F8_E4M3, 72, 2, 4, 1, 150}};
+        uint32_t dim, n_kv, group, missing, n, bent;
+    } cases[] = {{TD_F32, 64, 2, 4, 0, 150, 0},     {TD_F16, 64, 2, 4, 1, 150, 0},
+                 {TD_BF16, 80, 2, 3, 2, 100, 0},    {TD_Q8_0, 64, 1, 8, 0, 150, 0},
+                 {TD_Q4_0, 128, 2, 1, 0, 100, 0},   {TD_F16, 8, 1, 4, 0, 200, 0},
+                 {TD_F8_E4M3, 72, 2, 4, 1, 150, 0}, {TD_F16, 32, 2, 4, 1, 330, 1},
+                 {TD_Q8_0, 32, 1, 4, 0, 330, 3},    {TD_BF16, 24, 2, 3, 0, 330, 7},
+                 {TD_F32, 16, 1, 2, 0, 330, 9}};
 
     (void)state;
     start(99);
@@ -310,6 +336,8 @@ static void test_attention_gives_a_row_the_same_bits_in_every_batch_cut_and_bloc
         struct cache c = fill_cache(kern, &p, 16);
         uint32_t *shuffled = malloc(p.n * sizeof *shuffled);
 
+        if (cases[at].bent)
+            bend(&p, cases[at].bent);
         for (uint32_t i = 0; i < p.n; i++)
             attend(&c, &p, &i, 1, want + i * row);
         free_cache(&c);
@@ -405,6 +433,41 @@ static void test_attention_of_a_row_does_not_see_other_rows_infinities(void **st
                 assert_memory_equal(out + 41 * row, want + 41 * row, 29 * row * sizeof *out);
                 for (size_t d = 0; d < row; d++)
                     assert_true(isnan(out[40 * row + d]) && isnan(out[75 * row + d]));
+                free_cache(&c);
+            }
+            free(want);
+            free(out);
+            free_problem(&p);
+            td_kern_close(kern);
+        }
+}
+
+/* Nor does it see what lies before its window, where that begins inside of a chunk and rows go together. */
+static void test_attention_of_a_row_does_not_see_what_lies_before_its_window(void **state)
+{
+    (void)state;
+    start(7);
+    for (int isa = 0; isa < 3; isa++)
+        for (uint32_t dtype = 0; dtype < N_TYPES; dtype++) {
+            struct td_kern *kern = open_isa(ISAS[isa], 2);
+            struct problem p = make_problem(TYPES[dtype], 32, 1, 4, 0, 90);
+            size_t row = (size_t)p.n_heads * p.dim;
+            float *want = malloc(p.n * row * sizeof *want), *out = malloc(p.n * row * sizeof *out);
+            struct cache c;
+
+            p.window = 10;
+            if (kern) {
+                c = fill_cache(kern, &p, 16);
+                attend(&c, &p, p.positions, p.n, want);
+                free_cache(&c);
+                for (uint32_t d = 0; d < p.dim; d++)
+                    p.k[66 * p.dim + d] = p.v[66 * p.dim + d] = NAN;
+                c = fill_cache(kern, &p, 16);
+                attend(&c, &p, p.positions, p.n, out);
+                assert_memory_equal(out, want, 66 * row * sizeof *out);
+                assert_memory_equal(out + 76 * row, want + 76 * row, 14 * row * sizeof *out);
+                for (size_t d = 66 * row; d < 76 * row; d++)
+                    assert_true(isnan(out[d]));
                 free_cache(&c);
             }
             free(want);
@@ -546,7 +609,9 @@ static void test_attention_refuses_caches_that_it_cannot_hold_by_name(void **sta
     struct td_kv_rows rows = {&zero, &zero, &zero, 1, 0};
     struct td_kv_view view = {TD_Q8_0, &zero, 1, 1, 16, 80};
     struct td_rope_kv in = {0};
-    float x[80] = {0};
+    float x[80] = {0}, y[80];
+    struct td_attention how = {
+        .q = x, .out = y, .n_heads = 1, .kv_of_head = &kv_of_head, .scale = 1.0f};
     struct td_err err;
 
     (void)state;
@@ -560,14 +625,16 @@ static void test_attention_refuses_caches_that_it_cannot_hold_by_name(void **sta
     view.dtype = TD_F32;
     view.head_dim = 80;
     view.block_tokens = 3;
-    assert_int_equal(td_kern_attention(kern, &view, &rows, 1, x, 1, &kv_of_head, 1.0f, x, &err),
-                     TD_INVALID);
+    assert_int_equal(td_kern_attention(kern, &view, &rows, 1, &how, &err), TD_INVALID);
     assert_non_null(strstr(err.cause, "3 tokens"));
     view.block_tokens = 16;
     kv_of_head = 1;
-    assert_int_equal(td_kern_attention(kern, &view, &rows, 1, x, 1, &kv_of_head, 1.0f, x, &err),
-                     TD_INVALID);
+    assert_int_equal(td_kern_attention(kern, &view, &rows, 1, &how, &err), TD_INVALID);
     assert_non_null(strstr(err.cause, "KV head 1 of 1"));
+    kv_of_head = 0;
+    how.softcap = -1.0f;
+    assert_int_equal(td_kern_attention(kern, &view, &rows, 1, &how, &err), TD_INVALID);
+    assert_non_null(strstr(err.cause, "capped at -1"));
     td_kern_close(kern);
 }
 
@@ -579,6 +646,7 @@ int main(void)
             test_attention_gives_a_row_the_same_bits_in_every_batch_cut_and_block_size),
         cmocka_unit_test(test_attention_gives_the_same_bits_however_many_threads_share_a_row),
         cmocka_unit_test(test_attention_of_a_row_does_not_see_other_rows_infinities),
+        cmocka_unit_test(test_attention_of_a_row_does_not_see_what_lies_before_its_window),
         cmocka_unit_test(test_attention_over_one_token_gives_its_stored_value),
         cmocka_unit_test(test_attention_rotates_and_normalises_as_float64_does_on_every_isa),
         cmocka_unit_test(test_attention_refuses_caches_that_it_cannot_hold_by_name),

@@ -218,7 +218,8 @@ static enum td_status attention(struct pass *p, struct rows *r, uint32_t i)
                                      .out = b->attn,
                                      .n_heads = heads,
                                      .kv_of_head = s->kv_of_head[i],
-                                     .scale = 1.0f / sqrtf((float)spec->head_dim)};
+                                     .scale = 1.0f / sqrtf((float)spec->head_dim),
+                                     .window = td_spec_window(spec, s->weights.layer_begin + i)};
     enum td_status st = await_sum(p, r);
 
     if (!st && heads) {

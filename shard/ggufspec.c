@@ -130,13 +130,6 @@ static enum td_status refuse_options(const struct reader *r)
     if (n > 0)
         return td_err_set(r->err, TD_UNSUPPORTED,
                           "the model has %" PRIu32 " experts; mixture of experts is not built", n);
-    n = 0;
-    if ((st = get_u32(r, "attention.sliding_window", &n)))
-        return st;
-    if (n > 0)
-        return td_err_set(
-            r->err, TD_UNSUPPORTED,
-            "the model has a sliding window of %" PRIu32 " tokens; windows are not built", n);
     if (td_gguf_find(r->g, key_of(r, "attention.causal", key)) &&
         (st = td_gguf_get_bool(r->g, key, &causal, r->err)))
         return st;
@@ -196,6 +189,31 @@ static enum td_status read_sizes(const struct reader *r, struct td_spec *spec)
                           spec->head_dim, value_length, rotated);
     spec->rms_eps = (float)eps;
     return read_vocab(r, spec);
+}
+
+/* One number of tokens, and which layers have it: a truth value for each, else all. */
+static enum td_status read_windows(const struct reader *r, struct td_spec *spec)
+{
+    uint32_t window = 0;
+    char key[KEY_BYTES];
+    enum td_status st = get_u32(r, "attention.sliding_window", &window);
+    const struct td_gguf_kv *slides =
+        td_gguf_find(r->g, key_of(r, "attention.sliding_window_pattern", key));
+
+    if (st || window == 0)
+        return st;
+    if (slides && (slides->type != TD_GGUF_ARRAY || slides->elem != TD_GGUF_BOOL ||
+                   slides->n != spec->n_layers))
+        return td_err_set(r->err, TD_UNSUPPORTED,
+                          "metadata '%s' is not built; expected an array of %" PRIu32
+                          " truth values",
+                          key, spec->n_layers);
+    for (uint32_t i = 0; i < spec->n_layers && i < TD_SPEC_MAX_LAYERS; i++)
+        if (!slides || td_gguf_elem_i64(slides, i)) {
+            spec->slides[i] = true;
+            spec->window = window;
+        }
+    return TD_OK;
 }
 
 /* ---- positions ---- */
@@ -340,8 +358,8 @@ enum td_status td_ggufspec_read(const struct td_gguf *g, struct td_spec *out, st
     spec.qk_norm = f->qk_norm;
     spec.rope.interleaved = f->interleaved;
     strncpy(spec.name, f->name, sizeof spec.name - 1);
-    if ((st = refuse_options(&r)) || (st = read_sizes(&r, &spec)) || (st = read_rope(&r, &spec)) ||
-        (st = read_ids(&r, &spec)))
+    if ((st = refuse_options(&r)) || (st = read_sizes(&r, &spec)) ||
+        (st = read_windows(&r, &spec)) || (st = read_rope(&r, &spec)) || (st = read_ids(&r, &spec)))
         return st;
     spec.tied_head = !td_gguf_find_tensor(g, "output.weight");
     *out = spec;
@@ -381,6 +399,23 @@ static void write_scaling(const char *arch, const struct td_rope_spec *rope, str
                                  (rope->factor > 1 ? 0.1 * td_detmath_log(rope->factor) + 1 : 1)));
 }
 
+static void write_windows(const struct reader *r, const struct td_spec *spec,
+                          struct td_ggufwrite *w)
+{
+    uint8_t slides[TD_SPEC_MAX_LAYERS];
+    uint32_t n = 0;
+    char key[KEY_BYTES];
+
+    for (uint32_t i = 0; i < spec->n_layers; i++)
+        n += slides[i] = spec->slides[i];
+    if (n == 0)
+        return;
+    td_ggufwrite_u32(w, key_of(r, "attention.sliding_window", key), spec->window);
+    if (n < spec->n_layers)
+        td_ggufwrite_values(w, key_of(r, "attention.sliding_window_pattern", key), true,
+                            TD_GGUF_BOOL, slides, spec->n_layers);
+}
+
 void td_ggufspec_write(const struct td_spec *spec, struct td_ggufwrite *w)
 {
     const struct family *f = family_of(spec);
@@ -401,6 +436,7 @@ void td_ggufspec_write(const struct td_spec *spec, struct td_ggufwrite *w)
         td_ggufwrite_u32(w, key_of(&r, size[i].rest, key), size[i].value);
     td_ggufwrite_f32(w, key_of(&r, "attention.layer_norm_rms_epsilon", key), spec->rms_eps);
     td_ggufwrite_f32(w, key_of(&r, "rope.freq_base", key), (float)spec->rope.theta);
+    write_windows(&r, spec, w);
     write_scaling(f->name, &spec->rope, w);
 }
 

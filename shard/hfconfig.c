@@ -20,9 +20,13 @@ static const struct family {
     uint32_t n_kv_heads; /* 0: as many as heads */
     uint32_t head_dim;   /* 0: d_model / n_heads */
     uint32_t max_positions;
+    uint32_t window;           /* 0: the family has no sliding windows */
+    bool uses_window;          /* 'use_sliding_window' */
+    uint32_t max_window_layer; /* layers from there on have one */
 } FAMILY[] = {
-    {"LlamaForCausalLM", "llama", TD_ARCH_LLAMA, false, 0, 0, 2048},
-    {"Qwen3ForCausalLM", "qwen3", TD_ARCH_QWEN3, true, 32, 128, 32768},
+    {"LlamaForCausalLM", "llama", TD_ARCH_LLAMA, false, 0, 0, 2048, 0, true, 0},
+    {"MistralForCausalLM", "mistral", TD_ARCH_LLAMA, false, 8, 0, 131072, 4096, true, 0},
+    {"Qwen3ForCausalLM", "qwen3", TD_ARCH_QWEN3, true, 32, 128, 32768, 4096, false, 28},
 };
 
 /* ---- fields; null counts as absent, as in Python ---- */
@@ -123,7 +127,8 @@ static enum td_status find_family(const json_t *config, const struct family **ou
         }
     return td_err_set(
         err, TD_UNSUPPORTED,
-        "architecture '%s' is not built; expected LlamaForCausalLM or Qwen3ForCausalLM",
+        "architecture '%s' is not built; expected LlamaForCausalLM, MistralForCausalLM or "
+        "Qwen3ForCausalLM",
         shown(first ? first : type));
 }
 
@@ -272,31 +277,73 @@ static enum td_status refuse_options(const json_t *config, struct td_err *err)
     return TD_OK;
 }
 
-/* Sliding windows count as in use where transformers would use them; a Llama config that names one is refused. */
-static enum td_status refuse_windows(const json_t *config, const struct td_spec *spec,
-                                     struct td_err *err)
+/* ---- sliding windows ---- */
+
+/* Tokens of a window, 0 where none is in use: null means that, an absent field the family's own. */
+static enum td_status read_window(const json_t *config, const struct family *f, uint32_t *window,
+                                  struct td_err *err)
 {
-    const json_t *types = get(config, "layer_types"), *window = get(config, "sliding_window");
-    bool in_use = spec->arch == TD_ARCH_LLAMA;
-    uint32_t first = spec->arch == TD_ARCH_LLAMA ? 0 : 28; /* Qwen3's default */
+    const json_t *value = json_object_get(config, "sliding_window");
+    bool in_use = f->uses_window;
     enum td_status st;
 
-    if (types && !json_is_array(types))
-        return td_err_set(err, TD_CORRUPT, "'layer_types' is %s; expected an array",
-                          td_jsonfile_type_name(types));
-    for (size_t i = 0; i < json_array_size(types); i++) {
-        const json_t *type = json_array_get(types, i);
+    *window = value ? 0 : f->window;
+    if ((st = get_u32(config, "sliding_window", window, err)) ||
+        (st = get_bool(config, "use_sliding_window", &in_use, err)))
+        return st;
+    if (value && !json_is_null(value) && *window == 0)
+        return td_err_set(err, TD_CORRUPT,
+                          "'sliding_window' is 0; expected a number of tokens, or null for none");
+    if (!in_use)
+        *window = 0;
+    return TD_OK;
+}
 
-        if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention") != 0)
-            return td_err_set(err, TD_UNSUPPORTED,
-                              "layer %zu is of type '%s'; expected 'full_attention'", i,
-                              shown(type));
-    }
-    if ((st = get_bool(config, "use_sliding_window", &in_use, err)) ||
+/* Whether layer i has one, by its entry in 'layer_types'. */
+static enum td_status read_layer_type(const json_t *types, uint32_t i, bool *slides,
+                                      struct td_err *err)
+{
+    const json_t *type = json_array_get(types, i);
+    const char *name = json_is_string(type) ? json_string_value(type) : "";
+
+    *slides = strcmp(name, "sliding_attention") == 0;
+    if (!*slides && strcmp(name, "full_attention") != 0)
+        return td_err_set(err, TD_UNSUPPORTED,
+                          "layer %" PRIu32 " is of type '%s', which is not built; expected "
+                          "'full_attention' or 'sliding_attention'",
+                          i, shown(type));
+    return TD_OK;
+}
+
+static enum td_status read_windows(const json_t *config, const struct family *f,
+                                   struct td_spec *spec, struct td_err *err)
+{
+    const json_t *types = get(config, "layer_types");
+    uint32_t window = 0, first = f->max_window_layer;
+    enum td_status st;
+
+    if (types && (!json_is_array(types) || json_array_size(types) != spec->n_layers))
+        return td_err_set(err, TD_CORRUPT,
+                          "'layer_types' is %s of %zu; expected an array of %" PRIu32,
+                          td_jsonfile_type_name(types), json_array_size(types), spec->n_layers);
+    if ((st = read_window(config, f, &window, err)) ||
         (st = get_u32(config, "max_window_layers", &first, err)))
         return st;
-    if (in_use && window && first < spec->n_layers && !types)
-        return td_err_set(err, TD_UNSUPPORTED, "'sliding_window' is in use; windows are not built");
+    for (uint32_t i = 0; i < spec->n_layers && i < TD_SPEC_MAX_LAYERS; i++) {
+        bool slides = window > 0 && i >= first;
+
+        if (types && (st = read_layer_type(types, i, &slides, err)))
+            return st;
+        if (slides && (window == 0 || f->window == 0))
+            return td_err_set(
+                err, TD_UNSUPPORTED,
+                "layer %" PRIu32 " slides, with a 'sliding_window' of %" PRIu32 ": %s", i, window,
+                f->window ? "expected a number of tokens that is in use"
+                          : "the architecture has no windows");
+        spec->slides[i] = slides;
+        if (slides)
+            spec->window = window;
+    }
     return TD_OK;
 }
 
@@ -503,7 +550,7 @@ static enum td_status read_config(const json_t *config, struct td_spec *spec,
     spec->qk_norm = f->qk_norm;
     strncpy(spec->name, f->architecture, sizeof spec->name - 1);
     if ((st = refuse_options(config, err)) || (st = read_quantization(config, int4, err)) ||
-        (st = read_sizes(config, f, spec, err)) || (st = refuse_windows(config, spec, err)) ||
+        (st = read_sizes(config, f, spec, err)) || (st = read_windows(config, f, spec, err)) ||
         (st = read_rope(config, spec, err)))
         return st;
     if (!dtype)

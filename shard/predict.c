@@ -142,18 +142,30 @@ static void add_matrix(struct segment *s, const struct td_machine_rank *r, enum 
              2.0 * (double)rows * (double)cols * n);
 }
 
-/* Scores and sums over the keys and values of every sequence, each row over those up to its own. */
+/* Keys that neighbouring rows see, one after the other: each those up to its own, the last `window` of them (0: all). */
+static double keys_seen(double rows, double position, double window)
+{
+    double grows = rows; /* rows that see one more than the row before */
+
+    if (window > 0.0 && position + rows > window)
+        grows = window > position ? window - position : 0.0;
+    return grows * position + grows * (grows + 1.0) / 2.0 + (rows - grows) * window;
+}
+
+/* Scores and sums over the keys and values of every sequence. */
 static void add_attention(struct segment *s, const struct context *c,
                           const struct td_machine_rank *r, const struct td_plan_slice *slice,
-                          const struct work *w)
+                          uint32_t window, const struct work *w)
 {
     const struct td_spec *spec = c->model->spec;
     double heads = slice->head_end - slice->head_begin, kv = slice->kv_end - slice->kv_begin;
-    double keys = w->rows * w->position + w->rows * (w->rows + 1.0) / 2.0;
     double row_bytes = (double)td_dtype_row_bytes(c->plan->kv_dtype, spec->head_dim);
+    double read = w->position + w->rows;
 
-    add_item(s, r, &attention_share, 2.0 * kv * row_bytes * w->n_seqs * (w->position + w->rows),
-             4.0 * heads * spec->head_dim * keys * w->n_seqs);
+    if (window > 0 && read > window + w->rows - 1.0)
+        read = window + w->rows - 1.0;
+    add_item(s, r, &attention_share, 2.0 * kv * row_bytes * w->n_seqs * read,
+             4.0 * heads * spec->head_dim * keys_seen(w->rows, w->position, window) * w->n_seqs);
 }
 
 enum segment_kind { ATTENTION, FEED_FORWARD, HEAD };
@@ -181,7 +193,7 @@ static struct segment segment_of(const struct context *c, uint32_t rank, uint32_
         add_matrix(&s, r, t->q, q, spec->d_model, n);
         add_matrix(&s, r, t->k, kv, spec->d_model, n);
         add_matrix(&s, r, t->v, kv, spec->d_model, n);
-        add_attention(&s, c, r, &slice, w);
+        add_attention(&s, c, r, &slice, td_spec_window(spec, layer), w);
         add_matrix(&s, r, t->o, spec->d_model, q, n);
     } else {
         add_matrix(&s, r, t->gate, ff, spec->d_model, n);

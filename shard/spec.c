@@ -144,6 +144,9 @@ enum td_status td_spec_validate(const struct td_spec *s, struct td_err *err)
             return td_err_set(err, TD_UNSUPPORTED,
                               "layer %" PRIu32 " is a %s layer; only attention is built", i,
                               kind_name[s->layer_kind[i]]);
+        if (s->slides[i] && s->window == 0)
+            return td_err_set(err, TD_CORRUPT,
+                              "layer %" PRIu32 " slides over a window of 0; expected 1 or more", i);
     }
     return TD_OK;
 }

@@ -55,6 +55,10 @@ struct td_spec {
     bool qk_norm;   /* RMSNorm over head_dim on q and k before RoPE (Qwen3) */
     struct td_rope_spec rope;
     enum td_layer_kind layer_kind[TD_SPEC_MAX_LAYERS];
+    /* Attention layers whose tokens see `window` positions, their own the last, and not all (sliding window). Keys and values stay in
+     * their blocks all the same. */
+    bool slides[TD_SPEC_MAX_LAYERS];
+    uint32_t window;     /* 0: none slides */
     enum td_dtype dtype; /* of most weight bytes; `auto` choices go by it */
 
     int64_t bos_id; /* -1: none */
@@ -66,5 +70,11 @@ struct td_spec {
 /* Checks every relation the code relies on (heads divide, sizes are not 0, products fit, finite numbers ...).
  * TD_CORRUPT or TD_UNSUPPORTED with the field, its value and what was expected. */
 enum td_status td_spec_validate(const struct td_spec *spec, struct td_err *err);
+
+/* Positions that a token of the layer sees; 0: all. */
+static inline uint32_t td_spec_window(const struct td_spec *spec, uint32_t layer)
+{
+    return spec->slides[layer] ? spec->window : 0;
+}
 
 #endif

@@ -138,6 +138,15 @@ static void print_entry(const struct td_checkpoint_entry *e)
            e->bytes);
 }
 
+static uint32_t windowed_layers(const struct td_spec *s)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < s->n_layers; i++)
+        n += td_spec_window(s, i) > 0;
+    return n;
+}
+
 static void print_spec(const struct td_spec *s)
 {
     printf("architecture   %s\n", s->name);
@@ -145,6 +154,9 @@ static void print_spec(const struct td_spec *s)
     printf("hidden size    %u\n", s->d_model);
     printf("heads          %u query, %u key/value, %u wide%s\n", s->n_heads, s->n_kv_heads,
            s->head_dim, s->qk_norm ? ", normalised queries and keys" : "");
+    if (s->window)
+        printf("window         the last %u positions, in %u layers\n", s->window,
+               windowed_layers(s));
     printf("feed-forward   %u\n", s->d_ff);
     printf("vocabulary     %u\n", s->n_vocab);
     printf("positions      %u\n", s->max_positions);
@@ -192,12 +204,13 @@ static void print_plain(const struct view *v)
 static json_t *json_spec(const struct td_spec *s)
 {
     return json_pack(
-        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:f, s:b, s:b, s:{s:f, s:s, s:f}}",
+        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:f, s:b, s:b, s:I, s:i, s:{s:f, s:s, s:f}}",
         "architecture", s->name, "layers", (int)s->n_layers, "hidden_size", (int)s->d_model,
         "heads", (int)s->n_heads, "kv_heads", (int)s->n_kv_heads, "head_dim", (int)s->head_dim,
         "ffn_size", (int)s->d_ff, "vocab_size", (int)s->n_vocab, "max_positions",
         (json_int_t)s->max_positions, "rms_eps", (double)s->rms_eps, "tied_head", (int)s->tied_head,
-        "qk_norm", (int)s->qk_norm, "rope", "theta", s->rope.theta, "scaling",
+        "qk_norm", (int)s->qk_norm, "window", (json_int_t)s->window, "windowed_layers",
+        (int)windowed_layers(s), "rope", "theta", s->rope.theta, "scaling",
         rope_name(s->rope.scaling), "factor", s->rope.factor);
 }
 

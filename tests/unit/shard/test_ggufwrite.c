@@ -254,6 +254,8 @@ static void expect_spec(const struct td_spec *spec)
     assert_int_equal(back.n_vocab, spec->n_vocab);
     assert_int_equal(back.max_positions, spec->max_positions);
     assert_int_equal(back.qk_norm, spec->qk_norm);
+    assert_int_equal(back.window, spec->window);
+    assert_memory_equal(back.slides, spec->slides, sizeof spec->slides);
     assert_true(back.tied_head);
     assert_true(back.rms_eps == spec->rms_eps);
     assert_true(back.rope.theta == spec->rope.theta);
@@ -294,6 +296,11 @@ static void test_ggufwrite_gives_back_the_spec(void **state)
     assert_false(td_ggufspec_freq_factors(&spec, scratch, factors));
     spec.rope.scaling = TD_ROPE_LINEAR;
     spec.rope.factor = 4;
+    expect_spec(&spec);
+    spec.window = 100;
+    spec.slides[1] = true;
+    expect_spec(&spec);
+    spec.slides[0] = spec.slides[2] = true;
     expect_spec(&spec);
     spec.rope = (struct td_rope_spec){.theta = 1e6,
                                       .scaling = TD_ROPE_YARN,

@@ -14,6 +14,9 @@
     "\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"num_hidden_layers\":2,\"num_"   \
     "attention_heads\":8,"                                                                         \
     "\"intermediate_size\":172,\"vocab_size\":512"
+#define MISTRAL                                                                                    \
+    "\"architectures\":[\"MistralForCausalLM\"],\"hidden_size\":64,\"num_hidden_layers\":2,"       \
+    "\"num_attention_heads\":8,\"intermediate_size\":172,\"vocab_size\":512"
 #define QWEN3                                                                                      \
     "\"architectures\":[\"Qwen3ForCausalLM\"],\"hidden_size\":64,\"num_hidden_layers\":2,\"num_"   \
     "attention_heads\":64,"                                                                        \
@@ -81,6 +84,30 @@ static void test_hfconfig_fills_in_the_family_defaults(void **state)
                   "attention_heads\":64,"
                   "\"intermediate_size\":172,\"vocab_size\":512}");
     assert_int_equal(s.arch, TD_ARCH_QWEN3);
+}
+
+/* As transformers 4.57 reads them (configuration_mistral.py, configuration_qwen3.py). */
+static void test_hfconfig_reads_sliding_windows(void **state)
+{
+    struct td_spec s = read_good("{" MISTRAL "}");
+
+    (void)state;
+    assert_int_equal(s.arch, TD_ARCH_LLAMA);
+    assert_int_equal(s.n_kv_heads, 8);
+    assert_int_equal(s.max_positions, 131072);
+    assert_true(s.window == 4096 && s.slides[0] && s.slides[1]);
+    s = read_good("{" MISTRAL ",\"sliding_window\":null}");
+    assert_true(s.window == 0 && !s.slides[0] && !s.slides[1]);
+    s = read_good("{" MISTRAL ",\"sliding_window\":100}");
+    assert_true(td_spec_window(&s, 0) == 100 && td_spec_window(&s, 1) == 100);
+    s = read_good("{" QWEN3
+                  ",\"sliding_window\":128,\"use_sliding_window\":true,\"max_window_layers\":1}");
+    assert_true(td_spec_window(&s, 0) == 0 && td_spec_window(&s, 1) == 128);
+    s = read_good("{" QWEN3 ",\"use_sliding_window\":true}"); /* its two layers lie below 28 */
+    assert_true(s.window == 0 && !s.slides[1]);
+    s = read_good("{" QWEN3 ",\"use_sliding_window\":true,\"layer_types\":[\"sliding_attention\","
+                  "\"full_attention\"]}");
+    assert_true(td_spec_window(&s, 0) == 4096 && td_spec_window(&s, 1) == 0);
 }
 
 static void test_hfconfig_reads_every_rope_scaling(void **state)
@@ -206,8 +233,8 @@ static void test_hfconfig_tells_the_forms_of_4_bit_integers_apart(void **state)
 static void test_hfconfig_refuses_by_name_what_is_not_built(void **state)
 {
     (void)state;
-    expect_refused("{\"architectures\":[\"MistralForCausalLM\"]}", TD_UNSUPPORTED,
-                   "'MistralForCausalLM'");
+    expect_refused("{\"architectures\":[\"Gemma2ForCausalLM\"]}", TD_UNSUPPORTED,
+                   "'Gemma2ForCausalLM'");
     expect_refused("{\"architectures\":[\"Qwen3MoeForCausalLM\"]}", TD_UNSUPPORTED,
                    "'Qwen3MoeForCausalLM'");
     expect_refused("{\"architectures\":[\"x\\u001b[2J\"]}", TD_UNSUPPORTED, "'?'");
@@ -231,11 +258,17 @@ static void test_hfconfig_refuses_by_name_what_is_not_built(void **state)
     expect_refused("{" LLAMA ",\"compression_config\":{\"format\":\"int-quantized\"}}",
                    TD_UNSUPPORTED, "'compression_config' has 'format' 'int-quantized'");
     expect_refused("{" LLAMA ",\"sliding_window\":128}", TD_UNSUPPORTED, "sliding_window");
-    expect_refused("{" QWEN3
-                   ",\"sliding_window\":128,\"use_sliding_window\":true,\"max_window_layers\":1}",
-                   TD_UNSUPPORTED, "sliding_window");
+    expect_refused("{" LLAMA ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
+                   TD_UNSUPPORTED,
+                   "layer 1 slides, with a 'sliding_window' of 0: the architecture");
     expect_refused("{" QWEN3 ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
-                   TD_UNSUPPORTED, "layer 1 is of type 'sliding_attention'");
+                   TD_UNSUPPORTED, "layer 1 slides, with a 'sliding_window' of 0: expected");
+    expect_refused("{" QWEN3 ",\"layer_types\":[\"full_attention\",\"chunked_attention\"]}",
+                   TD_UNSUPPORTED, "layer 1 is of type 'chunked_attention'");
+    expect_refused("{" QWEN3 ",\"layer_types\":[\"full_attention\"]}", TD_CORRUPT,
+                   "'layer_types' is an array of 1; expected an array of 2");
+    expect_refused("{" MISTRAL ",\"sliding_window\":0}", TD_CORRUPT, "'sliding_window' is 0");
+    expect_refused("{" MISTRAL ",\"sliding_window\":\"all\"}", TD_CORRUPT, "'sliding_window'");
     expect_refused("{" LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}",
                    TD_UNSUPPORTED, "'dynamic'");
     expect_refused("{" LLAMA ",\"rope_scaling\":{\"type\":\"longrope\"}}", TD_UNSUPPORTED,
@@ -304,6 +337,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hfconfig_fills_in_the_family_defaults),
+        cmocka_unit_test(test_hfconfig_reads_sliding_windows),
         cmocka_unit_test(test_hfconfig_reads_every_rope_scaling),
         cmocka_unit_test(test_hfconfig_unites_the_end_ids),
         cmocka_unit_test(test_hfconfig_takes_every_way_to_announce_fp8),

@@ -92,6 +92,7 @@ static void test_spec_validate_names_the_field_and_its_value(void **state)
     EXPECT_INVALID(s.eos_ids[0] = 512, "end-of-text id is 512");
     EXPECT_INVALID(s.n_eos = 9, "9 end-of-text ids");
     EXPECT_INVALID(s.layer_kind[1] = TD_LAYER_RECURRENT, "layer 1 is a recurrent layer");
+    EXPECT_INVALID(s.slides[1] = true, "layer 1 slides over a window of 0");
     EXPECT_INVALID(memset(s.name, 'x', sizeof s.name), "no end");
 }
 

@@ -227,75 +227,47 @@ INLINE void value_queries(enum td_dtype dtype, uint32_t n_q, const uint8_t *cons
                            acc + (size_t)i * stride, f);
 }
 
-/* The keys of a chunk that a query sees. */
-struct seen {
-    uint32_t begin, end;
-};
-
-/* One query's keys begin .. end - 1. */
-INLINE void value_query(enum td_dtype dtype, const uint8_t *const *rows, uint32_t begin,
-                        uint32_t end, const float *e, uint32_t dim, uint32_t stride, float *acc,
-                        struct ahead *f)
-{
-    if (begin < end)
-        value_queries(dtype, 1, rows, begin, end, e, dim, stride, acc, f);
-}
-
-/* Those that up to four queries all see together, what comes before and behind one by one. */
-INLINE void values_as(enum td_dtype dtype, const uint8_t *const *rows, const struct seen *seen,
+/* Query i takes keys 0 .. n_keys[i] - 1 of the chunk: those that all have together, then the rest one by one. */
+INLINE void values_as(enum td_dtype dtype, const uint8_t *const *rows, const uint32_t *n_keys,
                       uint32_t n_q, const float *e, uint32_t dim, uint32_t stride, float *acc,
                       struct ahead *f)
 {
     for (uint32_t i = 0; i < n_q; i += Q_TILE, e += Q_TILE * TD_KERN_CHUNK_KEYS) {
-        uint32_t n = n_q - i < Q_TILE ? n_q - i : Q_TILE;
-        struct seen all = seen[i];
-        float *to = acc + (size_t)i * stride;
+        uint32_t n = n_q - i < Q_TILE ? n_q - i : Q_TILE, common = n_keys[i];
 
-        for (uint32_t h = 1; h < n; h++) {
-            all.begin = seen[i + h].begin > all.begin ? seen[i + h].begin : all.begin;
-            all.end = seen[i + h].end < all.end ? seen[i + h].end : all.end;
-        }
-        if (all.end < all.begin) /* then nothing is */
-            all.end = all.begin;
-        for (uint32_t h = 0; all.begin && h < n; h++) {
-            const struct seen *own = &seen[i + h];
-
-            if (own->begin) /* sums begin with key 0 */
-                memset(to + (size_t)h * stride, 0, dim * sizeof *to);
-            value_query(dtype, rows, own->begin, own->end < all.begin ? own->end : all.begin,
-                        e + (size_t)h * TD_KERN_CHUNK_KEYS, dim, stride, to + (size_t)h * stride,
-                        f);
-        }
-        if (all.begin < all.end)
-            value_queries(dtype, n, rows, all.begin, all.end, e, dim, stride, to, f);
+        for (uint32_t h = 1; h < n; h++)
+            common = n_keys[i + h] < common ? n_keys[i + h] : common;
+        value_queries(dtype, n, rows, 0, common, e, dim, stride, acc + (size_t)i * stride, f);
         for (uint32_t h = 0; h < n; h++)
-            value_query(dtype, rows, all.end, seen[i + h].end, e + (size_t)h * TD_KERN_CHUNK_KEYS,
-                        dim, stride, to + (size_t)h * stride, f);
+            if (n_keys[i + h] > common)
+                value_queries(dtype, 1, rows, common, n_keys[i + h],
+                              e + (size_t)h * TD_KERN_CHUNK_KEYS, dim, stride,
+                              acc + (size_t)(i + h) * stride, f);
     }
 }
 
-static void values(enum td_dtype dtype, const uint8_t *const *rows, const struct seen *seen,
+static void values(enum td_dtype dtype, const uint8_t *const *rows, const uint32_t *n_keys,
                    uint32_t n_q, const float *e, uint32_t dim, uint32_t stride, float *acc,
                    struct ahead *f)
 {
     switch (dtype) {
     case TD_F32:
-        values_as(TD_F32, rows, seen, n_q, e, dim, stride, acc, f);
+        values_as(TD_F32, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
     case TD_F16:
-        values_as(TD_F16, rows, seen, n_q, e, dim, stride, acc, f);
+        values_as(TD_F16, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
     case TD_BF16:
-        values_as(TD_BF16, rows, seen, n_q, e, dim, stride, acc, f);
+        values_as(TD_BF16, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
     case TD_F8_E4M3:
-        values_as(TD_F8_E4M3, rows, seen, n_q, e, dim, stride, acc, f);
+        values_as(TD_F8_E4M3, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
     case TD_Q8_0:
-        values_as(TD_Q8_0, rows, seen, n_q, e, dim, stride, acc, f);
+        values_as(TD_Q8_0, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
     default:
-        values_as(TD_Q4_0, rows, seen, n_q, e, dim, stride, acc, f);
+        values_as(TD_Q4_0, rows, n_keys, n_q, e, dim, stride, acc, f);
         return;
     }
 }
@@ -364,8 +336,8 @@ INLINE vf between(vf x, vf other, uint32_t j, uint32_t begin, uint32_t end)
     return begin > j ? vf_first(other, x, (int32_t)(begin - j)) : x;
 }
 
-/* s [n] becomes cap tanh(s / cap). */
-static void cap_scores(float *s, uint32_t n, float softcap)
+/* s [n] becomes cap tanh(s / cap). This and the next stand apart: they would take registers from the loop that seldom calls them. */
+static __attribute__((noinline)) void cap_scores(float *s, uint32_t n, float softcap)
 {
     const vf cap = vf_set1(softcap), by_cap = vf_set1(2.0f / softcap);
 
@@ -378,7 +350,7 @@ static void cap_scores(float *s, uint32_t n, float softcap)
 }
 
 /* s [64] becomes e = exp(s - max) of keys begin .. n - 1 and 0 for the others of their run; sums [16] its sum by lanes. */
-INLINE float weigh_part(float *s, uint32_t begin, uint32_t n, float *sums)
+static __attribute__((noinline)) float weigh_part(float *s, uint32_t begin, uint32_t n, float *sums)
 {
     const vf none = vf_set1(-INFINITY);
     vf max = none, sum = vf_set1(0.0f), minus;
@@ -544,7 +516,7 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
     float *acc = p->acc + (size_t)g->first * w->stride;
     const uint8_t *rows[TD_KERN_CHUNK_KEYS], *cell[TD_KERN_CHUNK_KEYS];
     uint32_t n_cells = find_cells(w, g->kv_head, begin, n, cell);
-    struct seen seen[TD_CPU_QUERIES];
+    uint32_t n_keys[TD_CPU_QUERIES], hidden[TD_CPU_QUERIES], n_hidden = 0, at_once;
     enum td_dtype dtype = kv->dtype;
     struct ahead f = {.lines = 0};
     struct keys k;
@@ -572,13 +544,14 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
         float *sums = acc + (size_t)i * w->stride + w->dim;
 
         fetch(&f);
-        seen[i].begin = first > begin ? first - begin : 0;
-        seen[i].end = all < end ? all - begin : TD_KERN_CHUNK_KEYS;
+        n_keys[i] = all < end ? all - begin : TD_KERN_CHUNK_KEYS;
+        hidden[i] = first > begin ? first - begin : 0;
+        n_hidden += hidden[i];
         if (a->softcap > 0.0f)
-            cap_scores(s, seen[i].end, a->softcap);
-        p->max[g->first + i] = seen[i].end - seen[i].begin == TD_KERN_CHUNK_KEYS
+            cap_scores(s, n_keys[i], a->softcap);
+        p->max[g->first + i] = n_keys[i] - hidden[i] == TD_KERN_CHUNK_KEYS
                                    ? weigh_all(s, sums)
-                                   : weigh_part(s, seen[i].begin, seen[i].end, sums);
+                                   : weigh_part(s, hidden[i], n_keys[i], sums);
     }
     f.lines = 0;
     if (g->direct && next_begin < w->most_keys) {
@@ -588,7 +561,13 @@ static void walk_chunk(const struct walk *w, const struct group *g, uint32_t beg
                              left < TD_KERN_CHUNK_KEYS ? left : TD_KERN_CHUNK_KEYS, cell);
         ask(w, cell, n_cells, 0, n, &f);
     }
-    values(dtype, rows, seen, g->n, w->s, w->dim, w->stride, acc, &f);
+    at_once = n_hidden ? 1 : g->n; /* one by one in a window's first chunk */
+    for (uint32_t i = 0; i < g->n; i += at_once) {
+        n_keys[i] -= hidden[i];
+        values(dtype, rows + hidden[i], n_keys + i, at_once,
+               w->s + (size_t)i * TD_KERN_CHUNK_KEYS + hidden[i], w->dim, w->stride,
+               acc + (size_t)i * w->stride, &f);
+    }
 }
 
 static uint32_t find_groups(const struct td_cpu_attend *a, struct group *group)

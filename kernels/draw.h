@@ -20,6 +20,15 @@ struct td_draw {
     float u;      /* uniform in [0, 1) */
 };
 
+/* What log probabilities need of a row of logits, and of one id in it. */
+struct td_measure {
+    double sum;        /* of td_draw_weight(z, max, 1) over the row; exact */
+    float max;         /* the largest logit; -infinity: there is none */
+    float value;       /* the id's logit */
+    uint32_t id;       /* UINT32_MAX: of none; then value and n_before mean nothing */
+    uint32_t n_before; /* ids with larger logits, and lower ones with equal logits */
+};
+
 static inline bool td_draw_is_valid(const struct td_draw *d)
 {
     return d->inv_t > 0 && isfinite(d->inv_t) && d->top_p > 0 && d->top_p <= 1 && d->min_p >= 0 &&

@@ -307,6 +307,17 @@ enum td_status td_kern_draw(struct td_kern *kern, const float *x, uint32_t n, ui
     return TD_OK;
 }
 
+enum td_status td_kern_measure(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                               const uint32_t *ids, struct td_measure *out, struct td_err *err)
+{
+    if (!td_kern_draws(kern, width))
+        return td_err_set(err, TD_UNSUPPORTED, "%s measures no rows of %u logits", kern->name,
+                          width);
+    if (n > 0)
+        kern->ops->measure(kern, x, n, width, ids, out);
+    return TD_OK;
+}
+
 enum td_status td_kern_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                            uint32_t n_top, struct td_top *out, struct td_err *err)
 {

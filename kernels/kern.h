@@ -185,6 +185,11 @@ bool td_kern_draws(const struct td_kern *kern, uint32_t width);
 enum td_status td_kern_draw(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                             const struct td_draw *draws, uint32_t *ids, struct td_err *err);
 
+/* out [n]: of each row of x [n x width], and of its id of ids [n] (as td_kern_draw leaves them; NULL: none). What td_kern_draws says is
+ * true of this too. */
+enum td_status td_kern_measure(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                               const uint32_t *ids, struct td_measure *out, struct td_err *err);
+
 /* ---- attention ---- */
 
 /* angles [n x 2 x dim] of positions [n] at the angular frequencies freq [dim/2] (radians per token), times `scale`: per row the

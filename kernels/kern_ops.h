@@ -41,9 +41,11 @@ struct td_kern_ops {
     void (*add)(struct td_kern *kern, float *x, const float *y, size_t n);
     void (*top)(struct td_kern *kern, const float *x, uint32_t n, uint32_t width, uint32_t n_top,
                 struct td_top *out);
-    /* NULL: it draws none. */
+    /* Both NULL: it draws none. */
     void (*draw)(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                  const struct td_draw *draws, uint32_t *ids);
+    void (*measure)(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                    const uint32_t *ids, struct td_measure *out);
     void (*rope_angles)(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
                         bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
     void (*rope_kv)(struct td_kern *kern, const struct td_kv_view *kv,

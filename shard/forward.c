@@ -316,6 +316,33 @@ static enum td_status gather_top(struct pass *p, const float *slice, uint32_t wi
     return TD_OK;
 }
 
+/* The ids that draws give, and where somebody asks for log probabilities, what they need of the rows with the largest logits [n_tops x
+ * width] and of those with draws, which follow. */
+static enum td_status draw(struct pass *p, const float *tops, uint32_t width)
+{
+    const struct td_step *step = p->step;
+    struct td_kern *k = p->s->p.kern;
+    const struct td_shard_buffers *b = &p->s->buf;
+    const float *draws = tops + (size_t)p->n_tops * width;
+    enum td_status st = TD_OK;
+
+    if (p->s->p.plan->tp > 1)
+        return td_err_set(p->err, TD_INVALID, "rows want draws of logits that %u ranks have",
+                          p->s->p.plan->tp);
+    if (step->n_draws)
+        st = td_kern_draw(k, draws, step->n_draws, width, step->draws, b->drawn, p->err);
+    if (st || step->logprobs == 0)
+        return st;
+    st = td_kern_measure(k, tops, p->n_tops, width, NULL, b->measure, p->err);
+    st = st ? st
+            : td_kern_measure(k, draws, step->n_draws, width, b->drawn, b->measure + p->n_tops,
+                              p->err);
+    if (st || step->logprobs == 1 || step->n_draws == 0)
+        return st;
+    return td_kern_top(k, draws, step->n_draws, width, step->logprobs - 1,
+                       b->top + (size_t)p->n_tops * step->n_top, p->err);
+}
+
 /* Final norm and head on stage 0, over rows in the order of wanted_rows. */
 static enum td_status head(struct pass *p)
 {
@@ -339,12 +366,8 @@ static enum td_status head(struct pass *p)
         td_kern_copy(s->p.kern, b->logits, slice, (size_t)p->n_logits * width * sizeof(float));
     if (!st && p->n_tops)
         st = gather_top(p, slice + (size_t)p->n_logits * width, width);
-    if (!st && p->step->n_draws && plan->tp > 1)
-        st = td_err_set(p->err, TD_INVALID, "rows want draws of logits that %u ranks have",
-                        plan->tp);
-    else if (!st && p->step->n_draws)
-        st = td_kern_draw(s->p.kern, slice + (size_t)(p->n_logits + p->n_tops) * width,
-                          p->step->n_draws, width, p->step->draws, b->drawn, p->err);
+    if (!st && (p->step->n_draws || p->step->logprobs))
+        st = draw(p, slice + (size_t)p->n_logits * width, width);
     return st;
 }
 
@@ -360,6 +383,12 @@ static enum td_status finish(struct pass *p, struct td_step_result *result)
         result->top = p->n_tops ? s->buf.top : NULL;
         result->n_top = p->step->n_top;
         result->drawn = s->buf.drawn;
+        if (p->step->logprobs) {
+            result->top_measure = s->buf.measure;
+            result->draw_measure = s->buf.measure + p->n_tops;
+            result->draw_top = s->buf.top + (size_t)p->n_tops * p->step->n_top;
+            result->n_draw_top = p->step->logprobs - 1;
+        }
     }
     return st;
 }

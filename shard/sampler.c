@@ -243,48 +243,56 @@ static struct td_logitrow row_of(const struct td_sampler *s, const float *logits
                                 .n_banned = n_banned};
 }
 
+/* NaN comes from a NaN logit or from infinities; an infinite logit beside an infinite sum is certain. */
+static float logprob_of(float logit, double logsumexp)
+{
+    double lp = (double)logit - logsumexp;
+
+    if (lp != lp)
+        lp = logit == INFINITY ? 0 : MIN_LOGPROB;
+    return (float)(lp < MIN_LOGPROB ? MIN_LOGPROB : lp);
+}
+
+/* `value`: the logit of out->id; top [n_top]: the row's largest. */
+static void fill_logprobs(float value, const struct td_top *top, uint32_t n_top, double logsumexp,
+                          struct td_sampled *out)
+{
+    out->logprob = logprob_of(value, logsumexp);
+    out->n_top = 0;
+    for (uint32_t i = 0; i < n_top && top[i].id != UINT32_MAX; i++)
+        out->top[out->n_top++] =
+            (struct td_token_logprob){top[i].id, logprob_of(top[i].value, logsumexp)};
+}
+
 void td_sampler_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top,
                          struct td_sampled *out)
 {
-    double lse = td_vsum_logsumexp(logits, n_vocab);
-    uint32_t cap = n_top;
-    uint32_t n = 0;
-    float top[TD_SAMPLER_MAX_LOGPROBS];
+    struct td_top top[TD_SAMPLER_MAX_LOGPROBS];
 
+    td_top_clear(top, n_top);
+    for (uint32_t id = 0; n_top > 0 && id < n_vocab; id++) {
+        id += td_rowmath_above(logits + id, n_vocab - id, top[n_top - 1].value);
+        if (id < n_vocab)
+            td_top_insert(top, n_top, (struct td_top){logits[id], id});
+    }
     out->rank = 1 + td_rowmath_rank(logits, n_vocab, out->id);
-    for (uint32_t id = 0; cap > 0 && id < n_vocab; id++) {
-        float v;
-        uint32_t j;
+    fill_logprobs(logits[out->id], top, n_top, td_vsum_logsumexp(logits, n_vocab), out);
+}
 
-        if (n == cap) {
-            id += td_rowmath_above(logits + id, n_vocab - id, top[n - 1]);
-            if (id == n_vocab)
-                break;
-        }
-        v = logits[id] == logits[id] ? logits[id] : -INFINITY;
-        if (n < cap)
-            n++;
-        for (j = n - 1; j > 0 && v > top[j - 1]; j--) {
-            top[j] = top[j - 1];
-            out->top[j] = out->top[j - 1];
-        }
-        top[j] = v;
-        out->top[j].id = id;
-    }
-    out->n_top = n;
-    for (uint32_t j = 0; j <= n; j++) {
-        float v = j < n ? top[j] : logits[out->id];
-        double lp = (double)v - lse;
+void td_sampler_measured(const struct td_measure *m, const struct td_top *top, uint32_t n_list,
+                         uint32_t n_top, struct td_sampled *out)
+{
+    float value = m->value;
 
-        /* NaN comes from a NaN logit or from infinities; an infinite logit beside an infinite sum is certain. */
-        if (lp != lp)
-            lp = v == INFINITY ? 0 : MIN_LOGPROB;
-        lp = lp < MIN_LOGPROB ? MIN_LOGPROB : lp;
-        if (j < n)
-            out->top[j].logprob = (float)lp;
-        else
-            out->logprob = (float)lp;
-    }
+    out->rank = 1 + m->n_before;
+    if (m->id != out->id)
+        for (uint32_t i = 0; i < n_list; i++)
+            if (top[i].id == out->id) {
+                value = top[i].value;
+                out->rank = 1 + i;
+            }
+    fill_logprobs(value, top, n_top < n_list ? n_top : n_list,
+                  m->max == -INFINITY ? -INFINITY : (double)m->max + td_detmath_log(m->sum), out);
 }
 
 void td_sampler_draw(struct td_sampler *s, const float *logits, uint32_t position,

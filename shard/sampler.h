@@ -94,9 +94,13 @@ void td_sampler_draw_top(struct td_sampler *s, const struct td_top *top, uint32_
                          struct td_sampled *out);
 /* The same draw as a device makes it from the whole row, where td_sampling_draws_row; its id is then what td_sampler_draw would give. */
 struct td_draw td_sampler_row_draw(const struct td_sampling *params, uint32_t position);
-/* Fills logprob, rank and the n_top most likely ones of out->id by the model's own distribution over `logits` [n_vocab]. */
+/* Fills logprob, rank and the n_top most likely ones (none whose logit is -infinity or NaN) of out->id by the model's own distribution over `logits` [n_vocab]. */
 void td_sampler_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top,
                          struct td_sampled *out);
+/* The same from what a device knows of the row: its measure, and its n_list largest logits, of which there are n_top at least. They hold
+ * out->id where the measure is of none. */
+void td_sampler_measured(const struct td_measure *m, const struct td_top *top, uint32_t n_list,
+                         uint32_t n_top, struct td_sampled *out);
 /* The distribution that the draw at this position uses: the probability of each id after stage 12 into `probs`
  * [n_vocab]. Also for greedy (1 for one id). For tests and for verifying drafts; costs a pass more than a draw. */
 void td_sampler_probs(struct td_sampler *s, const float *logits, uint32_t position,

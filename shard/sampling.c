@@ -51,7 +51,7 @@ uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned)
     bool greedy = td_sampling_is_greedy(s);
     uint64_t kept = greedy ? 1 : s->top_k > 0 ? (uint64_t)s->top_k : TD_TOP_MAX + 1;
 
-    if (td_sampling_has_penalties(s) || td_sampling_has_dry(s) || s->n_bias || s->n_logprobs >= 0)
+    if (td_sampling_has_penalties(s) || td_sampling_has_dry(s) || s->n_bias)
         return 0;
     if (!greedy && (s->mirostat != 0 || s->top_n_sigma > 0))
         return 0;
@@ -61,9 +61,8 @@ uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned)
 bool td_sampling_draws_row(const struct td_sampling *s, uint32_t n_banned)
 {
     return !td_sampling_is_greedy(s) && !td_sampling_has_penalties(s) && !td_sampling_has_dry(s) &&
-           s->n_bias == 0 && n_banned == 0 && s->n_logprobs < 0 && s->mirostat == 0 &&
-           s->top_n_sigma <= 0 && s->top_k <= 0 && s->dynatemp_range == 0 && s->typical_p == 1 &&
-           s->xtc_probability == 0;
+           s->n_bias == 0 && n_banned == 0 && s->mirostat == 0 && s->top_n_sigma <= 0 &&
+           s->top_k <= 0 && s->dynatemp_range == 0 && s->typical_p == 1 && s->xtc_probability == 0;
 }
 
 static enum td_status check_ranges(const struct td_sampling *s, struct td_err *err)

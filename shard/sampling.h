@@ -70,10 +70,10 @@ bool td_sampling_has_dry(const struct td_sampling *s);
 bool td_sampling_has_state(const struct td_sampling *s);
 /* How many of a row's largest logits give the same draw as the whole row, with up to n_banned banned ids: those that
  * top-k or greed keep, and one for each that is banned. 0: the whole row is needed (no such cut, or more than
- * TD_TOP_MAX; bias, penalties, DRY, top-n-sigma, mirostat, logprobs). */
+ * TD_TOP_MAX; bias, penalties, DRY, top-n-sigma, mirostat). Log probabilities are not asked about, here as below. */
 uint32_t td_sampling_n_top(const struct td_sampling *s, uint32_t n_banned);
 /* Whether the draw is a td_draw of the whole row (kernels/draw.h), with up to n_banned banned ids, so that a device may make it: no
- * other stage takes part, and no log probabilities are asked for. Not where n_top above is some. */
+ * other stage takes part. Not where n_top above is some. */
 bool td_sampling_draws_row(const struct td_sampling *s, uint32_t n_banned);
 
 #endif

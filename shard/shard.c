@@ -156,7 +156,7 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     bool stages_seen = plan->pp > 1 && !td_exchange_is_direct(s->exchange);
     bool has_slice = first && !alone && !td_kern_is_host(s->p.kern);
     bool draws = root && alone && !td_kern_is_host(s->p.kern);
-    float *top, *all_top, *drawn;
+    float *top, *all_top, *drawn, *measure;
 
     {
         struct {
@@ -183,6 +183,7 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             {&top, first ? tops : 0, true},
             {&all_top, root && !alone ? plan->tp * tops : 0, true},
             {&drawn, draws ? seqs : 0, true},
+            {&measure, draws ? seqs * sizeof(struct td_measure) / sizeof(float) : 0, true},
         };
 
         for (size_t i = 0; i < sizeof all_buffers / sizeof all_buffers[0]; i++)
@@ -210,6 +211,7 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     b->top = (struct td_top *)(void *)top;
     b->all_top = (struct td_top *)(void *)all_top;
     b->drawn = (uint32_t *)(void *)drawn;
+    b->measure = (struct td_measure *)(void *)measure;
     return TD_OK;
 }
 

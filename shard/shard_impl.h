@@ -28,9 +28,10 @@ struct td_shard_buffers {
         *top; /* [max_num_seqs x TD_TOP_MAX] of the slice; of all slices on rank 0; stage 0 */
     struct td_top
         *all_top;    /* [tp x max_num_seqs x TD_TOP_MAX] slices in rank order; rank 0 with tp > 1 */
-    uint32_t *drawn; /* [max_num_seqs]; rank 0 with tp 1 on a device */
-    size_t own_parts, n_parts; /* most subtrees of one sum: of this rank, of all ranks */
-    float *memory[2];          /* the device's, both's */
+    uint32_t *drawn; /* [max_num_seqs]; rank 0 with tp 1 on a device, as the next */
+    struct td_measure *measure; /* [max_num_seqs] */
+    size_t own_parts, n_parts;  /* most subtrees of one sum: of this rank, of all ranks */
+    float *memory[2];           /* the device's, both's */
     size_t bytes[2];
 };
 

@@ -7,10 +7,11 @@
 /* The encoded form, all fields little-endian:
  *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
  *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves   52 u32 part_rows   56 u32 n_draws
+ *  60 u32 logprobs
  * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows}, n_table
  * block ids and n_moves moves {kind, from, to}, u32 each, and n_draws draws {u64 inv_t, u32 top_p, min_p, u}, the bits of floats. */
 enum {
-    HEAD_BYTES = 60,
+    HEAD_BYTES = 64,
     ROW_BYTES = 16,
     SEQ_BYTES = 16,
     BLOCK_BYTES = 4,
@@ -18,7 +19,7 @@ enum {
     DRAW_BYTES = 20
 };
 
-static const uint32_t magic = 0x53445404; /* "\4TDS" */
+static const uint32_t magic = 0x53445405; /* "\5TDS" */
 
 static void put32(uint8_t **at, uint32_t v)
 {
@@ -126,6 +127,7 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->hash = 0;
     step->n_submits_seen = 0;
     step->n_top = 0;
+    step->logprobs = 0;
     step->part_rows = 0;
     step->n_rows = 0;
     step->n_seqs = 0;
@@ -194,6 +196,11 @@ bool td_step_add_draw_row(struct td_step *step, uint32_t token, uint32_t positio
     return true;
 }
 
+void td_step_ask_logprobs(struct td_step *step, uint32_t logprobs)
+{
+    step->logprobs = logprobs > step->logprobs ? logprobs : step->logprobs;
+}
+
 bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to)
 {
     if (step->n_moves == TD_STEP_MAX_MOVES)
@@ -260,6 +267,7 @@ void td_step_encode(struct td_step *step, void *out)
     put32(&at, step->n_moves);
     put32(&at, step->part_rows);
     put32(&at, step->n_draws);
+    put32(&at, step->logprobs);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         put32(&at, step->rows[i].token);
         put32(&at, step->rows[i].position);
@@ -297,6 +305,7 @@ struct head {
     uint32_t n_moves;
     uint32_t part_rows;
     uint32_t n_draws;
+    uint32_t logprobs;
 };
 
 static enum td_status check_cap(const char *what, uint32_t n, uint32_t cap, struct td_err *err)
@@ -327,7 +336,8 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_top = get32(in + 44),
                        .n_moves = get32(in + 48),
                        .part_rows = get32(in + 52),
-                       .n_draws = get32(in + 56)};
+                       .n_draws = get32(in + 56),
+                       .logprobs = get32(in + 60)};
     if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_FLUSH)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
                           TD_STEP_RUN, TD_STEP_FLUSH);
@@ -335,6 +345,10 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "step wants the %u largest logits, expected at most %d", h->n_top,
                           TD_TOP_MAX);
+    if (h->logprobs > (h->kind == TD_STEP_RUN ? TD_TOP_MAX + 1 : 0))
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "step of kind %u has log probabilities of %u, expected at most %d",
+                          h->kind, h->logprobs, h->kind == TD_STEP_RUN ? TD_TOP_MAX + 1 : 0);
     status = check_cap("rows", h->n_rows, caps->cap_rows, err);
     if (status == TD_OK)
         status = check_cap("sequences", h->n_seqs, caps->cap_seqs, err);
@@ -489,6 +503,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     step->n_moves = h.n_moves;
     step->part_rows = h.part_rows;
     step->n_draws = h.n_draws;
+    step->logprobs = h.logprobs;
     for (uint32_t i = 0; i < h.n_rows; i++, rows += ROW_BYTES)
         step->rows[i] = (struct td_step_row){.token = get32(rows),
                                              .position = get32(rows + 4),

@@ -56,6 +56,9 @@ struct td_step {
     uint64_t
         n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
     uint32_t n_top; /* for TD_WANT_TOP: 1 to TD_TOP_MAX; 0 without such rows */
+    /* Rows with TD_WANT_TOP and TD_WANT_DRAW are measured for log probabilities (td_shard_draws), those with TD_WANT_DRAW get the
+     * logprobs - 1 largest logits too. 1 to TD_TOP_MAX + 1; 0: nobody asks. */
+    uint32_t logprobs;
     /* Rows of each part but the last, which has the rest, where a step is computed in several so that the sums of some travel while
      * others are computed; 2 to TD_STEP_MAX_PARTS come of it. 0: in one. */
     uint32_t part_rows;
@@ -86,6 +89,8 @@ bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position
 /* The same for a row that wants the id that a draw gives (td_shard_draws). */
 bool td_step_add_draw_row(struct td_step *step, uint32_t token, uint32_t position,
                           const struct td_draw *draw);
+/* Somebody asks for log probabilities: `logprobs` as the step has it. */
+void td_step_ask_logprobs(struct td_step *step, uint32_t logprobs);
 /* False when there are TD_STEP_MAX_MOVES already. */
 bool td_step_add_move(struct td_step *step, enum td_move_kind kind, uint32_t from, uint32_t to);
 /* How many parts a step of n_rows has; UINT32_MAX where part_rows is none that such a step may have. */
@@ -111,6 +116,11 @@ struct td_step_result {
     const struct td_top *top; /* [rows with TD_WANT_TOP x n_top] */
     uint32_t n_top;           /* the step's */
     const uint32_t *drawn;    /* [rows with TD_WANT_DRAW]; UINT32_MAX: nothing can follow */
+    /* Where the step has `logprobs`: */
+    const struct td_measure *top_measure;  /* [rows with TD_WANT_TOP], of no id */
+    const struct td_measure *draw_measure; /* [rows with TD_WANT_DRAW], of the drawn id */
+    const struct td_top *draw_top;         /* [rows with TD_WANT_DRAW x n_draw_top] */
+    uint32_t n_draw_top;
     const struct td_move_result *moves; /* NULL for a step without moves */
     bool is_complete; /* a step is; with a pipeline not the one that was handed over last */
     uint64_t number;  /* of the step that is */

@@ -222,11 +222,17 @@ static enum td_status replay(struct seq *q, struct td_err *err)
 /* The least of a row that its draws can do with: its largest logits, an id that the device draws, or all of it. */
 static void choose_want(struct seq *q, bool device_draws)
 {
+    const struct td_sampling *sampling = &q->req.sampling;
     uint32_t n_banned = q->req.min_tokens ? q->ending.n_ids : 0;
 
-    q->core.n_top = td_sampling_n_top(&q->req.sampling, n_banned);
-    if (device_draws && q->core.n_top == 0 && td_sampling_draws_row(&q->req.sampling, n_banned))
-        q->core.draws = &q->req.sampling;
+    if (sampling->n_logprobs >= 0 && !device_draws)
+        return;
+    q->core.logprobs = (uint32_t)(sampling->n_logprobs + 1);
+    q->core.n_top = td_sampling_n_top(sampling, n_banned);
+    if (q->core.n_top && (int64_t)q->core.n_top < sampling->n_logprobs)
+        q->core.n_top = (uint32_t)sampling->n_logprobs;
+    if (device_draws && q->core.n_top == 0 && td_sampling_draws_row(sampling, n_banned))
+        q->core.draws = sampling;
 }
 
 /* The copy that the engine works on, checked, with room for its output. */
@@ -484,6 +490,7 @@ static void measure_prompt(const struct td_engine *e, struct seq *q, const float
 static bool draw_row(const struct td_engine *e, struct seq *q, uint32_t row,
                      const struct td_step_result *result, struct outcome *o)
 {
+    const uint32_t n_logprobs = q->core.logprobs ? q->core.logprobs - 1 : 0;
     const uint32_t *banned;
     uint32_t n_banned;
 
@@ -493,13 +500,22 @@ static bool draw_row(const struct td_engine *e, struct seq *q, uint32_t row,
         return false;
     }
     banned = td_ending_banned(&q->ending, q->n_drawn, &n_banned);
-    if (q->core.draws)
+    if (q->core.draws) {
         o->token = (struct td_sampled){.id = result->drawn[row],
                                        .no_choice = result->drawn[row] == UINT32_MAX};
-    else if (q->core.n_top)
-        td_sampler_draw_top(q->sampler, result->top + (size_t)row * result->n_top, result->n_top,
-                            q->core.n_ids, banned, n_banned, &o->token);
-    else
+        if (q->core.logprobs)
+            td_sampler_measured(&result->draw_measure[row],
+                                result->draw_top + (size_t)row * result->n_draw_top,
+                                result->n_draw_top, n_logprobs, &o->token);
+    } else if (q->core.n_top) {
+        const struct td_top *top = result->top + (size_t)row * result->n_top;
+
+        td_sampler_draw_top(q->sampler, top, result->n_top, q->core.n_ids, banned, n_banned,
+                            &o->token);
+        if (q->core.logprobs)
+            td_sampler_measured(&result->top_measure[row], top, result->n_top, n_logprobs,
+                                &o->token);
+    } else
         td_sampler_draw(q->sampler, result->logits + (size_t)row * e->params.n_vocab, q->core.n_ids,
                         banned, n_banned, &o->token);
     if (o->token.no_choice)

@@ -275,6 +275,8 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
         }
         part.n_wanted++;
         s->want_room--;
+        if (part.want != TD_WANT_LOGITS)
+            td_step_ask_logprobs(step, seq->logprobs);
         if (part.want == TD_WANT_TOP) {
             td_step_add_top_row(step, id, pos, seq->n_top);
         } else if (part.want == TD_WANT_DRAW) {

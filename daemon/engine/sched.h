@@ -26,9 +26,10 @@ struct td_sched_seq {
     uint32_t
         n_top; /* this many of the last row's largest logits are enough; 0: all are wanted, or a draw */
     const struct td_sampling *draws; /* borrowed: a draw by these is enough; NULL: it is not */
-    uint64_t *hashes; /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
-    uint64_t salt;    /* sequences of different salts share no block */
-    int32_t priority; /* a lower one goes first */
+    uint32_t logprobs; /* that a row with one of both asks for (td_step_ask_logprobs) */
+    uint64_t *hashes;  /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
+    uint64_t salt;     /* sequences of different salts share no block */
+    int32_t priority;  /* a lower one goes first */
     uint32_t want_from,
         want_to; /* positions whose logits are wanted too; then n_top is 0, draws NULL */
     /* Guesses at what follows ids, for the next plan, which may take fewer: its rows are computed and want what the last one wants.

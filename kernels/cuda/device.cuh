@@ -161,6 +161,8 @@ void td_cuda_top(struct td_kern *kern, const float *x, uint32_t n, uint32_t widt
                  struct td_top *out);
 void td_cuda_draw(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                   const struct td_draw *draws, uint32_t *ids);
+void td_cuda_measure(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                     const uint32_t *ids, struct td_measure *out);
 void td_cuda_rope_angles(struct td_kern *kern, const double *freq, uint32_t dim, double scale,
                          bool interleaved, const uint32_t *positions, uint32_t n, float *angles);
 void td_cuda_rope_kv(struct td_kern *kern, const struct td_kv_view *kv,

@@ -371,7 +371,43 @@ __global__ void __launch_bounds__(THREADS) pick(const __grid_constant__ struct j
     }
 }
 
+/* ---- what log probabilities need; one block a row ---- */
+
+__global__ void __launch_bounds__(THREADS)
+    measure(const float *x, uint32_t width, const uint32_t *ids, struct td_measure *out)
+{
+    td_num_await_earlier();
+    __shared__ uint64_t scratch[THREADS];
+    __shared__ uint32_t most[32];
+    const float *row = x + (size_t)blockIdx.x * width;
+    const uint32_t id = ids ? ids[blockIdx.x] : UINT32_MAX;
+    const float value = id < width ? row[id] : -INFINITY;
+    uint32_t key = 0, n_before = 0;
+    uint64_t sum = 0;
+
+    for (uint32_t i = threadIdx.x; i < width; i += THREADS)
+        if (row[i] == row[i] && td_draw_key(row[i]) > key)
+            key = td_draw_key(row[i]);
+    key = td_num_block_max(key, most);
+    const float max = is_empty(key) ? -INFINITY : td_draw_from_key(key);
+
+    for (uint32_t i = threadIdx.x; i < width; i += THREADS) {
+        sum += item_of(row[i], max, 1.0).units;
+        n_before += i < id ? row[i] >= value : row[i] > value;
+    }
+    sum = sum_up_to(sum, scratch);
+    n_before = (uint32_t)sum_up_to(n_before, scratch);
+    if (threadIdx.x == THREADS - 1)
+        out[blockIdx.x] = {real(sum), max, value, id, n_before};
+}
+
 } // namespace
+
+void td_cuda_measure(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
+                     const uint32_t *ids, struct td_measure *out)
+{
+    td_cuda_launch(td_cuda_of(kern), measure, dim3(n), dim3(THREADS), 0, x, width, ids, out);
+}
 
 void td_cuda_draw(struct td_kern *kern, const float *x, uint32_t n, uint32_t width,
                   const struct td_draw *draws, uint32_t *ids)

@@ -810,6 +810,65 @@ static void test_cuda_draws_are_those_of_the_sampler(void **state)
     assert_true(n_several >= 20);
 }
 
+/* Of ids as they come and of none, with the row's largest: what the sampler says of the whole row, bit for bit. */
+static void test_cuda_measures_rows_as_the_sampler_does(void **state)
+{
+    static const uint32_t widths[] = {1, 17, 1025, 20011, 131072, TD_DRAW_MAX_WIDTH};
+    static const float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f};
+    enum { N = 5, TOP = TD_SAMPLER_MAX_LOGPROBS };
+
+    (void)state;
+    td_ops_seed(4042);
+    for (uint32_t w = 0; w < sizeof widths / sizeof widths[0]; w++) {
+        const size_t n = (size_t)N * widths[w];
+        float *x = malloc(n * sizeof *x), *dx;
+        uint32_t *ids = td_kern_alloc_shared(cuda, N * sizeof *ids);
+        struct td_measure *measure = td_kern_alloc_shared(cuda, 2 * N * sizeof *measure);
+        struct td_top *top = td_kern_alloc_shared(cuda, (size_t)N * TOP * sizeof *top);
+        struct td_err err;
+
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = i / widths[w];
+
+            x[i] = 3.0f * td_ops_normal();
+            x[i] = row == 1 ? rintf(0.5f * x[i]) : x[i];
+            if (row == 2 && td_ops_below(4) == 0)
+                x[i] = special[td_ops_below(5)];
+            if (row == 3)
+                x[i] = i % 2 ? NAN : -INFINITY;
+        }
+        for (uint32_t i = 0; i < N; i++)
+            ids[i] = td_ops_below(widths[w]);
+        dx = up(x, n * sizeof *x);
+        assert_int_equal(td_kern_measure(cuda, dx, N, widths[w], ids, measure, &err), TD_OK);
+        assert_int_equal(td_kern_measure(cuda, dx, N, widths[w], NULL, measure + N, &err), TD_OK);
+        assert_int_equal(td_kern_top(cuda, dx, N, widths[w], TOP, top, &err), TD_OK);
+        assert_int_equal(td_kern_sync(cuda, &err), TD_OK);
+        for (uint32_t i = 0; i < 2 * N; i++) {
+            const struct td_top *list = top + (size_t)(i % N) * TOP;
+            struct td_sampled want = {.id = i < N ? ids[i] : list[i % 3].id}, got = want;
+
+            if (want.id >= widths[w]) /* too few are numbers */
+                continue;
+            td_sampler_logprobs(x + (size_t)(i % N) * widths[w], widths[w], TOP, &want);
+            td_sampler_measured(&measure[i], list, TOP, TOP, &got);
+            if (memcmp(&got.logprob, &want.logprob, sizeof want.logprob) != 0 ||
+                got.rank != want.rank || got.n_top != want.n_top ||
+                memcmp(got.top, want.top, want.n_top * sizeof *want.top) != 0)
+                fail_msg("width %u, row %u, id %u: %g, rank %u, %u more; expected %g, rank %u, %u",
+                         widths[w], i, want.id, (double)got.logprob, got.rank, got.n_top,
+                         (double)want.logprob, want.rank, want.n_top);
+        }
+        drop(dx);
+        td_kern_free_shared(cuda, ids, N * sizeof *ids);
+        td_kern_free_shared(cuda, measure, 2 * N * sizeof *measure);
+        td_kern_free_shared(cuda, top, (size_t)N * TOP * sizeof *top);
+        free(x);
+    }
+    assert_int_equal(td_kern_measure(cpu, NULL, 0, 1, NULL, NULL, &(struct td_err){0}),
+                     TD_UNSUPPORTED);
+}
+
 static void test_cuda_refuses_draws_that_are_none(void **state)
 {
     const struct td_draw good = {.inv_t = 1, .top_p = 1, .u = 0.5f};
@@ -1306,6 +1365,7 @@ int main(void)
         cmocka_unit_test(test_cuda_row_operations_are_those_of_the_cpu),
         cmocka_unit_test(test_cuda_top_is_that_of_the_cpu),
         cmocka_unit_test(test_cuda_draws_are_those_of_the_sampler),
+        cmocka_unit_test(test_cuda_measures_rows_as_the_sampler_does),
         cmocka_unit_test(test_cuda_refuses_draws_that_are_none),
         cmocka_unit_test(test_cuda_attention_is_that_of_the_cpu_and_the_same_in_every_batch),
         cmocka_unit_test(test_cuda_attention_of_many_sequences_is_that_of_each),

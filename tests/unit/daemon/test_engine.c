@@ -157,6 +157,24 @@ static uint32_t toy_draw(const uint32_t *ids, uint32_t n_ids, const struct td_dr
     return id;
 }
 
+/* What a device measures of an id; UINT32_MAX: of none. */
+static struct td_measure toy_measure(const uint32_t *ids, uint32_t n_ids, uint32_t id)
+{
+    struct td_measure m = {.max = -INFINITY, .id = id};
+    float logits[N_VOCAB];
+
+    toy_logits(ids, n_ids, logits);
+    for (uint32_t v = 0; v < N_VOCAB; v++)
+        m.max = logits[v] > m.max ? logits[v] : m.max;
+    m.value = id < N_VOCAB ? logits[id] : NAN;
+    for (uint32_t v = 0; v < N_VOCAB; v++) {
+        m.sum +=
+            ldexp(nearbyint(ldexp(td_detmath_exp((double)logits[v] - (double)m.max), 34)), -34);
+        m.n_before += logits[v] > m.value || (logits[v] == m.value && v < id);
+    }
+    return m;
+}
+
 struct client {
     struct td_request req;
     uint32_t got[MAX_LEN]; /* output ids by events */
@@ -194,7 +212,7 @@ struct world {
     struct td_top draft_top[16 * TD_TOP_MAX];
     struct td_move_result moves;
     bool has_pauses;
-    uint64_t n_drafts, n_draws;
+    uint64_t n_drafts, n_draws, n_measured;
     uint32_t idle_streak; /* steps without rows of the oldest request */
     uint64_t n_cached;    /* tokens, by events */
     struct brought {      /* by a step that is not complete yet */
@@ -203,6 +221,8 @@ struct world {
         float logits[16 * N_VOCAB];
         struct td_top top[16 * TD_TOP_MAX];
         uint32_t drawn[16];
+        struct td_measure top_measure[16], draw_measure[16];
+        struct td_top draw_top[16 * TD_TOP_MAX];
         struct td_move_result moves;
         struct td_step_result result;
     } flight[MAX_FLIGHTS];
@@ -219,20 +239,33 @@ static struct client *client_of(struct world *w, uint64_t id)
 }
 
 /* In order, each once, and as the plainest sum says. */
-static void check_prompt_event(struct client *c, const struct td_token_event *event)
+/* Its log probability and its rank behind so many ids, and those of the n_top most likely. */
+static void check_logprobs(const struct td_sampled *token, const uint32_t *ids, uint32_t n,
+                           int32_t n_top)
 {
+    struct td_top top[N_VOCAB];
     float logits[N_VOCAB];
     double sum = 0;
 
+    toy_logits(ids, n, logits);
+    toy_top(ids, n, N_VOCAB, top);
+    for (uint32_t v = 0; v < N_VOCAB; v++)
+        sum += exp((double)logits[v]);
+    assert_true(fabs((double)logits[token->id] - log(sum) - (double)token->logprob) < 1e-5);
+    assert_int_equal(top[token->rank - 1].id, token->id);
+    assert_int_equal(token->n_top, n_top);
+    for (int32_t i = 0; i < n_top; i++) {
+        assert_int_equal(token->top[i].id, top[i].id);
+        assert_true(fabs((double)top[i].value - log(sum) - (double)token->top[i].logprob) < 1e-5);
+    }
+}
+
+static void check_prompt_event(struct client *c, const struct td_token_event *event)
+{
     assert_false(event->has_token);
     assert_int_equal(event->index, ++c->n_prompt_told);
     assert_int_equal(event->token.id, c->req.prompt[event->index]);
-    toy_logits(c->req.prompt, event->index, logits);
-    for (uint32_t v = 0; v < N_VOCAB; v++)
-        sum += exp((double)logits[v]);
-    assert_true(fabs((double)logits[event->token.id] - log(sum) - (double)event->token.logprob) <
-                1e-5);
-    assert_int_equal(event->token.n_top, c->req.prompt_logprobs);
+    check_logprobs(&event->token, c->req.prompt, event->index, c->req.prompt_logprobs);
 }
 
 static void on_event(const struct td_token_event *event, void *user)
@@ -264,6 +297,14 @@ static void on_event(const struct td_token_event *event, void *user)
         c->n_late += c->paused;
         assert_true(c->n_late <= 1 + w->params.max_draft_tokens); /* those of the step in flight */
         assert_false(c->cancelled);
+        if (c->req.sampling.n_logprobs >= 0) {
+            uint32_t ids[MAX_LEN];
+
+            memcpy(ids, c->req.prompt, c->req.n_prompt * sizeof *ids);
+            memcpy(ids + c->req.n_prompt, c->got, c->n_got * sizeof *ids);
+            check_logprobs(&event->token, ids, c->req.n_prompt + c->n_got,
+                           c->req.sampling.n_logprobs);
+        }
         c->got[c->n_got++] = event->token.id;
     }
     if (event->finish != TD_FINISH_NONE) {
@@ -413,6 +454,10 @@ static void run_model(struct world *w, uint32_t oldest)
                                             .top = w->at->top,
                                             .n_top = st->n_top,
                                             .drawn = w->at->drawn,
+                                            .top_measure = w->at->top_measure,
+                                            .draw_measure = w->at->draw_measure,
+                                            .draw_top = w->at->draw_top,
+                                            .n_draw_top = st->logprobs ? st->logprobs - 1 : 0,
                                             .moves = st->n_moves ? &w->at->moves : NULL};
     for (uint32_t r = 0; r < st->n_rows; r++) {
         const struct td_step_seq *q = &st->seqs[st->rows[r].seq];
@@ -460,15 +505,20 @@ static void run_model(struct world *w, uint32_t oldest)
         for (uint32_t i = n_own - 1; i < q->n_rows; i++, last++)
             if (st->rows[first + i].want == TD_WANT_LOGITS)
                 toy_logits(ids, last + 1, w->at->logits + n_logits++ * N_VOCAB);
-            else if (st->rows[first + i].want == TD_WANT_TOP)
-                toy_top(ids, last + 1, st->n_top, w->at->top + n_tops++ * st->n_top);
-            else if (st->rows[first + i].want == TD_WANT_DRAW) {
+            else if (st->rows[first + i].want == TD_WANT_TOP) {
+                toy_top(ids, last + 1, st->n_top, w->at->top + n_tops * st->n_top);
+                w->at->top_measure[n_tops++] = toy_measure(ids, last + 1, UINT32_MAX);
+            } else if (st->rows[first + i].want == TD_WANT_DRAW) {
+                const uint32_t n = w->at->result.n_draw_top;
+
                 w->at->drawn[n_draws] = toy_draw(ids, last + 1, &st->draws[n_draws]);
-                n_draws++;
+                w->at->draw_measure[n_draws] = toy_measure(ids, last + 1, w->at->drawn[n_draws]);
+                toy_top(ids, last + 1, n, w->at->draw_top + n_draws++ * n);
             }
         assert_true(n_logits + n_tops + n_draws <= w->params.max_num_seqs);
-        assert_true(w->params.draws || n_draws == 0);
+        assert_true(w->params.draws || (n_draws == 0 && st->logprobs == 0));
         w->n_draws += n_draws;
+        w->n_measured += st->logprobs ? n_tops + n_draws : 0;
         first += q->n_rows;
     }
     assert_int_equal(first, st->n_rows);
@@ -648,7 +698,6 @@ static void randomise_sampling(struct client *c)
         rng(2)) { /* nothing that needs a whole row, but for temperature without top_k */
         s->repetition_penalty = 1;
         s->presence_penalty = s->frequency_penalty = 0;
-        s->n_logprobs = -1;
         s->dry_multiplier = 0;
         s->top_n_sigma = -1;
     }
@@ -771,7 +820,8 @@ static void land(struct world *w)
 /* Sums over all workloads. */
 struct sums {
     uint64_t n_together; /* steps that were planned with another in flight */
-    uint64_t n_preemptions, n_cached, n_drafts, n_draws, n_right, n_read, n_failed_reads, n_in_file;
+    uint64_t n_preemptions, n_cached, n_drafts, n_draws, n_measured, n_right, n_read,
+        n_failed_reads, n_in_file;
     uint64_t n_model_drafts, n_right_model_drafts; /* of draft models that never err */
 };
 
@@ -863,6 +913,7 @@ static void random_workload(struct world *w, struct sums *sums)
     sums->n_cached += w->n_cached;
     sums->n_drafts += stats.n_draft_tokens;
     sums->n_draws += w->n_draws;
+    sums->n_measured += w->n_measured;
     sums->n_right += stats.n_right_drafts;
     if (p.run_draft && !w->draft_errs) {
         sums->n_model_drafts += stats.n_draft_tokens;
@@ -905,7 +956,7 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
     assert_true(text || (sums.n_model_drafts > 500 &&
                          sums.n_right_model_drafts > sums.n_model_drafts * 9 / 10));
     assert_true(text || (sums.n_right > 500 && sums.n_drafts > sums.n_right + 100));
-    assert_true(sums.n_draws > 300);
+    assert_true(sums.n_draws > 300 && sums.n_measured > 300);
 }
 
 static int tell_seed(void **state)

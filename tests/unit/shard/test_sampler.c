@@ -157,10 +157,9 @@ static void test_sampler_survives_nan_and_infinities(void **state)
         td_sampler_draw(s, logits, 1, NULL, 0, &out);
         assert_int_equal(out.id, 2);
         assert_false(out.no_choice);
-        assert_int_equal(out.n_top, 5);
+        assert_int_equal(out.n_top, 2);
         assert_int_equal(out.top[0].id, 2);
         assert_int_equal(out.top[1].id, 4);
-        assert_true(out.top[2].logprob == -9999);
         assert_true(fabs((double)out.logprob + log(1 + exp(-1))) < 1e-6);
         logits[5] = INFINITY;
         td_sampler_draw(s, logits, 1, NULL, 0, &out);

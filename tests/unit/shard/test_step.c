@@ -23,7 +23,8 @@ enum {
     AT_N_MOVES = 48,
     AT_PART_ROWS = 52,
     AT_N_DRAWS = 56,
-    HEAD = 60,
+    AT_LOGPROBS = 60,
+    HEAD = 64,
     DRAW = 20
 };
 
@@ -133,6 +134,9 @@ static void test_step_adds_sequences_and_rows_in_order(void **state)
     assert_true(td_step_add_top_row(&step, 1, 35, 3));
     assert_int_equal(td_step_n_want(&step, TD_WANT_TOP), 2);
     assert_int_equal(step.n_top, 5);
+    td_step_ask_logprobs(&step, 4);
+    td_step_ask_logprobs(&step, 1);
+    assert_int_equal(step.logprobs, 4);
     td_step_close(&step);
 }
 
@@ -216,11 +220,11 @@ static void test_step_survives_encode_and_decode(void **state)
 
 static void test_step_encoding_is_little_endian_on_any_host(void **state)
 {
-    static const uint8_t expected[] = {0x04, 0x54, 0x44, 0x53, 1,   0, 0, 0, 0x88, 0x77, 0x66, 0x55,
-                                       0x44, 0x33, 0x22, 0x11, 12,  0, 0, 0, 0,    0,    0,    0,
-                                       4,    0,    0,    0,    2,   0, 0, 0, 5,    0,    0,    0,
-                                       0,    0,    0,    0,    2,   0, 0, 0, 3,    0,    0,    0,
-                                       1,    0,    0,    0,    100, 0, 0, 0, 16,   0,    0,    0};
+    static const uint8_t expected[] = {
+        0x05, 0x54, 0x44, 0x53, 1, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
+        12,   0,    0,    0,    0, 0, 0, 0, 4,    0,    0,    0,    2,    0,    0,    0,
+        5,    0,    0,    0,    0, 0, 0, 0, 2,    0,    0,    0,    3,    0,    0,    0,
+        1,    0,    0,    0,    0, 0, 0, 0, 100,  0,    0,    0,    16,   0,    0,    0};
     struct td_step step;
     uint8_t *bytes;
     size_t n;
@@ -248,16 +252,17 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_KIND, TD_STEP_IDLE,
          "kind 2 has 4 rows, 2 sequences, 5 blocks, 2 moves and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},
-        {AT_N_ROWS, 3, "expected 204 for 3 rows"},
+        {AT_N_ROWS, 3, "expected 208 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
         {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "2049 moves, at most 2048"},
-        {AT_N_MOVES, 1, "expected 208 for 4 rows"},
+        {AT_N_MOVES, 1, "expected 212 for 4 rows"},
         {AT_PART_ROWS, 4, "4 rows is cut after every 4, expected 2 to 4 parts"},
         {AT_PART_ROWS, UINT32_MAX, "4 rows is cut after every 4294967295"},
         {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
         {MOVE + 12, 4, "move 1 is of kind 4, expected 1 to 3"},
         {AT_N_TOP, TD_TOP_MAX + 1, "the 65 largest logits, expected at most 64"},
+        {AT_LOGPROBS, TD_TOP_MAX + 2, "log probabilities of 66, expected at most 65"},
         {ROW + 8, 1, "row 0 is of sequence 1, expected 0"},
         {ROW + 3 * 16 + 8, 0, "row 3 is of sequence 0, expected 1"},
         {ROW + 16 + 4, 16, "row 1 is at position 16, expected one above 16"},
@@ -266,7 +271,7 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {ROW + 12, 3, "1 draws, 2 rows want one"},
         {ROW + 3 * 16 + 12, 1, "1 draws, 0 rows want one"},
         {AT_N_DRAWS, 5, "5 draws, at most 4"},
-        {AT_N_DRAWS, 0, "expected 200 for 4 rows"},
+        {AT_N_DRAWS, 0, "expected 204 for 4 rows"},
         {AT_DRAW + 4, 0x7ff00000, "draw 0 has 1 / "},
         {AT_DRAW + 4, 0xbff00000, "draw 0 has 1 / "},
         {AT_DRAW + 8, 0, "draw 0 has 1 / "},

@@ -1,6 +1,7 @@
 #include "shard/plan.h"
 
 #include "comm/comm.h"
+#include "kernels/draw.h"
 #include "kernels/top.h"
 
 #include <stdio.h>

@@ -246,7 +246,7 @@ static enum td_status feed_forward(struct pass *p, struct rows *r, uint32_t i)
                              &s->sums[i * TD_SHARD_SUMS + TD_SHARD_FEED_FORWARD]);
 }
 
-/* Copies the rows that want something: those of whole logits first, then those of the largest, then those of a draw. */
+/* Copies the rows that want something: those of whole logits first, then those of the largest, of a draw, of an id. */
 static enum td_status wanted_rows(struct pass *p, const float *x, float *out)
 {
     struct td_shard *s = p->s;
@@ -317,13 +317,14 @@ static enum td_status gather_top(struct pass *p, const float *slice, uint32_t wi
 }
 
 /* The ids that draws give, and where somebody asks for log probabilities, what they need of the rows with the largest logits [n_tops x
- * width] and of those with draws, which follow. */
+ * width], of those with draws, which follow, and of those that ask about ids, behind them. */
 static enum td_status draw(struct pass *p, const float *tops, uint32_t width)
 {
     const struct td_step *step = p->step;
     struct td_kern *k = p->s->p.kern;
     const struct td_shard_buffers *b = &p->s->buf;
     const float *draws = tops + (size_t)p->n_tops * width;
+    const uint32_t n = step->n_draws + step->n_asked;
     enum td_status st = TD_OK;
 
     if (p->s->p.plan->tp > 1)
@@ -333,13 +334,12 @@ static enum td_status draw(struct pass *p, const float *tops, uint32_t width)
         st = td_kern_draw(k, draws, step->n_draws, width, step->draws, b->drawn, p->err);
     if (st || step->logprobs == 0)
         return st;
+    memcpy(b->drawn + step->n_draws, step->asked, step->n_asked * sizeof *b->drawn);
     st = td_kern_measure(k, tops, p->n_tops, width, NULL, b->measure, p->err);
-    st = st ? st
-            : td_kern_measure(k, draws, step->n_draws, width, b->drawn, b->measure + p->n_tops,
-                              p->err);
-    if (st || step->logprobs == 1 || step->n_draws == 0)
+    st = st ? st : td_kern_measure(k, draws, n, width, b->drawn, b->measure + p->n_tops, p->err);
+    if (st || step->logprobs == 1 || n == 0)
         return st;
-    return td_kern_top(k, draws, step->n_draws, width, step->logprobs - 1,
+    return td_kern_top(k, draws, n, width, step->logprobs - 1,
                        b->top + (size_t)p->n_tops * step->n_top, p->err);
 }
 
@@ -388,6 +388,8 @@ static enum td_status finish(struct pass *p, struct td_step_result *result)
             result->draw_measure = s->buf.measure + p->n_tops;
             result->draw_top = s->buf.top + (size_t)p->n_tops * p->step->n_top;
             result->n_draw_top = p->step->logprobs - 1;
+            result->asked_measure = result->draw_measure + p->step->n_draws;
+            result->asked_top = result->draw_top + (size_t)p->step->n_draws * result->n_draw_top;
         }
     }
     return st;

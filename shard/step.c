@@ -7,16 +7,18 @@
 /* The encoded form, all fields little-endian:
  *   0 u64 hash of the bytes from 8 on     8 u32 magic    12 u32 kind    16 u64 number    24 u64 n_submits_seen
  *  32 u32 n_rows   36 u32 n_seqs   40 u32 n_table   44 u32 n_top   48 u32 n_moves   52 u32 part_rows   56 u32 n_draws
- *  60 u32 logprobs
+ *  60 u32 logprobs   64 u32 n_asked
  * then n_rows rows {token, position, seq, want}, n_seqs sequences {first_block, n_blocks, state_slot, n_rows}, n_table
- * block ids and n_moves moves {kind, from, to}, u32 each, and n_draws draws {u64 inv_t, u32 top_p, min_p, u}, the bits of floats. */
+ * block ids and n_moves moves {kind, from, to}, u32 each, and n_draws draws {u64 inv_t, u32 top_p, min_p, u}, the bits of floats,
+ * and n_asked ids, u32. */
 enum {
-    HEAD_BYTES = 64,
+    HEAD_BYTES = 68,
     ROW_BYTES = 16,
     SEQ_BYTES = 16,
     BLOCK_BYTES = 4,
     MOVE_BYTES = 12,
-    DRAW_BYTES = 20
+    DRAW_BYTES = 20,
+    ASKED_BYTES = 4
 };
 
 static const uint32_t magic = 0x53445405; /* "\5TDS" */
@@ -99,7 +101,8 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
     s.table = calloc(cap_table ? cap_table : 1, sizeof *s.table);
     s.moves = calloc(TD_STEP_MAX_MOVES, sizeof *s.moves);
     s.draws = calloc(cap_rows ? cap_rows : 1, sizeof *s.draws);
-    if (!s.rows || !s.seqs || !s.table || !s.moves || !s.draws) {
+    s.asked = calloc(cap_rows ? cap_rows : 1, sizeof *s.asked);
+    if (!s.rows || !s.seqs || !s.table || !s.moves || !s.draws || !s.asked) {
         td_step_close(&s);
         return td_err_set(err, TD_NO_MEMORY,
                           "no memory for a step of %u rows, %u sequences and %u blocks", cap_rows,
@@ -112,6 +115,7 @@ enum td_status td_step_open(struct td_step *step, uint32_t cap_rows, uint32_t ca
 
 void td_step_close(struct td_step *step)
 {
+    free(step->asked);
     free(step->draws);
     free(step->moves);
     free(step->table);
@@ -134,6 +138,7 @@ void td_step_reset(struct td_step *step, enum td_step_kind kind, uint64_t number
     step->n_table = 0;
     step->n_moves = 0;
     step->n_draws = 0;
+    step->n_asked = 0;
 }
 
 void td_step_copy(struct td_step *to, const struct td_step *from)
@@ -148,12 +153,14 @@ void td_step_copy(struct td_step *to, const struct td_step *from)
     copy.table = to->table;
     copy.moves = to->moves;
     copy.draws = to->draws;
+    copy.asked = to->asked;
     *to = copy;
     memcpy(to->rows, from->rows, from->n_rows * sizeof *to->rows);
     memcpy(to->seqs, from->seqs, from->n_seqs * sizeof *to->seqs);
     memcpy(to->table, from->table, from->n_table * sizeof *to->table);
     memcpy(to->moves, from->moves, from->n_moves * sizeof *to->moves);
     memcpy(to->draws, from->draws, from->n_draws * sizeof *to->draws);
+    memcpy(to->asked, from->asked, from->n_asked * sizeof *to->asked);
 }
 
 bool td_step_add_seq(struct td_step *step, const uint32_t *blocks, uint32_t n_blocks,
@@ -196,6 +203,14 @@ bool td_step_add_draw_row(struct td_step *step, uint32_t token, uint32_t positio
     return true;
 }
 
+bool td_step_add_asked_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t id)
+{
+    if (!td_step_add_row(step, token, position, TD_WANT_MEASURE))
+        return false;
+    step->asked[step->n_asked++] = id;
+    return true;
+}
+
 void td_step_ask_logprobs(struct td_step *step, uint32_t logprobs)
 {
     step->logprobs = logprobs > step->logprobs ? logprobs : step->logprobs;
@@ -233,22 +248,23 @@ uint32_t td_step_n_wanted(const struct td_step *step)
 }
 
 static size_t bytes_of(uint32_t n_rows, uint32_t n_seqs, uint32_t n_table, uint32_t n_moves,
-                       uint32_t n_draws)
+                       uint32_t n_draws, uint32_t n_asked)
 {
     return HEAD_BYTES + (size_t)n_rows * ROW_BYTES + (size_t)n_seqs * SEQ_BYTES +
            (size_t)n_table * BLOCK_BYTES + (size_t)n_moves * MOVE_BYTES +
-           (size_t)n_draws * DRAW_BYTES;
+           (size_t)n_draws * DRAW_BYTES + (size_t)n_asked * ASKED_BYTES;
 }
 
 size_t td_step_encoded_bytes(const struct td_step *step)
 {
-    return bytes_of(step->n_rows, step->n_seqs, step->n_table, step->n_moves, step->n_draws);
+    return bytes_of(step->n_rows, step->n_seqs, step->n_table, step->n_moves, step->n_draws,
+                    step->n_asked);
 }
 
 size_t td_step_max_bytes(const struct td_step *step)
 {
     return bytes_of(step->cap_rows, step->cap_seqs, step->cap_table, TD_STEP_MAX_MOVES,
-                    step->cap_rows);
+                    step->cap_rows, 0); /* a row has one of both; a draw is longer */
 }
 
 void td_step_encode(struct td_step *step, void *out)
@@ -268,6 +284,7 @@ void td_step_encode(struct td_step *step, void *out)
     put32(&at, step->part_rows);
     put32(&at, step->n_draws);
     put32(&at, step->logprobs);
+    put32(&at, step->n_asked);
     for (uint32_t i = 0; i < step->n_rows; i++) {
         put32(&at, step->rows[i].token);
         put32(&at, step->rows[i].position);
@@ -289,6 +306,8 @@ void td_step_encode(struct td_step *step, void *out)
     }
     for (uint32_t i = 0; i < step->n_draws; i++)
         put_draw(&at, &step->draws[i]);
+    for (uint32_t i = 0; i < step->n_asked; i++)
+        put32(&at, step->asked[i]);
     step->hash = XXH3_64bits(begin + 8, (size_t)(at - begin) - 8);
     put64(&begin, step->hash);
 }
@@ -306,6 +325,7 @@ struct head {
     uint32_t part_rows;
     uint32_t n_draws;
     uint32_t logprobs;
+    uint32_t n_asked;
 };
 
 static enum td_status check_cap(const char *what, uint32_t n, uint32_t cap, struct td_err *err)
@@ -320,6 +340,7 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                                 struct head *h, struct td_err *err)
 {
     enum td_status status;
+    size_t want;
 
     if (bytes < HEAD_BYTES)
         return td_err_set(err, TD_PEER_PROTOCOL, "step of %zu bytes, expected at least %d", bytes,
@@ -337,7 +358,8 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
                        .n_moves = get32(in + 48),
                        .part_rows = get32(in + 52),
                        .n_draws = get32(in + 56),
-                       .logprobs = get32(in + 60)};
+                       .logprobs = get32(in + 60),
+                       .n_asked = get32(in + 64)};
     if (h->kind < TD_STEP_RUN || h->kind > TD_STEP_FLUSH)
         return td_err_set(err, TD_PEER_PROTOCOL, "step is of kind %u, expected %d to %d", h->kind,
                           TD_STEP_RUN, TD_STEP_FLUSH);
@@ -345,10 +367,6 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "step wants the %u largest logits, expected at most %d", h->n_top,
                           TD_TOP_MAX);
-    if (h->logprobs > (h->kind == TD_STEP_RUN ? TD_TOP_MAX + 1 : 0))
-        return td_err_set(err, TD_PEER_PROTOCOL,
-                          "step of kind %u has log probabilities of %u, expected at most %d",
-                          h->kind, h->logprobs, h->kind == TD_STEP_RUN ? TD_TOP_MAX + 1 : 0);
     status = check_cap("rows", h->n_rows, caps->cap_rows, err);
     if (status == TD_OK)
         status = check_cap("sequences", h->n_seqs, caps->cap_seqs, err);
@@ -358,21 +376,27 @@ static enum td_status read_head(const struct td_step *caps, const uint8_t *in, s
         status = check_cap("moves", h->n_moves, TD_STEP_MAX_MOVES, err);
     if (status == TD_OK)
         status = check_cap("draws", h->n_draws, h->n_rows, err);
+    if (status == TD_OK)
+        status = check_cap("ids asked about", h->n_asked, h->n_rows, err);
     if (status != TD_OK)
         return status;
-    if (bytes != bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_draws))
+    want = bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_draws, h->n_asked);
+    if (bytes != want)
         return td_err_set(
             err, TD_PEER_PROTOCOL,
-            "step of %zu bytes, expected %zu for %u rows, %u sequences, %u blocks, %u moves and %u "
-            "draws",
-            bytes, bytes_of(h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_draws), h->n_rows,
-            h->n_seqs, h->n_table, h->n_moves, h->n_draws);
+            "step of %zu bytes, expected %zu for %u rows, %u sequences, %u blocks, %u moves, %u "
+            "draws and %u ids asked about",
+            bytes, want, h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_draws, h->n_asked);
     if (h->kind != TD_STEP_RUN && (h->n_rows || h->n_seqs || h->n_table || h->n_top || h->n_moves))
         return td_err_set(
             err, TD_PEER_PROTOCOL,
             "step of kind %u has %u rows, %u sequences, %u blocks, %u moves and n_top "
             "%u, expected none",
             h->kind, h->n_rows, h->n_seqs, h->n_table, h->n_moves, h->n_top);
+    if (h->logprobs > (h->kind == TD_STEP_RUN ? TD_TOP_MAX + 1 : 0))
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "step of kind %u has log probabilities of %u, expected at most %d",
+                          h->kind, h->logprobs, h->kind == TD_STEP_RUN ? TD_TOP_MAX + 1 : 0);
     if (td_step_n_parts(h->n_rows, h->part_rows) == UINT32_MAX)
         return td_err_set(err, TD_PEER_PROTOCOL,
                           "step of %u rows is cut after every %u, expected 2 to %d parts",
@@ -436,13 +460,21 @@ static enum td_status check_seqs(const struct head *h, const uint8_t *rows, cons
 static enum td_status check_draws(const struct head *h, const uint8_t *rows, const uint8_t *draws,
                                   struct td_err *err)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, n_asked = 0;
 
-    for (uint32_t i = 0; i < h->n_rows; i++)
-        n += get32(rows + (size_t)i * ROW_BYTES + 12) == TD_WANT_DRAW;
+    for (uint32_t i = 0; i < h->n_rows; i++) {
+        const uint32_t want = get32(rows + (size_t)i * ROW_BYTES + 12);
+
+        n += want == TD_WANT_DRAW;
+        n_asked += want == TD_WANT_MEASURE;
+    }
     if (n != h->n_draws)
         return td_err_set(err, TD_PEER_PROTOCOL, "step has %u draws, %u rows want one", h->n_draws,
                           n);
+    if (n_asked != h->n_asked || (n_asked && h->logprobs == 0))
+        return td_err_set(err, TD_PEER_PROTOCOL,
+                          "step has %u ids asked about and log probabilities of %u, %u rows ask",
+                          h->n_asked, h->logprobs, n_asked);
     for (uint32_t i = 0; i < n; i++, draws += DRAW_BYTES) {
         const struct td_draw d = get_draw(draws);
 
@@ -504,6 +536,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
     step->part_rows = h.part_rows;
     step->n_draws = h.n_draws;
     step->logprobs = h.logprobs;
+    step->n_asked = h.n_asked;
     for (uint32_t i = 0; i < h.n_rows; i++, rows += ROW_BYTES)
         step->rows[i] = (struct td_step_row){.token = get32(rows),
                                              .position = get32(rows + 4),
@@ -520,5 +553,7 @@ enum td_status td_step_decode(struct td_step *step, const void *in, size_t bytes
         step->moves[i] = (struct td_step_move){get32(moves), get32(moves + 4), get32(moves + 8)};
     for (uint32_t i = 0; i < h.n_draws; i++, draws += DRAW_BYTES)
         step->draws[i] = get_draw(draws);
+    for (uint32_t i = 0; i < h.n_asked; i++, draws += ASKED_BYTES)
+        step->asked[i] = get32(draws);
     return TD_OK;
 }

@@ -12,8 +12,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a row wants back: nothing, all its logits, the step's n_top largest of them, or the id that its draw gives. */
-enum td_want { TD_WANT_NONE = 0, TD_WANT_LOGITS, TD_WANT_TOP, TD_WANT_DRAW, TD_WANTS };
+/* What a row wants back: nothing, all its logits, the step's n_top largest of them, the id that its draw gives, or what the log
+ * probability of an id needs. */
+enum td_want {
+    TD_WANT_NONE = 0,
+    TD_WANT_LOGITS,
+    TD_WANT_TOP,
+    TD_WANT_DRAW,
+    TD_WANT_MEASURE,
+    TD_WANTS
+};
 
 /* One token of one sequence. Rows of a sequence are adjacent, in ascending position. */
 struct td_step_row {
@@ -56,19 +64,20 @@ struct td_step {
     uint64_t
         n_submits_seen; /* TD_STEP_IDLE: requests that rank 0 has taken in; a follower sleeps until it hears of more */
     uint32_t n_top; /* for TD_WANT_TOP: 1 to TD_TOP_MAX; 0 without such rows */
-    /* Rows with TD_WANT_TOP and TD_WANT_DRAW are measured for log probabilities (td_shard_draws), those with TD_WANT_DRAW get the
+    /* Rows with TD_WANT_TOP, TD_WANT_DRAW and TD_WANT_MEASURE are measured for log probabilities (td_shard_draws), the last two get the
      * logprobs - 1 largest logits too. 1 to TD_TOP_MAX + 1; 0: nobody asks. */
     uint32_t logprobs;
     /* Rows of each part but the last, which has the rest, where a step is computed in several so that the sums of some travel while
      * others are computed; 2 to TD_STEP_MAX_PARTS come of it. 0: in one. */
     uint32_t part_rows;
-    uint32_t n_rows, n_seqs, n_table, n_moves, n_draws;
+    uint32_t n_rows, n_seqs, n_table, n_moves, n_draws, n_asked;
     uint32_t cap_rows, cap_seqs, cap_table; /* fixed at open */
     struct td_step_row *rows;               /* [cap_rows] */
     struct td_step_seq *seqs;               /* [cap_seqs] */
     uint32_t *table;                        /* [cap_table] block ids */
     struct td_step_move *moves;             /* [TD_STEP_MAX_MOVES] */
     struct td_draw *draws; /* [cap_rows] of rows with TD_WANT_DRAW, in their order */
+    uint32_t *asked; /* [cap_rows] ids that rows with TD_WANT_MEASURE ask about, in their order */
 };
 
 /* Table entries that a step of so many sequences may have; a block that several share counts for each. */
@@ -89,6 +98,8 @@ bool td_step_add_top_row(struct td_step *step, uint32_t token, uint32_t position
 /* The same for a row that wants the id that a draw gives (td_shard_draws). */
 bool td_step_add_draw_row(struct td_step *step, uint32_t token, uint32_t position,
                           const struct td_draw *draw);
+/* The same for a row that asks for the log probability of an id (td_shard_draws); the step's `logprobs` is to be asked too. */
+bool td_step_add_asked_row(struct td_step *step, uint32_t token, uint32_t position, uint32_t id);
 /* Somebody asks for log probabilities: `logprobs` as the step has it. */
 void td_step_ask_logprobs(struct td_step *step, uint32_t logprobs);
 /* False when there are TD_STEP_MAX_MOVES already. */
@@ -120,6 +131,9 @@ struct td_step_result {
     const struct td_measure *top_measure;  /* [rows with TD_WANT_TOP], of no id */
     const struct td_measure *draw_measure; /* [rows with TD_WANT_DRAW], of the drawn id */
     const struct td_top *draw_top;         /* [rows with TD_WANT_DRAW x n_draw_top] */
+    const struct td_measure
+        *asked_measure;             /* [rows with TD_WANT_MEASURE], of the ids asked about */
+    const struct td_top *asked_top; /* [rows with TD_WANT_MEASURE x n_draw_top] */
     uint32_t n_draw_top;
     const struct td_move_result *moves; /* NULL for a step without moves */
     bool is_complete; /* a step is; with a pipeline not the one that was handed over last */

@@ -30,6 +30,7 @@ struct seq {
     struct td_draft draft;
     /* Of the step that is being completed: */
     uint32_t result_row; /* the first, among those that want the same */
+    uint32_t asked_row;  /* the same of its prompt's, where they ask about ids */
     uint32_t n_results;
     uint32_t n_prompt_results; /* the first of them: of prompt_logprobs */
     struct outcome *outcome;   /* [n_outcomes], in the engine's */
@@ -277,9 +278,11 @@ static enum td_status open_seq(const struct td_engine *e, const struct td_reques
         free_seq(q);
         return st;
     }
-    if (q->req.prompt_logprobs >= 0 && !q->n_output)
+    if (q->req.prompt_logprobs >= 0 && !q->n_output) {
         q->core.want_to = q->req.n_prompt - 1;
-    else
+        q->core.prompt_logprobs = p->draws ? (uint32_t)(q->req.prompt_logprobs + 1) : 0;
+    }
+    if (q->core.want_to == 0 || q->core.prompt_logprobs)
         choose_want(q, p->draws);
     *out = q;
     return TD_OK;
@@ -477,13 +480,21 @@ static void end_with_error(struct td_engine *e, struct seq *q, enum td_status st
 
 /* ---- What a step brought: first every sequence draws, at the same time as others, then all is told in order ---- */
 
-/* The log probability of the prompt's next token. */
-static void measure_prompt(const struct td_engine *e, struct seq *q, const float *logits,
-                           struct outcome *o)
+/* The log probability of the prompt's next token, of a row of those that ask about it or that have all logits. */
+static void measure_prompt(const struct td_engine *e, struct seq *q, uint32_t row,
+                           const struct td_step_result *result, struct outcome *o)
 {
+    const uint32_t n_top = (uint32_t)q->req.prompt_logprobs;
+
     *o = (struct outcome){.index = ++q->core.want_from, .is_prompt = true};
     o->token.id = q->req.prompt[o->index];
-    td_sampler_logprobs(logits, e->params.n_vocab, (uint32_t)q->req.prompt_logprobs, &o->token);
+    if (q->core.prompt_logprobs)
+        td_sampler_measured(&result->asked_measure[row],
+                            result->asked_top + (size_t)row * result->n_draw_top,
+                            result->n_draw_top, n_top, &o->token);
+    else
+        td_sampler_logprobs(result->logits + (size_t)row * e->params.n_vocab, e->params.n_vocab,
+                            n_top, &o->token);
 }
 
 /* Draws from one row and judges. True: the sequence goes on, and its next row's result counts. */
@@ -537,14 +548,16 @@ static void draw_rows(void *arg, uint32_t i)
     struct td_engine *e = arg;
     struct seq *q = e->drawing[i];
     const struct td_step_result *result = e->result;
+    const uint32_t asked = q->core.prompt_logprobs ? q->n_prompt_results : 0;
     uint32_t row = q->result_row;
     bool goes_on = q->n_results > q->n_prompt_results;
 
     q->n_drawn = q->n_output;
     q->n_outcomes = 0;
-    for (uint32_t k = 0; k < q->n_prompt_results; k++, row++)
-        measure_prompt(e, q, result->logits + (size_t)row * e->params.n_vocab,
-                       &q->outcome[q->n_outcomes++]);
+    for (uint32_t k = 0; k < asked; k++)
+        measure_prompt(e, q, q->asked_row + k, result, &q->outcome[q->n_outcomes++]);
+    for (uint32_t k = asked; k < q->n_prompt_results; k++)
+        measure_prompt(e, q, row++, result, &q->outcome[q->n_outcomes++]);
     while (goes_on)
         goes_on = draw_row(e, q, row++, result, &q->outcome[q->n_outcomes++]);
 }
@@ -616,15 +629,19 @@ static uint32_t find_results(struct td_engine *e, uint32_t *n_whole)
         const struct td_sched_part *part = &parts[i];
         struct seq *q = (struct seq *)(void *)part->seq;
 
-        if (q && part->n_wanted && !q->cancelled) {
-            q->n_results = part->n_wanted;
-            q->n_prompt_results = part->n_wanted - (part->reaches_end ? 1 + part->n_draft : 0);
+        const uint32_t n_results = part->n_asked + part->n_wanted;
+
+        if (q && n_results && !q->cancelled) {
+            q->n_results = n_results;
+            q->n_prompt_results = n_results - (part->reaches_end ? 1 + part->n_draft : 0);
             q->result_row = found[part->want];
+            q->asked_row = found[TD_WANT_MEASURE];
             q->outcome = e->outcomes + n_outcomes;
             e->drawing[n_drawing++] = q;
         }
         found[part->want] += part->n_wanted;
-        n_outcomes += part->n_wanted;
+        found[TD_WANT_MEASURE] += part->n_asked;
+        n_outcomes += n_results;
     }
     *n_whole = found[TD_WANT_LOGITS];
     return n_drawing;

@@ -273,8 +273,14 @@ static bool add_rows(struct td_sched *s, struct td_step *step, struct td_sched_s
             td_step_add_row(step, id, pos, TD_WANT_NONE);
             continue;
         }
-        part.n_wanted++;
         s->want_room--;
+        if (seq->prompt_logprobs && pos + 1 < seq->n_ids) {
+            part.n_asked++;
+            td_step_ask_logprobs(step, seq->prompt_logprobs);
+            td_step_add_asked_row(step, id, pos, seq->ids[pos + 1]);
+            continue;
+        }
+        part.n_wanted++;
         if (part.want != TD_WANT_LOGITS)
             td_step_ask_logprobs(step, seq->logprobs);
         if (part.want == TD_WANT_TOP) {

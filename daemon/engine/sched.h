@@ -30,8 +30,9 @@ struct td_sched_seq {
     uint64_t *hashes;  /* borrowed [cap_ids / block_tokens]; NULL: it passes by the prefix cache */
     uint64_t salt;     /* sequences of different salts share no block */
     int32_t priority;  /* a lower one goes first */
-    uint32_t want_from,
-        want_to; /* positions whose logits are wanted too; then n_top is 0, draws NULL */
+    uint32_t want_from, want_to; /* positions whose logits are wanted too */
+    /* What these ask for where they only ask about the next id (td_step_ask_logprobs); 0: all logits; then n_top is 0, draws NULL. */
+    uint32_t prompt_logprobs;
     /* Guesses at what follows ids, for the next plan, which may take fewer: its rows are computed and want what the last one wants.
      * td_sched_append says which were right. */
     uint32_t n_draft;
@@ -67,7 +68,8 @@ struct td_sched_part {
         *seq; /* NULL: it has left the running set since; what its rows bring is dropped */
     uint32_t n_rows;
     uint32_t n_draft;  /* of them, guesses */
-    uint32_t n_wanted; /* of them, those that want logits */
+    uint32_t n_asked;  /* of them, those that ask about the next id */
+    uint32_t n_wanted; /* of them, those that want something else */
     enum td_want want; /* what of them */
     bool reaches_end;  /* its last token is among them, behind which only guesses stand */
 };

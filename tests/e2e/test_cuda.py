@@ -239,7 +239,8 @@ def test_a_server_serves_from_it(tensord):
 def test_draws_on_the_device_are_those_of_the_host(find_model):
     """The device draws, and measures log probabilities, where nothing but temperature, top_p, min_p and some top_k is asked for and one
     rank has all logits."""
-    asked = [{"temperature": 0}, {"temperature": 1, "top_k": 3}, {"temperature": 1}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.05}, {"temperature": 2, "top_p": 0.99, "n": 2}]
+    asked = [{"temperature": 0}, {"temperature": 1, "top_k": 3}, {"temperature": 1}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.05}, {"temperature": 2, "top_p": 0.99, "n": 2},
+             {"temperature": 0.8, "echo": True}, {"temperature": 0, "echo": True, "max_tokens": 1}]  # with log probabilities of the prompt
     texts = {}
     for layout, (ranks, args) in {"alone": (1, ()), **{k: LAYOUTS[k] for k in ("tp2", "pp2")}}.items():
         with Server("-n", ranks, "--threads", 1, *args, *CUDA, model=find_model(BF16_260K)) as s:

@@ -33,6 +33,8 @@ static void check_step(const struct td_step *step)
     FUZZ_CHECK(step->n_top <= TD_TOP_MAX);
     FUZZ_CHECK(td_step_n_want(step, TD_WANT_TOP) == 0 || step->n_top > 0);
     FUZZ_CHECK(td_step_n_want(step, TD_WANT_DRAW) == step->n_draws);
+    FUZZ_CHECK(td_step_n_want(step, TD_WANT_MEASURE) == step->n_asked);
+    FUZZ_CHECK(step->logprobs <= TD_TOP_MAX + 1 && (step->n_asked == 0 || step->logprobs));
     for (uint32_t i = 0; i < step->n_draws; i++)
         FUZZ_CHECK(td_draw_is_valid(&step->draws[i]));
 }

@@ -212,7 +212,7 @@ struct world {
     struct td_top draft_top[16 * TD_TOP_MAX];
     struct td_move_result moves;
     bool has_pauses;
-    uint64_t n_drafts, n_draws, n_measured;
+    uint64_t n_drafts, n_draws, n_measured, n_asked;
     uint32_t idle_streak; /* steps without rows of the oldest request */
     uint64_t n_cached;    /* tokens, by events */
     struct brought {      /* by a step that is not complete yet */
@@ -221,8 +221,8 @@ struct world {
         float logits[16 * N_VOCAB];
         struct td_top top[16 * TD_TOP_MAX];
         uint32_t drawn[16];
-        struct td_measure top_measure[16], draw_measure[16];
-        struct td_top draw_top[16 * TD_TOP_MAX];
+        struct td_measure top_measure[16], draw_measure[16], asked_measure[16];
+        struct td_top draw_top[16 * TD_TOP_MAX], asked_top[16 * TD_TOP_MAX];
         struct td_move_result moves;
         struct td_step_result result;
     } flight[MAX_FLIGHTS];
@@ -444,7 +444,7 @@ static void run_model(struct world *w, uint32_t oldest)
     const struct td_step *st = &w->step;
     bool written[MAX_BLOCKS] = {false}, oldest_seen = oldest == UINT32_MAX;
     uint32_t n_users[MAX_BLOCKS] = {0};
-    uint32_t n_logits = 0, n_tops = 0, n_draws = 0, first = 0;
+    uint32_t n_logits = 0, n_tops = 0, n_draws = 0, n_asked = 0, first = 0;
 
     w->at = &w->flight[w->n_flown++ % MAX_FLIGHTS];
     w->at->number = st->number;
@@ -457,6 +457,8 @@ static void run_model(struct world *w, uint32_t oldest)
                                             .top_measure = w->at->top_measure,
                                             .draw_measure = w->at->draw_measure,
                                             .draw_top = w->at->draw_top,
+                                            .asked_measure = w->at->asked_measure,
+                                            .asked_top = w->at->asked_top,
                                             .n_draw_top = st->logprobs ? st->logprobs - 1 : 0,
                                             .moves = st->n_moves ? &w->at->moves : NULL};
     for (uint32_t r = 0; r < st->n_rows; r++) {
@@ -488,7 +490,7 @@ static void run_model(struct world *w, uint32_t oldest)
         for (uint32_t i = 0; i < q->n_rows; i++) {
             assert_int_equal(st->rows[first + i].seq, s);
             assert_int_equal(st->rows[first + i].position, last + 1 - q->n_rows + i);
-            assert_true(i + 1 < n_own ||
+            assert_true(i + 1 < n_own || st->rows[first + n_own - 1].want == TD_WANT_MEASURE ||
                         st->rows[first + i].want == st->rows[first + n_own - 1].want);
         }
         w->n_drafts += q->n_rows - n_own;
@@ -514,11 +516,17 @@ static void run_model(struct world *w, uint32_t oldest)
                 w->at->drawn[n_draws] = toy_draw(ids, last + 1, &st->draws[n_draws]);
                 w->at->draw_measure[n_draws] = toy_measure(ids, last + 1, w->at->drawn[n_draws]);
                 toy_top(ids, last + 1, n, w->at->draw_top + n_draws++ * n);
+            } else if (st->rows[first + i].want == TD_WANT_MEASURE) {
+                const uint32_t n = w->at->result.n_draw_top;
+
+                w->at->asked_measure[n_asked] = toy_measure(ids, last + 1, st->asked[n_asked]);
+                toy_top(ids, last + 1, n, w->at->asked_top + n_asked++ * n);
             }
-        assert_true(n_logits + n_tops + n_draws <= w->params.max_num_seqs);
+        assert_true(n_logits + n_tops + n_draws + n_asked <= w->params.max_num_seqs);
         assert_true(w->params.draws || (n_draws == 0 && st->logprobs == 0));
         w->n_draws += n_draws;
         w->n_measured += st->logprobs ? n_tops + n_draws : 0;
+        w->n_asked += n_asked;
         first += q->n_rows;
     }
     assert_int_equal(first, st->n_rows);
@@ -820,7 +828,7 @@ static void land(struct world *w)
 /* Sums over all workloads. */
 struct sums {
     uint64_t n_together; /* steps that were planned with another in flight */
-    uint64_t n_preemptions, n_cached, n_drafts, n_draws, n_measured, n_right, n_read,
+    uint64_t n_preemptions, n_cached, n_drafts, n_draws, n_measured, n_asked, n_right, n_read,
         n_failed_reads, n_in_file;
     uint64_t n_model_drafts, n_right_model_drafts; /* of draft models that never err */
 };
@@ -914,6 +922,7 @@ static void random_workload(struct world *w, struct sums *sums)
     sums->n_drafts += stats.n_draft_tokens;
     sums->n_draws += w->n_draws;
     sums->n_measured += w->n_measured;
+    sums->n_asked += w->n_asked;
     sums->n_right += stats.n_right_drafts;
     if (p.run_draft && !w->draft_errs) {
         sums->n_model_drafts += stats.n_draft_tokens;
@@ -956,7 +965,7 @@ static void test_engine_random_workloads_give_each_request_its_own_ids(void **st
     assert_true(text || (sums.n_model_drafts > 500 &&
                          sums.n_right_model_drafts > sums.n_model_drafts * 9 / 10));
     assert_true(text || (sums.n_right > 500 && sums.n_drafts > sums.n_right + 100));
-    assert_true(sums.n_draws > 300 && sums.n_measured > 300);
+    assert_true(sums.n_draws > 300 && sums.n_measured > 300 && sums.n_asked > 300);
 }
 
 static int tell_seed(void **state)

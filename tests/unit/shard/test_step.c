@@ -24,7 +24,8 @@ enum {
     AT_PART_ROWS = 52,
     AT_N_DRAWS = 56,
     AT_LOGPROBS = 60,
-    HEAD = 64,
+    AT_N_ASKED = 64,
+    HEAD = 68,
     DRAW = 20
 };
 
@@ -62,6 +63,7 @@ static void fill(struct td_step *step)
     assert_true(td_step_add_move(step, TD_MOVE_OUT, 1, 3));
     step->n_submits_seen = 12;
     step->part_rows = 3;
+    td_step_ask_logprobs(step, 3);
 }
 
 static void assert_same(const struct td_step *a, const struct td_step *b)
@@ -79,6 +81,9 @@ static void assert_same(const struct td_step *a, const struct td_step *b)
     assert_memory_equal(a->table, b->table, a->n_table * sizeof a->table[0]);
     assert_int_equal(a->n_moves, b->n_moves);
     assert_memory_equal(a->moves, b->moves, a->n_moves * sizeof a->moves[0]);
+    assert_int_equal(a->logprobs, b->logprobs);
+    assert_int_equal(a->n_asked, b->n_asked);
+    assert_memory_equal(a->asked, b->asked, a->n_asked * sizeof *a->asked);
     assert_int_equal(a->n_draws, b->n_draws);
     for (uint32_t i = 0; i < a->n_draws; i++)
         assert_true(a->draws[i].inv_t == b->draws[i].inv_t &&
@@ -137,6 +142,8 @@ static void test_step_adds_sequences_and_rows_in_order(void **state)
     td_step_ask_logprobs(&step, 4);
     td_step_ask_logprobs(&step, 1);
     assert_int_equal(step.logprobs, 4);
+    assert_true(td_step_add_asked_row(&step, 1, 36, 9));
+    assert_true(step.n_asked == 1 && step.asked[0] == 9);
     td_step_close(&step);
 }
 
@@ -201,8 +208,10 @@ static void test_step_survives_encode_and_decode(void **state)
     open_step(&a);
     open_step(&b);
     fill(&a);
+    assert_true(td_step_add_asked_row(&a, 7, 34, 99));
+    assert_true(td_step_add_asked_row(&a, 8, 35, 0xfffffffe));
     bytes = encode(&a, &n);
-    assert_int_equal(n, HEAD + 4 * 16 + 2 * 16 + 5 * 4 + 2 * 12 + DRAW);
+    assert_int_equal(n, HEAD + 6 * 16 + 2 * 16 + 5 * 4 + 2 * 12 + DRAW + 2 * 4);
     assert_true(a.hash == XXH3_64bits(bytes + 8, n - 8) && a.hash != 0);
     assert_int_equal(td_step_decode(&b, bytes, n, &err), TD_OK);
     assert_same(&a, &b);
@@ -221,10 +230,10 @@ static void test_step_survives_encode_and_decode(void **state)
 static void test_step_encoding_is_little_endian_on_any_host(void **state)
 {
     static const uint8_t expected[] = {
-        0x05, 0x54, 0x44, 0x53, 1, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
-        12,   0,    0,    0,    0, 0, 0, 0, 4,    0,    0,    0,    2,    0,    0,    0,
-        5,    0,    0,    0,    0, 0, 0, 0, 2,    0,    0,    0,    3,    0,    0,    0,
-        1,    0,    0,    0,    0, 0, 0, 0, 100,  0,    0,    0,    16,   0,    0,    0};
+        0x05, 0x54, 0x44, 0x53, 1, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 12,
+        0,    0,    0,    0,    0, 0, 0, 4, 0,    0,    0,    2,    0,    0,    0,    5,    0,
+        0,    0,    0,    0,    0, 0, 2, 0, 0,    0,    3,    0,    0,    0,    1,    0,    0,
+        0,    3,    0,    0,    0, 0, 0, 0, 0,    100,  0,    0,    0,    16,   0,    0,    0};
     struct td_step step;
     uint8_t *bytes;
     size_t n;
@@ -252,11 +261,11 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {AT_KIND, TD_STEP_IDLE,
          "kind 2 has 4 rows, 2 sequences, 5 blocks, 2 moves and n_top 0, expected none"},
         {AT_N_ROWS, CAP_ROWS + 1, "41 rows, at most 40"},
-        {AT_N_ROWS, 3, "expected 208 for 3 rows"},
+        {AT_N_ROWS, 3, "expected 212 for 3 rows"},
         {AT_N_SEQS, UINT32_MAX, "4294967295 sequences, at most 6"},
         {AT_N_TABLE, UINT32_MAX, "4294967295 blocks, at most 30"},
         {AT_N_MOVES, TD_STEP_MAX_MOVES + 1, "2049 moves, at most 2048"},
-        {AT_N_MOVES, 1, "expected 212 for 4 rows"},
+        {AT_N_MOVES, 1, "expected 216 for 4 rows"},
         {AT_PART_ROWS, 4, "4 rows is cut after every 4, expected 2 to 4 parts"},
         {AT_PART_ROWS, UINT32_MAX, "4 rows is cut after every 4294967295"},
         {MOVE, 0, "move 0 is of kind 0, expected 1 to 3"},
@@ -266,12 +275,15 @@ static void test_step_decode_names_what_is_wrong(void **state)
         {ROW + 8, 1, "row 0 is of sequence 1, expected 0"},
         {ROW + 3 * 16 + 8, 0, "row 3 is of sequence 0, expected 1"},
         {ROW + 16 + 4, 16, "row 1 is at position 16, expected one above 16"},
-        {ROW + 12, 2, "row 0 wants 2 with n_top 0, expected 0 to 3"},
-        {ROW + 12, 4, "row 0 wants 4 with n_top 0, expected 0 to 3"},
+        {ROW + 12, 2, "row 0 wants 2 with n_top 0, expected 0 to 4"},
+        {ROW + 12, 5, "row 0 wants 5 with n_top 0, expected 0 to 4"},
         {ROW + 12, 3, "1 draws, 2 rows want one"},
         {ROW + 3 * 16 + 12, 1, "1 draws, 0 rows want one"},
+        {ROW + 12, 4, "0 ids asked about and log probabilities of 3, 1 rows ask"},
+        {AT_N_ASKED, 5, "5 ids asked about, at most 4"},
+        {AT_N_ASKED, 1, "4 rows, 2 sequences, 5 blocks, 2 moves, 1 draws and 1 ids asked about"},
         {AT_N_DRAWS, 5, "5 draws, at most 4"},
-        {AT_N_DRAWS, 0, "expected 204 for 4 rows"},
+        {AT_N_DRAWS, 0, "expected 208 for 4 rows"},
         {AT_DRAW + 4, 0x7ff00000, "draw 0 has 1 / "},
         {AT_DRAW + 4, 0xbff00000, "draw 0 has 1 / "},
         {AT_DRAW + 8, 0, "draw 0 has 1 / "},
@@ -434,12 +446,15 @@ static void assert_sound(const struct td_step *step)
             assert_int_equal(step->rows[row].seq, s);
             assert_true(step->rows[row].want <= TD_WANT_LOGITS ||
                         step->rows[row].want == TD_WANT_DRAW ||
+                        step->rows[row].want == TD_WANT_MEASURE ||
                         (step->rows[row].want == TD_WANT_TOP && step->n_top >= 1));
             assert_true(r == 0 || step->rows[row].position > step->rows[row - 1].position);
         }
     }
     assert_int_equal(row, step->n_rows);
     assert_int_equal(td_step_n_want(step, TD_WANT_DRAW), step->n_draws);
+    assert_int_equal(td_step_n_want(step, TD_WANT_MEASURE), step->n_asked);
+    assert_true(step->n_asked == 0 || step->logprobs);
     for (uint32_t i = 0; i < step->n_draws; i++)
         assert_true(td_draw_is_valid(&step->draws[i]));
     assert_true(step->n_top <= TD_TOP_MAX);

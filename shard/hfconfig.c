@@ -291,7 +291,7 @@ static enum td_status read_window(const json_t *config, const struct family *f, 
     if ((st = get_u32(config, "sliding_window", window, err)) ||
         (st = get_bool(config, "use_sliding_window", &in_use, err)))
         return st;
-    if (value && !json_is_null(value) && *window == 0)
+    if (in_use && value && !json_is_null(value) && *window == 0)
         return td_err_set(err, TD_CORRUPT,
                           "'sliding_window' is 0; expected a number of tokens, or null for none");
     if (!in_use)

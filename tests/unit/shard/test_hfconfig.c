@@ -103,6 +103,8 @@ static void test_hfconfig_reads_sliding_windows(void **state)
     s = read_good("{" QWEN3
                   ",\"sliding_window\":128,\"use_sliding_window\":true,\"max_window_layers\":1}");
     assert_true(td_spec_window(&s, 0) == 0 && td_spec_window(&s, 1) == 128);
+    s = read_good("{" QWEN3 ",\"sliding_window\":0}"); /* nobody uses it */
+    assert_true(s.window == 0);
     s = read_good("{" QWEN3 ",\"use_sliding_window\":true}"); /* its two layers lie below 28 */
     assert_true(s.window == 0 && !s.slides[1]);
     s = read_good("{" QWEN3 ",\"use_sliding_window\":true,\"layer_types\":[\"sliding_attention\","

@@ -257,11 +257,6 @@ struct td_attention {
 enum td_status td_kern_attention(struct td_kern *kern, const struct td_kv_view *kv,
                                  const struct td_kv_rows *rows, uint32_t n,
                                  const struct td_attention *how, struct td_err *err);
-/* The first position that a row at `position` sees. */
-static inline uint32_t td_kern_first_key(uint32_t position, uint32_t window)
-{
-    return window && position >= window ? position - window + 1 : 0;
-}
 
 /* One block of a view as td_kern_kv_block_bytes bytes of host memory: head after head, each in the backend's own form, which
  * depends on type, block_tokens and head_dim alone. */

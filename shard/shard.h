@@ -73,7 +73,7 @@ struct td_shard_stats {
     uint64_t wait_ns;         /* of the compute thread for the exchanges */
     uint64_t n_exchanges;
 };
-/* Whether rows of a step may want draws (TD_WANT_DRAW): on rank 0, where it has all logits, on a device that draws. */
+/* Whether rows of a step may want draws or measures: on rank 0, where it has all logits, on a device that makes them. */
 bool td_shard_draws(const struct td_shard *shard);
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
 /* "nccl", "shm", "mpi" and so on: how the ranks of this stage exchange data. */

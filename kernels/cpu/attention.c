@@ -299,6 +299,12 @@ static struct td_cpu_partial join_runs(const struct attention_job *job, uint32_t
     return stack[0];
 }
 
+/* The first position that a row at `position` sees. */
+static uint32_t first_key(uint32_t position, uint32_t window)
+{
+    return window && position >= window ? position - window + 1 : 0;
+}
+
 static const struct tile *tile_of(const struct attention_job *job, uint32_t piece)
 {
     uint32_t low = 0, high = job->n_tiles;
@@ -338,7 +344,7 @@ static void run_piece(const struct attention_job *job, uint32_t piece, float *me
 
         a.q[i] = job->how->q + place_of(job, &query[i]);
         a.kv_head[i] = query[i].kv_head;
-        a.first_key[i] = td_kern_first_key(position, job->how->window) - base;
+        a.first_key[i] = first_key(position, job->how->window) - base;
         a.n_keys[i] = position + 1 - base;
     }
     job->ops->run(&a);
@@ -404,7 +410,7 @@ static uint32_t cut_rows(struct tile *tiles, const struct td_kv_rows *rows, uint
     for (uint32_t i = 0; i < n; i++) {
         struct tile *last = tiles + count - 1;
         uint32_t position = rows->positions[i];
-        uint32_t first = td_kern_first_key(position, window) / TD_KERN_CHUNK_KEYS;
+        uint32_t first = first_key(position, window) / TD_KERN_CHUNK_KEYS;
         uint32_t n_chunks = position / TD_KERN_CHUNK_KEYS + 1 - first;
 
         if (count && last->first_chunk == first && last->n_chunks == n_chunks &&

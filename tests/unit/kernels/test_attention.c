@@ -190,6 +190,15 @@ static void attend(const struct cache *c, const struct problem *p, const uint32_
     free(first);
 }
 
+/* All rows in one call, of a cache of their own. */
+static void attend_all(struct td_kern *kern, const struct problem *p, float *out)
+{
+    struct cache c = fill_cache(kern, p, 16);
+
+    attend(&c, p, p->positions, p->n, out);
+    free_cache(&c);
+}
+
 /* What the cache means: keys or values [n x n_kv x dim] rounded to the type. */
 static float *stored(const struct problem *p, const float *x)
 {
@@ -414,12 +423,9 @@ static void test_attention_of_a_row_does_not_see_other_rows_infinities(void **st
             struct problem p = make_problem(TYPES[dtype], 32, 1, 4, 0, 90);
             size_t row = (size_t)p.n_heads * p.dim;
             float *want = malloc(p.n * row * sizeof *want), *out = malloc(p.n * row * sizeof *out);
-            struct cache c;
 
             if (kern) {
-                c = fill_cache(kern, &p, 16);
-                attend(&c, &p, p.positions, p.n, want);
-                free_cache(&c);
+                attend_all(kern, &p, want);
                 for (uint32_t i = 70; i < p.n; i++) /* tokens 70 .. are broken in all they have */
                     for (uint32_t d = 0; d < p.dim; d++) {
                         p.k[i * p.dim + d] = bad[rnd() % 3];
@@ -427,13 +433,11 @@ static void test_attention_of_a_row_does_not_see_other_rows_infinities(void **st
                     }
                 for (uint32_t d = 0; d < row; d++)
                     p.q[70 * row + d] = p.q[40 * row + d] = bad[rnd() % 3];
-                c = fill_cache(kern, &p, 16);
-                attend(&c, &p, p.positions, p.n, out);
+                attend_all(kern, &p, out);
                 assert_memory_equal(out, want, 40 * row * sizeof *out);
                 assert_memory_equal(out + 41 * row, want + 41 * row, 29 * row * sizeof *out);
                 for (size_t d = 0; d < row; d++)
                     assert_true(isnan(out[40 * row + d]) && isnan(out[75 * row + d]));
-                free_cache(&c);
             }
             free(want);
             free(out);
@@ -453,22 +457,17 @@ static void test_attention_of_a_row_does_not_see_what_lies_before_its_window(voi
             struct problem p = make_problem(TYPES[dtype], 32, 1, 4, 0, 90);
             size_t row = (size_t)p.n_heads * p.dim;
             float *want = malloc(p.n * row * sizeof *want), *out = malloc(p.n * row * sizeof *out);
-            struct cache c;
 
             p.window = 10;
             if (kern) {
-                c = fill_cache(kern, &p, 16);
-                attend(&c, &p, p.positions, p.n, want);
-                free_cache(&c);
+                attend_all(kern, &p, want);
                 for (uint32_t d = 0; d < p.dim; d++)
                     p.k[66 * p.dim + d] = p.v[66 * p.dim + d] = NAN;
-                c = fill_cache(kern, &p, 16);
-                attend(&c, &p, p.positions, p.n, out);
+                attend_all(kern, &p, out);
                 assert_memory_equal(out, want, 66 * row * sizeof *out);
                 assert_memory_equal(out + 76 * row, want + 76 * row, 14 * row * sizeof *out);
                 for (size_t d = 66 * row; d < 76 * row; d++)
                     assert_true(isnan(out[d]));
-                free_cache(&c);
             }
             free(want);
             free(out);

@@ -98,6 +98,9 @@ enum td_status td_nccl_bcast(struct td_nccl *nccl, uint32_t root, void *data, si
  * be `send` where all give as many. */
 enum td_status td_nccl_all_gather(struct td_nccl *nccl, const void *send, const size_t *bytes,
                                   void *recv, void *stream, struct td_err *err);
+/* As all_gather, but only `root` receives (recv is ignored elsewhere). */
+enum td_status td_nccl_gather(struct td_nccl *nccl, uint32_t root, const void *send,
+                              const size_t *bytes, void *recv, void *stream, struct td_err *err);
 /* NCCL's own sum of n elements (F32, F16, BF16), in an order that depends on the number of ranks and the size: not exact,
  * only where --exact does not rule. `out` may be `in`. */
 enum td_status td_nccl_all_reduce_inexact(struct td_nccl *nccl, const void *in, void *out, size_t n,

@@ -76,37 +76,48 @@ static bool all_equal(const size_t *bytes, uint32_t n)
     return true;
 }
 
-/* Messages of as many bytes as each rank has, the own ones too. */
-static enum td_status gather_uneven(struct td_nccl *n, const void *send, const size_t *bytes,
-                                    char *recv, void *stream, struct td_err *err)
+static enum td_status check_gather(const struct td_nccl *n, const char *op, const void *send,
+                                   const size_t *bytes, bool receives, const void *recv,
+                                   size_t *total, struct td_err *err)
 {
+    enum td_status status = td_commargs_data(op, "send", send, bytes[n->rank], err);
+
+    *total = 0;
+    for (uint32_t r = 0; status == TD_OK && r < n->n_ranks; r++) {
+        if (bytes[r] > SIZE_MAX - *total)
+            status = td_err_set(err, TD_INVALID, "%s: bytes of %u ranks overflow a size", op,
+                                n->n_ranks);
+        *total += bytes[r];
+    }
+    if (status == TD_OK && receives)
+        status = td_commargs_data(op, "recv", recv, *total, err);
+    return status;
+}
+
+/* Messages of as many bytes as each rank has, the own ones too, to the ranks first_root .. last_root. */
+static enum td_status gather_messages(struct td_nccl *n, uint32_t first_root, uint32_t last_root,
+                                      const void *send, const size_t *bytes, char *recv,
+                                      void *stream, struct td_err *err)
+{
+    const bool receives = n->rank >= first_root && n->rank <= last_root;
     enum td_status status = n->plug->group_begin(n->end, err);
 
     if (status != TD_OK)
         return status;
-    for (uint32_t r = 0; r < n->n_ranks; recv += bytes[r++]) {
+    for (uint32_t r = 0; receives && r < n->n_ranks; recv += bytes[r++])
         if (bytes[r])
             n->plug->recv(n->end, r, recv, bytes[r], stream);
-        if (bytes[n->rank])
-            n->plug->send(n->end, r, send, bytes[n->rank], stream);
-    }
+    for (uint32_t r = first_root; bytes[n->rank] && r <= last_root; r++)
+        n->plug->send(n->end, r, send, bytes[n->rank], stream);
     return n->plug->group_end(n->end, err);
 }
 
 enum td_status td_nccl_all_gather(struct td_nccl *n, const void *send, const size_t *bytes,
                                   void *recv, void *stream, struct td_err *err)
 {
-    enum td_status status = td_commargs_data("all_gather", "send", send, bytes[n->rank], err);
-    size_t total = 0;
+    size_t total;
+    enum td_status status = check_gather(n, "all_gather", send, bytes, true, recv, &total, err);
 
-    for (uint32_t r = 0; status == TD_OK && r < n->n_ranks; r++) {
-        if (bytes[r] > SIZE_MAX - total)
-            status = td_err_set(err, TD_INVALID, "all_gather: bytes of %u ranks overflow a size",
-                                n->n_ranks);
-        total += bytes[r];
-    }
-    if (status == TD_OK)
-        status = td_commargs_data("all_gather", "recv", recv, total, err);
     if (status == TD_OK && total == 0)
         return td_nccl_check_usable(n, "all_gather", err);
     if (status == TD_OK)
@@ -115,8 +126,26 @@ enum td_status td_nccl_all_gather(struct td_nccl *n, const void *send, const siz
         return status;
     status = all_equal(bytes, n->n_ranks)
                  ? n->plug->all_gather(n->end, send, recv, bytes[0], stream, err)
-                 : gather_uneven(n, send, bytes, recv, stream, err);
+                 : gather_messages(n, 0, n->n_ranks - 1, send, bytes, recv, stream, err);
     return td_nccl_finish(n, "all_gather", status, err);
+}
+
+enum td_status td_nccl_gather(struct td_nccl *n, uint32_t root, const void *send,
+                              const size_t *bytes, void *recv, void *stream, struct td_err *err)
+{
+    size_t total = 0;
+    enum td_status status = td_commargs_root("gather", root, n->n_ranks, err);
+
+    if (status == TD_OK)
+        status = check_gather(n, "gather", send, bytes, root == n->rank, recv, &total, err);
+    if (status == TD_OK && total == 0)
+        return td_nccl_check_usable(n, "gather", err);
+    if (status == TD_OK)
+        status = td_nccl_begin(n, "gather", stream, err);
+    if (status != TD_OK)
+        return status;
+    return td_nccl_finish(n, "gather",
+                          gather_messages(n, root, root, send, bytes, recv, stream, err), err);
 }
 
 enum td_status td_nccl_all_reduce_inexact(struct td_nccl *n, const void *in, void *out,

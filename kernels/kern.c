@@ -74,6 +74,13 @@ void td_kern_copy(struct td_kern *kern, void *to, const void *from, size_t bytes
         kern->ops->copy(kern, to, from, bytes);
 }
 
+void td_kern_copy_rows(struct td_kern *kern, void *to, size_t to_step, const void *from,
+                       size_t from_step, uint32_t n, size_t bytes)
+{
+    if (n && bytes)
+        kern->ops->copy_rows(kern, to, to_step, from, from_step, n, bytes);
+}
+
 size_t td_kern_free_bytes(struct td_kern *kern)
 {
     return kern->ops->free_bytes ? kern->ops->free_bytes(kern) : 0;

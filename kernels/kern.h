@@ -90,6 +90,10 @@ void td_kern_free_shared(struct td_kern *kern, void *ptr, size_t bytes);
 /* Enqueues a copy between any two places that do not overlap; the host's memory at `from` may change when this returns, at `to` it is
  * there after td_kern_sync. Of shared memory at `from` it takes what td_kern_sync has brought. */
 void td_kern_copy(struct td_kern *kern, void *to, const void *from, size_t bytes);
+/* The same for n rows of so many bytes, whose beginnings lie `to_step` and `from_step` bytes apart, between places of the device and of
+ * memory that it shares with the host. */
+void td_kern_copy_rows(struct td_kern *kern, void *to, size_t to_step, const void *from,
+                       size_t from_step, uint32_t n, size_t bytes);
 /* Memory of the device that nobody has; 0 where it is the host's. */
 size_t td_kern_free_bytes(struct td_kern *kern);
 /* Bytes held by matrices. */

@@ -14,6 +14,8 @@ struct td_kern_ops {
     void *(*alloc_shared)(struct td_kern *kern, size_t bytes);
     void (*release_shared)(struct td_kern *kern, void *ptr, size_t bytes);
     void (*copy)(struct td_kern *kern, void *to, const void *from, size_t bytes);
+    void (*copy_rows)(struct td_kern *kern, void *to, size_t to_step, const void *from,
+                      size_t from_step, uint32_t n, size_t bytes);
     size_t (*free_bytes)(struct td_kern *kern); /* NULL: its memory is the host's */
     void (*run)(struct td_kern *kern, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
     enum td_status (*sync)(struct td_kern *kern, struct td_err *err);

@@ -210,6 +210,19 @@ enum td_status td_exchange_all_gather(struct td_exchange *x, const void *send, c
     return st ? st : td_comm_all_gather(x->tp, send, bytes, recv, err);
 }
 
+enum td_status td_exchange_gather(struct td_exchange *x, const void *send, const size_t *bytes,
+                                  void *recv, struct td_err *err)
+{
+    enum td_status st;
+
+    if (x->tp_nccl) {
+        st = td_nccl_gather(x->tp_nccl, 0, send, bytes, recv, td_kern_stream(x->p.kern), err);
+        return count(x, st, x->p.tp_index ? bytes[x->p.tp_index] : 0);
+    }
+    st = td_kern_sync(x->p.kern, err);
+    return st ? st : td_comm_gather(x->tp, 0, send, bytes, recv, err);
+}
+
 enum td_status td_exchange_sendrecv(struct td_exchange *x, uint32_t to, const void *data,
                                     size_t bytes, uint32_t from, void *recv, size_t recv_bytes,
                                     struct td_err *err)

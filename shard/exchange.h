@@ -49,6 +49,9 @@ enum td_status td_exchange_sync(struct td_exchange *x, struct td_err *err);
 /* Rank r of the stage gives bytes[r] from `send`; all of them, in rank order, in `recv`. */
 enum td_status td_exchange_all_gather(struct td_exchange *x, const void *send, const size_t *bytes,
                                       void *recv, struct td_err *err);
+/* As all_gather, but only the first rank of the stage receives (recv is ignored elsewhere). */
+enum td_status td_exchange_gather(struct td_exchange *x, const void *send, const size_t *bytes,
+                                  void *recv, struct td_err *err);
 /* To a rank of the world and from one, perhaps another, at the same time. */
 enum td_status td_exchange_sendrecv(struct td_exchange *x, uint32_t to, const void *data,
                                     size_t bytes, uint32_t from, void *recv, size_t recv_bytes,

@@ -260,34 +260,33 @@ static enum td_status wanted_rows(struct pass *p, const float *x, float *out)
                           p->err);
 }
 
-/* The first n_logits rows of every rank's slice meet on rank 0. */
-static enum td_status gather_logits(struct pass *p, const float *slice_of_mine)
+/* Rows of every rank's slice, of which `slice` is this one's, meet as whole rows in `out` [n x n_vocab] on rank 0. */
+static enum td_status gather_rows(struct pass *p, const float *slice, uint32_t n, float *out)
 {
     struct td_shard *s = p->s;
     const struct td_plan *plan = s->p.plan;
     const size_t n_vocab = s->p.model->spec->n_vocab;
-    const float *slice = s->buf.gathered;
+    const float *from = s->buf.gathered;
     enum td_status st;
 
+    if (n == 0)
+        return TD_OK;
     for (uint32_t r = 0; r < plan->tp; r++)
-        s->counts[r] = (size_t)p->n_logits * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) *
-                       sizeof(float);
-    if (s->buf.slice != slice_of_mine)
-        td_kern_copy(s->p.kern, s->buf.slice, slice_of_mine, s->counts[s->me->tp_index]);
-    st = td_exchange_sync(s->exchange, p->err);
-    st = st ? st
-            : td_comm_gather(td_exchange_stage(s->exchange), 0, s->buf.slice, s->counts,
-                             s->buf.gathered, p->err);
-    if (st || s->rank != 0)
-        return st;
-    for (uint32_t r = 0; r < plan->tp; r++) {
-        size_t width = plan->rank[r].vocab_end - plan->rank[r].vocab_begin;
-
-        for (uint32_t i = 0; i < p->n_logits; i++, slice += width)
-            memcpy(s->buf.logits + i * n_vocab + plan->rank[r].vocab_begin, slice,
-                   width * sizeof(float));
+        s->counts[r] =
+            (size_t)n * (plan->rank[r].vocab_end - plan->rank[r].vocab_begin) * sizeof(float);
+    if (s->buf.slice) {
+        td_kern_copy(s->p.kern, s->buf.slice, slice, s->counts[s->me->tp_index]);
+        slice = s->buf.slice;
     }
-    return TD_OK;
+    st = td_exchange_gather(s->exchange, slice, s->counts, s->buf.gathered, p->err);
+    for (uint32_t r = 0; !st && s->rank == 0 && r < plan->tp; r++) {
+        const size_t bytes = s->counts[r] / n;
+
+        td_kern_copy_rows(s->p.kern, out + plan->rank[r].vocab_begin, n_vocab * sizeof(float), from,
+                          bytes, n, bytes);
+        from += s->counts[r] / sizeof(float);
+    }
+    return st;
 }
 
 /* The largest logits of n_tops rows of this rank's slice [n_tops x width]; those of all slices meet on rank 0. */
@@ -317,19 +316,29 @@ static enum td_status gather_top(struct pass *p, const float *slice, uint32_t wi
 }
 
 /* The ids that draws give, and where somebody asks for log probabilities, what they need of the rows with the largest logits [n_tops x
- * width], of those with draws, which follow, and of those that ask about ids, behind them. */
+ * width], of those with draws, which follow, and of those that ask about ids, behind them. Other ranks give their slices. */
 static enum td_status draw(struct pass *p, const float *tops, uint32_t width)
 {
     const struct td_step *step = p->step;
     struct td_kern *k = p->s->p.kern;
     const struct td_shard_buffers *b = &p->s->buf;
+    const uint32_t n_measured = step->logprobs ? p->n_tops : 0, n = step->n_draws + step->n_asked;
     const float *draws = tops + (size_t)p->n_tops * width;
-    const uint32_t n = step->n_draws + step->n_asked;
     enum td_status st = TD_OK;
 
-    if (p->s->p.plan->tp > 1)
-        return td_err_set(p->err, TD_INVALID, "rows want draws of logits that %u ranks have",
-                          p->s->p.plan->tp);
+    if (p->s->p.plan->tp > 1) {
+        const float *slices = n_measured ? tops : draws;
+
+        if (!td_exchange_is_direct(p->s->exchange))
+            return td_err_set(p->err, TD_INVALID, "rows want draws of logits that %u ranks have",
+                              p->s->p.plan->tp);
+        st = gather_rows(p, slices, n_measured + n, b->whole);
+        if (st || p->s->rank != 0)
+            return st;
+        width = p->s->p.model->spec->n_vocab;
+        tops = b->whole;
+        draws = tops + (size_t)n_measured * width;
+    }
     if (step->n_draws)
         st = td_kern_draw(k, draws, step->n_draws, width, step->draws, b->drawn, p->err);
     if (st || step->logprobs == 0)
@@ -361,7 +370,7 @@ static enum td_status head(struct pass *p)
     if (s->weights.head)
         st = td_kern_linear(s->p.kern, &in, p->n_wanted, &out, 1, p->err);
     if (!st && p->n_logits && plan->tp > 1)
-        st = gather_logits(p, slice);
+        st = gather_rows(p, slice, p->n_logits, b->logits);
     else if (!st && !direct)
         td_kern_copy(s->p.kern, b->logits, slice, (size_t)p->n_logits * width * sizeof(float));
     if (!st && p->n_tops)

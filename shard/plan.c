@@ -297,6 +297,8 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
     size_t n = plan->max_batched_tokens, d = s->d_model;
     size_t tops = TD_TOP_MAX * sizeof(struct td_top) / sizeof(float); /* of one row */
     size_t drawn = plan->device == TD_ON_CPU ? 0 : 1 + sizeof(struct td_measure) / sizeof(float);
+    /* Slices of all ranks, and on a device the rows made of them. */
+    size_t whole = (plan->device == TD_ON_CPU ? 1 : 2) * (size_t)s->n_vocab;
     size_t floats = n * (3 * d + 2 * w.q + 2 * w.kv + w.ff + 2 * s->head_dim + w.own_parts * d +
                          (plan->tp > 1 ? w.all_parts * d : 0));
 
@@ -307,7 +309,7 @@ static size_t buffer_floats(const struct td_plan *plan, const struct td_plan_mod
                                               (size_t)(r->vocab_end - r->vocab_begin));
     if (rank == 0)
         floats += (size_t)plan->max_num_seqs *
-                  (plan->tp > 1 ? 2 * (size_t)s->n_vocab + plan->tp * tops : s->n_vocab + drawn);
+                  ((plan->tp > 1 ? plan->tp * tops + whole : 0) + s->n_vocab + drawn);
     return floats;
 }
 

@@ -152,10 +152,11 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
     size_t floats[2] = {0, 0}, tops = seqs * TD_TOP_MAX * sizeof(struct td_top) / sizeof(float);
     bool first = s->me->stage == 0, root = s->rank == 0, alone = plan->tp == 1;
     /* What ranks, and what stages, exchange. */
-    bool ranks_seen = !alone && !td_exchange_is_direct(s->exchange);
-    bool stages_seen = plan->pp > 1 && !td_exchange_is_direct(s->exchange);
-    bool has_slice = first && !alone && !td_kern_is_host(s->p.kern);
-    bool draws = root && alone && !td_kern_is_host(s->p.kern);
+    bool is_direct = td_exchange_is_direct(s->exchange), is_host = td_kern_is_host(s->p.kern);
+    bool ranks_seen = !alone && !is_direct, stages_seen = plan->pp > 1 && !is_direct;
+    bool has_slice = first && ranks_seen && !is_host;
+    bool has_whole = root && !alone && is_direct;
+    bool draws = root && (alone || is_direct) && !is_host;
     float *top, *all_top, *drawn, *measure;
 
     {
@@ -178,7 +179,8 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             {&b->head_in, first ? seqs * d : 0, stages_seen},
             {&b->head_out, first ? seqs * vocab : 0, false},
             {&b->slice, has_slice ? seqs * vocab : 0, true},
-            {&b->gathered, root && !alone ? seqs * spec->n_vocab : 0, true},
+            {&b->gathered, root && !alone ? seqs * spec->n_vocab : 0, !is_direct},
+            {&b->whole, has_whole ? seqs * spec->n_vocab : 0, false},
             {&b->logits, root ? seqs * spec->n_vocab : 0, true},
             {&top, first ? tops : 0, true},
             {&all_top, root && !alone ? plan->tp * tops : 0, true},
@@ -204,8 +206,6 @@ static enum td_status open_buffers(struct td_shard *s, struct td_err *err)
             floats[is_seen] += (all_buffers[i].floats + 15) & ~(size_t)15;
         }
     }
-    if (!has_slice)
-        b->slice = b->head_out;
     b->own_parts = w.own_parts;
     b->n_parts = w.all_parts;
     b->top = (struct td_top *)(void *)top;

@@ -73,7 +73,8 @@ struct td_shard_stats {
     uint64_t wait_ns;         /* of the compute thread for the exchanges */
     uint64_t n_exchanges;
 };
-/* Whether rows of a step may want draws or measures: on rank 0, where it has all logits, on a device that makes them. */
+/* Whether rows of a step may want draws or measures: on rank 0, whose device makes them of all logits: its own, or also
+ * those that the others of its stage give it from device to device. */
 bool td_shard_draws(const struct td_shard *shard);
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
 /* "nccl", "shm", "mpi" and so on: how the ranks of this stage exchange data. */

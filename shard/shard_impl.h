@@ -21,14 +21,15 @@ struct td_shard_buffers {
     float *all_parts; /* [n_parts x n x d_model] of all ranks; NULL for tp 1 */
     float *head_in;   /* [max_num_seqs x d_model]; stage 0 */
     float *head_out;  /* [max_num_seqs x vocab slice]; stage 0 */
-    float *slice;     /* head_out where the host sees it; stage 0 with tp > 1 */
+    float *slice;     /* the same for the host to see; stage 0 with tp > 1 where it sees no other */
     float *gathered;  /* [max_num_seqs x n_vocab] slices in rank order; rank 0 with tp > 1 */
+    float *whole;     /* [max_num_seqs x n_vocab] the device's; rank 0 where ranks exchange on it */
     float *logits;    /* [max_num_seqs x n_vocab]; rank 0 */
     struct td_top
         *top; /* [max_num_seqs x TD_TOP_MAX] of the slice; of all slices on rank 0; stage 0 */
     struct td_top
         *all_top;    /* [tp x max_num_seqs x TD_TOP_MAX] slices in rank order; rank 0 with tp > 1 */
-    uint32_t *drawn; /* [max_num_seqs]; rank 0 with tp 1 on a device, as the next */
+    uint32_t *drawn; /* [max_num_seqs]; rank 0 where a device gets all logits, as the next */
     struct td_measure *measure; /* [max_num_seqs] */
     size_t own_parts, n_parts;  /* most subtrees of one sum: of this rank, of all ranks */
     float *memory[2];           /* the device's, both's */

@@ -117,7 +117,7 @@ struct group {
     /* By rank 0's heartbeats. */
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks_memory, kv_blocks_file;
     uint64_t kv_blocks_read, kv_failed_reads;
-    uint64_t draft_tokens, right_drafts;
+    uint64_t draft_tokens, right_drafts, device_draws;
 };
 
 /* The last roll, and what is left to do of it. */

@@ -27,6 +27,7 @@ enum value {
     CACHED_TOKENS,
     DRAFT_TOKENS,
     RIGHT_DRAFTS,
+    DEVICE_DRAWS,
     GENERATED_TOKENS,
     DEADLINES,
     EXCHANGED,
@@ -75,6 +76,8 @@ static const struct {
     [DRAFT_TOKENS] = {TD_METRICS_GAUGE, "tensord_draft_tokens",
                       "Tokens that this group guessed ahead and verified"},
     [RIGHT_DRAFTS] = {TD_METRICS_GAUGE, "tensord_right_drafts", "Guessed tokens that were right"},
+    [DEVICE_DRAWS] = {TD_METRICS_GAUGE, "tensord_device_draws",
+                      "Tokens of this group that a device drew, not the host"},
     [GENERATED_TOKENS] = {TD_METRICS_COUNTER, "tensord_generated_tokens_total", "Tokens generated"},
     [DEADLINES] = {TD_METRICS_COUNTER, "tensord_deadlines_passed_total",
                    "Requests that were ended by their deadline"},
@@ -193,6 +196,7 @@ static void refresh(void *user)
     v[CACHED_TOKENS] = (double)s.cached_tokens;
     v[DRAFT_TOKENS] = (double)s.draft_tokens;
     v[RIGHT_DRAFTS] = (double)s.right_drafts;
+    v[DEVICE_DRAWS] = (double)s.device_draws;
     v[GENERATED_TOKENS] = (double)s.generated_tokens;
     v[DEADLINES] = (double)s.n_deadlines;
     v[RANKS_READY] = count_ready(&s);

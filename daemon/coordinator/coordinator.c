@@ -153,6 +153,7 @@ static void describe(struct td_coord *c, const struct group *g, struct td_coord_
                                  .prompt_tokens = c->prompt_tokens,
                                  .draft_tokens = g->draft_tokens,
                                  .right_drafts = g->right_drafts,
+                                 .device_draws = g->device_draws,
                                  .cached_tokens = c->cached_tokens,
                                  .generated_tokens = c->generated_tokens,
                                  .n_requests = c->n_requests,

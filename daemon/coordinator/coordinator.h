@@ -264,6 +264,7 @@ struct td_coord_status {
     uint64_t kv_blocks_read, kv_failed_reads;  /* back from there by this group, and in vain */
     uint64_t draft_tokens;                     /* guessed ahead and verified by this group */
     uint64_t right_drafts;                     /* of them, as drawn */
+    uint64_t device_draws;                     /* tokens that a device drew, not the host */
     uint64_t cached_tokens;                    /* of prompt_tokens, from the prefix cache */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t n_requests, n_failed;

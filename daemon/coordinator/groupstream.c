@@ -128,6 +128,7 @@ static void note_gauges(struct group *g, const Tensord__Worker__V1__Heartbeat *h
     g->kv_failed_reads = h->kv_failed_reads;
     g->draft_tokens = h->draft_tokens;
     g->right_drafts = h->right_drafts;
+    g->device_draws = h->device_draws;
 }
 
 static void note_gpu(struct td_member *m, const Tensord__Worker__V1__Heartbeat *h)

@@ -127,6 +127,7 @@ static enum td_status write_group(const struct td_coord_status *st,
     s = s ? s : number(out, "cached_tokens", st->cached_tokens);
     s = s ? s : number(out, "draft_tokens", st->draft_tokens);
     s = s ? s : number(out, "right_drafts", st->right_drafts);
+    s = s ? s : number(out, "device_draws", st->device_draws);
     s = s ? s : number(out, "generated_tokens", st->generated_tokens);
     s = s ? s : number(out, "n_restarts", st->n_restarts);
     s = s ? s : text(out, "last_error", st->last_error);

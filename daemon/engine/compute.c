@@ -180,6 +180,7 @@ static void refresh_gauges(struct td_compute *c)
     c->gauges.generated_tokens = engine.n_output_tokens;
     c->gauges.draft_tokens = engine.n_draft_tokens;
     c->gauges.right_drafts = engine.n_right_drafts;
+    c->gauges.device_draws = engine.n_device_draws;
     pthread_mutex_unlock(&c->gauge_lock);
 }
 

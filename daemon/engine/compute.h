@@ -74,7 +74,7 @@ struct td_compute_gauges {
     uint32_t n_running, n_waiting, kv_blocks_used, kv_blocks_idle, kv_blocks;
     uint32_t kv_blocks_outside[TD_OFFLOAD_TIERS];
     uint64_t kv_blocks_read, kv_failed_reads;
-    uint64_t prompt_tokens, generated_tokens, draft_tokens, right_drafts;
+    uint64_t prompt_tokens, generated_tokens, draft_tokens, right_drafts, device_draws;
     size_t weight_bytes, kv_bytes, buffer_bytes;
     uint64_t load_ns;
     /* Of the plan, from TD_COMPUTE_LOADED on. */

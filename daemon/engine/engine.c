@@ -585,6 +585,7 @@ static bool tell(struct td_engine *e, struct seq *q, const struct outcome *o)
             event.queue_ns = q->core.queue_ns;
         }
         e->stats.n_output_tokens++;
+        e->stats.n_device_draws += q->core.draws != NULL;
     }
     if (event.finish != TD_FINISH_NONE) {
         end_seq(e, q, &event);

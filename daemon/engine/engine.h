@@ -116,6 +116,7 @@ struct td_engine_stats {
     uint64_t n_failed_reads;  /* times that this failed, so that blocks were computed again */
     uint64_t n_draft_tokens;  /* verified */
     uint64_t n_right_drafts;  /* of them, as drawn */
+    uint64_t n_device_draws;  /* tokens that a device drew */
     uint64_t n_cached_tokens; /* of n_prompt_tokens: their KV was there */
     uint64_t n_prompt_tokens; /* of requests that have got their first token */
     uint64_t n_output_tokens;

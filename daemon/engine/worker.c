@@ -473,6 +473,7 @@ static void tell_heartbeat(struct td_worker *w)
     h.kv_failed_reads = g.kv_failed_reads;
     h.draft_tokens = g.draft_tokens;
     h.right_drafts = g.right_drafts;
+    h.device_draws = g.device_draws;
     h.exchanged_bytes = g.exchanged_bytes;
     h.n_steps = g.n_steps;
     h.wait_ns = g.wait_ns;

@@ -149,6 +149,14 @@ static void copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
     memcpy(to, from, bytes);
 }
 
+static void copy_rows(struct td_kern *kern, void *to, size_t to_step, const void *from,
+                      size_t from_step, uint32_t n, size_t bytes)
+{
+    (void)kern;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy((char *)to + i * to_step, (const char *)from + i * from_step, bytes);
+}
+
 static const struct td_kern_ops OPS = {
     .close = close_cpu,
     .supports_matrix = supports_matrix,
@@ -158,6 +166,7 @@ static const struct td_kern_ops OPS = {
     .alloc_shared = alloc,
     .release_shared = release,
     .copy = copy,
+    .copy_rows = copy_rows,
     .run = run,
     .sync = sync_cpu,
     .matrix_open = matrix_open,

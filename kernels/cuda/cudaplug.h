@@ -6,7 +6,7 @@
 #include "kernels/kern.h"
 
 /* Counts changes of this header, kern.h and kern_ops.h: both sides must have been built from the same ones. */
-enum { TD_CUDAPLUG_ABI = 5 };
+enum { TD_CUDAPLUG_ABI = 6 };
 /* The one symbol: `const struct td_cudaplug td_cudaplug`. */
 #define TD_CUDAPLUG_SYMBOL "td_cudaplug"
 

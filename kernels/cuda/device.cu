@@ -165,6 +165,15 @@ void copy(struct td_kern *kern, void *to, const void *from, size_t bytes)
     }
 }
 
+void copy_rows(struct td_kern *kern, void *to, size_t to_step, const void *from, size_t from_step,
+               uint32_t n, size_t bytes)
+{
+    struct td_cuda *cuda = td_cuda_of(kern);
+
+    td_cuda_note(cuda, cudaMemcpy2DAsync(to, to_step, from, from_step, bytes, n, cudaMemcpyDefault,
+                                         cuda->stream));
+}
+
 size_t free_bytes(struct td_kern *kern)
 {
     size_t free = 0, total = 0;
@@ -224,6 +233,7 @@ const struct td_kern_ops OPS = {.close = close_cuda,
                                 .alloc_shared = alloc_shared,
                                 .release_shared = release_shared,
                                 .copy = copy,
+                                .copy_rows = copy_rows,
                                 .free_bytes = free_bytes,
                                 .run = run,
                                 .sync = sync_cuda,

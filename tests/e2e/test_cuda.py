@@ -238,12 +238,14 @@ def test_a_server_serves_from_it(tensord):
 
 def test_draws_on_the_device_are_those_of_the_host(find_model):
     """The device draws, and measures log probabilities, where nothing but temperature, top_p, min_p and some top_k is asked for and one
-    rank has all logits."""
+    GPU has all logits, or gets them from the others by NCCL; else the host does."""
     asked = [{"temperature": 0}, {"temperature": 1, "top_k": 3}, {"temperature": 1}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.05}, {"temperature": 2, "top_p": 0.99, "n": 2},
              {"temperature": 0.8, "echo": True}, {"temperature": 0, "echo": True, "max_tokens": 1}]  # with log probabilities of the prompt
     texts = {}
-    for layout, (ranks, args) in {"alone": (1, ()), **{k: LAYOUTS[k] for k in ("tp2", "pp2")}}.items():
-        with Server("-n", ranks, "--threads", 1, *args, *CUDA, model=find_model(BF16_260K)) as s:
+    layouts = {"alone": (1, ()), "tp2": LAYOUTS["tp2"],
+               **{f"{k}, nccl": (LAYOUTS[k][0], (*LAYOUTS[k][1], *NCCL)) for k in ("shares-3-1-1", "tp2-pp2")}}
+    for layout, (ranks, args) in layouts.items():
+        with Server("-n", ranks, "--threads", 1, *args, *CUDA, model=find_model(BF16_260K), env=NCCL_ENV) as s:
             def texts_of(i, more):
                 answer = s.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 12, "seed": 7 + i, **asked[i], **more})
                 return [(c["text"], c["logprobs"] if "logprobs" in more else None) for c in answer.json()["choices"]]
@@ -258,6 +260,7 @@ def test_draws_on_the_device_are_those_of_the_host(find_model):
                 texts[layout, "mixed, host"], texts[layout, "mixed"] = ([f.result() for f in mixed[k::3]] for k in (0, 1))
                 assert [[t for t, _ in f.result()] for f in mixed[2::3]] == [[t for t, _ in c] for c in texts[layout, "mixed"]]
                 assert greedy[0].result() == greedy[1].result()
+            wait_until(lambda: f"tokens drawn: {s.group()}", lambda: (s.group()["device_draws"] > 100) == (layout != "tp2"), 5)
             s.stop()
     assert len({json.dumps(t) for t in texts.values()}) == 1, texts
     assert len({t for choices in texts["alone", "device"] for t, _ in choices}) >= 5  # they do draw

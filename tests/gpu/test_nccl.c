@@ -94,8 +94,8 @@ static void all_gathers_every_size(struct gpu_rank *g)
     }
 }
 
-/* Rank r gives r * 1000 bytes, the last one none. */
-static void all_gathers_as_many_as_each_has(struct gpu_rank *g)
+/* Rank r gives r * 1000 bytes, the last one none, to all and to each rank by turns. */
+static void gathers_as_many_as_each_has(struct gpu_rank *g)
 {
     size_t bytes[TD_TREE_MAX_RANKS], total = 0, before = 0;
     char *all;
@@ -116,8 +116,15 @@ static void all_gathers_as_many_as_each_has(struct gpu_rank *g)
     if (send && recv &&
         gpu_ok(g, td_nccl_all_gather(g->nccl, send, bytes, recv, g->stream, &err), &err))
         gpu_same(g, "all_gather", recv, all, total);
-    gpu_free(send);
     gpu_free(recv);
+    for (uint32_t root = 0; send && root < g->n_ranks && !g->fail[0]; root++) {
+        recv = root == g->rank ? gpu_alloc(g, total, NULL) : NULL;
+        if (gpu_ok(g, td_nccl_gather(g->nccl, root, send, bytes, recv, g->stream, &err), &err) &&
+            recv)
+            gpu_same(g, "gather", recv, all, total);
+        gpu_free(recv);
+    }
+    gpu_free(send);
     free(all);
 }
 
@@ -593,11 +600,14 @@ static void refuses_wrong_arguments_and_stays_usable(struct gpu_rank *g)
     gpu_is(g, td_nccl_bcast(n, g->n_ranks, data, 4, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_bcast(n, 0, NULL, 4, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_all_gather(n, data, each(4), NULL, s, &err), TD_INVALID, &err);
+    gpu_is(g, td_nccl_gather(n, g->n_ranks, data, each(4), data, s, &err), TD_INVALID, &err);
+    gpu_is(g, td_nccl_gather(n, g->rank, data, each(4), NULL, s, &err), TD_INVALID, &err);
     if (g->n_ranks > 1)
         gpu_is(g, td_nccl_all_gather(n, data, each(SIZE_MAX), data, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_all_reduce_inexact(n, data, data, 32, TD_Q8_0, s, &err), TD_INVALID, &err);
     gpu_is(g, td_nccl_tree_sum(n, &other, f, 4, f, f, s, &err), TD_INVALID, &err);
     gpu_ok(g, td_nccl_all_gather(n, NULL, each(0), NULL, s, &err), &err); /* no bytes is legal */
+    gpu_ok(g, td_nccl_gather(n, 0, NULL, each(0), NULL, s, &err), &err);
     gpu_ok(g, td_nccl_bcast(n, 0, data, 64, s, &err), &err);
     gpu_ok(g, td_nccl_wait(n, s, 0, &err), &err);
     gpu_ok(g, td_nccl_poll(n, &err), &err);
@@ -784,7 +794,7 @@ int main(int argc, char **argv)
     const struct gpu_case cases[] = {
         {"opens and tells its version", opens_and_tells_its_version, 1, ALL, NULL},
         {"all-gathers every size", all_gathers_every_size, 1, ALL, NULL},
-        {"all-gathers as many as each has", all_gathers_as_many_as_each_has, 2, ALL, NULL},
+        {"gathers as many as each has", gathers_as_many_as_each_has, 2, ALL, NULL},
         {"passes messages around a ring", passes_messages_around_a_ring, 2, ALL, NULL},
         {"broadcasts from every root", broadcasts_from_every_root, 1, ALL, NULL},
         {"reduces whole numbers of every type", reduces_whole_numbers_of_every_type, 1, ALL, NULL},

@@ -90,6 +90,28 @@ static void drop(void *device)
     td_kern_free(cuda, device, 0);
 }
 
+static void test_cuda_copies_rows_apart(void **state)
+{
+    enum { N = 5, FROM = 9, TO = 7, WIDTH = 6 };
+    float from[N * FROM], *got = td_kern_alloc_shared(cuda, N * TO * sizeof *got), *device;
+    struct td_err err;
+
+    (void)state;
+    for (uint32_t i = 0; i < N * FROM; i++)
+        from[i] = (float)i;
+    for (uint32_t i = 0; i < N * TO; i++)
+        got[i] = -1.0f;
+    device = up(from, sizeof from);
+    td_kern_copy_rows(cuda, got + 1, TO * sizeof *got, device + 2, FROM * sizeof *got, N,
+                      WIDTH * sizeof *got);
+    td_kern_copy_rows(cuda, got, 0, device, 0, 0, 4); /* nothing */
+    assert_int_equal(td_kern_sync(cuda, &err), TD_OK);
+    for (uint32_t i = 0; i < N * TO; i++)
+        assert_true(got[i] == (i % TO ? from[i / TO * FROM + 1 + i % TO] : -1.0f));
+    td_kern_free_shared(cuda, got, N * TO * sizeof *got);
+    drop(device);
+}
+
 /* ---- products ---- */
 
 static uint32_t columns(enum td_dtype dtype, uint32_t i)
@@ -1356,6 +1378,7 @@ static void test_cuda_says_what_is_missing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cuda_copies_rows_apart),
         cmocka_unit_test(test_cuda_linear_is_float64_within_its_roundings),
         cmocka_unit_test(test_cuda_linear_gives_a_row_the_same_bits_in_every_batch),
         cmocka_unit_test(test_cuda_linear_gives_many_tokens_the_bits_of_a_few),

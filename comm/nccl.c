@@ -12,6 +12,8 @@
 /* Replaying a graph with operations between hosts was seen to deadlock with 2.28.9, and no more with this one. */
 enum { CAPTURES_ACROSS_HOSTS = 23007 };
 
+enum { TIMES = 6 /* that td_nccl_time tries: the first two of what is recorded are slower */ };
+
 #define DEFAULT_LIMIT_NS (60ull * 1000 * 1000 * 1000)
 
 /* ---- waiting ---- */
@@ -136,6 +138,7 @@ void td_nccl_abort(struct td_nccl *n)
     bool is_first;
 
     atomic_store(&n->is_aborted, true);
+    td_ncclpeers_end(n->peers);
     pthread_mutex_lock(&n->lock);
     is_first = !n->is_given_back;
     n->is_given_back = true;
@@ -187,6 +190,26 @@ enum td_status td_nccl_wait(struct td_nccl *n, void *stream, uint64_t limit_ns, 
     if (status == TD_OK)
         status = await_mark(n, limit_ns ? limit_ns : n->op_limit_ns, err);
     return status == TD_OK ? TD_OK : td_nccl_give_up(n, "wait", status, err);
+}
+
+enum td_status td_nccl_time(struct td_nccl *n, void *stream,
+                            enum td_status (*enqueue)(void *user, struct td_err *err), void *user,
+                            uint64_t *ns, struct td_err *err)
+{
+    enum td_status status = td_nccl_wait(n, stream, 0, err);
+
+    *ns = UINT64_MAX;
+    for (uint32_t i = 0; i < TIMES && status == TD_OK; i++) {
+        const uint64_t began_ns = td_clock_now_ns();
+        uint64_t took_ns;
+
+        status = enqueue(user, err);
+        if (status == TD_OK)
+            status = td_nccl_wait(n, stream, 0, err);
+        took_ns = td_clock_now_ns() - began_ns;
+        *ns = took_ns < *ns ? took_ns : *ns;
+    }
+    return status;
 }
 
 bool td_nccl_captures(const struct td_nccl *n)
@@ -302,10 +325,12 @@ static enum td_status join(struct td_nccl *n, const uint8_t id[TD_NCCLPLUG_ID_BY
     return status;
 }
 
-static void drop(struct td_nccl *n)
+/* `together`: on all ranks, and everything that was enqueued is done. */
+static void drop(struct td_nccl *n, bool together)
 {
     if (n->end) {
         td_nccl_abort(n);
+        td_ncclpeers_close(n->peers, together);
         n->plug->close(n->end);
     }
     td_nccl_unload(n->lib);
@@ -352,7 +377,7 @@ enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *c
     }
     free(all);
     if (status != TD_OK) {
-        drop(n);
+        drop(n, false);
         td_err_context(&own, "open NCCL");
         if (err)
             *err = own;
@@ -381,7 +406,28 @@ void td_nccl_close(struct td_nccl *n)
         n->is_given_back = true;
         (void)n->plug->destroy(n->end, &err);
     }
-    drop(n);
+    drop(n, n->is_given_back && !atomic_load(&n->is_aborted));
+}
+
+/* ---- sums between peers ---- */
+
+enum td_status td_nccl_open_peers(struct td_nccl *n, struct td_err *err)
+{
+    enum td_status status = td_nccl_check_usable(n, "open_peers", err);
+
+    if (status == TD_OK && !n->peers)
+        status = td_ncclpeers_open(n->comm, n->plug, &n->peers, err);
+    return status;
+}
+
+void td_nccl_set_peer_sums(struct td_nccl *n, size_t most_floats)
+{
+    td_ncclpeers_set_most(n->peers, most_floats);
+}
+
+size_t td_nccl_peer_limit(const struct td_nccl *n, const struct td_ncclsum *sum)
+{
+    return n->peers ? td_ncclpeers_limit(sum) : 0;
 }
 
 /* ---- around an operation ---- */

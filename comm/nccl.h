@@ -74,9 +74,23 @@ enum td_status td_nccl_poll(struct td_nccl *nccl, struct td_err *err);
  * TD_PEER_LOST, TD_DEVICE. Not while the stream is being captured. */
 enum td_status td_nccl_wait(struct td_nccl *nccl, void *stream, uint64_t limit_ns,
                             struct td_err *err);
+/* How long what `enqueue` puts on the stream takes from there to its end, the best of a few times, after that before it has ended. The errors
+ * of both. */
+enum td_status td_nccl_time(struct td_nccl *nccl, void *stream,
+                            enum td_status (*enqueue)(void *user, struct td_err *err), void *user,
+                            uint64_t *ns, struct td_err *err);
 /* Whether operations may be captured in a graph here: one host, or an NCCL that is known to bear it, or configured. Where
  * not, an operation on a stream that is being captured returns TD_UNSUPPORTED. */
 bool td_nccl_captures(const struct td_nccl *nccl);
+
+/* Memory of the GPUs that the ranks read of each other (CUDA IPC), so that a tree sum can be one kernel of ours. Collective over the group
+ * of td_nccl_open; the same answer on all ranks. TD_UNSUPPORTED with the reason: not between these ranks, and nothing has changed. */
+enum td_status td_nccl_open_peers(struct td_nccl *nccl, struct td_err *err);
+/* From now on tree sums of up to so many floats go that way, with the same bits; 0, at first: none. The same on all ranks, between two
+ * sums. Ranks of such a sum spin on their devices until the last one is there, or td_nccl_abort. */
+void td_nccl_set_peer_sums(struct td_nccl *nccl, size_t most_floats);
+/* The most floats that could; 0: not open. */
+size_t td_nccl_peer_limit(const struct td_nccl *nccl, const struct td_ncclsum *sum);
 
 /* ---- operations ---- */
 

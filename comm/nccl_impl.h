@@ -4,6 +4,7 @@
 #define TD_COMM_NCCL_IMPL_H
 
 #include "comm/nccl/ncclplug.h"
+#include "comm/ncclpeers.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -22,7 +23,8 @@ struct td_nccl {
     uint32_t rank;
     uint32_t n_ranks;
     uint64_t op_limit_ns;
-    const struct td_comm *comm; /* borrowed; of the same ranks */
+    struct td_comm *comm;       /* borrowed; of the same ranks */
+    struct td_ncclpeers *peers; /* owned; NULL: sums go by NCCL */
     bool captures;
     void (*drop_graphs)(void *user); /* of td_nccl_config */
     void *user;

@@ -308,6 +308,11 @@ enum td_status td_nccl_tree_sum(struct td_nccl *n, const struct td_ncclsum *sum,
         status = td_nccl_check_usable(n, tree_sum, err);
     if (status != TD_OK || n_floats == 0)
         return status;
+    if (td_ncclpeers_takes(n->peers, sum, n_floats)) {
+        status = td_nccl_with_context(
+            n, tree_sum, td_ncclpeers_sum(n->peers, sum, parts, n_floats, out, stream, err), err);
+        return status == TD_OK ? TD_OK : td_nccl_give_up(n, tree_sum, status, err);
+    }
     if (n->n_ranks > 1)
         status = step(n, &s, in_slices ? scatter_slices : gather_parts, err);
     if (status == TD_OK) {

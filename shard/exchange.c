@@ -12,6 +12,7 @@ struct td_exchange {
     struct td_nccl *tp_nccl, *pipe_nccl; /* NULL: one rank, one stage, or not direct */
     bool is_direct;
     char refused[320];
+    char chosen_sums[640];
     struct td_sumthread *sums; /* NULL before it is needed */
     struct td_comm_stats direct;
 };
@@ -243,6 +244,33 @@ enum td_status td_exchange_sum_make(const struct td_exchange *x,
     sum->layout = *layout;
     return x->tp_nccl ? td_ncclsum_make(layout, x->p.tp, x->p.tp_index, &sum->on_device, err)
                       : TD_OK;
+}
+
+enum td_status td_exchange_choose_sums(struct td_exchange *x, enum td_gpusums how,
+                                       const struct td_exchange_sum *sum, size_t row_floats,
+                                       uint32_t max_rows, float *parts, float *scratch, float *out,
+                                       struct td_err *err)
+{
+    const struct td_gpusums_params params = {.how = how,
+                                             .nccl = x->tp_nccl,
+                                             .stage = x->tp,
+                                             .kern = x->p.kern,
+                                             .sum = &sum->on_device,
+                                             .row_floats = row_floats,
+                                             .max_rows = max_rows,
+                                             .records = td_exchange_records(x),
+                                             .parts = parts,
+                                             .scratch = scratch,
+                                             .out = out};
+
+    if (!x->tp_nccl)
+        return TD_OK;
+    return td_gpusums_choose(&params, x->chosen_sums, sizeof x->chosen_sums, err);
+}
+
+const char *td_exchange_chosen_sums(const struct td_exchange *x)
+{
+    return x->chosen_sums;
 }
 
 void td_exchange_count(struct td_exchange *x, const struct td_exchange_sum *sum, size_t n_floats)

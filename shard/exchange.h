@@ -7,6 +7,7 @@
 #include "comm/comm.h"
 #include "comm/nccl.h"
 #include "kernels/kern.h"
+#include "shard/gpusums.h"
 
 #include <sched.h>
 
@@ -65,6 +66,14 @@ struct td_exchange_sum {
 enum td_status td_exchange_sum_make(const struct td_exchange *x,
                                     const struct td_tree_layout *layout,
                                     struct td_exchange_sum *sum, struct td_err *err);
+/* Which sums go between GPUs that read each other's memory (gpusums.h), from those of `sum` over rows of row_floats. Collective over the
+ * stage; nothing where it is not direct. Buffers as below, of max_rows rows; what they hold is lost. Before anything is recorded. */
+enum td_status td_exchange_choose_sums(struct td_exchange *x, enum td_gpusums how,
+                                       const struct td_exchange_sum *sum, size_t row_floats,
+                                       uint32_t max_rows, float *parts, float *scratch, float *out,
+                                       struct td_err *err);
+/* What was chosen, and why; empty: there is no choice. */
+const char *td_exchange_chosen_sums(const struct td_exchange *x);
 /* td_comm_tree_sum. With `meanwhile` it may travel while something else is computed: *number is not 0 then, and td_exchange_await stands
  * before `out` is read. */
 enum td_status td_exchange_tree_sum(struct td_exchange *x, const struct td_exchange_sum *sum,

@@ -248,6 +248,11 @@ enum td_status td_shard_open(const struct td_shard_params *params, struct td_sha
     st = st ? st : open_layout(s, err);
     st = st ? st : open_device_rows(s, err);
     st = st ? st : open_buffers(s, err);
+    st =
+        st ? st
+           : td_exchange_choose_sums(s->exchange, s->p.gpu_sums, s->sums,
+                                     params->model->spec->d_model, params->plan->max_batched_tokens,
+                                     s->buf.parts, s->buf.all_parts, s->buf.sum, err);
     if (st) {
         td_shard_close(s);
         return st;
@@ -300,6 +305,11 @@ void td_shard_stats(const struct td_shard *s, struct td_shard_stats *out)
                                    .exchanged_bytes = exchanged.sent_bytes,
                                    .wait_ns = exchanged.wait_ns,
                                    .n_exchanges = exchanged.n_ops};
+}
+
+const char *td_shard_gpu_sums(const struct td_shard *s)
+{
+    return td_exchange_chosen_sums(s->exchange);
 }
 
 const char *td_shard_transport(const struct td_shard *s)

@@ -8,6 +8,7 @@
 #include "comm/comm.h"
 #include "comm/nccl.h"
 #include "kernels/kern.h"
+#include "shard/gpusums.h"
 #include "shard/kv.h"
 #include "shard/plan.h"
 #include "shard/step.h"
@@ -28,6 +29,7 @@ struct td_shard_params {
     const struct td_nccl_config *
         nccl; /* borrows for the call; for exchanges from device to device; NULL: through the host */
     bool needs_nccl;                  /* else the host's memory will do where there is no NCCL */
+    enum td_gpusums gpu_sums;         /* of sums by NCCL: which go between peers */
     bool device_is_shared;            /* on some rank another shard is on the same device */
     const char *offload_dir;          /* borrows; NULL where the plan has no slots in a file */
     td_weights_progress_fn *progress; /* may be NULL */
@@ -77,6 +79,8 @@ struct td_shard_stats {
  * those that the others of its stage give it from device to device. */
 bool td_shard_draws(const struct td_shard *shard);
 void td_shard_stats(const struct td_shard *shard, struct td_shard_stats *out);
+/* Of sums by NCCL: which go between peers, and why (gpusums.h); empty: none. */
+const char *td_shard_gpu_sums(const struct td_shard *shard);
 /* "nccl", "shm", "mpi" and so on: how the ranks of this stage exchange data. */
 const char *td_shard_transport(const struct td_shard *shard);
 /* Why it is not "nccl" although that was asked for; empty: it is, or was not. */

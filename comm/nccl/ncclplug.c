@@ -342,6 +342,83 @@ static enum td_status join_parts(const struct td_treestack *join, float *out, si
     return code == cudaSuccess ? TD_OK : cuda_failed(code, "the kernel that joins parts", err);
 }
 
+/* ---- memory that ranks of a host read of each other ---- */
+
+_Static_assert(sizeof(cudaIpcMemHandle_t) == TD_NCCLPLUG_NAME_BYTES, "the name fits its room");
+
+static void unshare(struct td_ncclplug_memory *m)
+{
+    if (m->device)
+        cudaFree(m->device);
+    if (m->is_ended)
+        cudaFreeHost(m->is_ended);
+    *m = (struct td_ncclplug_memory){0};
+}
+
+static enum td_status share(size_t bytes, struct td_ncclplug_memory *m, struct td_err *err)
+{
+    const char *call = "cudaMalloc";
+    void *word = NULL;
+    cudaIpcMemHandle_t name;
+    cudaError_t code;
+
+    *m = (struct td_ncclplug_memory){0};
+    code = cudaMalloc(&m->device, bytes);
+    if (code == cudaSuccess)
+        code = cudaMemset(m->device, 0, bytes);
+    if (code == cudaSuccess) {
+        call = "cudaMallocHost";
+        code = cudaMallocHost(&word, sizeof *m->is_ended);
+        m->is_ended = word;
+    }
+    if (code == cudaSuccess) {
+        *m->is_ended = 0;
+        call = "cudaIpcGetMemHandle";
+        code = cudaIpcGetMemHandle(&name, m->device);
+    }
+    if (code == cudaSuccess) { /* the memory is clear before its name is known */
+        call = "cudaDeviceSynchronize";
+        code = cudaDeviceSynchronize();
+    }
+    if (code != cudaSuccess) {
+        (void)cudaGetLastError();
+        unshare(m);
+        return cuda_failed(code, call, err);
+    }
+    memcpy(m->name, &name, sizeof m->name);
+    return TD_OK;
+}
+
+static enum td_status attach(const uint8_t name[TD_NCCLPLUG_NAME_BYTES], void **device,
+                             struct td_err *err)
+{
+    cudaIpcMemHandle_t handle;
+    cudaError_t code;
+
+    memcpy(&handle, name, sizeof handle);
+    *device = NULL;
+    code = cudaIpcOpenMemHandle(device, handle, cudaIpcMemLazyEnablePeerAccess);
+    if (code == cudaSuccess)
+        return TD_OK;
+    (void)cudaGetLastError();
+    *device = NULL;
+    return cuda_failed(code, "cudaIpcOpenMemHandle", err);
+}
+
+static void detach(void *device)
+{
+    cudaDeviceSynchronize();
+    cudaIpcCloseMemHandle(device);
+}
+
+static enum td_status peer_sum(const struct td_peersum *sum, void *stream, struct td_err *err)
+{
+    cudaError_t code = (cudaError_t)td_peersum_enqueue(sum, stream);
+
+    return code == cudaSuccess ? TD_OK
+                               : cuda_failed(code, "the kernel that sums parts of peers", err);
+}
+
 /* ---- streams ---- */
 
 static enum td_status is_capturing(void *stream, bool *yes, struct td_err *err)
@@ -397,6 +474,11 @@ __attribute__((visibility("default"))) const struct td_ncclplug td_ncclplug = {
     .recv = recv_from,
     .group_end = group_end,
     .join = join_parts,
+    .share = share,
+    .unshare = unshare,
+    .attach = attach,
+    .detach = detach,
+    .peer_sum = peer_sum,
     .is_capturing = is_capturing,
     .mark = mark,
     .is_reached = is_reached,

@@ -5,6 +5,7 @@
 #ifndef TD_COMM_NCCL_NCCLPLUG_H
 #define TD_COMM_NCCL_NCCLPLUG_H
 
+#include "comm/nccl/peersum.h"
 #include "comm/treestack.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/err.h"
@@ -14,12 +15,19 @@
 #include <stdint.h>
 
 /* Counts changes of this header: both sides must have been built from the same one. */
-enum { TD_NCCLPLUG_ABI = 1, TD_NCCLPLUG_ID_BYTES = 128 };
+enum { TD_NCCLPLUG_ABI = 2, TD_NCCLPLUG_ID_BYTES = 128, TD_NCCLPLUG_NAME_BYTES = 64 };
 /* The one symbol: `const struct td_ncclplug td_ncclplug`. */
 #define TD_NCCLPLUG_SYMBOL "td_ncclplug"
 
 struct td_ncclplug_lib; /* the NCCL library of this process */
 struct td_ncclplug_end; /* this rank's end of one communicator */
+
+/* Device memory that other processes of this host open by its name, and a word of the host's that kernels look at. */
+struct td_ncclplug_memory {
+    void *device;
+    uint32_t *is_ended;
+    uint8_t name[TD_NCCLPLUG_NAME_BYTES];
+};
 
 struct td_ncclplug {
     uint32_t abi;
@@ -67,6 +75,18 @@ struct td_ncclplug {
     /* out[i] = the join of floats i of all parts, i < n_floats. `out` may be one of the parts. */
     enum td_status (*join)(const struct td_treestack *join, float *out, size_t n_floats,
                            void *stream, struct td_err *err);
+
+    /* Makes such memory on the calling thread's device, both cleared. TD_NO_MEMORY, TD_DEVICE: it cannot be opened by others. */
+    enum td_status (*share)(size_t bytes, struct td_ncclplug_memory *memory, struct td_err *err);
+    /* Frees it when the device has done what was enqueued; not while others have it open. All zero is legal. */
+    void (*unshare)(struct td_ncclplug_memory *memory);
+    /* Opens another process's, on the calling thread's device. TD_DEVICE: it cannot read it. */
+    enum td_status (*attach)(const uint8_t name[TD_NCCLPLUG_NAME_BYTES], void **device,
+                             struct td_err *err);
+    /* When the device has done what was enqueued. */
+    void (*detach)(void *device);
+    /* td_peersum_enqueue. */
+    enum td_status (*peer_sum)(const struct td_peersum *sum, void *stream, struct td_err *err);
 
     /* Whether a graph is being captured from `stream`. */
     enum td_status (*is_capturing)(void *stream, bool *is_capturing, struct td_err *err);

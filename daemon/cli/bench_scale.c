@@ -266,6 +266,7 @@ static void fill_args(const struct scale *c, const struct td_scale_point *point,
     if (o->cuda_plugin)
         add_text(a, "--cuda-plugin", o->cuda_plugin);
     add_text(a, "--gpu-exchange", td_options_word(o, &o->gpu_exchange));
+    add_text(a, "--gpu-sums", td_options_word(o, &o->gpu_sums));
     if (o->nccl_plugin)
         add_text(a, "--nccl-plugin", o->nccl_plugin);
     add_text(a, "--cpu-isa", td_options_word(o, &o->cpu_isa));

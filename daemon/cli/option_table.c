@@ -28,6 +28,7 @@ static const char *const exchange_dtypes[] = {"f32", "bf16", "q8_0", NULL};
 static const char *const overlaps[] = {"auto", "on", "off", NULL};
 static const char *const switches[] = {"off", "on", NULL};
 static const char *const gpu_exchanges[] = {"auto", "nccl", "host", NULL};
+static const char *const gpu_sums[] = {"auto", "peer", "nccl", NULL};
 static const char *const layouts[] = {"tp", "pp", "tpxpp", "all", NULL};
 static const char *const rules[] = {"llamacpp", "all", NULL};
 static const char *const endpoints[] = {"completions", "chat", NULL};
@@ -131,6 +132,12 @@ static const struct td_option table[] = {
      .help = "how ranks on GPUs exchange activations, with the same bits: nccl, from GPU to GPU; "
              "host, through the hosts' memory; auto: nccl where every rank has it and a GPU of its "
              "own"},
+    {"gpu-sums", NULL, NULL, TD_OPTION_ENUM, AT(gpu_sums), GROUP | SCALE | TD_FOR_WORKER,
+     .values = gpu_sums, .preset = "auto",
+     .help = "with --gpu-exchange nccl, how tensor-parallel sums travel, with the same bits: peer, "
+             "up to 512 KiB of a rank in one kernel, between GPUs of one host that read each "
+             "other's memory; nccl; auto: peer up to the size at which it was faster when tried at "
+             "the start"},
     {"nccl-plugin", NULL, NULL, TD_OPTION_STRING, AT(nccl_plugin), GROUP | SCALE | TD_FOR_WORKER,
      .metavar = "FILE", .preset_note = "tensord-nccl.so beside the program or in its lib folder",
      .help = "the plug-in of --gpu-exchange nccl, which opens libnccl.so.2"},

@@ -140,6 +140,7 @@ struct td_options {
     const char *cuda_plugin;                    /* NULL: the usual place */
     double gpu_memory_utilization;              /* share of what is free */
     int gpu_exchange;                           /* enum td_node_gpu_exchange */
+    int gpu_sums;                               /* enum td_gpusums */
     const char *nccl_plugin;                    /* NULL: the usual place */
     int cpu_isa;                                /* enum td_option_isa */
     int64_t threads;                            /* per rank; 0: cores of the host / its ranks */

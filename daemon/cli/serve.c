@@ -263,6 +263,8 @@ static enum td_status launch_start(void *user, uint32_t generation, uint32_t n_r
                           td_options_word(o, &o->exact),
                           "--gpu-exchange",
                           td_options_word(o, &o->gpu_exchange),
+                          "--gpu-sums",
+                          td_options_word(o, &o->gpu_sums),
                           "--cpu-isa",
                           td_options_word(o, &o->cpu_isa),
                           "--transport",

@@ -38,6 +38,7 @@ void td_spmd_node_params(const struct td_options *opts, struct td_node_params *o
                                    .exact = opts->exact,
                                    .gpu_share = opts->gpu_memory_utilization,
                                    .gpu_exchange = (enum td_node_gpu_exchange)opts->gpu_exchange,
+                                   .gpu_sums = (enum td_gpusums)opts->gpu_sums,
                                    .nccl_plugin = opts->nccl_plugin,
                                    .sums = sums_of(opts),
                                    .exchange = (enum td_exchange_dtype)opts->exchange_dtype,

@@ -316,10 +316,13 @@ static enum td_status open_shard(struct td_node *node, struct td_shard_params *s
     if (!td_kern_is_host(node->kern) && node->params.gpu_exchange != TD_NODE_EXCHANGE_HOST)
         shard->nccl = &nccl;
     shard->needs_nccl = node->params.gpu_exchange == TD_NODE_EXCHANGE_NCCL;
+    shard->gpu_sums = node->params.gpu_sums;
     s = td_shard_open(shard, &node->shard, err);
     if (!s && td_comm_rank(node->world) == 0 && td_shard_nccl_refused(node->shard)[0])
         td_log_warn("gpu exchange=\"host memory\" because=\"%s\"",
                     td_shard_nccl_refused(node->shard));
+    if (!s && td_comm_rank(node->world) == 0 && td_shard_gpu_sums(node->shard)[0])
+        td_log_debug("gpu sums=\"%s\"", td_shard_gpu_sums(node->shard));
     return s;
 }
 

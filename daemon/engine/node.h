@@ -45,6 +45,7 @@ struct td_node_params {
     bool exact;       /* of a GPU: no library multiplies in an order of its own */
     double gpu_share; /* of a GPU's free memory that its ranks may use */
     enum td_node_gpu_exchange gpu_exchange;
+    enum td_gpusums gpu_sums;
     const char *nccl_plugin; /* as td_nccl_config has it */
     struct td_sumchoice_params sums;
     enum td_exchange_dtype exchange;

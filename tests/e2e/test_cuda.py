@@ -89,20 +89,38 @@ def test_recorded_steps_give_the_bits_of_those_that_are_not(tensord, find_model)
 
 @pytest.mark.parametrize("model,layout", [(BF16_260K, x) for x in LAYOUTS] + [(Q8_3M, "tp2")])
 def test_exchanges_from_gpu_to_gpu_give_the_same_bits(tensord, gpus, find_model, model, layout):
-    """By NCCL, in recorded steps and in others; ranks of uneven slices record none."""
+    """By NCCL, and sums between GPUs that read each other's memory, in recorded steps and in others; ranks of uneven slices record none."""
     ranks, args = LAYOUTS[layout]
     ask = {"prompt": "Once upon a time there was a little fox who lived near a big river.", "n": 12}
     alone = generate(tensord, find_model(model), **ask)
-    for graphs in ("on", "off"):
-        out = generate(gpus, find_model(model), *args, *NCCL, "--cuda-graphs", graphs, ranks=ranks, **ask)
-        assert (out["ids"], out["logits_hash"]) == (alone["ids"], alone["logits_hash"]), graphs
+    for graphs, sums in (("on", "nccl"), ("off", "nccl"), ("on", "peer"), ("off", "peer")):
+        out = generate(gpus, find_model(model), *args, *NCCL, "--cuda-graphs", graphs, "--gpu-sums", sums, ranks=ranks, **ask)
+        assert (out["ids"], out["logits_hash"]) == (alone["ids"], alone["logits_hash"]), (graphs, sums)
 
 
-def test_a_rank_that_dies_in_an_exchange_by_nccl_is_replaced(gpus, find_model):
+def test_sums_between_gpus_go_as_was_faster_or_is_asked(gpus, find_model):
+    ask = ("generate", "--model", find_model(BF16_260K), "--prompt", PROMPT, "--max-tokens", 2, "--verbose", *CUDA, *NCCL, "--max-num-batched-tokens", 16)
+    apart = copy.copy(gpus)
+    apart.env = gpus.env | {"GPUSIM_NO_PEERS": "1"}
+    why = "cudaIpcOpenMemHandle: CUDA error 1, invalid argument"
+    for there, how, words in (
+        (gpus, "auto", r'gpu sums="(by NCCL|between peers up to [0-9]+ rows of 64); rows 1: [0-9.]+ us, NCCL [0-9.]+, 2: .*, 16: [0-9.]+ us, NCCL [0-9.]+"'),
+        (gpus, "peer", 'gpu sums="between peers up to 16 rows of 64"'),
+        (gpus, "nccl", 'gpu sums="by NCCL"'),
+        (apart, "auto", f'gpu sums="by NCCL: rank [01]: {why}"'),
+    ):
+        p = there.run(*ask, "--gpu-sums", how, ranks=2)
+        assert p.returncode == 0 and re.search(words, p.stderr), p.stderr
+    p = apart.run(*ask, "--gpu-sums", "peer", ranks=2)
+    assert p.returncode == 1 and why in p.stderr, p.stderr
+
+
+@pytest.mark.parametrize("sums", ["nccl", "peer"])
+def test_a_rank_that_dies_in_an_exchange_by_nccl_is_replaced(gpus, find_model, sums):
     model = find_model(BF16_260K)
     alone = gpus.json("generate", "--model", model, "--prompt", PROMPT, "--max-tokens", 30, "--ignore-eos", *CUDA)["text"]
     ask = {"prompt": PROMPT, "max_tokens": 30, "temperature": 0, "ignore_eos": True}
-    with Server("-n", 2, "--threads", 1, *CUDA, *NCCL, model=model, env=NCCL_ENV) as s:
+    with Server("-n", 2, "--threads", 1, *CUDA, *NCCL, "--gpu-sums", sums, model=model, env=NCCL_ENV) as s:
         s.wait_ready()
         before = s.group()
         assert before["transport"] == "nccl" and before["layout"]["tp"] == 2, before

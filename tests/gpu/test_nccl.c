@@ -545,6 +545,83 @@ static void captures_and_replays_a_graph(struct gpu_rank *g)
     gpu_free(all);
 }
 
+/* ---- sums between peers ---- */
+
+/* Sums that go in slices, or are larger than the memory, go by NCCL among the others; one between peers leaves the scratch alone. */
+static void sums_between_peers_to_the_same_bits(struct gpu_rank *g)
+{
+    static struct sum_case s;
+    struct td_err err;
+    size_t bytes;
+    char *scratch;
+
+    if (!is_open(g) || !gpu_ok(g, td_nccl_open_peers(g->nccl, &err), &err))
+        return;
+    td_nccl_set_peer_sums(g->nccl, SIZE_MAX);
+    sums_any_layout_to_the_bits_of_tree_join(g);
+    sums_even_and_absent_ranks(g);
+    sums_large_ones(g);
+    captures_and_replays_a_graph(g);
+    td_nccl_set_peer_sums(g->nccl, 4099);
+    s.seed = 3;
+    s.n_leaves = 8;
+    s.n_floats = 4099;
+    check_runs(3, s.n_leaves, g->n_ranks, s.runs);
+    if (!g->fail[0] && sum_begin(g, &s)) {
+        if (td_nccl_peer_limit(g->nccl, &s.sum) < s.n_floats)
+            gpu_fail(g, "peers take %zu floats", td_nccl_peer_limit(g->nccl, &s.sum));
+        bytes = s.n_parts * s.n_floats * sizeof(float);
+        scratch = gpu_host(bytes);
+        memset(scratch, 0x3c, bytes);
+        gpu_cuda(g, cudaMemset(s.scratch, 0x3c, bytes), "cudaMemset");
+        gpu_cuda(g, cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+        if (gpu_ok(g,
+                   td_nccl_tree_sum(g->nccl, &s.sum, s.parts, s.n_floats, s.scratch, s.out,
+                                    g->stream, &err),
+                   &err) &&
+            gpu_same(g, "tree_sum", s.out, s.expected, s.n_floats * sizeof(float)))
+            gpu_same(g, "the scratch", s.scratch, scratch, bytes);
+        free(scratch);
+        sum_end(&s);
+    }
+    td_nccl_set_peer_sums(g->nccl, 0);
+}
+
+static struct td_nccl *open_connected(struct gpu_rank *g, uint64_t op_limit_ns, char *data);
+
+/* A rank that is alone in such a sum spins on its device until its end is aborted. */
+static void a_wait_for_a_peer_ends(struct gpu_rank *g)
+{
+    static struct sum_case s;
+    char *data = gpu_alloc(g, 64, NULL);
+    struct td_nccl *nccl = data ? open_connected(g, 2 * SECOND, data) : NULL;
+    struct td_err err;
+    enum td_status status;
+
+    s.seed = 4;
+    s.n_leaves = 8;
+    s.n_floats = 1000;
+    check_runs(4, s.n_leaves, g->n_ranks, s.runs);
+    if (!nccl || !gpu_ok(g, td_nccl_open_peers(nccl, &err), &err) || !sum_begin(g, &s))
+        return;
+    td_nccl_set_peer_sums(nccl, SIZE_MAX);
+    if (g->rank != g->n_ranks - 1) {
+        status =
+            td_nccl_tree_sum(nccl, &s.sum, s.parts, s.n_floats, s.scratch, s.out, g->stream, &err);
+        if (status == TD_OK)
+            status = td_nccl_wait(nccl, g->stream, 0, &err);
+        gpu_is(g, status, TD_PEER_TIMED_OUT, &err);
+        td_nccl_abort(nccl);
+        gpu_cuda(g, cudaStreamSynchronize(g->stream), "the stream after the abort");
+    }
+    gpu_ok(g, td_comm_barrier(g->comm, &err), &err);
+    if (g->rank == g->n_ranks - 1)
+        td_nccl_abort(nccl); /* the others have left; a close would wait for them */
+    td_nccl_close(nccl);
+    sum_end(&s);
+    gpu_free(data);
+}
+
 static void refuses_a_capture_that_may_deadlock(struct gpu_rank *g)
 {
     struct td_nccl_config config = config_of(g);
@@ -807,6 +884,8 @@ int main(int argc, char **argv)
         {"refuses wrong arguments and stays usable", refuses_wrong_arguments_and_stays_usable, 1,
          ALL, NULL},
         {"captures and replays a graph", captures_and_replays_a_graph, 1, ALL, NULL},
+        {"sums between peers to the same bits", sums_between_peers_to_the_same_bits, 1, ALL, NULL},
+        {"a wait for a peer ends", a_wait_for_a_peer_ends, 2, ALL, NULL},
         {"refuses a capture that may deadlock", refuses_a_capture_that_may_deadlock, 1, ALL, NULL},
         {"times out on a rank that does not come", times_out_on_a_rank_that_does_not_come, 2, ALL,
          NULL},

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <fcntl.h>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -11,7 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 typedef std::function<cudaError_t()> job;
@@ -38,7 +41,7 @@ struct gpusim_stream {
 namespace
 {
 
-enum { N_SMS = 4, DEFAULT_DEVICES = 1 };
+enum { N_SMS = 4, DEFAULT_DEVICES = 1, SHAREABLE_BYTES = 1 << 20, PAGE_BYTES = 4096 };
 
 /* Never freed: streams may outlive the end of main. */
 struct device {
@@ -46,6 +49,7 @@ struct device {
     std::map<uintptr_t, size_t> memory; /* of the device, and what it reads of the host's */
     std::set<uintptr_t> hosts;          /* which of it is the host's */
     std::set<gpusim_stream *> streams;
+    std::map<uintptr_t, int> shared; /* of memory with a name: its file */
 } &device = *new struct device;
 
 thread_local int current_device;
@@ -94,6 +98,18 @@ bool is_known(const void *p)
 
     return next != device.memory.begin() && (uintptr_t)p < (--next)->first + next->second;
 }
+
+size_t pages_of(size_t bytes)
+{
+    return (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+}
+
+/* What the name of shared memory holds. */
+struct shared_name {
+    pid_t pid;
+    int file;
+    size_t bytes;
+};
 
 void copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                size_t height)
@@ -388,7 +404,9 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 {
     if (n_captures)
         return cudaErrorStreamCaptureUnsupported;
-    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
+    const size_t to = bytes < SHAREABLE_BYTES ? 256 : PAGE_BYTES;
+
+    *p = aligned_alloc(to, (bytes + to - 1) / to * to);
     if (!*p)
         return cudaErrorMemoryAllocation;
     memset(*p, 0x5a, bytes);
@@ -404,10 +422,75 @@ cudaError_t cudaFree(void *p)
     const cudaError_t e = p ? cudaDeviceSynchronize() : cudaSuccess;
     const std::lock_guard<std::mutex> lock(device.mutex);
 
+    const auto shared = device.shared.find((uintptr_t)p);
+
+    if (shared != device.shared.end()) { /* the allocator gets back what it gave */
+        mmap(p, pages_of(device.memory[(uintptr_t)p]), PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        close(shared->second);
+        device.shared.erase(shared);
+    }
     device.memory.erase((uintptr_t)p);
     device.hosts.erase((uintptr_t)p);
     free(p);
     return e;
+}
+
+/* Its pages become those of a file that has no other name. */
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p)
+{
+    const std::lock_guard<std::mutex> lock(device.mutex);
+    const auto memory = device.memory.find((uintptr_t)p);
+    struct shared_name name = {};
+
+    if (memory == device.memory.end() || memory->second < SHAREABLE_BYTES ||
+        device.shared.count((uintptr_t)p))
+        return cudaErrorInvalidValue;
+    name = {getpid(), memfd_create("gpusim", MFD_CLOEXEC), pages_of(memory->second)};
+    if (name.file < 0 || ftruncate(name.file, (off_t)name.bytes) != 0 ||
+        pwrite(name.file, p, memory->second, 0) != (ssize_t)memory->second ||
+        mmap(p, name.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, name.file, 0) != p)
+        return cudaErrorMemoryAllocation;
+    device.shared[(uintptr_t)p] = name.file;
+    memset(handle, 0, sizeof *handle);
+    memcpy(handle, &name, sizeof name);
+    return cudaSuccess;
+}
+
+/* Not where GPUSIM_NO_PEERS says that devices do not reach each other. */
+cudaError_t cudaIpcOpenMemHandle(void **p, cudaIpcMemHandle_t handle, unsigned flags)
+{
+    struct shared_name name;
+    char path[64];
+    int file;
+
+    memcpy(&name, &handle, sizeof name);
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)name.pid, name.file);
+    file = flags == cudaIpcMemLazyEnablePeerAccess && !getenv("GPUSIM_NO_PEERS")
+               ? open(path, O_RDWR | O_CLOEXEC)
+               : -1;
+    if (file < 0)
+        return cudaErrorInvalidValue;
+    *p = mmap(NULL, name.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (*p == MAP_FAILED)
+        return cudaErrorMemoryAllocation;
+    const std::lock_guard<std::mutex> lock(device.mutex);
+
+    device.memory[(uintptr_t)*p] = name.bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcCloseMemHandle(void *p)
+{
+    const std::lock_guard<std::mutex> lock(device.mutex);
+    const auto memory = device.memory.find((uintptr_t)p);
+
+    if (memory == device.memory.end())
+        return cudaErrorInvalidValue;
+    munmap(p, memory->second);
+    device.memory.erase(memory);
+    return cudaSuccess;
 }
 
 cudaError_t cudaMallocHost(void **p, size_t bytes)

@@ -91,6 +91,10 @@ enum td_status td_comm_all_gather(struct td_comm *comm, const void *send, const 
 enum td_status td_comm_gather(struct td_comm *comm, uint32_t root, const void *send,
                               const size_t *bytes, void *recv, struct td_err *err);
 enum td_status td_comm_barrier(struct td_comm *comm, struct td_err *err);
+/* What all ranks have got: each tells its own status, with the cause in *err. *all is TD_OK where every rank's is, else that of the lowest rank
+ * whose is not, and *err "rank 3: its cause": the same on all. What is returned is of the exchange alone. */
+enum td_status td_comm_agree(struct td_comm *comm, enum td_status mine, enum td_status *all,
+                             struct td_err *err);
 
 /* For a rank that has nothing to do until `root` broadcasts in this group. Whether that can wake it: `root`'s word reaches it
  * through its host's memory. */

@@ -219,12 +219,10 @@ bool td_nccl_captures(const struct td_nccl *n)
 
 /* ---- opening ---- */
 
-/* What the ranks tell each other. One layout on all: they are of one program. */
+/* What the ranks tell each other. */
 struct hello {
-    uint32_t status; /* enum td_status of this rank */
     int32_t version;
     uint64_t node; /* equal for ranks that NCCL takes for one host */
-    char cause[320];
 };
 
 /* FNV-1a (Fowler, Noll, Vo), 64 bits. */
@@ -244,30 +242,33 @@ static uint64_t node_of(const struct td_comm *comm)
     return host_id ? hash_text(host_id) : comm->topology.host[comm->rank];
 }
 
-/* Tells everyone this rank's status and takes the others': the same answer on all ranks. all[size of the group]. */
-static enum td_status agree(struct td_comm *comm, struct hello *mine, enum td_status status,
-                            struct hello *all, uint64_t limit_ns, struct td_err *err)
+/* This rank's status, for all: the same answer on all ranks. */
+static enum td_status agree(struct td_comm *comm, enum td_status status, uint64_t limit_ns,
+                            struct td_err *err)
+{
+    uint64_t before_ns = comm->op_limit_ns;
+    enum td_status all = TD_OK, sent;
+
+    td_comm_set_deadline(comm, limit_ns);
+    sent = td_comm_agree(comm, status, &all, err);
+    td_comm_set_deadline(comm, before_ns);
+    return sent ? sent : all;
+}
+
+/* all [size of the group]. */
+static enum td_status meet(struct td_comm *comm, const struct hello *mine, struct hello *all,
+                           uint64_t limit_ns, struct td_err *err)
 {
     size_t bytes[TD_TREE_MAX_RANKS];
     uint64_t before_ns = comm->op_limit_ns;
-    enum td_status sent;
+    enum td_status status;
 
     for (uint32_t r = 0; r < comm->size; r++)
         bytes[r] = sizeof *mine;
-    mine->status = (uint32_t)status;
-    if (status != TD_OK)
-        td_err_format(err, mine->cause, sizeof mine->cause);
     td_comm_set_deadline(comm, limit_ns);
-    sent = td_comm_all_gather(comm, mine, bytes, all, err);
+    status = td_comm_all_gather(comm, mine, bytes, all, err);
     td_comm_set_deadline(comm, before_ns);
-    if (sent != TD_OK)
-        return sent;
-    for (uint32_t r = 0; r < comm->size; r++) {
-        all[r].cause[sizeof all[r].cause - 1] = '\0';
-        if (all[r].status != TD_OK)
-            return td_err_set(err, (enum td_status)all[r].status, "rank %u: %s", r, all[r].cause);
-    }
-    return TD_OK;
+    return status;
 }
 
 /* Rank 0's id goes to all. */
@@ -366,14 +367,16 @@ enum td_status td_nccl_open(struct td_comm *comm, const struct td_nccl_config *c
 
     status = prepare(n, config, id, &own);
     mine.version = status == TD_OK ? n->lib->version : 0;
-    status = agree(comm, &mine, status, all, limit_ns, &own);
+    status = agree(comm, status, limit_ns, &own);
+    if (status == TD_OK)
+        status = meet(comm, &mine, all, limit_ns, &own);
     if (status == TD_OK)
         status = judge(n, all, config->captures_across_hosts, &own);
     if (status == TD_OK)
         status = share_id(comm, id, limit_ns, &own);
     if (status == TD_OK) { /* a rank may come to its end up to limit_ns later than this one */
         status = join(n, id, limit_ns, &own);
-        status = agree(comm, &mine, status, all, 2 * limit_ns, &own);
+        status = agree(comm, status, 2 * limit_ns, &own);
     }
     free(all);
     if (status != TD_OK) {

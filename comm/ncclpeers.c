@@ -13,34 +13,12 @@ struct td_ncclpeers {
     size_t most_floats;
 };
 
-/* What a rank tells the others: how far it got, and the name of its memory. */
-struct hello {
-    uint32_t status; /* enum td_status */
-    uint8_t name[TD_NCCLPLUG_NAME_BYTES];
-    char cause[240];
-};
-
-/* The same answer on all ranks. all [size of the group]. */
-static enum td_status agree(struct td_comm *comm, struct hello *mine, enum td_status status,
-                            struct hello *all, struct td_err *err)
+/* Whether all ranks got so far; what one did not is TD_UNSUPPORTED for all. */
+static enum td_status agree(struct td_comm *comm, enum td_status status, struct td_err *err)
 {
-    size_t bytes[TD_PEERSUM_MAX_RANKS];
-    enum td_status sent;
+    enum td_status all = TD_OK, sent = td_comm_agree(comm, status, &all, err);
 
-    for (uint32_t r = 0; r < comm->size; r++)
-        bytes[r] = sizeof *mine;
-    mine->status = (uint32_t)status;
-    if (status != TD_OK)
-        td_err_format(err, mine->cause, sizeof mine->cause);
-    sent = td_comm_all_gather(comm, mine, bytes, all, err);
-    if (sent != TD_OK)
-        return sent;
-    for (uint32_t r = 0; r < comm->size; r++) {
-        all[r].cause[sizeof all[r].cause - 1] = '\0';
-        if (all[r].status != TD_OK)
-            return td_err_set(err, TD_UNSUPPORTED, "rank %u: %s", r, all[r].cause);
-    }
-    return TD_OK;
+    return sent ? sent : all ? TD_UNSUPPORTED : TD_OK;
 }
 
 static enum td_status check_group(const struct td_comm *comm, struct td_err *err)
@@ -54,16 +32,21 @@ static enum td_status check_group(const struct td_comm *comm, struct td_err *err
     return TD_OK;
 }
 
-static enum td_status attach_all(struct td_ncclpeers *p, const struct hello *all,
-                                 struct td_err *err)
+/* Every rank tells the name of its memory, and opens the others'. */
+static enum td_status attach_all(struct td_ncclpeers *p, struct td_err *err)
 {
-    enum td_status status = TD_OK;
+    uint8_t name[TD_PEERSUM_MAX_RANKS][TD_NCCLPLUG_NAME_BYTES];
+    size_t bytes[TD_PEERSUM_MAX_RANKS];
+    enum td_status status;
 
+    for (uint32_t r = 0; r < p->comm->size; r++)
+        bytes[r] = sizeof *name;
+    status = td_comm_all_gather(p->comm, p->mine.name, bytes, name, err);
     for (uint32_t r = 0; r < p->comm->size && status == TD_OK; r++) {
         void *memory = p->mine.device;
 
         if (r != p->comm->rank)
-            status = p->plug->attach(all[r].name, &memory, err);
+            status = p->plug->attach(name[r], &memory, err);
         p->of[r] = memory;
     }
     return status;
@@ -74,7 +57,6 @@ enum td_status td_ncclpeers_open(struct td_comm *comm, const struct td_ncclplug 
 {
     struct td_err own = {.status =
                              TD_OK}; /* one that is there for agree, also when `err` is NULL */
-    struct hello mine = {0}, all[TD_PEERSUM_MAX_RANKS];
     struct td_ncclpeers *p;
     enum td_status status = check_group(comm, err);
 
@@ -85,14 +67,9 @@ enum td_status td_ncclpeers_open(struct td_comm *comm, const struct td_ncclplug 
         return td_err_set(err, TD_NO_MEMORY, "no memory for the GPUs of %u ranks", comm->size);
     p->comm = comm;
     p->plug = plug;
-    status = plug->share(sizeof(struct td_peersum_memory), &p->mine, &own);
+    status = agree(comm, plug->share(sizeof(struct td_peersum_memory), &p->mine, &own), &own);
     if (status == TD_OK)
-        memcpy(mine.name, p->mine.name, sizeof mine.name);
-    status = agree(comm, &mine, status, all, &own);
-    if (status == TD_OK) {
-        status = attach_all(p, all, &own);
-        status = agree(comm, &mine, status, all, &own);
-    }
+        status = agree(comm, attach_all(p, &own), &own);
     if (status != TD_OK) {
         td_ncclpeers_close(p, status == TD_UNSUPPORTED);
         if (err)

@@ -43,47 +43,20 @@ static void close_nccl(struct td_exchange *x)
     x->tp_nccl = x->pipe_nccl = NULL;
 }
 
-/* Whether all ranks have got it: the stages' groups answer for themselves alone. `err` says why not. */
-static enum td_status agree(struct td_exchange *x, enum td_status mine, bool *all_have,
-                            struct td_err *err)
-{
-    struct {
-        uint32_t status;
-        char cause[sizeof x->refused];
-    } one = {.status = (uint32_t)mine}, *all;
-    size_t bytes[TD_PLAN_MAX_RANKS];
-    const uint32_t n = td_comm_size(x->p.world);
-    enum td_status st;
-
-    all = calloc(n, sizeof *all);
-    if (!all)
-        return td_err_set(err, TD_NO_MEMORY, "no memory for the state of %u ranks", n);
-    if (mine)
-        td_err_format(err, one.cause, sizeof one.cause);
-    for (uint32_t r = 0; r < n; r++)
-        bytes[r] = sizeof one;
-    st = td_comm_all_gather(x->p.world, &one, bytes, all, err);
-    *all_have = true;
-    for (uint32_t r = 0; !st && *all_have && r < n; r++)
-        if (all[r].status) {
-            *all_have = false;
-            td_err_set(err, (enum td_status)all[r].status, "%.*s", (int)sizeof one.cause - 1,
-                       all[r].cause);
-        }
-    free(all);
-    return st;
-}
-
+/* The stages' groups answer for themselves alone: all ranks agree. `err` of a rank that could not says what it found itself. */
 static enum td_status open_direct(struct td_exchange *x, struct td_err *err)
 {
-    struct td_err own = {.status = TD_OK};
-    enum td_status st = open_nccl(x, &own);
+    struct td_err own = {.status = TD_OK}, others;
+    enum td_status mine = open_nccl(x, &own), all = TD_OK, st;
 
-    st = agree(x, st, &x->is_direct, &own);
-    if (x->is_direct && !st)
+    others = own;
+    st = td_comm_agree(x->p.world, mine, &all, &others);
+    x->is_direct = !st && !all;
+    if (x->is_direct)
         return TD_OK;
+    if (!mine)
+        own = others;
     close_nccl(x);
-    x->is_direct = false;
     if (st || x->p.needs_nccl) {
         if (err)
             *err = own;

@@ -109,6 +109,33 @@ static void test_comm_sim_split_host_follows_the_hosts(void **state)
     run_group(7, 0, split_by_host, NULL, NULL);
 }
 
+/* All have it; ranks 2 and 4 have not, each for its own reason. */
+static void agree(struct comm_check *k, void *shared)
+{
+    const uint32_t me = td_comm_rank(k->comm);
+    enum td_status mine = TD_OK, all = TD_INVALID;
+    struct td_err err;
+
+    (void)shared;
+    if (!check_ok(k, td_comm_agree(k->comm, TD_OK, &all, &err), &err))
+        return;
+    if (all != TD_OK)
+        check_fail(k, "a status that no rank has", all, TD_OK);
+    if (me == 2)
+        mine = td_err_set(&err, TD_NOT_FOUND, "no file");
+    if (me == 4)
+        mine = td_err_set(&err, TD_NO_MEMORY, "no memory");
+    if (check_ok(k, td_comm_agree(k->comm, mine, &all, &err), &err) &&
+        (all != TD_NOT_FOUND || err.status != TD_NOT_FOUND || strcmp(err.cause, "rank 2: no file")))
+        check_fail(k, err.cause, all, TD_NOT_FOUND);
+}
+
+static void test_comm_sim_ranks_agree_on_the_first_that_failed(void **state)
+{
+    (void)state;
+    run_group(5, 0, agree, NULL, NULL);
+}
+
 /* Wrong arguments. */
 
 static void misuse(struct comm_check *k, void *shared)
@@ -449,6 +476,7 @@ int main(void)
         cmocka_unit_test(test_comm_self_does_every_operation),
         cmocka_unit_test(test_comm_sim_split_groups_do_not_mix),
         cmocka_unit_test(test_comm_sim_split_host_follows_the_hosts),
+        cmocka_unit_test(test_comm_sim_ranks_agree_on_the_first_that_failed),
         cmocka_unit_test(test_comm_refuses_wrong_arguments_and_goes_on),
         cmocka_unit_test(test_comm_sim_finds_messages_of_another_length),
         cmocka_unit_test(test_comm_sim_different_operations_do_not_mix),

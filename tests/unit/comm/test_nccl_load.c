@@ -49,7 +49,7 @@ static void test_nccl_load_refuses_what_is_no_plugin(void **state)
 static void test_nccl_load_refuses_a_plugin_of_another_build(void **state)
 {
     (void)state;
-    expect(TD_UNSUPPORTED, OTHER_BUILD_PLUGIN, NULL, "has interface 7, expected 1",
+    expect(TD_UNSUPPORTED, OTHER_BUILD_PLUGIN, NULL, "has interface 8, expected 2",
            "of another build");
 }
 

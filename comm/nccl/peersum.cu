@@ -14,6 +14,15 @@ enum { THREADS = 128, UNIT = 32 /* floats; no two blocks share a line of memory 
 static_assert(sizeof(struct td_peersum) <= 4096, "a kernel's parameters are at most 4 KiB");
 static_assert(offsetof(struct td_peersum_memory, slot) == 4096, "slots begin on a page");
 
+/* The next kernel may begin, as far as the place where it awaits this one: it asks for its weights while ranks wait for each other here.
+ * (PTX ISA, griddepcontrol) */
+__device__ __forceinline__ void let_next_begin(void)
+{
+#if !defined(TD_GPUSIM) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* Everything written before by this thread, and by those that it has met since, is seen by who sees `value`. */
 __device__ __forceinline__ void put(uint32_t *at, uint32_t value)
 {
@@ -59,6 +68,7 @@ __global__ void __launch_bounds__(THREADS) sum_of_peers(const __grid_constant__ 
     const size_t end = ends < s.n_floats ? ends : s.n_floats;
     const uint32_t turn = own->turn[block] + 1, slot = turn % TD_PEERSUM_SLOTS;
 
+    let_next_begin();
     for (uint32_t k = 0; k < s.n_own; k++)
         for (size_t i = begin + thread * LANES; i < end; i += THREADS * LANES) {
             const size_t at = k * s.n_floats + i;
